@@ -1,0 +1,66 @@
+"""Every error iclkit raises on purpose, and the exit code the command line gives it.
+
+    IclkitError (1)
+    ├── UsageError (2)        the command or the call must change
+    │   ├── UnknownName       a selector, order, model or task that is not registered; offers the nearest name
+    │   └── NeedError         a selector was not given what it declares in ``needs``
+    ├── DataError (1)         a file, a row or a pool is not what it should be
+    │   ├── PoolError         the pool file cannot be used (newer version, not a pool, corrupted)
+    │   └── LeakError         test rows were found in the pool and the user asked to stop
+    ├── ModelError (1)        a model cannot be found, fetched, verified or loaded
+    └── RunError (1)          work that had started could not be finished
+
+The text of an error is one line: what was expected, what came, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IclkitError(Exception):
+    """Base class. ``exit_code`` is what the command line returns: 1 (data or run) or 2 (usage)."""
+
+    exit_code = 1
+
+
+class UsageError(IclkitError):
+    """The command or the call has to be changed."""
+
+    exit_code = 2
+
+
+class UnknownName(UsageError):
+    """``name`` is not one of ``known``; the nearest known name is offered."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.kind, self.name, self.known = kind, name, tuple(sorted(known))
+        near = difflib.get_close_matches(name, self.known, n=1, cutoff=0.5)
+        offer = f" Did you mean {near[0]!r}?" if near else ""
+        listing = ", ".join(self.known) or "none"
+        super().__init__(f"no {kind} named {name!r}.{offer} Known: {listing}.{' ' + hint if hint else ''}")
+
+
+class NeedError(UsageError):
+    """A selector needs something (an embedder, an LM, labels) that it was not given."""
+
+
+class DataError(IclkitError):
+    """A file, a row or a value is not what it should be; the text names file, line, field and remedy."""
+
+
+class PoolError(DataError):
+    """A pool file cannot be used as it is."""
+
+
+class LeakError(DataError):
+    """Test rows stand in the pool and ``--on-leak stop`` was asked for."""
+
+
+class ModelError(IclkitError):
+    """A model cannot be found, fetched, verified or loaded."""
+
+
+class RunError(IclkitError):
+    """A run that had started cannot go on; what was computed is kept."""

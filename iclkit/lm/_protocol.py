@@ -1,0 +1,98 @@
+"""What every language model answers, whatever serves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from iclkit.records import Message
+
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRequest:
+    """How likely is ``continuation`` after ``context``?
+
+    The continuation carries its leading space (" positive"). Requests with equal contexts share one forward pass.
+    """
+
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """``logprob``: sum over the continuation's tokens of log p, in nats. ``tokens``: how many tokens that is.
+
+    ``greedy``: whether each of them was the most likely next token.
+    """
+
+    logprob: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Continue ``context`` by at most ``max_tokens`` tokens, ending before the first of the ``stop`` strings.
+
+    ``choices``, when given, constrain the answer to one of these strings. ``temperature`` 0 is greedy; a sampled
+    continuation is determined by ``seed``.
+    """
+
+    context: str
+    max_tokens: int = 64
+    stop: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """``text`` without the stop string; ``tokens`` generated; ``finish`` is stop, length or choice."""
+
+    text: str
+    tokens: int
+    finish: str
+
+
+class OnDone(Protocol[T_contra]):
+    """Called with (index in the request list, result) pairs as soon as a batch is finished."""
+
+    def __call__(self, done: Sequence[tuple[int, T_contra]], /) -> None: ...
+
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) units of work; a room below ``cli`` never prints."""
+
+
+@runtime_checkable
+class LM(Protocol):
+    """A language model. Results come in the order of the requests, whatever the order of computation."""
+
+    name: str
+    fingerprint: str
+    """Weights, dtype policy, tokenizer and backend version: equal fingerprints give equal answers."""
+    context_size: int
+    """Tokens that a prompt and its answer may take together."""
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, with the special tokens the model puts in front."""
+        ...
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        """Sum of log-probabilities of each continuation, in nats."""
+        ...
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
+    ) -> list[Generation]:
+        """A continuation per request."""
+        ...

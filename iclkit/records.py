@@ -1,0 +1,262 @@
+"""The nouns that cross room borders: frozen dataclasses without I/O.
+
+``Example`` and ``Query`` go into a selector, a ``Selection`` of ``Pick`` comes out, ``Prompt`` shows it, ``Row`` and
+``Run`` record what an LM made of it. ``Spec`` is enough to build the same selector again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Fields: TypeAlias = "str | Mapping[str, str]"
+"""An input: one text, or named fields that a template places."""
+
+
+def canonical_json(value: object) -> str:
+    """One spelling per value: sorted keys, no spaces, no escapes; what hashes are taken of."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} is not JSON: {value!r}")
+
+
+def digest(value: object, size: int = 16) -> str:
+    """Hex BLAKE2b of the canonical JSON of ``value``, ``size`` bytes long."""
+    return hashlib.blake2b(canonical_json(value).encode(), digest_size=size).hexdigest()
+
+
+def clean_text(text: str) -> str:
+    """The spelling that content hashes see: NFC, Unix newlines, no white space at either end."""
+    return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def fold_text(text: str) -> str:
+    """The spelling that leak checks compare: NFKC, case folded, punctuation and white space folded to one space."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    kept = "".join(c if unicodedata.category(c)[0] not in "PZC" else " " for c in folded)
+    return " ".join(kept.split())
+
+
+def input_text(value: Fields) -> str:
+    """An input as one text: the text itself, or the field values joined by newlines in the order given."""
+    return value if isinstance(value, str) else "\n".join(value.values())
+
+
+def _clean_fields(value: Fields) -> Any:
+    return clean_text(value) if isinstance(value, str) else {k: clean_text(v) for k, v in value.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One demonstration: an input and its output.
+
+    ``id`` is a hash of the cleaned content (input, output, task, choices); leave it empty to have it computed.
+    ``choices`` are the options of a multiple-choice item; a task's label set stands with the task.
+    """
+
+    input: Fields
+    output: str
+    task: str = ""
+    choices: tuple[str, ...] = ()
+    meta: Mapping[str, Json] = field(default_factory=dict)
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            content = [_clean_fields(self.input), clean_text(self.output), self.task, [*self.choices]]
+            object.__setattr__(self, "id", digest(content))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def text(self) -> str:
+        """The input as one text, for retrieval."""
+        return input_text(self.input)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """An input to choose demonstrations for. ``exclude`` holds example ids that must never be shown for it."""
+
+    input: Fields
+    choices: tuple[str, ...] = ()
+    exclude: frozenset[str] = frozenset()
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.id:
+            object.__setattr__(self, "id", digest([_clean_fields(self.input), [*self.choices]]))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def text(self) -> str:
+        """The input as one text, for retrieval."""
+        return input_text(self.input)
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A name with settings: enough to build the object again. ``str(spec)`` is what the command line takes."""
+
+    name: str
+    settings: Mapping[str, Json] = field(default_factory=dict)
+    version: str = ""
+
+    def __str__(self) -> str:
+        return ",".join([self.name, *(f"{k}={_setting(v)}" for k, v in sorted(self.settings.items()))])
+
+
+def _setting(value: Json) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """One chosen demonstration. ``rank`` counts from 1, best first; ``score`` is in the selector's own unit."""
+
+    example_id: str
+    score: float
+    rank: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a selector chose, best first; the order in the prompt is made in ``iclkit.prompts``.
+
+    ``notes`` say what the user should know, e.g. that fewer than k examples were allowed.
+    """
+
+    query: Query
+    picks: tuple[Pick, ...]
+    spec: Spec
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The chosen example ids, best first."""
+        return tuple(p.example_id for p in self.picks)
+
+    def __iter__(self) -> Iterator[Pick]:
+        return iter(self.picks)
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One chat turn. ``role`` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A demonstration that was chosen but not shown, and why."""
+
+    example_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters ``start:end`` of a prompt's text and what they are: instruction, input, output, query, glue.
+
+    The spans of a prompt tile its text exactly. ``example_id`` is set on a demonstration's spans.
+    """
+
+    kind: str
+    start: int
+    end: int
+    example_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an LM reads. ``shown`` is in prompt order; ``tokens`` counts ``text`` with the LM's own tokenizer.
+
+    ``messages`` is None for a plain-text prompt; for a chat prompt ``text`` is the rendering by the model's template.
+    ``answer_prefix`` is what stands between the end of ``text`` and an answer: " " after "Label:", "" in a chat.
+    """
+
+    text: str
+    shown: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    tokens: int = 0
+    spans: tuple[Span, ...] = ()
+    messages: tuple[Message, ...] | None = None
+    answer_prefix: str = " "
+
+    @property
+    def hash(self) -> str:
+        """Hash of the text."""
+        return digest(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One query of a run: what was shown, what the LM said, how it was judged.
+
+    ``label_logprobs`` are summed log-probabilities in nats, one per label (empty for generation).
+    Nothing in a row depends on time or machine load: a resumed run writes the same bytes.
+    """
+
+    query_id: str
+    gold: str
+    output: str
+    metrics: Mapping[str, float]
+    picks: tuple[tuple[str, float], ...] = ()
+    shown: tuple[str, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    prompt_hash: str = ""
+    prompt_tokens: int = 0
+    label_logprobs: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """One line of ``rows.jsonl``."""
+        return canonical_json(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Row:
+        """Inverse of ``to_json``."""
+        data = json.loads(line)
+        data["picks"] = tuple((i, s) for i, s in data["picks"])
+        data["shown"] = tuple(data["shown"])
+        data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
+        data["notes"] = tuple(data["notes"])
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that determines a result (``spec``), its rows, and what it cost (``spent``).
+
+    ``id`` is the hash of ``spec``; ``spent`` holds calls, tokens, seconds and is not part of the identity.
+    """
+
+    spec: Mapping[str, Any]
+    rows: tuple[Row, ...] = ()
+    spent: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Hash of the spec; the name of the run's folder."""
+        return digest(self.spec, 8)

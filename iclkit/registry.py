@@ -1,0 +1,77 @@
+"""Names to classes: built-ins first, then the entry points of installed packages.
+
+A built-in is a ``"module:attribute"`` text, so looking a name up loads one module and listing loads none.
+A plug-in that fails to load says why; it is never "not found".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from iclkit.errors import UnknownName, UsageError
+from iclkit.records import Json, Spec
+
+
+class Registry:
+    """The classes of one kind (``"selector"``, ``"order policy"`` …), ours and those of group ``iclkit.<plural>``."""
+
+    def __init__(self, kind: str, group: str, builtins: Mapping[str, str]) -> None:
+        self.kind, self.group, self._builtins = kind, group, dict(builtins)
+
+    def names(self) -> list[str]:
+        """Every known name, sorted; loads nothing."""
+        return sorted({*self._builtins, *(e.name for e in entry_points(group=self.group))})
+
+    def get(self, name: str) -> Any:
+        """The object of that name. UnknownName on a miss, UsageError when a plug-in does not load."""
+        if target := self._builtins.get(name):
+            module, _, attribute = target.partition(":")
+            return getattr(import_module(module), attribute)
+        found = [e for e in entry_points(group=self.group) if e.name == name]
+        if not found:
+            raise UnknownName(self.kind, name, self.names())
+        try:
+            return found[0].load()
+        except Exception as error:  # a plug-in is foreign code: whatever it raises is reported, with its cause
+            raise UsageError(
+                f"{self.kind} {name!r} is installed ({found[0].value}) but does not load: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+
+def parse_spec(text: str) -> Spec:
+    """``"mmr,trade_off=0.3,exact=true"`` -> Spec. Values are JSON where they parse as JSON, else text.
+
+    A bracketed value may hold commas: ``fuse,of=[bm25,knn]`` is read as the text ``[bm25,knn]``.
+    UsageError when a part after the name is not ``key=value`` or a key is given twice.
+    """
+    name, *parts = [p.strip() for p in _split(text)]
+    settings: dict[str, Json] = {}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{text!r}: {part!r} is not key=value; write e.g. mmr,trade_off=0.3")
+        if key in settings:
+            raise UsageError(f"{text!r}: {key!r} is given twice")
+        try:
+            settings[key] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[key] = value
+    if not name:
+        raise UsageError(f"{text!r} has no name before its settings")
+    return Spec(name, settings)
+
+
+def _split(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char in "[{(") - (char in "]})")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return parts
