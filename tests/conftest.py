@@ -1,0 +1,50 @@
+"""Fixtures shared by all rooms: where real models and real data are, or a skip that says why they are not here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _model(name: str, kind: str) -> Path:
+    from iclkit import models
+    from iclkit.errors import ModelError
+
+    try:
+        return models.resolve(name, kind, pull=False)
+    except ModelError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"model {name} is not under {models.home()}: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct as a local folder."""
+    return _model("smollm2-135m", "lm")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """all-MiniLM-L6-v2 as a local folder."""
+    return _model("all-minilm-l6-v2", "embedder")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets: ICLKIT_TEST_DATA, or ../shared/data beside the checkout."""
+    folder = Path(os.environ.get("ICLKIT_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data sets at {folder}; set ICLKIT_TEST_DATA")
+    return folder
+
+
+@pytest.fixture()
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty ICLKIT_HOME."""
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
