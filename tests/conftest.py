@@ -43,7 +43,7 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty ICLKIT_HOME."""
     monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))

@@ -1,0 +1,5 @@
+"""``python -m iclkit``."""
+
+from iclkit.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""The front door: parse, call the library once, print. Data goes to stdout, talk and progress to stderr.
+
+Each command lives in a module of its own and loads when it is called, so that ``iclkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+
+import click
+
+from iclkit import __version__
+from iclkit.errors import IclkitError, UnknownName
+
+# command -> (module, one line of help); a module's ``command`` is the click object
+COMMANDS = {
+    "demo": ("_demo", "See the whole story on the bundled set with the default models."),
+    "pool": ("_pool", "Keep demonstrations: add, ls, show, rm, dedupe, stats, embed, check, export."),
+    "select": ("_select", "Choose demonstrations for queries and, with --prompt, show the prompt."),
+    "eval": ("_eval", "Run selectors over tasks with an LM and record every query."),
+    "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
+    "models": ("_models", "List and fetch models."),
+    "datasets": ("_datasets", "List, show and fetch data sets."),
+    "selectors": ("_selectors", "List the selectors with what each needs and costs."),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in COMMANDS:
+            raise UnknownName("command", cmd_name, COMMANDS)
+        command = import_module(f"iclkit.cli.{COMMANDS[cmd_name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.command(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="iclkit")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def cli(ctx: click.Context, debug: bool) -> None:
+    """Choose in-context demonstrations, assemble prompts, and measure whether the choice helps."""
+    ctx.obj = {"debug": debug}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 1 the data or the run failed, 2 change the command, 130 interrupted."""
+    arguments = sys.argv[1:] if args is None else args
+    try:
+        status = cli.main(arguments, prog_name="iclkit", standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)
+    except IclkitError as error:
+        if "--debug" in arguments:
+            raise
+        _stop(str(error), error.exit_code)
+    except click.UsageError as error:
+        hint = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        _stop(error.format_message() + hint, 2)
+    except click.ClickException as error:
+        _stop(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _stop("interrupted; what was finished is kept, and the same command resumes", 130)
+    except BrokenPipeError:
+        # the reader of our output has gone (e.g. `| head`): not an error; keep Python from flushing into it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _stop(text: str, code: int) -> None:
+    click.echo(f"error: {' '.join(text.split())}", err=True)
+    sys.exit(code)
