@@ -1,0 +1,9 @@
+"""How demonstrations are shown: templates, order policies, and assembly under a token budget."""
+
+from __future__ import annotations
+
+from iclkit.prompts._assemble import assemble
+from iclkit.prompts._orders import ORDERS, order_picks
+from iclkit.prompts._template import Piece, Template
+
+__all__ = ["ORDERS", "Piece", "Template", "assemble", "order_picks"]

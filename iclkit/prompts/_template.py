@@ -1,0 +1,163 @@
+"""How one demonstration and one query look as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import NamedTuple
+
+from iclkit.errors import DataError, UsageError
+from iclkit.records import Example, Query
+
+_PART = re.compile(r"(\{\{|\}\})|\{([^\W\d]\w*)\}|([{}])")
+_ANSWERS = ("output", "letter")
+
+
+class Piece(NamedTuple):
+    """A run of prompt text and what it is: a span kind, and the demonstration it belongs to, if any."""
+
+    kind: str
+    text: str
+    example_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """The look of a demonstration; the query is the same text up to the answer.
+
+    ``demo`` names fields in braces: ``{input}`` (the whole input), any named field of a mapping input, ``{choices}``
+    (the options, one lettered line each), and exactly one answer: ``{output}``, or ``{letter}`` for the letter of the
+    output among the choices. ``{{`` and ``}}`` are literal braces. ``instruction``, ``system`` and ``separator`` are
+    plain text, braces and all. Whatever stands in the data is inserted in one pass and never read as a field.
+
+    With ``chat`` every demonstration is a user turn and an assistant turn, and ``system`` and ``instruction`` together
+    are the system message. ``stop`` are the strings that end a generated answer.
+    """
+
+    demo: str = "Input: {input}\nOutput: {output}"
+    instruction: str = ""
+    separator: str = "\n\n"
+    chat: bool = False
+    system: str = ""
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [value for kind, value in self._parts() if kind == "field"]
+        answers = [n for n in names if n in _ANSWERS]
+        if len(answers) != 1:
+            raise UsageError(f"a template has one {{output}} (or {{letter}}), and {self.demo!r} has {len(answers)}")
+        if self.system and not self.chat:
+            raise UsageError("a system message needs a chat template; set chat=True, or move the text to instruction")
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """A template from a text: paragraphs before the first one that holds a field are the instruction."""
+        paragraphs = text.strip("\n").split("\n\n")
+        for n, paragraph in enumerate(paragraphs):
+            if any(m.group(2) for m in _PART.finditer(paragraph)):
+                return cls(demo="\n\n".join(paragraphs[n:]), instruction="\n\n".join(paragraphs[:n]))
+        raise UsageError(f"a template names its fields in braces, e.g. 'Input: {{input}}'; there is none in {text!r}")
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields that the template names, in order, the answer among them."""
+        return tuple(dict.fromkeys(value for kind, value in self._parts() if kind == "field"))
+
+    @property
+    def answer_prefix(self) -> str:
+        """The blanks between the end of a rendered query and its answer; "" in a chat, whose turn they would begin."""
+        return "" if self.chat else self._head()[1]
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """What ends a generated answer: ``stop``, else the separator (a chat ends its turn by itself)."""
+        if self.stop or self.chat:
+            return self.stop
+        return (self.separator,) if self.separator else ()
+
+    def answer(self, output: str, choices: Sequence[str] = ()) -> str:
+        """The text shown as the answer: the output itself, or its letter among the choices. DataError if not there."""
+        if "letter" not in self.fields:
+            return output
+        if output not in choices:
+            raise DataError(
+                f"the output {output!r} is not one of the choices {list(choices)}; {{letter}} needs it there"
+            )
+        return _letter(list(choices).index(output))
+
+    def render_demo(self, example: Example) -> str:
+        """A demonstration as text. DataError names a field that the example has not got."""
+        return "".join(p.text for p in self.demo_pieces(example))
+
+    def render_query(self, query: Query) -> str:
+        """The same text up to where the answer begins, without blanks at its end."""
+        return "".join(p.text for p in self.query_pieces(query))
+
+    def demo_pieces(self, example: Example) -> list[Piece]:
+        """A demonstration as glue, input and output pieces."""
+        pieces = []
+        for kind, value in self._parts():
+            if kind == "glue":
+                pieces.append(Piece("glue", value, example.id))
+            elif value in _ANSWERS:
+                pieces.append(Piece("output", self.answer(example.output, example.choices), example.id))
+            else:
+                pieces.append(Piece("input", self._value(value, example, f"example {example.id}"), example.id))
+        return pieces
+
+    def query_pieces(self, query: Query) -> list[Piece]:
+        """A query as glue and query pieces; what follows the answer in ``demo`` is left out."""
+        return [
+            Piece("glue", value) if kind == "glue" else Piece("query", self._value(value, query, f"query {query.id}"))
+            for kind, value in self._head()[0]
+        ]
+
+    def _parts(self) -> list[tuple[str, str]]:
+        """The template as ("glue", text) and ("field", name) in order."""
+        parts: list[tuple[str, str]] = []
+        glue, at = "", 0
+        for found in _PART.finditer(self.demo):
+            glue += self.demo[at : found.start()]
+            at = found.end()
+            double, name, lone = found.groups()
+            if lone:
+                raise UsageError(
+                    f"{self.demo!r}: {lone!r} at character {found.start()} is neither a field like {{input}} nor a "
+                    f"literal brace; write {lone * 2!r} for a literal one"
+                )
+            if double:
+                glue += double[0]
+                continue
+            parts += [("glue", glue)] if glue else []
+            parts.append(("field", name))
+            glue = ""
+        glue += self.demo[at:]
+        return [*parts, ("glue", glue)] if glue else parts
+
+    def _head(self) -> tuple[list[tuple[str, str]], str]:
+        """The parts before the answer, and the blanks cut from their end."""
+        parts = self._parts()
+        head = parts[: next(n for n, part in enumerate(parts) if part[0] == "field" and part[1] in _ANSWERS)]
+        if not head or head[-1][0] != "glue":
+            return head, ""
+        text = head[-1][1]
+        kept = text.rstrip(" \t")
+        return [*head[:-1], *([("glue", kept)] if kept else [])], text[len(kept) :]
+
+    @staticmethod
+    def _value(name: str, item: Example | Query, where: str) -> str:
+        if not isinstance(item.input, str) and name in item.input:
+            return item.input[name]
+        if name == "input":
+            return item.text
+        if name == "choices" and item.choices:
+            return "\n".join(f"{_letter(n)}. {choice}" for n, choice in enumerate(item.choices))
+        known = ["input"] if isinstance(item.input, str) else [*item.input]
+        known += ["choices"] if item.choices else []
+        raise DataError(f"{where} has no field {name!r}, which the template names; it has: {', '.join(known)}")
+
+
+def _letter(n: int) -> str:
+    return ascii_uppercase[n] if n < 26 else str(n + 1)
