@@ -1,0 +1,11 @@
+"""What can be shown: the pool of examples, their vectors and the search over them.
+
+A pool is one SQLite file; vectors and key texts stand in it, and the FAISS index beside it is derived from it.
+Importing this room loads neither torch nor faiss.
+"""
+
+from iclkit.pool._embedder import Embedder, Progress
+from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
+from iclkit.pool._view import PoolView
+
+__all__ = ["AddReport", "DedupeReport", "Embedder", "Pool", "PoolStats", "PoolView", "Progress"]

@@ -1,0 +1,560 @@
+"""The pool: examples in one SQLite file, their vectors, and what was done to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.errors import DataError, PoolError
+from iclkit.pool._dedupe import duplicate_rows, fold_input
+from iclkit.pool._embedder import Embedder, FloatArray, Progress, encode, side_fingerprint
+from iclkit.pool._export import write_examples
+from iclkit.pool._index import Header, VectorIndex
+from iclkit.pool._schema import MEMORY, connect
+from iclkit.pool._view import PoolView
+from iclkit.records import Example, Json, canonical_json
+
+log = logging.getLogger(__name__)
+BATCH = 512  # texts embedded per commit: what a kill can lose
+
+
+@dataclass(frozen=True, slots=True)
+class AddReport:
+    """``ids`` are those of the examples given, in order; ``revived`` of the ``added`` had been removed earlier."""
+
+    added: int
+    known: int
+    ids: tuple[str, ...]
+    revived: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DedupeReport:
+    """Groups of ids that say the same, oldest first; the oldest of each is kept. ``removed`` is 0 in a dry run."""
+
+    groups: tuple[tuple[str, ...], ...]
+    removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What a pool holds. ``tasks`` and ``outputs`` count examples, ``vectors`` stored vectors per embedder."""
+
+    examples: int
+    removed: int
+    revision: int
+    size: int
+    """Bytes of the file, with its write-ahead log."""
+    tasks: Mapping[str, int] = field(default_factory=dict)
+    outputs: Mapping[str, int] = field(default_factory=dict)
+    vectors: Mapping[str, int] = field(default_factory=dict)
+
+
+class Pool:
+    """Examples that may be shown, in insertion order. Also a context manager that closes itself.
+
+    Two processes may use one file; writers wait for each other. Every change is one transaction.
+    """
+
+    def __init__(self, path: Path | str, connection: sqlite3.Connection, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        self._connection: sqlite3.Connection | None = connection
+        self._lock = threading.RLock()
+        self._snapshot: PoolView | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, *, create: bool = True, read_only: bool = False) -> Pool:
+        """Open the pool at ``path`` and bring it to the current format; ``":memory:"`` makes one that is not kept.
+
+        PoolError when the file is missing (and not to be created), is not a pool, or was written by a newer version.
+        """
+        where = path if path == MEMORY else Path(path)
+        return cls(where, connect(where, create=create, read_only=read_only), read_only)
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Pool:
+        """A pool in memory."""
+        pool = cls.open(MEMORY)
+        pool.add(examples)
+        return pool
+
+    def close(self) -> None:
+        """Close the file. Views stay usable for what they have loaded."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- reading
+
+    @property
+    def revision(self) -> int:
+        """Grows with every change of content; never falls."""
+        return int(self._read("SELECT coalesce(max(revision), 0) FROM log")[0][0])
+
+    def __len__(self) -> int:
+        return int(self._read("SELECT count(*) FROM examples")[0][0])
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.view().examples)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Example ids in insertion order."""
+        return self.view().ids
+
+    def get(self, example_id: str) -> Example:
+        """The example of an id or of a prefix that only one id has. DataError otherwise, with the nearest ids."""
+        rows = self._read(f"SELECT {COLUMNS} FROM examples WHERE id = ?", (example_id,)) or self._read(
+            f"SELECT {COLUMNS} FROM examples WHERE substr(id, 1, ?) = ? ORDER BY seq LIMIT 4",
+            (len(example_id), example_id),
+        )
+        if len(rows) == 1 and example_id:
+            return _example(rows[0])
+        if rows:
+            several = ", ".join(r[1] for r in rows[:3]) + (", …" if len(rows) > 3 else "")
+            raise DataError(f"{example_id!r} begins several ids: {several}; give more of it")
+        for size in range(len(example_id) - 1, 0, -1):
+            near = self._read("SELECT id FROM examples WHERE substr(id, 1, ?) = ? LIMIT 1", (size, example_id[:size]))
+            if near:
+                raise DataError(f"no example {example_id!r} in {self.path}; the nearest id is {near[0][0]}")
+        raise DataError(f"no example {example_id!r} in {self.path}; list them with: iclkit pool ls {self.path}")
+
+    def view(self, *, task: str | None = None, where: Mapping[str, Json] | None = None) -> PoolView:
+        """A snapshot, of all examples or of those of a task and with the given metadata.
+
+        A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
+        """
+        whole = task is None and not where
+        with self._reading() as connection:
+            revision = self.revision
+            if self._snapshot is None or self._snapshot.revision != revision:
+                rows = connection.execute(f"SELECT {COLUMNS} FROM examples ORDER BY seq").fetchall()
+                texts = np.array([r[-1] for r in rows], dtype=np.int64)
+                self._snapshot = PoolView(self, revision, tuple(map(_example, rows)), texts, True)
+            full = self._snapshot
+        if whole:
+            return full
+        keep = [
+            row
+            for row, e in enumerate(full.examples)
+            if (task is None or e.task == task)
+            and all(k in e.meta and _same(e.meta[k], v) for k, v in (where or {}).items())
+        ]
+        return PoolView(self, revision, tuple(full.examples[r] for r in keep), full._texts[keep], False)
+
+    # ---- writing
+
+    def add(self, examples: Iterable[Example]) -> AddReport:
+        """Add what is not there yet, in one transaction: all or nothing. DataError names the example at fault.
+
+        An example whose id is known is left as it is, its metadata too; see ``update``.
+        """
+        rows = [_Row.of(e, n) for n, e in enumerate(examples, start=1)]
+        with self._writing() as connection:
+            before = _known(connection, [r.id for r in rows], "examples")
+            graves = _known(connection, [r.id for r in rows if r.id not in before], "tombstones")
+            new: dict[str, _Row] = {}
+            for row in rows:
+                if row.id in before and row.chosen_id:
+                    _refuse_other_content(row, _example(connection.execute(BY_ID, (row.id,)).fetchone()))
+                elif row.id in new and row.chosen_id:
+                    _refuse_other_content(row, new[row.id].example)
+                elif row.id not in before:
+                    new.setdefault(row.id, row)
+            if new:
+                self._insert(connection, list(new.values()), "add")
+        return AddReport(len(new), len(rows) - len(new), tuple(r.id for r in rows), len(graves))
+
+    def update(
+        self,
+        example_id: str,
+        *,
+        input: Any = None,
+        output: str | None = None,
+        task: str | None = None,
+        choices: tuple[str, ...] | None = None,
+        meta: Mapping[str, Json] | None = None,
+    ) -> Example:
+        """Change an example and return it as it is now; ``meta`` replaces all metadata.
+
+        New content has a new id: the old one gets a tombstone that names it, and the new example stands last.
+        DataError when the new content is in the pool already.
+        """
+        with self._writing() as connection:
+            old = self.get(example_id)
+            given = {"input": input, "output": output, "task": task, "choices": choices, "meta": meta}
+            changed = replace(old, **{k: v for k, v in given.items() if v is not None}, id="")
+            row = _Row.of(changed, 1)
+            if _content_id(old) == row.id:
+                revision = _log(connection, "update", 1)
+                connection.execute(
+                    "UPDATE examples SET input = ?, output = ?, meta = ?, revision = ? WHERE id = ?",
+                    (row.input, row.output, row.meta, revision, old.id),
+                )
+                return replace(changed, id=old.id)
+            if _known(connection, [row.id], "examples"):
+                raise DataError(f"{old.id} would become equal to {row.id}; remove one of them instead")
+            self._insert(connection, [row], "update")
+            self._delete(connection, [old.id], f"updated to {row.id}", replaced_by=row.id)
+            return changed
+
+    def remove(self, ids: Iterable[str], *, reason: str = "removed") -> int:
+        """Remove examples by id or unique prefix, all or none, and say how many. What stays is the id and the reason.
+
+        Vectors and keys of texts that no example has any more go too. DataError for an unknown id.
+        """
+        with self._writing() as connection:
+            full = list(dict.fromkeys(self.get(i).id for i in ids))
+            if full:
+                _log(connection, "remove", len(full))
+                self._delete(connection, full, reason)
+        return len(full)
+
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[_Row], action: str) -> None:
+        revision = _log(connection, action, len(rows))
+        connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((r.text_hash,) for r in rows))
+        connection.executemany(
+            "INSERT INTO examples (id, input, output, task, choices, meta, text, revision) "
+            "VALUES (?, ?, ?, ?, ?, ?, (SELECT number FROM texts WHERE hash = ?), ?)",
+            ((r.id, r.input, r.output, r.task, r.choices, r.meta, r.text_hash, revision) for r in rows),
+        )
+
+    def _delete(
+        self, connection: sqlite3.Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None
+    ) -> None:
+        revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
+        texts = [connection.execute("SELECT text FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
+        connection.executemany(
+            "INSERT OR REPLACE INTO tombstones (id, revision, reason, replaced_by) VALUES (?, ?, ?, ?)",
+            ((i, revision, reason, replaced_by) for i in ids),
+        )
+        connection.executemany("DELETE FROM examples WHERE id = ?", ((i,) for i in ids))
+        orphan = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
+        connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {orphan}", texts)
+        connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {orphan}", texts)
+
+    # ---- duplicates, files, health
+
+    def dedupe(self, *, near: float | None = None, apply: bool = True) -> DedupeReport:
+        """Find examples of one task and with one output whose inputs say the same, and keep the oldest of each.
+
+        Inputs are compared with case, punctuation and white space folded; with ``near`` in (0, 1], also those whose
+        sets of four-character pieces overlap by at least that much (Jaccard) with an older one that is kept.
+        """
+        examples = self.view().examples
+        groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
+        gone = {i: kept for kept, *others in groups for i in others}
+        if gone and apply:
+            with self._writing() as connection:
+                there = _known(connection, list(gone), "examples")
+                if there:
+                    _log(connection, "dedupe", len(there))
+                for kept in dict.fromkeys(gone.values()):
+                    ids = [i for i, k in gone.items() if k == kept and i in there]
+                    self._delete(connection, ids, f"duplicate of {kept}", replaced_by=kept)
+            return DedupeReport(groups, len(there))
+        return DedupeReport(groups, 0)
+
+    def export(self, path: str | Path, format: str | None = None) -> int:
+        """Write all examples as ``jsonl``, ``csv`` or ``parquet`` (by the suffix when not said); returns how many.
+
+        The file appears whole or not at all. In CSV and Parquet, choices, metadata and inputs with fields are JSON.
+        """
+        return write_examples(self.view().examples, Path(path), format)
+
+    def stats(self) -> PoolStats:
+        """Counts per task, output and embedder, and the size on disk."""
+        files = [] if self.path == MEMORY else [Path(self.path), Path(f"{self.path}-wal")]
+        return PoolStats(
+            examples=len(self),
+            removed=int(self._read("SELECT count(*) FROM tombstones WHERE id NOT IN (SELECT id FROM examples)")[0][0]),
+            revision=self.revision,
+            size=sum(f.stat().st_size for f in files if f.exists()),
+            tasks=dict(self._read("SELECT task, count(*) FROM examples GROUP BY task ORDER BY 2 DESC, 1")),
+            outputs=dict(self._read("SELECT output, count(*) FROM examples GROUP BY output ORDER BY 2 DESC, 1")),
+            vectors={
+                f"{name} ({side}, {dim}-d, {mark[:8]})": count
+                for name, side, dim, mark, count in self._read(
+                    "SELECT name, side, dim, fingerprint, (SELECT count(*) FROM vectors WHERE embedder = number) "
+                    "FROM embedders ORDER BY number"
+                )
+            },
+        )
+
+    def check(self) -> list[str]:
+        """What is wrong with the file or the data, one line each; empty when all is well."""
+        problems = [f"the file is damaged: {r[0]}" for r in self._read("PRAGMA integrity_check") if r[0] != "ok"]
+        problems += [
+            f"table {r[0]} row {r[1]} refers to nothing in {r[2]}" for r in self._read("PRAGMA foreign_key_check")
+        ]
+        by_input: dict[tuple[str, str], list[Example]] = {}
+        for example in self.view().examples:
+            if len(example.id) == 32 and _content_id(example) != example.id:
+                problems.append(f"example {example.id} does not have the content its id was made of")
+            if not example.text.strip():
+                problems.append(f"example {example.id} has an empty input")
+            by_input.setdefault((example.task, fold_input(example)), []).append(example)
+        for same in by_input.values():
+            outputs = list(dict.fromkeys(e.output for e in same))
+            if len(outputs) > 1:
+                shown = " and ".join(f"{o!r}" for o in outputs[:3])
+                problems.append(f"the input of {same[0].id} stands with {len(outputs)} outputs: {shown}")
+        for number, name, dim in self._read("SELECT number, name, dim FROM embedders"):
+            bad = 0
+            for (blob,) in self._read("SELECT vector FROM vectors WHERE embedder = ?", (number,)):
+                norm = float(np.linalg.norm(np.frombuffer(blob, "<f4"))) if len(blob) == 4 * dim else 0.0
+                bad += not abs(norm - 1) < 1e-3  # not a number is bad too
+            if bad:
+                problems.append(f"{bad} vectors of embedder {name!r} are damaged")
+        return problems
+
+    # ---- vectors
+
+    def embed(self, embedder: Embedder, progress: Progress | None = None) -> int:
+        """Embed every text that has no vector of this embedder yet; returns how many texts that were.
+
+        Committed in batches: a kill loses at most one, and the same call again goes on.
+        """
+        view = self.view()
+        missing = len(set(view._texts.tolist()) - {t for t, _ in self._stored(embedder, np.unique(view._texts))})
+        view.vectors(embedder, progress)
+        return missing
+
+    def _build_index(self, view: PoolView, embedder: Embedder, whole: bool, progress: Progress | None) -> VectorIndex:
+        if not whole or self.path == MEMORY:
+            return VectorIndex.of(self._vectors(view, 0, embedder, progress))
+        mark, texts = side_fingerprint(embedder, "document"), view._texts
+        file = Path(self.path).with_suffix(f".{mark[:8]}.faiss")
+        index, rows = self._read_index(file, mark, view, embedder), 0
+        if index is None:
+            index = VectorIndex.of(self._vectors(view, 0, embedder, progress))
+        else:
+            rows = len(index)
+            index.extend(self._vectors(view, rows, embedder, progress))
+        if rows < len(index) and not self.read_only:
+            header = Header(mark, embedder.dim, len(index), self._rows_mark(texts), view.revision)
+            try:
+                index.save(file, header)
+            except OSError as error:
+                log.warning("could not write %s (%s); the index will be built again next time", file, error)
+        return index
+
+    def _read_index(self, file: Path, mark: str, view: PoolView, embedder: Embedder) -> VectorIndex | None:
+        """The index of the first rows of the view, or None when the file is not there or not what the pool says."""
+        try:
+            index, header = VectorIndex.load(file, mark, embedder.dim)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("%s %s; building it again from the pool", file, error)
+            return None
+        rows = header.rows
+        if rows > len(view) or header.texts != self._rows_mark(view._texts[:rows]):
+            return None  # examples were removed, or the file belongs to another pool
+        some = np.unique(np.linspace(0, rows - 1, min(rows, 8)).astype(np.int64))
+        stored = dict(self._stored(embedder, view._texts[some]))
+        if all(stored.get(int(view._texts[r])) == index.vectors[r].astype("<f4").tobytes() for r in some):
+            return index
+        log.warning("%s does not agree with the pool; building it again", file)
+        return None
+
+    def _rows_mark(self, texts: NDArray[np.int64]) -> str:
+        ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
+        return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
+
+    def _stored(self, embedder: Embedder, texts: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
+        rows = self._read(
+            "SELECT v.text, v.vector FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
+            "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?",
+            (json.dumps(texts.tolist()), side_fingerprint(embedder, "document"), 4 * embedder.dim),
+        )
+        return iter(rows)
+
+    def _vectors(self, view: PoolView, start: int, embedder: Embedder, progress: Progress | None) -> FloatArray:
+        """Vectors of the view's rows from ``start`` on; those not stored yet are made and stored."""
+        numbers, first, rows = np.unique(view._texts[start:], return_index=True, return_inverse=True)
+        unique = np.empty((len(numbers), embedder.dim), np.float32)
+        missing = np.ones(len(numbers), dtype=np.bool_)
+        found = list(self._stored(embedder, numbers))
+        if found:
+            at = np.searchsorted(numbers, [t for t, _ in found])
+            unique[at] = np.frombuffer(b"".join(v for _, v in found), "<f4").reshape(len(found), -1)
+            missing[at] = False
+        text = {int(n): view.examples[start + first[n]].text for n in np.flatnonzero(missing)}
+        todo = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
+        for done in range(0, len(todo), BATCH):
+            some = todo[done : done + BATCH]
+            unique[some] = encode(embedder, [text[n] for n in some], "document")
+            if not self.read_only:
+                self._store_vectors(embedder, numbers[some], unique[some])
+            if progress:
+                progress(done + len(some), len(todo))
+        return unique[rows]
+
+    def _store_vectors(self, embedder: Embedder, texts: NDArray[np.int64], vectors: FloatArray) -> None:
+        mark = side_fingerprint(embedder, "document")
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO embedders (fingerprint, name, side, dim) VALUES (?, ?, 'document', ?)",
+                (mark, embedder.name, embedder.dim),
+            )
+            # a text whose last example was removed meanwhile has no row in texts any more, and needs no vector
+            connection.executemany(
+                "INSERT OR REPLACE INTO vectors (embedder, text, vector) "
+                "SELECT (SELECT number FROM embedders WHERE fingerprint = ?), number, ? FROM texts WHERE number = ?",
+                ((mark, v.astype("<f4").tobytes(), int(t)) for t, v in zip(texts, vectors, strict=True)),
+            )
+
+    # ---- the connection
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise PoolError(f"the pool {self.path} is closed")
+        return self._connection
+
+    def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with self._reading() as connection:
+            return connection.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One consistent state of the file for all reads inside."""
+        with self._lock, self._errors():
+            connection = self._open()
+            if connection.in_transaction:
+                yield connection
+                return
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it or nothing. Waits for other writers."""
+        with self._lock, self._errors():
+            connection = self._open()
+            if self.read_only:
+                raise PoolError(f"the pool {self.path} was opened for reading only")
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise PoolError(f"the pool {self.path} cannot be used: {error}") from error
+
+
+COLUMNS = "seq, id, input, output, task, choices, meta, text"
+BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """An example as it is stored."""
+
+    example: Example
+    chosen_id: bool
+    """The id is not a hash of the content, but was chosen by somebody."""
+    input: str
+    choices: str
+    meta: str
+    text_hash: bytes
+
+    @classmethod
+    def of(cls, example: Example, position: int) -> _Row:
+        """DataError, naming the position, when a part of the example cannot be stored."""
+        e = example
+        try:
+            if not isinstance(e.input, str | Mapping) or not isinstance(e.output, str):
+                raise TypeError("input has to be a text or named fields, and output a text")
+            if isinstance(e.input, Mapping) and not all(isinstance(v, str) for v in e.input.values()):
+                raise TypeError("every field of an input has to be a text")
+            parts = [e.input if isinstance(e.input, str) else dict(e.input), [*e.choices], dict(e.meta)]
+            # the order of an input's fields is part of it, so keys are not sorted
+            texts = [json.dumps(p, ensure_ascii=False, separators=(",", ":"), allow_nan=False) for p in parts]
+            for text in (*texts, e.output, e.task, e.id):
+                text.encode()
+            text_hash = hashlib.blake2b(e.text.encode(), digest_size=16).digest()
+        except (TypeError, ValueError) as error:
+            raise DataError(f"example {position} ({e.id}) cannot be stored: {error}") from error
+        return cls(e, e.id != _content_id(e), texts[0], texts[1], texts[2], text_hash)
+
+    @property
+    def id(self) -> str:
+        return self.example.id
+
+    @property
+    def output(self) -> str:
+        return self.example.output
+
+    @property
+    def task(self) -> str:
+        return self.example.task
+
+
+def _content_id(example: Example) -> str:
+    return replace(example, id="").id
+
+
+def _refuse_other_content(new: _Row, old: Example) -> None:
+    if _content_id(new.example) != _content_id(old):
+        raise DataError(
+            f"id {old.id!r} stands for another example already ({old.text[:40]!r}); leave ids empty, or use update"
+        )
+
+
+def _example(row: tuple[Any, ...]) -> Example:
+    _, id_, input_, output, task, choices, meta, _ = row
+    return Example(
+        json.loads(input_),
+        output,
+        task,
+        tuple(json.loads(choices)) if choices != "[]" else (),
+        json.loads(meta) if meta != "{}" else {},
+        id_,
+    )
+
+
+def _known(connection: sqlite3.Connection, ids: Sequence[str], table: str) -> set[str]:
+    query = f"SELECT DISTINCT value FROM json_each(?) AS t WHERE EXISTS (SELECT 1 FROM {table} WHERE id = t.value)"
+    return {row[0] for row in connection.execute(query, (json.dumps([*ids]),))}
+
+
+def _log(connection: sqlite3.Connection, action: str, rows: int) -> int:
+    cursor = connection.execute("INSERT INTO log (action, rows) VALUES (?, ?)", (action, rows))
+    return int(cursor.lastrowid or 0)
+
+
+def _same(have: Json, want: Json) -> bool:
+    return (have == want and type(have) is type(want)) or _written(have) == _written(want)
+
+
+def _written(value: Json) -> str:
+    return value if isinstance(value, str) else canonical_json(value)
