@@ -1,0 +1,26 @@
+"""Where examples come from: tasks, readers, the catalogue, the bundled set, and the search for leaks."""
+
+from __future__ import annotations
+
+from iclkit.datasets._catalogue import Entry, catalogue, pull
+from iclkit.datasets._leaks import Leak, find_leaks
+from iclkit.datasets._load import BUNDLED, load_task
+from iclkit.datasets._readers import FORMATS, read_examples
+from iclkit.datasets._task import KINDS, SPLITS, Card, Task, make_task
+
+__all__ = [
+    "BUNDLED",
+    "FORMATS",
+    "KINDS",
+    "SPLITS",
+    "Card",
+    "Entry",
+    "Leak",
+    "Task",
+    "catalogue",
+    "find_leaks",
+    "load_task",
+    "make_task",
+    "pull",
+    "read_examples",
+]

@@ -1,0 +1,148 @@
+"""Test rows that stand in the pool: exact, normalised, and near-duplicates.
+
+Two texts are near-duplicates when the Jaccard similarity of their sets of character 4-grams, taken on the normalised
+text, reaches ``near``. Characters and not words, so that a typo costs little, and languages without spaces work. The
+measure is strict on short texts: exchanging one word of about 6 letters loses some 9 4-grams on each side, so at 0.9
+the texts must be longer than about 170 characters before that passes; "what is the capital of texas" and
+"… of ohio" score 0.69. A short text is caught by equality after normalisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.errors import UsageError
+from iclkit.records import Example, Query, clean_text, fold_text
+
+GRAM = 4
+_PAIRS_AT_ONCE = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A test row and a pool example with (nearly) the same input. ``kind``: exact, normalised or near."""
+
+    test_id: str
+    example_id: str
+    kind: str
+    similarity: float
+
+
+def find_leaks(
+    pool_examples: Sequence[Example], test_examples: Sequence[Example | Query], near: float | None = 0.9
+) -> list[Leak]:
+    """Every pair of a test row and a pool example whose inputs are the same, or nearly; in test order, then pool order.
+
+    exact: equal but for Unicode form and outer white space. normalised: equal under ``records.fold_text``. near:
+    similarity of at least ``near`` (0 < near <= 1; None leaves the search out). Inputs alone count: outputs may differ.
+    The search is complete, not a sample: prefix filtering (Chaudhuri et al. 2006; Bayardo et al. 2007) names the
+    candidates, and each is checked.
+    """
+    if near is not None and not 0 < near <= 1:
+        raise UsageError(f"near is {near}; it must lie above 0 and at most at 1, or be None")
+    pool_clean, test_clean = [clean_text(e.text) for e in pool_examples], [clean_text(q.text) for q in test_examples]
+    pool_fold, test_fold = [fold_text(t) for t in pool_clean], [fold_text(t) for t in test_clean]
+    leaks: list[tuple[int, int, str, float]] = []
+    same_fold, same_clean = _rows_by_text(pool_fold), _rows_by_text(pool_clean)
+    for i, (clean, fold) in enumerate(zip(test_clean, test_fold, strict=True)):
+        # a text of nothing but punctuation folds to nothing: equal only when it is exactly equal
+        for j in same_fold.get(fold, ()) if fold else same_clean.get(clean, ()):
+            leaks.append((i, j, "exact" if pool_clean[j] == clean else "normalised", 1.0))
+    if near is not None:
+        rows, columns, similarity = near_pairs(test_fold, pool_fold, near)
+        leaks += [
+            (i, j, "near", s)
+            for i, j, s in zip(rows.tolist(), columns.tolist(), similarity.tolist(), strict=True)
+            if test_fold[i] != pool_fold[j]
+        ]
+    return [Leak(test_examples[i].id, pool_examples[j].id, kind, s) for i, j, kind, s in sorted(leaks)]
+
+
+def _rows_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(text, []).append(row)
+    return rows
+
+
+def near_pairs(
+    left: Sequence[str], right: Sequence[str], near: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """All (left row, right row, Jaccard similarity of 4-gram sets) with similarity >= near. Texts are normalised.
+
+    Texts shorter than four characters have one gram: themselves. Empty texts match nothing.
+    """
+    import scipy.sparse
+
+    grams, owners = gram_ids([*left, *right])
+    if not len(grams):
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    # number grams from rare to common, so that a row's first entries are its rarest
+    counts = np.bincount(grams)
+    rank = np.empty(len(counts), np.int64)
+    rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
+    grams = rank[grams]
+    order = np.lexsort((grams, owners))
+    grams, owners = grams[order], owners[order]
+    n = len(left) + len(right)
+    sizes = np.bincount(owners, minlength=n)
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    # |x & y| >= near * max(|x|, |y|), so x and y share a gram among the first |x| - ceil(near |x|) + 1 of each
+    prefix = sizes - np.ceil(near * sizes - 1e-9).astype(np.int64) + 1
+    in_prefix = np.arange(len(grams)) - starts[owners] < prefix[owners]
+
+    def matrix(kept: NDArray[np.bool_], first: int, last: int) -> Any:
+        rows = kept & (owners >= first) & (owners < last)
+        data = np.ones(int(rows.sum()), np.int32)
+        return scipy.sparse.csr_matrix((data, (owners[rows] - first, grams[rows])), shape=(last - first, len(counts)))
+
+    everything = np.ones(len(grams), bool)
+    left_all, right_all = matrix(everything, 0, len(left)), matrix(everything, len(left), n)
+    left_prefix, right_prefix = matrix(in_prefix, 0, len(left)), matrix(in_prefix, len(left), n).T.tocsr()
+    left_sizes, right_sizes = sizes[: len(left)], sizes[len(left) :]
+    found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
+    step = max(1, 20_000_000 // max(1, len(right)))
+    for first in range(0, len(left), step):
+        candidates = (left_prefix[first : first + step] @ right_prefix).tocoo()
+        rows, columns = candidates.row.astype(np.int64) + first, candidates.col.astype(np.int64)
+        small = np.minimum(left_sizes[rows], right_sizes[columns])
+        large = np.maximum(left_sizes[rows], right_sizes[columns])
+        fits = small >= near * large - 1e-9
+        rows, columns = rows[fits], columns[fits]
+        for at in range(0, len(rows), _PAIRS_AT_ONCE):
+            r, c = rows[at : at + _PAIRS_AT_ONCE], columns[at : at + _PAIRS_AT_ONCE]
+            shared = np.asarray(left_all[r].multiply(right_all[c]).sum(axis=1)).ravel()
+            similarity = shared / (left_sizes[r] + right_sizes[c] - shared)
+            hit = similarity >= near - 1e-9
+            found.append((r[hit], c[hit], similarity[hit]))
+    return (
+        np.concatenate([f[0] for f in found]) if found else np.empty(0, np.int64),
+        np.concatenate([f[1] for f in found]) if found else np.empty(0, np.int64),
+        np.concatenate([f[2] for f in found]) if found else np.empty(0),
+    )
+
+
+def gram_ids(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(gram number, text number) of every distinct character 4-gram of every text; equal grams, equal numbers."""
+    padded = [t.ljust(GRAM, "\0") if t else "" for t in texts]
+    lengths = np.array([len(t) for t in padded], np.int64)
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    if len(codes) < GRAM:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    owner = np.repeat(np.arange(len(texts)), lengths)
+    # a 4-gram as a pair of pairs; each stage is renumbered densely, so nothing is hashed and nothing can collide
+    pairs = _dense(codes[:-1] * 0x110000 + codes[1:])
+    quads = pairs[:-2] * (int(pairs.max()) + 1) + pairs[2:]
+    inside = owner[: len(quads)] == owner[GRAM - 1 :]
+    grams, owners = _dense(quads[inside]), owner[: len(quads)][inside]
+    unique = np.unique(owners * (int(grams.max()) + 1) + grams)
+    return unique % (int(grams.max()) + 1), unique // (int(grams.max()) + 1)
+
+
+def _dense(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(values, return_inverse=True)[1].astype(np.int64)

@@ -1,0 +1,311 @@
+"""A task: what is shown, what is asked, what counts as right; and the card that says where it came from."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from iclkit.errors import DataError, UsageError
+from iclkit.prompts import Template
+from iclkit.records import Example, Query, clean_text, digest, fold_text
+
+KINDS = ("classification", "multiple_choice", "generation", "reasoning")
+"""classification: one label set for all rows. multiple_choice: each row has its own ``choices``.
+generation: free text. reasoning: free text that ends in an answer, which the metric extracts."""
+
+SPLITS = ("train", "dev", "test")
+
+Located = tuple[str, Example]
+"""An example and the place it was read from, e.g. ``"test.jsonl, line 17"``."""
+
+_METRIC_PHRASES = (  # in a card's metric line, first match wins
+    (r"exact match of the number", "number_match"),
+    (r"exact match of the set", "set_match"),
+    (r"exact match of the sql", "sql_match"),
+    (r"exact match", "exact_match"),
+    (r"accuracy", "accuracy"),
+    (r"chrf", "chrf"),  # before BLEU: where a card allows both, the one that also ranks single sentences
+    (r"bleu", "bleu"),
+    (r"rouge", "rouge_l"),
+    (r"\bf1\b", "token_f1"),
+)
+_DEFAULT_METRIC = {
+    "classification": "accuracy",
+    "multiple_choice": "accuracy",
+    "generation": "exact_match",
+    "reasoning": "number_match",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What a data set says of itself. ``template`` is the text of its prompt block; ``facts`` keeps every line read."""
+
+    description: str = ""
+    kind: str = ""
+    metric: str = ""
+    licence: str = ""
+    citation: str = ""
+    source: str = ""
+    homepage: str = ""
+    template: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Card:
+        """Read a ``card.md``: lines ``- Key: value`` and, under ``- Prompt template:``, one fenced block.
+
+        ``- Task: <description>; <kind>.`` gives the kind, ``- Suggested metric: …`` the metric; both may be absent.
+        A kind of words that is no kind of ours (translation, extraction …) is generation.
+        """
+        facts = {
+            key.strip().lower(): value.strip()
+            for key, value in re.findall(r"^- ([^:\n]+):[ \t]*(.*)$", re.sub(r"(?ms)^```.*?^```", "", text), re.M)
+        }
+        block = re.search(r"(?ms)^- Prompt template:\s*^```[^\n]*\n(.*?)\n?^```", text)
+        description, semicolon, kind = facts.get("task", "").rpartition(";")
+        return cls(
+            description=description.strip() if semicolon else kind.strip().rstrip("."),
+            kind=_kind_of(kind) if semicolon else "",
+            metric=_metric_of(facts.get("suggested metric", "") or facts.get("metric", "")),
+            licence=facts.get("licence", "").rstrip("."),
+            citation=facts.get("citation", "").rstrip("."),
+            source=facts.get("source", "").rstrip("."),
+            homepage=facts.get("homepage", ""),
+            template=block.group(1) if block else "",
+            facts=facts,
+        )
+
+
+def _kind_of(words: str) -> str:
+    words = words.lower()
+    if "classification" in words:
+        return "classification"
+    if "multiple choice" in words or "multiple_choice" in words:
+        return "multiple_choice"
+    return "reasoning" if "reasoning" in words else "generation"
+
+
+def _metric_of(words: str) -> str:
+    plain = words.strip().rstrip(".")
+    for pattern, name in _METRIC_PHRASES:
+        if re.search(pattern, plain, re.I):
+            return name
+    return plain  # a metric's own name, or a phrase that the metric registry will refuse by name
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples in three splits and how to use them. ``train`` fills pools; ``test`` rows never enter one.
+
+    ``labels`` is the closed label set of a classification task, else empty. ``metric`` is a name in ``iclkit.eval``.
+    ``max_answer_tokens`` bounds a generated answer.
+    """
+
+    name: str
+    kind: str
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    template: Template
+    dev: tuple[Example, ...] = ()
+    labels: tuple[str, ...] = ()
+    metric: str = "accuracy"
+    card: Card = field(default_factory=Card)
+    max_answer_tokens: int = 32
+
+    def split(self, name: str) -> tuple[Example, ...]:
+        """The rows of ``train``, ``dev`` or ``test``; UsageError on another name."""
+        if name not in SPLITS:
+            raise UsageError(f"no split {name!r}; a task has {', '.join(SPLITS)}")
+        rows: tuple[Example, ...] = getattr(self, name)
+        return rows
+
+    def queries(self, split: str = "test") -> tuple[Query, ...]:
+        """The rows of a split as queries, in order, ids unique.
+
+        A row's id is the one its file gives (``meta["id"]``), else a hash of its content; the second row of the same
+        id gets ``#2`` at the end, and so on.
+        """
+        seen: Counter[str] = Counter()
+        queries = []
+        for row in self.split(split):
+            own = row.meta.get("id")
+            name = own if isinstance(own, str) and own else Query(row.input, row.choices).id
+            seen[name] += 1
+            unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
+            queries.append(Query(row.input, row.choices, id=unique))
+        return tuple(queries)
+
+    @cached_property
+    def hash(self) -> str:
+        """Hash of all that decides a result: rows in order, kind, labels, template, metric, answer length."""
+        rows = {split: [e.id for e in self.split(split)] for split in SPLITS}
+        return digest([rows, self.kind, [*self.labels], asdict(self.template), self.metric, self.max_answer_tokens])
+
+
+def make_task(
+    name: str,
+    train: Iterable[Example],
+    test: Iterable[Example],
+    dev: Iterable[Example] = (),
+    *,
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
+    template: Template | None = None,
+    metric: str | None = None,
+    card: Card | None = None,
+    max_answer_tokens: int | None = None,
+) -> Task:
+    """A task from examples in memory; what is not given comes from the card, else is inferred (see ``infer_kind``).
+
+    DataError when a split that is needed is empty, when a label of dev or test is not known, or when the template
+    names a field that the examples do not have.
+    """
+    splits = {
+        split: [(f"{name} {split}, row {i}", e) for i, e in enumerate(rows, 1)]
+        for split, rows in (("train", train), ("dev", dev), ("test", test))
+    }
+    return build_task(name, splits, kind, labels, template, metric, card, max_answer_tokens)
+
+
+def build_task(
+    name: str,
+    splits: Mapping[str, Sequence[Located]],
+    kind: str | None = None,
+    labels: Sequence[str] | None = None,
+    template: Template | None = None,
+    metric: str | None = None,
+    card: Card | None = None,
+    max_answer_tokens: int | None = None,
+) -> Task:
+    """``make_task`` over rows that know where they were read, so that errors can name file and line."""
+    card = card or Card()
+    train, dev, test = ([e for _, e in splits.get(s, ())] for s in SPLITS)
+    for split, rows in (("train", train), ("test", test)):
+        if not rows:
+            raise DataError(f"task {name!r} has no {split} rows; a task needs train rows to show and test rows to ask")
+    kind = kind or card.kind or infer_kind(train)
+    if kind not in KINDS:
+        raise UsageError(f"no task kind {kind!r}; use one of {', '.join(KINDS)}")
+    known: tuple[str, ...] = ()
+    if kind == "classification":
+        known = tuple(labels) if labels else tuple(sorted({e.output for e in train}))
+        _check_labels(splits, set(known))
+    elif kind == "multiple_choice":
+        _check_choices(splits)
+    if template is None:
+        template = Template.parse(card.template) if card.template else default_template(kind, train[0])
+        if kind in ("generation", "reasoning") and not any("\n" in e.output for e in train):
+            template = replace(template, stop=("\n",))  # answers are lines: what comes after one is not wanted
+    _check_template(name, template, train[0])
+    return Task(
+        name=name,
+        kind=kind,
+        train=tuple(train),
+        dev=tuple(dev),
+        test=tuple(test),
+        labels=known,
+        template=template,
+        metric=metric or card.metric or _DEFAULT_METRIC[kind],
+        card=card,
+        max_answer_tokens=max_answer_tokens or answer_tokens(train),
+    )
+
+
+def _check_labels(splits: Mapping[str, Sequence[Located]], known: set[str]) -> None:
+    for split in SPLITS:
+        for where, example in splits.get(split, ()):
+            if example.output not in known:
+                names = sorted(known)
+                listing = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+                raise DataError(
+                    f"{where}: unknown label {example.output!r}; known labels: {listing}; "
+                    f"correct the row, or say that the task is not a classification (kind generation)"
+                )
+
+
+def _check_choices(splits: Mapping[str, Sequence[Located]]) -> None:
+    for split in SPLITS:
+        for where, example in splits.get(split, ()):
+            if example.output not in example.choices:
+                raise DataError(
+                    f"{where}: the answer {example.output!r} is not among the row's choices {list(example.choices)}; "
+                    f"correct the row"
+                )
+
+
+def _check_template(name: str, template: Template, example: Example) -> None:
+    have = {"input"} if isinstance(example.input, str) else {"input", *example.input}
+    have |= {"choices"} if example.choices else set()
+    missing = sorted(set(template.fields) - have - {"output", "letter"})
+    if missing:
+        raise DataError(
+            f"task {name!r}: the template names the field {missing[0]!r}, the examples have {', '.join(sorted(have))}; "
+            f"correct the template or map the columns"
+        )
+
+
+def infer_kind(train: Sequence[Example]) -> str:
+    """What an unlabelled set of examples is, judged by its outputs.
+
+    Every row with choices: multiple_choice. Short outputs (at most 60 characters, one line), each seen 4 times or more
+    on average, at most 500 different, and seldom a piece of the input (that would be extraction): classification.
+    Else generation.
+    """
+    if train and all(e.choices for e in train):
+        return "multiple_choice"
+    outputs = Counter(e.output for e in train)
+    short = all(len(o) <= 60 and "\n" not in o for o in outputs)
+    copied = sum(fold_text(e.output) in fold_text(e.text) for e in train)
+    few = len(outputs) <= 500 and len(train) >= 4 * len(outputs)
+    return "classification" if short and few and 2 * copied <= len(train) else "generation"
+
+
+def default_template(kind: str, example: Example) -> Template:
+    """One line per input field, then the answer's line: ``Input: …`` / ``Label: …`` when there is nothing better."""
+    answer = {"classification": "Label", "generation": "Output"}.get(kind, "Answer")
+    fields = ["input"] if isinstance(example.input, str) else list(example.input)
+    shown = [f"{f.replace('_', ' ').capitalize()}: {{{f}}}" for f in fields]
+    return Template(demo="\n".join([*shown, f"{answer}: {{output}}"]))
+
+
+def answer_tokens(train: Iterable[Example]) -> int:
+    """A bound on an answer's length in tokens, from the longest output: a third of its characters, 8 to 512."""
+    longest = max((len(e.output) for e in train), default=0)
+    return min(512, 8 + math.ceil(longest / 3))
+
+
+def sample_rows(rows: Sequence[Located], limit: int | None, *, seed: int) -> list[Located]:
+    """``limit`` rows drawn by ``seed``, in their old order; a smaller limit's rows are among a larger one's."""
+    if limit is None or limit >= len(rows):
+        return list(rows)
+    if limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    return [rows[i] for i in sorted(order[:limit])]
+
+
+def hold_out(train: Sequence[Located], count: int, *, seed: int) -> tuple[list[Located], list[Located]]:
+    """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together.
+
+    Whole groups are taken until ``count`` rows are held, so held may be a little larger. DataError when nothing
+    would be left.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, (_, example) in enumerate(train):
+        groups.setdefault(fold_text(example.text) or clean_text(example.text), []).append(i)
+    held: set[int] = set()
+    members = list(groups.values())
+    for g in np.random.default_rng([seed, len(train)]).permutation(len(members)):
+        if len(held) >= count:
+            break
+        held.update(members[g])
+    if len(held) >= len(train):
+        raise DataError(f"cannot hold out {count} of {len(train)} train rows: nothing would be left to show")
+    return [r for i, r in enumerate(train) if i not in held], [r for i, r in enumerate(train) if i in held]
