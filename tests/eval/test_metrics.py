@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from sklearn.metrics import f1_score
 
 from iclkit.errors import UnknownName

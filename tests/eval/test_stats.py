@@ -1,0 +1,237 @@
+"""Statistics: against second implementations, against scipy, and by simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from iclkit.eval._metrics import macro_f1
+from iclkit.eval._stats import bootstrap_macro_f1, difference, estimate, holm, parts, rank_intervals, sign_flip, wilson
+
+BITS = st.lists(st.integers(0, 1), min_size=2, max_size=12)
+
+
+def draw(rng: np.random.Generator, chance: np.ndarray, seeds: int, seed_sd: float = 0.0) -> np.ndarray:
+    """Right-or-wrong values (seeds, queries): each seed shifts the log-odds of every query."""
+    logit = np.log(chance / (1 - chance)) + rng.normal(0, seed_sd, (seeds, 1))
+    return (rng.random((seeds, len(chance))) < 1 / (1 + np.exp(-logit))).astype(float)
+
+
+@settings(deadline=None)
+@given(BITS, st.randoms(use_true_random=False))
+def test_one_seed_each_gives_mcnemars_exact_p(bits, random):
+    a = np.array([bits], float)
+    b = np.array([[random.randint(0, 1) for _ in bits]], float)
+    up, down = int((a > b).sum()), int((a < b).sum())
+    expected = scipy_stats.binomtest(up, up + down).pvalue if up + down else 1.0
+    assert difference(a, b).p == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from([-1, -2 / 3, -1 / 3, 0, 1 / 3, 2 / 3, 1]), min_size=2, max_size=9))
+def test_sign_flip_equals_the_list_of_all_signs(values):
+    d = np.array(values)
+    sums = [
+        abs(sum(s * v for s, v in zip(signs, d, strict=True))) for signs in itertools.product([-1, 1], repeat=len(d))
+    ]
+    expected = np.mean([s >= abs(d.sum()) - 1e-9 for s in sums])
+    assert sign_flip(d, lattice=3) == pytest.approx(expected)
+
+
+def test_sign_flip_of_odd_values_agrees_across_its_three_ways():
+    rng = np.random.default_rng(3)
+    small = rng.normal(0.3, 1, 14)
+    drawn = np.append(small, [1e-9] * 10)  # 24 values: past the exact list, same distribution
+    assert sign_flip(small) == pytest.approx(sign_flip(drawn), abs=0.015)
+    large = rng.normal(0.02, 1, 4001)
+    assert sign_flip(large) == pytest.approx(sign_flip(large[:4000]), abs=0.05)
+
+
+def test_seeds_that_disagree_raise_p_and_widen_the_interval():
+    steady = np.array([[1.0] * 40 + [0.0] * 20] * 3)
+    split = np.array([[1.0] * 58 + [0.0] * 2, [1.0] * 38 + [0.0] * 22, [1.0] * 24 + [0.0] * 36])
+    other = np.array([[1.0] * 25 + [0.0] * 35])
+    calm, wild = difference(steady, other), difference(split, other)
+    assert calm.value == pytest.approx(wild.value)
+    assert calm.p < 0.01 < 0.05 < wild.p
+    assert wild.high - wild.low > 2 * (calm.high - calm.low)
+
+
+@given(st.integers(0, 60), st.integers(2, 60))
+@settings(deadline=None)
+def test_a_single_seed_has_wilsons_interval(right, queries):
+    right = min(right, queries)
+    x = np.array([[1.0] * right + [0.0] * (queries - right)])
+    expected = scipy_stats.binomtest(right, queries).proportion_ci(method="wilson")
+    found = estimate(x)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_variance_parts_equal_the_textbook_sums():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 9)) + rng.normal(size=(4, 1)) * 3
+    seeds, queries = x.shape
+    ms_seed = queries * sum((row.mean() - x.mean()) ** 2 for row in x) / (seeds - 1)
+    ms_query = seeds * sum((col.mean() - x.mean()) ** 2 for col in x.T) / (queries - 1)
+    rest = sum(
+        (x[s, q] - x[s].mean() - x[:, q].mean() + x.mean()) ** 2 for s in range(seeds) for q in range(queries)
+    ) / ((seeds - 1) * (queries - 1))
+    found = parts(x)
+    assert found.query == pytest.approx(ms_query / (seeds * queries))
+    assert found.seed == pytest.approx((ms_seed - rest) / (seeds * queries))
+    assert found.mean == pytest.approx(x.mean())
+
+
+def test_equal_seeds_count_as_one():
+    x = np.array([[1.0, 0, 1, 1, 0, 1] * 10])
+    three, one = estimate(np.repeat(x, 3, axis=0)), estimate(x)
+    assert (three.low, three.high) == pytest.approx((one.low, one.high), abs=0.01)
+    d = difference(np.repeat(x, 3, axis=0), 1 - x)
+    assert d.p == pytest.approx(difference(x, 1 - x).p)
+
+
+def test_equal_answers_are_no_difference_and_no_certainty():
+    x = np.ones((1, 50))
+    found = difference(x, x)
+    assert (found.value, found.p) == (0, 1)
+    assert found.low < -0.01
+    assert found.high > 0.01
+
+
+@pytest.mark.parametrize("queries", [0, 1])
+def test_too_few_queries_show_nothing(queries):
+    found = difference(np.ones((1, queries)), np.zeros((1, queries)))
+    assert found.p == 1
+    assert math.isinf(found.low)
+
+
+def test_an_unbounded_metric_has_students_interval():
+    x = np.random.default_rng(1).normal(-2, 1, (1, 20))
+    low, high = scipy_stats.t.interval(0.95, 19, x.mean(), x.std(ddof=1) / math.sqrt(20))
+    found = estimate(x, bounded=False)
+    assert (found.low, found.high) == pytest.approx((low, high))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_equals_its_definition(ps):
+    order = sorted(range(len(ps)), key=ps.__getitem__)
+    for alpha in (0.01, 0.05, 0.3):
+        declared = set()
+        for step, i in enumerate(order):
+            if ps[i] > alpha / (len(ps) - step):
+                break
+            declared.add(i)
+        assert {i for i, p in enumerate(holm(ps)) if p <= alpha * (1 - 1e-12)} <= declared
+        assert declared <= {i for i, p in enumerate(holm(ps)) if p <= alpha * (1 + 1e-9)}
+
+
+def test_rank_intervals_separate_what_differs_and_join_what_ties():
+    rng = np.random.default_rng(5)
+    chance = np.full(300, 0.5)
+    values = [draw(rng, chance + shift, 1) for shift in (0.4, 0.0, 0.01, -0.3)]
+    assert rank_intervals(values) == [(1, 1), (2, 3), (2, 3), (4, 4)]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(*[st.sampled_from("abc")] * 3), min_size=2, max_size=30))
+def test_the_bootstrap_of_macro_f1_starts_from_the_plain_figure(rows):
+    golds, first, second = zip(*rows, strict=True)
+    found = bootstrap_macro_f1([first, second], golds, draws=50)
+    names = {*golds, *first, *second}
+    plain = [macro_f1(o, golds) * len({*o, *golds}) / len(names) for o in (first, second)]
+    if all(len({*o, *golds}) == len(names) for o in (first, second)):
+        assert found.value == pytest.approx(np.mean(plain))
+    assert found.low <= found.value <= found.high
+
+
+def test_the_bootstrap_of_macro_f1_is_as_wide_as_resampling_rows():
+    rng = np.random.default_rng(7)
+    golds = rng.choice(list("abc"), 120)
+    said = np.where(rng.random(120) < 0.7, golds, rng.choice(list("abc"), 120))
+    draws = [macro_f1(list(said[i]), list(golds[i])) for i in (rng.integers(0, 120, 120) for _ in range(1000))]
+    found = bootstrap_macro_f1([list(said)], list(golds))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(draws, [0.025, 0.975])), abs=0.02)
+
+
+def test_wilson_stays_inside_and_holds_its_share():
+    for share, size in itertools.product((0, 0.01, 0.5, 1), (1, 10, 1000)):
+        low, high = wilson(share, size, 1.96)
+        assert 0 <= low <= share <= high <= 1
+
+
+def board(rng: np.random.Generator, *, selectors: int, queries: int, lift: float = 0.0):
+    """p-values, adjusted, of a simulated board: the first selector is better than random by ``lift``."""
+    chance = np.clip(rng.beta(1.2, 0.8, queries), 0.02, 0.98 - lift)
+    random = draw(rng, chance, 3)
+    others = [draw(rng, chance + (lift if i == 0 else 0), 3 if i % 2 else 1) for i in range(selectors)]
+    found = [difference(o, random, comparisons=selectors) for o in others]
+    return found, holm([f.p for f in found])
+
+
+def false_share(boards: int) -> float:
+    rng = np.random.default_rng(11)
+    return float(np.mean([min(board(rng, selectors=6, queries=200)[1]) <= 0.05 for _ in range(boards)]))
+
+
+def power(boards: int) -> tuple[float, float]:
+    """(Share of boards that declare a true effect of the stated smallest size, that size)."""
+    rng = np.random.default_rng(13)
+    lift = float(np.median([board(rng, selectors=6, queries=200)[0][0].least for _ in range(30)]))
+    hits = [board(rng, selectors=6, queries=200, lift=lift)[1][0] <= 0.05 for _ in range(boards)]
+    return float(np.mean(hits)), lift
+
+
+def coverage(boards: int, seeds: int, seed_sd: float, mean: float = 0.6) -> tuple[float, float]:
+    """Shares of simulations whose interval holds the true figure, and the true difference of two equal selectors."""
+    rng = np.random.default_rng(17)
+    world = np.clip(rng.beta(2 * mean, 2 - 2 * mean, 200_000), 0.02, 0.98)
+    truth = float(draw(rng, world, 1, 0.0).mean()) if not seed_sd else _truth(rng, world, seed_sd)
+    figure = both = 0
+    for _ in range(boards):
+        chance = rng.choice(world, 200)
+        a, b = draw(rng, chance, seeds, seed_sd), draw(rng, chance, 3, seed_sd)
+        e, d = estimate(a), difference(a, b)
+        figure += e.low <= truth <= e.high
+        both += d.low <= 0 <= d.high
+    return figure / boards, both / boards
+
+
+def _truth(rng: np.random.Generator, world: np.ndarray, seed_sd: float) -> float:
+    logit = np.log(world / (1 - world)) + rng.normal(0, seed_sd, world.shape)
+    return float((1 / (1 + np.exp(-logit))).mean())
+
+
+def test_equal_selectors_are_rarely_declared_different_quick():
+    assert false_share(120) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 120)
+
+
+def test_the_smallest_effect_is_found_about_as_often_as_stated_quick():
+    assert 0.65 <= power(80)[0] <= 0.95
+
+
+@pytest.mark.slow
+def test_equal_selectors_are_declared_different_at_most_at_the_nominal_rate_over_1000_boards():
+    assert false_share(1000) <= 0.05 + 1.65 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.slow
+def test_power_matches_the_stated_smallest_effect_over_1000_boards():
+    assert power(1000)[0] == pytest.approx(0.8, abs=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seeds", "seed_sd", "mean"), [(1, 0.0, 0.6), (3, 0.0, 0.6), (5, 0.3, 0.6), (3, 0.3, 0.6), (3, 0.0, 0.95)]
+)
+def test_intervals_cover_at_their_nominal_rate(seeds, seed_sd, mean):
+    figure, both = coverage(1000, seeds, seed_sd, mean)
+    # three seeds with an effect of their own leave two degrees of freedom: 93 % instead of 95 %
+    floor = 0.92 if seed_sd and seeds == 3 else 0.935
+    assert figure >= floor
+    assert both >= floor
