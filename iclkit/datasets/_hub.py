@@ -54,9 +54,8 @@ def _quiet(datasets: Any) -> Iterator[None]:
 
 def hub_records(source: str, split: str | None) -> list[Record]:
     """The rows of one split of a hub set."""
-    return object_records(
-        pick_split(source, hub_splits(source), split or "train"), f"{source} {split or 'train'}", columns
-    )
+    wanted = split or "train"
+    return object_records(pick_split(source, hub_splits(source), wanted), f"{source} {wanted}")
 
 
 def saved_splits(folder: Path) -> Mapping[str, Any]:

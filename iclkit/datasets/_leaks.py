@@ -75,7 +75,7 @@ def near_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """All (left row, right row, Jaccard similarity of 4-gram sets) with similarity >= near. Texts are normalised.
 
-    Texts shorter than four characters have one gram: themselves. Empty texts match nothing.
+    Empty texts match nothing.
     """
     import scipy.sparse
 
@@ -129,7 +129,8 @@ def near_pairs(
 
 def gram_ids(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(gram number, text number) of every distinct character 4-gram of every text; equal grams, equal numbers."""
-    padded = [t.ljust(GRAM, "\0") if t else "" for t in texts]
+    edge = "\0" * (GRAM - 1)  # so that the ends of a text weigh as much as its middle
+    padded = [f"{edge}{t}{edge}" if t else "" for t in texts]
     lengths = np.array([len(t) for t in padded], np.int64)
     codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
     if len(codes) < GRAM:
