@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
 from iclkit.errors import DataError, NeedError
-from iclkit.lm import LM
-from iclkit.pool import Embedder, PoolView
-from iclkit.prompts import Template
-from iclkit.records import Json, Pick, Query, Selection, Spec
+from iclkit.records import Example, Json, Pick, Query, Selection, Spec
+
+if TYPE_CHECKING:
+    from iclkit.lm import LM
+    from iclkit.pool import Embedder, PoolView
+    from iclkit.prompts import Template
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[Any]
+"""float32 or float64."""
+Chosen = tuple[IntArray, FloatArray]
+"""Row numbers of the pool, best first, and their scores."""
+
+_MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +37,28 @@ class Needs:
     embedder: bool = False
     lm: bool = False
     labels: bool = False
+    pool: bool = True
+    """False for a selector that has an answer on an empty pool."""
     lm_calls_per_query: str = "0"
-    """A number or a formula in k, n (pool size) and the selector's settings; "0" for none."""
+    """A number or a formula in k, n (pool size), labels and the selector's settings; "0" for none."""
     lm_calls_per_task: str = "0"
 
 
 @dataclass(frozen=True, slots=True)
 class Kit:
-    """What a selector may use: handed to ``fit``; a missing part that is needed raises NeedError there."""
+    """What a selector may use: handed to ``fit``; a missing part that is needed raises NeedError there.
+
+    ``template``, ``labels`` and ``order`` are the task's, for selectors that ask an LM; ``reserve`` tokens of its
+    context are kept for the answer.
+    """
 
     embedder: Embedder | None = None
     lm: LM | None = None
     template: Template | None = None
     labels: tuple[str, ...] = ()
     seed: int = 0
+    order: str = "best-last"
+    reserve: int = 0
 
 
 @runtime_checkable
@@ -76,7 +90,8 @@ class BaseSelector(ABC):
     """Checks needs, turns ``query.exclude`` into a mask, builds the Selection. A strategy is its ``choose``.
 
     Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
-    ``source`` are class attributes.
+    ``source`` are class attributes. A strategy that works on many queries at once overrides ``choose_many`` and lets
+    ``choose`` call it; results must not depend on which queries come together.
     """
 
     name: ClassVar[str] = ""
@@ -94,28 +109,41 @@ class BaseSelector(ABC):
         return Spec(self.name, settings, __version__)
 
     def fit(self, pool: PoolView, kit: Kit) -> Self:
-        """Remember pool and kit, then ``prepare``. NeedError names what is missing and the flag that gives it."""
-        for part, flag in (("embedder", "--embedder"), ("lm", "--lm")):
+        """Remember pool and kit, then ``prepare``.
+
+        NeedError names what is missing and the flag that gives it; DataError when the pool has no examples.
+        """
+        for part, label in (("embedder", "an embedder"), ("lm", "an LM")):
             if getattr(self.needs, part) and getattr(kit, part) is None:
-                raise NeedError(f"selector {self.name!r} needs an {part}; give one with {flag}")
-        if self.needs.labels and not (kit.labels or len({e.output for e in pool.examples}) > 1):
+                raise NeedError(f"selector {self.name!r} needs {label}; give one with --{part}")
+        if self.needs.pool and not len(pool):
+            raise DataError(
+                f"the pool is empty and selector {self.name!r} has nothing to choose from; add examples first"
+            )
+        if self.needs.labels and not self._has_labels(pool, kit):
             raise NeedError(f"selector {self.name!r} needs labelled examples, and the pool has one output only")
         self.pool_, self.kit_ = pool, kit
         self.prepare()
         return self
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027
         """Hook: learn from ``self.pool_`` and ``self.kit_`` whatever ``choose`` needs."""
 
     @abstractmethod
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> tuple[IntArray, FloatArray]:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
         """At most k row numbers of the pool, best first, with their scores. ``allowed`` (n,) masks the pool's rows."""
 
-    def choose_many(
-        self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]
-    ) -> list[tuple[IntArray, FloatArray]]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
         """Batched ``choose``; the default is the loop."""
         return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
+
+    def notes(self, query: Query, k: int, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """Hook: what the user should know about one choice, besides that fewer than k examples were there."""
+        return ()
+
+    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+        """How many texts the LM is asked to read at most: (once per task, for each query)."""
+        return 0, 0
 
     def select(self, query: Query, k: int) -> Selection:
         """The best k demonstrations for a query. DataError before ``fit``, for k < 0."""
@@ -127,45 +155,76 @@ class BaseSelector(ABC):
             raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) first")
         if k < 0:
             raise DataError(f"k is {k}; give 0 or more")
-        masks = [self._allowed(q) for q in queries]
-        chosen = self.choose_many(queries, k, masks) if k else [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
-        return [self._selection(q, k, m, *c) for q, m, c in zip(queries, masks, chosen, strict=True)]
+        size = max(1, _MASK_BYTES // max(1, len(self.pool_)))
+        return [s for at in range(0, len(queries), size) for s in self._select_batch(queries[at : at + size], k)]
 
-    def rng(self, *key: str | int) -> np.random.Generator:
-        """A generator determined by the kit's seed and ``key``, e.g. the query id; never global."""
-        return np.random.default_rng([self.kit_.seed, *(k if isinstance(k, int) else zlib.crc32(k.encode()) for k in key)])
+    def _select_batch(self, queries: Sequence[Query], k: int) -> list[Selection]:
+        everything = np.ones(len(self.pool_), dtype=np.bool_)
+        everything.flags.writeable = False
+        masks = [self._allowed(q, everything) for q in queries]
+        nothing = np.empty(0, np.int64), np.empty(0)
+        chosen = self.choose_many(queries, k, masks) if k else [nothing] * len(queries)
+        spec = self.spec
+        return [self._selection(q, k, m, c, spec) for q, m, c in zip(queries, masks, chosen, strict=True)]
 
-    def _allowed(self, query: Query) -> BoolArray:
-        mask = np.ones(len(self.pool_), dtype=np.bool_)
+    def _allowed(self, query: Query, everything: BoolArray) -> BoolArray:
         rows = [r for i in query.exclude if (r := self.pool_.row_of(i)) is not None]
+        if not rows:
+            return everything
+        mask = everything.copy()
         mask[rows] = False
         return mask
 
-    def _selection(self, query: Query, k: int, allowed: BoolArray, rows: IntArray, scores: FloatArray) -> Selection:
-        chosen = [int(r) for r in rows]
-        assert len(chosen) <= k, f"{self.name}: {len(chosen)} picks for k={k}"
-        assert len(set(chosen)) == len(chosen), f"{self.name}: an example was picked twice"
-        assert all(allowed[r] for r in chosen), f"{self.name}: an excluded example was picked"
+    def _selection(self, query: Query, k: int, allowed: BoolArray, chosen: Chosen, spec: Spec) -> Selection:
+        rows = [int(r) for r in chosen[0]]
+        assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
+        assert len(set(rows)) == len(rows), f"{self.name}: an example was picked twice"
+        assert all(allowed[r] for r in rows), f"{self.name}: an excluded example was picked"
         picks = tuple(
-            Pick(self.pool_.ids[r], float(s), n) for n, (r, s) in enumerate(zip(chosen, scores, strict=True), start=1)
+            Pick(self.pool_.ids[r], float(s), n) for n, (r, s) in enumerate(zip(rows, chosen[1], strict=True), start=1)
         )
-        return Selection(query, picks, self.spec, self._notes(k, len(picks), allowed))
+        short = self._shortfall(k, len(rows), allowed)
+        return Selection(query, picks, spec, (*short, *(self.notes(query, k, chosen) if k else ())))
 
-    def _notes(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:
             return ()
-        return (f"{got} of {k} demonstrations: {int(allowed.sum())} of the pool's {len(allowed)} examples were allowed",)
+        return (
+            f"{got} of {k} demonstrations: {int(allowed.sum())} of the pool's {len(allowed)} examples were allowed",
+        )
+
+    @staticmethod
+    def _has_labels(pool: PoolView, kit: Kit) -> bool:
+        return len(kit.labels) > 1 or len({e.output for e in pool.examples}) > 1
+
+    def _vectors(self) -> FloatArray:
+        """(n, dim) float32: the pool's vectors by the kit's embedder, which ``needs`` has made sure is there."""
+        assert self.kit_.embedder is not None
+        return self.pool_.vectors(self.kit_.embedder)
+
+    def _query_vectors(self, queries: Sequence[Query]) -> FloatArray:
+        """(q, dim) float32."""
+        assert self.kit_.embedder is not None
+        return self.kit_.embedder.encode_queries([q.text for q in queries])
+
+    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """The k nearest allowed rows for each query vector (q, dim), by exact inner product."""
+        assert self.kit_.embedder is not None
+        return [*self.pool_.search(self.kit_.embedder, vectors, k, allowed)]
+
+    def _examples(self, rows: IntArray) -> list[Example]:
+        return [self.pool_.examples[int(r)] for r in rows]
 
 
 def describe(cls: Any) -> dict[str, Json]:
-    """Name, needs, cost per query, settings with defaults, and source of a selector class: one row of the table."""
+    """One row of the table: name, summary, needs, LM calls, settings with their defaults, source."""
     settings = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
     return {
         "name": cls.name,
+        "summary": (cls.__doc__ or "").strip().splitlines()[0],
         "needs": [p for p in ("embedder", "lm", "labels") if getattr(cls.needs, p)],
         "lm_calls_per_query": cls.needs.lm_calls_per_query,
         "lm_calls_per_task": cls.needs.lm_calls_per_task,
         "settings": {k: v for k, v in settings.items() if v is not dataclasses.MISSING},
         "source": cls.source,
-        "summary": (cls.__doc__ or "").strip().splitlines()[0],
     }

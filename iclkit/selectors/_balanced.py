@@ -1,0 +1,55 @@
+"""Random demonstrations, equally many of every label."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, IntArray, Needs
+from iclkit.selectors._maths import Keys, shuffle_keys, stable_keys
+
+_ODD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def balanced_rows(labels: IntArray, order: Keys, label_keys: Keys, k: int, allowed: BoolArray) -> IntArray:
+    """At most k allowed rows, dealt round by round: one of each label that has any left, labels shuffled every round.
+
+    labels (n,): a label number per row. order (n,): rows of a label come in ascending order of it. label_keys
+    (labels,): decide the order of the labels within a round, so which of them a last, incomplete round shows. Counts
+    differ by at most 1 while no label runs out; k is a prefix of k + 1.
+    """
+    rows = np.flatnonzero(allowed)
+    rows = rows[np.lexsort((order[rows], labels[rows]))]
+    own = labels[rows]
+    starts = np.flatnonzero(np.r_[True, own[1:] != own[:-1]]) if len(own) else np.empty(0, np.int64)
+    turn = np.arange(len(rows)) - np.repeat(starts, np.diff(np.r_[starts, len(rows)]))
+    early = turn < k
+    rows, own, turn = rows[early], own[early], turn[early]
+    with np.errstate(over="ignore"):
+        deal = shuffle_keys(label_keys[own] + turn.astype(np.uint64) * _ODD, "deal")
+    return rows[np.lexsort((deal, turn))[:k]]
+
+
+@dataclass
+class BalancedSelector(BaseSelector):
+    """random, with equal counts of every label (give or take one)"""
+
+    name: ClassVar[str] = "balanced"
+    needs: ClassVar[Needs] = Needs(labels=True)
+    source: ClassVar[str] = "baseline"
+
+    def prepare(self) -> None:
+        """Labels of the pool as numbers, and keys for examples and labels."""
+        names, self.labels_ = np.unique([e.output for e in self.pool_.examples], return_inverse=True)
+        self.label_keys_ = stable_keys(map(str, names))
+        self.keys_ = stable_keys(self.pool_.ids)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """A draw determined by seed, query id, example ids and labels; every score is 0."""
+        salt = ("balanced", self.kit_.seed, query.id)
+        order, label_keys = shuffle_keys(self.keys_, *salt), shuffle_keys(self.label_keys_, *salt)
+        rows = balanced_rows(self.labels_, order, label_keys, k, allowed)
+        return rows, np.zeros(len(rows))

@@ -1,0 +1,56 @@
+"""Examples that share rare words with the query: Okapi BM25."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
+from iclkit.selectors._maths import best_rows, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._terms import TOKENIZERS, TermIndex, tokenizer
+
+
+@dataclass
+class BM25Selector(BaseSelector):
+    """the inputs that share the rarest words with the query (BM25)"""
+
+    name: ClassVar[str] = "bm25"
+    source: ClassVar[str] = "Robertson & Zaragoza 2009; bm25s, Lù 2024, arXiv 2407.03618"
+
+    k1: float = 1.5  # how fast repeats of a word stop counting
+    b: float = 0.75  # how much long inputs are held back: 0 not at all, 1 in full
+    tokenizer: str = "words"  # words, split, trigrams, or one of a package
+    stemmer: str = ""  # a Snowball language, e.g. english; none if empty
+
+    def __post_init__(self) -> None:
+        if self.k1 < 0 or not 0 <= self.b <= 1:
+            raise UsageError(f"bm25: k1 is {self.k1} and b is {self.b}; give k1 >= 0 and 0 <= b <= 1")
+        if self.tokenizer not in TOKENIZERS.names():
+            TOKENIZERS.get(self.tokenizer)
+
+    def prepare(self) -> None:
+        """Index the pool's words."""
+        cut = tokenizer(self.tokenizer, self.stemmer)
+        self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
+        self.keys_ = stable_keys(self.pool_.ids)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """By score; where too few share a word with the query, the rest are random, keyed by the query."""
+        scores = self.index_.scores(query.text)
+        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0)
+        found = scores[rows].astype(np.float64)
+        if len(rows) < k:
+            left = allowed.copy()
+            left[rows] = False
+            fill = smallest_rows(shuffle_keys(self.keys_, "bm25", self.kit_.seed, query.id), k - len(rows), left)
+            rows, found = np.r_[rows, fill], np.r_[found, np.zeros(len(fill))]
+        return rows, found
+
+    def notes(self, query: Query, k: int, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """Says how many picks share no word with the query."""
+        without = int(np.count_nonzero(chosen[1] == 0))
+        return (f"{without} picks share no word with the query and are random",) if without else ()

@@ -1,0 +1,90 @@
+"""What several selectors share: the best rows under a mask, and random numbers that belong to an example."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.selectors._base import BoolArray, FloatArray, IntArray
+
+DIGITS = 6
+"""Scores that agree to this many decimals tie: the last bits depend on the machine."""
+
+_SLACK = 2 * 10.0**-DIGITS
+_BLOCK = 256
+
+Keys = NDArray[np.uint64]
+
+
+def best_rows(scores: FloatArray, k: int, allowed: BoolArray | None = None, above: float = -np.inf) -> IntArray:
+    """The k rows of highest score, best first; ties (scores rounded to 1e-6) go to the lower row.
+
+    scores (n,); allowed (n,) masks rows; rows must score more than ``above``, so -inf marks rows that cannot be had.
+    At most k rows, fewer when fewer qualify.
+    >>> best_rows(np.array([.1, .5, .5, .3]), 3).tolist()
+    [1, 2, 3]
+    """
+    scores = scores if allowed is None else np.where(allowed, scores, -np.inf)
+    if k <= 0:
+        return np.empty(0, np.int64)
+    low = _kth_or_less(scores, k) - _SLACK
+    near = np.flatnonzero(scores >= low) if low > above else np.flatnonzero(scores > above)
+    values = scores[near].astype(np.float64)
+    if k < len(near):
+        kept = values >= np.partition(values, -k)[-k] - _SLACK
+        near, values = near[kept], values[kept]
+    return near[np.lexsort((near, -np.round(values, DIGITS)))[:k]]
+
+
+def _kth_or_less(scores: FloatArray, k: int) -> float:
+    """A number that at least k scores reach, cheap on long arrays: the k-th largest of the maxima of blocks."""
+    blocks = len(scores) // _BLOCK
+    if k > blocks // 4:
+        return -np.inf
+    maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    return float(np.partition(maxima, -k)[-k])
+
+
+def first_best(scores: FloatArray) -> int:
+    """The row of highest score, the lowest of those that tie to 1e-6; a greedy step.
+
+    scores (n,), at least one finite; -inf marks rows that are gone.
+    """
+    return int(np.argmax(scores >= scores.max() - 10.0**-DIGITS))
+
+
+def stable_key(*parts: str | int) -> int:
+    """64 bits determined by the parts, the same on every machine and in every process."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def stable_keys(texts: Iterable[str]) -> Keys:
+    """(n,) uint64: a key per text, e.g. per example id."""
+    return np.array([stable_key(t) for t in texts], dtype=np.uint64)
+
+
+def shuffle_keys(keys: Keys, *salt: str | int) -> Keys:
+    """(n,) uint64 that look random and are determined by key and salt: sorting by them is a keyed shuffle.
+
+    Each number belongs to its own key, so leaving rows out or moving them changes nothing for the others
+    (the finaliser of SplitMix64; Steele, Lea & Flood, OOPSLA 2014).
+    """
+    with np.errstate(over="ignore"):
+        z = keys ^ np.uint64(stable_key(*salt))
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def smallest_rows(keys: Keys, k: int, allowed: BoolArray) -> IntArray:
+    """The k allowed rows of smallest key, smallest first: k rows of a keyed shuffle, a prefix of k + 1."""
+    rows = np.flatnonzero(allowed)
+    kept = keys[rows]
+    if k < len(rows):
+        near = np.argpartition(kept, k)[:k]
+        rows, kept = rows[near], kept[near]
+    return rows[np.argsort(kept, kind="stable")[:k]]

@@ -1,0 +1,76 @@
+"""Near the query and unlike each other: maximal marginal relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS, first_best
+
+
+def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tuple[list[int], list[float]]:
+    """Greedy maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998).
+
+    sim (n,): cosine of each candidate with the query. near (n, n): cosine between candidates. Each step takes the
+    candidate of largest ``trade_off * sim - (1 - trade_off) * max near to those taken``, where the maximum over none
+    is 0. Returns at most k row numbers, best first, with the value each had when taken; ties go to the lower row.
+    ValueError unless 0 <= trade_off <= 1.
+    >>> mmr_order(np.array([.9, .8, .1]), np.array([[1, .9, 0], [.9, 1, 0], [0, 0, 1]]), 2, .5)[0]
+    [0, 2]
+    """
+    if not 0 <= trade_off <= 1:
+        raise ValueError(f"trade_off is {trade_off}; give 0 (diversity only) to 1 (relevance only)")
+    relevance = trade_off * np.asarray(sim, dtype=np.float64)
+    value, closest = relevance.copy(), np.full(len(sim), -np.inf)
+    taken = np.zeros(len(sim), dtype=np.bool_)
+    order, values = list[int](), list[float]()
+    while len(order) < min(k, len(sim)):
+        row = first_best(np.where(taken, -np.inf, value))
+        order.append(row)
+        values.append(float(value[row]))
+        taken[row] = True
+        closest = np.maximum(closest, near[row])
+        value = relevance - (1 - trade_off) * closest
+    return order, values
+
+
+@dataclass
+class MMRSelector(BaseSelector):
+    """near the query and unlike each other, greedily, among the nearest candidates"""
+
+    name: ClassVar[str] = "mmr"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "Carbonell & Goldstein 1998, SIGIR"
+
+    trade_off: float = 0.5  # 1 = relevance only (knn), 0 = diversity only
+    candidates: int = 100  # how many of the nearest are looked at; k when k is larger
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.trade_off <= 1:
+            raise UsageError(f"mmr: trade_off is {self.trade_off}; give 0 (diversity only) to 1 (relevance only)")
+        if self.candidates < 1:
+            raise UsageError(f"mmr: candidates is {self.candidates}; give 1 or more")
+
+    def prepare(self) -> None:
+        """Vectors of the pool."""
+        self.vectors_ = self._vectors()
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """Greedy order of the candidates; a score is the marginal relevance at its step."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Encode and search together; the greedy part is per query, where its matrix stays in the cache."""
+        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
+        return [self._reorder(rows, scores, k) for rows, scores in found]
+
+    def _reorder(self, rows: IntArray, sim: FloatArray, k: int) -> Chosen:
+        vectors = self.vectors_[rows]
+        order, values = mmr_order(sim, np.round(vectors @ vectors.T, DIGITS), k, self.trade_off)
+        return rows[order], np.array(values)

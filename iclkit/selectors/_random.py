@@ -1,0 +1,47 @@
+"""Uniformly random demonstrations: fresh for every query, or one draw for the whole task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
+from iclkit.selectors._maths import shuffle_keys, smallest_rows, stable_keys
+
+
+@dataclass
+class RandomSelector(BaseSelector):
+    """uniform without replacement, fresh for every query"""
+
+    name: ClassVar[str] = "random"
+    source: ClassVar[str] = "baseline"
+
+    def prepare(self) -> None:
+        """A key per example."""
+        self.keys_ = stable_keys(self.pool_.ids)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """A draw determined by seed, query id and example ids; every score is 0."""
+        rows = smallest_rows(shuffle_keys(self.keys_, "random", self.kit_.seed, query.id), k, allowed)
+        return rows, np.zeros(len(rows))
+
+
+@dataclass
+class RandomFixedSelector(RandomSelector):
+    """one uniform draw for all queries, so that prompts share a prefix; k=10 is part of k=20"""
+
+    name: ClassVar[str] = "random-fixed"
+    source: ClassVar[str] = "baseline of many-shot work; Bertsch et al. 2024, arXiv 2405.00200"
+
+    def prepare(self) -> None:
+        """One shuffle of the pool."""
+        super().prepare()
+        self.shuffled_ = shuffle_keys(self.keys_, "random-fixed", self.kit_.seed)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+        """The first k of the shuffle; a row that this query excludes makes room for the next."""
+        rows = smallest_rows(self.shuffled_, k, allowed)
+        return rows, np.zeros(len(rows))

@@ -1,0 +1,85 @@
+"""From a name with settings to a selector, and the table of all of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from iclkit.errors import UnknownName, UsageError
+from iclkit.records import Json, Spec
+from iclkit.registry import Registry, parse_spec
+from iclkit.selectors._base import Selector, describe
+
+_BUILTINS = {
+    "zero": "_zero:ZeroSelector",
+    "random": "_random:RandomSelector",
+    "random-fixed": "_random:RandomFixedSelector",
+    "balanced": "_balanced:BalancedSelector",
+    "bm25": "_bm25:BM25Selector",
+    "knn": "_knn:KNNSelector",
+    "mmr": "_mmr:MMRSelector",
+}
+SELECTORS = Registry("selector", "iclkit.selectors", {k: f"iclkit.selectors.{v}" for k, v in _BUILTINS.items()})
+BUILTINS = tuple(_BUILTINS)
+"""The names of the selectors that come with iclkit, simple ones first."""
+
+
+def make_selector(spec: str | Spec) -> Selector:
+    """The selector of a spec such as ``"mmr,trade_off=0.3"``; not fitted, nothing loaded.
+
+    UnknownName for a name or a setting that is not known (the nearest is offered), UsageError for a value of the wrong
+    kind.
+    """
+    spec = parse_spec(spec) if isinstance(spec, str) else spec
+    made: Any = SELECTORS.get(spec.name)
+    parameters = inspect.signature(made).parameters
+    for key in spec.settings:
+        if key not in parameters:
+            raise UnknownName(f"setting of selector {spec.name!r}", key, parameters)
+    values = {k: _fitting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
+    selector: Selector = made(**values)
+    return selector
+
+
+def _fitting(name: str, key: str, value: Json, default: object) -> Json:
+    """The value as the kind its default has: text stays text even where it could be read as a number."""
+    if isinstance(default, str):
+        return value if isinstance(value, str) else json.dumps(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, bool | int | float) and type(value) is not type(default):
+        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
+        raise UsageError(f"selector {name!r}: {key} is {kind} (default {json.dumps(default)}), not {value!r}")
+    return value
+
+
+def selectors_table() -> str:
+    """The Markdown table of the built-in selectors, made from what their classes declare."""
+    rows = ["| selector | chooses | needs | LM calls per query | LM calls per task | settings | source |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for name in BUILTINS:
+        about = describe(SELECTORS.get(name))
+        cells = (
+            f"`{name}`",
+            about["summary"],
+            ", ".join(_list(about["needs"])) or "–",
+            about["lm_calls_per_query"],
+            about["lm_calls_per_task"],
+            ", ".join(f"`{k}={json.dumps(v)}`" for k, v in _settings(about).items()) or "–",
+            about["source"],
+        )
+        rows.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(rows)
+
+
+def _list(value: Json) -> list[str]:
+    assert isinstance(value, list)
+    return [str(v) for v in value]
+
+
+def _settings(about: Mapping[str, Json]) -> dict[str, Json]:
+    value = about["settings"]
+    assert isinstance(value, dict)
+    return value

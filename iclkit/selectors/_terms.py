@@ -1,0 +1,105 @@
+"""Words of texts, and the BM25 weight of every word in every example of a pool (an index by bm25s)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.errors import UsageError
+from iclkit.registry import Registry
+from iclkit.selectors._base import IntArray
+
+Tokenizer = Callable[[str], list[str]]
+TOKENIZERS = Registry(
+    "tokenizer",
+    "iclkit.tokenizers",
+    {
+        "words": "iclkit.selectors._terms:words",
+        "split": "iclkit.selectors._terms:split",
+        "trigrams": "iclkit.selectors._terms:trigrams",
+    },
+)
+_WORD = re.compile(r"\w+")
+_DENSE = 8  # a word in more than 1/8 of the pool is kept as a dense column: adding that is faster than scattering
+
+
+def words(text: str) -> list[str]:
+    """Lower-cased runs of letters and digits."""
+    return _WORD.findall(text.lower())
+
+
+def split(text: str) -> list[str]:
+    """What stands between white space, as it is: for code, or text that is already tokenised."""
+    return text.split()
+
+
+def trigrams(text: str) -> list[str]:
+    """Lower-cased runs of three characters within words: for languages without spaces, and against misspellings."""
+    return [w[n : n + 3] for w in words(text) for n in range(max(1, len(w) - 2))]
+
+
+def tokenizer(name: str, stemmer: str) -> Tokenizer:
+    """The named tokenizer, followed by a Snowball stemmer when one is named ("english", "german" …).
+
+    UsageError for a stemmer that Snowball has not got.
+    """
+    cut: Tokenizer = TOKENIZERS.get(name)
+    if not stemmer:
+        return cut
+    import Stemmer
+
+    if stemmer not in Stemmer.algorithms():
+        raise UsageError(f"no stemmer named {stemmer!r}; known: {', '.join(sorted(Stemmer.algorithms()))}")
+    stem = Stemmer.Stemmer(stemmer)
+    return lambda text: list(stem.stemWords(cut(text)))
+
+
+class TermIndex:
+    """BM25 weights of a pool's words as sparse columns; inverse document frequencies are the pool's own."""
+
+    def __init__(self, texts: Sequence[str], cut: Tokenizer, k1: float, b: float) -> None:
+        import bm25s
+
+        self._cut, self._n = cut, len(texts)
+        self.vocabulary: dict[str, int] = {}
+        number = self.vocabulary.setdefault
+        ids = [[number(w, len(self.vocabulary)) for w in cut(text)] for text in texts]
+        self._columns: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[Any]] | None = None
+        self._dense: dict[int, NDArray[np.float32]] = {}
+        if not self.vocabulary:
+            return
+        index = bm25s.BM25(method="lucene", k1=k1, b=b, csc_backend="scipy")
+        index.index((ids, dict(self.vocabulary)), create_empty_token=False, show_progress=False)
+        self._columns = index.scores["data"], index.scores["indices"], index.scores["indptr"]
+
+    def term_ids(self, text: str) -> list[int]:
+        """Numbers of the text's words that the pool knows, repeats included."""
+        return [t for w in self._cut(text) if (t := self.vocabulary.get(w)) is not None]
+
+    def column(self, term: int) -> tuple[IntArray, NDArray[np.float32]]:
+        """Rows that hold a word, and its BM25 weight in each."""
+        assert self._columns is not None
+        data, rows, starts = self._columns
+        here = slice(int(starts[term]), int(starts[term + 1]))
+        return rows[here].astype(np.int64), data[here]
+
+    def scores(self, text: str) -> NDArray[np.float32]:
+        """(n,): sum over the text's words of their weight in each example; a word said twice counts twice."""
+        total = np.zeros(self._n, np.float32)
+        if self._columns is None:
+            return total
+        data, rows, starts = self._columns
+        for term in self.term_ids(text):
+            begin, end = int(starts[term]), int(starts[term + 1])
+            if (end - begin) * _DENSE <= self._n:
+                total[rows[begin:end]] += data[begin:end]
+            else:
+                if term not in self._dense:
+                    self._dense[term] = np.zeros(self._n, np.float32)
+                    self._dense[term][rows[begin:end]] = data[begin:end]
+                total += self._dense[term]
+        return total

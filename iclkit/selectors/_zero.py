@@ -1,0 +1,27 @@
+"""No demonstrations: the instruction and the query alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
+
+
+@dataclass
+class ZeroSelector(BaseSelector):
+    """no demonstrations, whatever k"""
+
+    name: ClassVar[str] = "zero"
+    needs: ClassVar[Needs] = Needs(pool=False)
+    source: ClassVar[str] = "baseline"
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+        """Nothing."""
+        return np.empty(0, np.int64), np.empty(0)
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:  # noqa: ARG002
+        return ()

@@ -1,0 +1,233 @@
+"""What every selector owes its callers, as one pytest class."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iclkit.errors import DataError, NeedError
+from iclkit.pool import Pool, PoolView
+from iclkit.prompts import Template
+from iclkit.records import Example, Query, Selection
+from iclkit.selectors import Kit, make_selector
+from iclkit.testing._embedder import HashEmbedder
+from iclkit.testing._lm import FakeLM
+
+_LINES = {
+    "praise": (
+        "the soup was hot, rich and made with care",
+        "friendly staff and a quick table by the window on a busy Friday night",
+        "best dumplings in town",
+        "we came back twice in one week because the fish is that fresh",
+        "a quiet garden, cold lemonade and cake: a perfect afternoon",
+        "great value for a family of five",
+        "the baker smiled and gave my son a warm roll",
+        "I still dream of that chocolate tart with sea salt and cream",
+        "fast, fair and clean",
+        "our waiter knew every wine and never hurried us at all",
+    ),
+    "complaint": (
+        "cold soup, again",
+        "we waited an hour for a table that was booked in my name weeks ago",
+        "the fish smelled old and the cook would not take it back",
+        "rude staff, sticky floor, no paper towels anywhere in the place",
+        "they charged my card twice and nobody answers the phone",
+        "too loud to talk, too dark to read the menu",
+        "my coat was stolen from the hall while the owner looked on",
+        "dry cake and weak coffee",
+        "the bill had three dishes on it that we never ordered or saw",
+        "never again will I bring my family to this noisy barn of a restaurant",
+    ),
+    "question": (
+        "do you have a table for five on Friday night?",
+        "is the soup made with cream",
+        "when does the kitchen close on Sundays and holidays?",
+        "can I bring my dog into the garden",
+        "which wine goes with the fish of the day, and is it dry?",
+        "do you take cards",
+        "are there any dishes without nuts, for my son?",
+        "where may guests park a car near the restaurant after six in the evening?",
+        "how much is the lunch menu",
+        "could you send me the bill for last week by mail please?",
+    ),
+}
+
+
+class SelectorContract:
+    """Subclass it in a test module and give it a ``selector`` fixture that returns a fresh selector, not fitted.
+
+        class TestMine(SelectorContract):
+            @pytest.fixture(params=["mine", "mine,weight=0.2"])
+            def selector(self, request):
+                return make_selector(request.param)
+
+    Override ``kit``, ``examples`` or ``queries`` where a selector wants other material, and ``expected_size`` where it
+    may show fewer than it could. Scores that agree to 1e-6 tie, and tied examples may stand for each other.
+    """
+
+    @pytest.fixture
+    def selector(self) -> Any:
+        """The selector under test."""
+        pytest.fail("give the test class a `selector` fixture that returns a fresh selector")
+
+    @pytest.fixture
+    def examples(self) -> list[Example]:
+        """The pool: thirty short texts with three labels."""
+        return [Example(text, label) for label, texts in _LINES.items() for text in texts]
+
+    @pytest.fixture
+    def queries(self) -> list[Query]:
+        """Queries, one of them without a word in common with the pool."""
+        texts = ("was the fish fresh and the staff friendly", "table for two on Friday?", "qwertz", "the bill, please")
+        return [Query(t) for t in texts]
+
+    @pytest.fixture
+    def kit(self) -> Kit:
+        """Everything a selector may need, without models."""
+        template = Template("Text: {input}\nKind: {output}")
+        return Kit(embedder=HashEmbedder(), lm=FakeLM(), template=template, labels=tuple(_LINES), seed=7)
+
+    def expected_size(self, selector: Any, k: int, allowed: int) -> int:  # noqa: ARG002
+        """How many picks there are for k when ``allowed`` examples may be shown."""
+        return min(k, allowed)
+
+    @pytest.fixture
+    def fitted(self, selector: Any, examples: list[Example], kit: Kit) -> Any:
+        """The selector, fitted on the pool."""
+        return selector.fit(_view(examples), kit)
+
+    def test_never_shows_an_excluded_example(self, fitted: Any, queries: list[Query], examples: list[Example]) -> None:
+        for query in queries:
+            gone: frozenset[str] = frozenset()
+            for _ in range(3):
+                picks = fitted.select(_without(query, gone), 4)
+                assert not gone & {*picks.ids}
+                gone |= {*picks.ids}
+            everything = frozenset(e.id for e in examples)
+            assert fitted.select(_without(query, everything), 4).ids == ()
+            last = fitted.select(_without(query, everything - {examples[5].id}), 4).ids
+            assert {*last} <= {examples[5].id}
+
+    def test_an_unknown_id_in_exclude_changes_nothing(self, fitted: Any, queries: list[Query]) -> None:
+        for query in queries:
+            assert fitted.select(_without(query, frozenset({"nowhere"})), 4).picks == fitted.select(query, 4).picks
+
+    def test_gives_k_picks_without_repeats_and_ranks_them(
+        self, fitted: Any, queries: list[Query], examples: list[Example]
+    ) -> None:
+        for k in (1, 3, 8):
+            for selection in fitted.select_many(queries, k):
+                assert len(selection) == self.expected_size(fitted, k, len(examples))
+                assert len({*selection.ids}) == len(selection)
+                assert {*selection.ids} <= {e.id for e in examples}
+                assert [p.rank for p in selection] == [*range(1, len(selection) + 1)]
+                assert all(np.isfinite(p.score) for p in selection)
+
+    def test_k_of_zero_shows_nothing(self, fitted: Any, queries: list[Query]) -> None:
+        assert all(s.ids == () for s in fitted.select_many(queries, 0))
+
+    def test_k_beyond_the_pool_gives_what_there_is_and_says_so(
+        self, fitted: Any, queries: list[Query], examples: list[Example]
+    ) -> None:
+        k = len(examples) + 5
+        for selection in fitted.select_many(queries, k):
+            size = self.expected_size(fitted, k, len(examples))
+            assert len(selection) == size
+            assert len({*selection.ids}) == size
+            if size:
+                assert any(f"{size} of {k}" in note for note in selection.notes)
+
+    def test_many_queries_are_answered_as_one_by_one(self, fitted: Any, queries: list[Query]) -> None:
+        one_by_one = [fitted.select(q, 5) for q in queries]
+        assert fitted.select_many(queries, 5) == one_by_one
+        assert fitted.select_many(queries[::-1], 5) == one_by_one[::-1]
+        assert [*fitted.select_many(queries[:2], 5), *fitted.select_many(queries[2:], 5)] == one_by_one
+        assert fitted.select_many([], 5) == []
+
+    def test_queries_that_exclude_differently_do_not_disturb_each_other(
+        self, fitted: Any, queries: list[Query], examples: list[Example]
+    ) -> None:
+        mixed = [_without(q, frozenset(e.id for e in examples[n::3])) for n, q in enumerate(queries)]
+        assert fitted.select_many(mixed, 5) == [fitted.select(q, 5) for q in mixed]
+
+    def test_the_same_seed_gives_the_same_picks(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        first, second = copy.deepcopy(selector), copy.deepcopy(selector)
+        ours = first.fit(_view(examples), kit).select_many(queries, 5)
+        random.seed(3)
+        np.random.seed(3)
+        assert second.fit(_view(examples), kit).select_many(queries[1:], 5) == ours[1:]
+
+    def test_global_random_state_is_left_alone(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        before, numpy_before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+        selector.fit(_view(examples), kit).select_many(queries, 5)
+        assert random.getstate() == before
+        assert np.random.get_state()[1].tolist() == numpy_before  # type: ignore[index]
+
+    def test_the_order_of_the_pool_does_not_matter(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        turned = [*examples[11:], *examples[:11]][::-1]
+        ours = copy.deepcopy(selector).fit(_view(examples), kit).select_many(queries, 6)
+        theirs = copy.deepcopy(selector).fit(_view(turned), kit).select_many(queries, 6)
+        for one, other in zip(ours, theirs, strict=True):
+            assert _up_to_ties(one) == _up_to_ties(other)
+
+    def test_an_empty_pool_is_refused_in_one_line(self, selector: Any, queries: list[Query], kit: Kit) -> None:
+        if selector.needs.pool:
+            with pytest.raises(DataError, match="pool is empty"):
+                selector.fit(_view([]), kit)
+        else:
+            assert selector.fit(_view([]), kit).select(queries[0], 3).ids == ()
+
+    def test_what_it_needs_is_asked_for_before_the_work(self, selector: Any, examples: list[Example], kit: Kit) -> None:
+        if selector.needs.embedder:
+            with pytest.raises(NeedError, match="--embedder"):
+                copy.deepcopy(selector).fit(_view(examples), Kit(lm=kit.lm, template=kit.template, labels=kit.labels))
+        if selector.needs.lm:
+            with pytest.raises(NeedError, match="--lm"):
+                copy.deepcopy(selector).fit(_view(examples), Kit(embedder=kit.embedder, template=kit.template))
+
+    def test_asking_before_fitting_or_for_less_than_nothing_is_an_error(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        with pytest.raises(DataError, match="fit"):
+            selector.select(queries[0], 3)
+        with pytest.raises(DataError, match="-1"):
+            selector.fit(_view(examples), kit).select(queries[0], -1)
+
+    def test_its_spec_builds_it_again(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        again: Any = make_selector(str(selector.spec))
+        assert again.spec == selector.spec
+        assert type(again) is type(selector)
+        ours = copy.deepcopy(selector).fit(_view(examples), kit).select_many(queries, 5)
+        assert again.fit(_view(examples), kit).select_many(queries, 5) == ours
+
+
+def _view(examples: Sequence[Example]) -> PoolView:
+    return Pool.of(examples).view()
+
+
+def _without(query: Query, ids: frozenset[str]) -> Query:
+    return Query(query.input, query.choices, ids, query.id)
+
+
+def _up_to_ties(selection: Selection) -> list[tuple[float, frozenset[str] | int]]:
+    """Scores with the ids that have them; of the last score only how many, since others may tie with them."""
+    groups: dict[float, list[str]] = defaultdict(list)
+    for pick in selection:
+        groups[round(pick.score, 5)].append(pick.example_id)
+    last = round(selection.picks[-1].score, 5) if len(selection) else None
+    tied = [s for s, ids in groups.items() if s == last and len(ids) > 1]
+    return [(s, len(ids) if s in tied else frozenset(ids)) for s, ids in groups.items()]

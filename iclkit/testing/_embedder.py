@@ -1,0 +1,68 @@
+"""An embedder without a model: texts that share words are near each other."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@cache
+def _word_vector(word: str, dim: int) -> NDArray[np.float64]:
+    seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+    return np.random.default_rng(seed).standard_normal(dim)
+
+
+class HashEmbedder:
+    """Each word is a fixed random direction, a text the sum of its words; lower-cased, order ignored.
+
+    Deterministic on every machine, independent of how texts are batched. ``calls`` counts the texts of each side.
+    """
+
+    def __init__(self, dim: int = 64) -> None:
+        self.dim = dim
+        self.name = "hash"
+        self.fingerprint = f"hash-{dim}-1"
+        self.calls = {"queries": 0, "documents": 0}
+
+    def encode_queries(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, dim) float32, unit rows."""
+        return self._encode("queries", texts, progress)
+
+    def encode_documents(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, dim) float32, unit rows."""
+        return self._encode("documents", texts, progress)
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """One (tokens, dim) float32 array of unit rows per text: a row per word."""
+        return [
+            np.stack([_unit(_word_vector(w, self.dim)) for w in _WORD.findall(t.lower()) or [""]]).astype(np.float32)
+            for t in texts
+        ]
+
+    def _encode(
+        self, side: str, texts: Sequence[str], progress: Callable[[int, int], None] | None
+    ) -> NDArray[np.float32]:
+        self.calls[side] += len(texts)
+        rows = np.empty((len(texts), self.dim), np.float32)
+        for n, text in enumerate(texts):
+            words = _WORD.findall(text.lower()) or [""]
+            rows[n] = _unit(np.sum([_word_vector(w, self.dim) for w in words], axis=0))
+        if progress:
+            progress(len(texts), len(texts))
+        return rows
+
+
+def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = vector / np.linalg.norm(vector)
+    return result
