@@ -99,10 +99,10 @@ def _table(found: list[models.ModelStatus]) -> None:
     table.add_column("size", justify="right")
     table.add_column("licence")
     table.add_column("here")
-    table.add_column("can be fetched from")
+    table.add_column("fetched from")
     for status in found:
         card = status.card
-        places = "hub, package index" if card.wheel else "hub"
+        places = "hub, index" if card.wheel else "hub"
         size = f"{card.megabytes:,} MB" if card.megabytes else ""
         table.add_row(card.name, card.kind, size, card.licence, _state(status), places)
     Console().print(table)

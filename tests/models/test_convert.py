@@ -1,0 +1,141 @@
+"""GGUF to safetensors, on a tiny model written here and on the real one that was pulled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iclkit import models
+from iclkit.errors import ModelError
+from iclkit.models._convert import gguf_to_safetensors
+
+HEADS, KV_HEADS, HIDDEN = 4, 2, 32
+
+
+def byte_level_vocabulary() -> list[str]:
+    """GPT-2's 256 printable stand-ins for bytes, then one merge per kind of white space and of letters."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [b for b in range(256) if b not in plain]
+    stand_in = dict(zip(plain, map(chr, plain), strict=True)) | {b: chr(256 + i) for i, b in enumerate(rest)}
+    return [stand_in[b] for b in range(256)]
+
+
+def rotary_halves_to_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF keeps the two halves of each rotary head interleaved."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path: Path, model, vocabulary: list[str], merges: list[str]) -> None:
+    from gguf import GGUFWriter
+
+    config, names = model.config, {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k"}
+    names |= {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate"}
+    names |= {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm"}
+    names |= {"post_attention_layernorm": "ffn_norm", "model.layers": "blk", "model.embed_tokens": "token_embd"}
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(vocabulary)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
+    writer.add_token_merges(merges)
+    writer.add_bos_token_id(len(vocabulary) - 1)
+    writer.add_eos_token_id(len(vocabulary) - 1)
+    for name, tensor in model.state_dict().items():
+        array = tensor.float().numpy()
+        if "q_proj" in name or "k_proj" in name:
+            array = rotary_halves_to_pairs(array, HEADS if "q_proj" in name else KV_HEADS)
+        if name == "lm_head.weight":
+            continue  # tied
+        name = name.replace("model.norm", "output_norm")
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_becomes_the_same_weights_in_bf16_without_a_word_on_the_terminal(tmp_path, capfd):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    vocabulary = [*byte_level_vocabulary(), "ĊĊ", "he", "<|end|>"]
+    torch.manual_seed(0)
+    shape = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    config = LlamaConfig(vocab_size=len(vocabulary), tie_word_embeddings=True, **shape, **heads)
+    model = LlamaForCausalLM(config).eval()
+    write_gguf(tmp_path / "tiny.gguf", model, vocabulary, ["Ċ Ċ", "h e"])
+    capfd.readouterr()
+
+    steps: list[float] = []
+    said = gguf_to_safetensors(tmp_path / "tiny.gguf", tmp_path / "out", steps.append)
+
+    assert capfd.readouterr() == ("", "")
+    assert said.startswith("tiny.gguf to bf16 safetensors by transformers ")
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (0.0, 1.0)
+    assert len(steps) > 10
+    back = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert back.dtype == torch.bfloat16
+    assert not hasattr(back.config, "quantization_config")
+    expected = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
+    assert expected.keys() == back.state_dict().keys()
+    assert all(torch.equal(expected[k], v) for k, v in back.state_dict().items())
+    # digits are split off before white space is looked at, so the two newlines stay together
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("he\n\n5").input_ids) == ["he", "ĊĊ", "5"]
+
+
+def test_a_file_that_is_not_gguf_is_one_clear_line(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"not a gguf" * 100)
+    with pytest.raises(ModelError, match=r"bad\.gguf cannot be converted to safetensors: ") as caught:
+        gguf_to_safetensors(tmp_path / "bad.gguf", tmp_path / "out", lambda share: None)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.models
+def test_the_pulled_models_are_what_was_pulled(smollm2_path, minilm_path):
+    assert models.check("smollm2-135m") == []
+    assert models.check("all-minilm-l6-v2") == []
+
+
+@pytest.mark.models
+def test_the_pulled_lm_is_bf16_and_continues_a_well_known_sentence(smollm2_path):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_path, dtype="auto")
+    assert model.dtype == torch.bfloat16
+    assert tokenizer("Hello world").input_ids == [19556, 905]
+    assert tokenizer.decode(tokenizer("Zahl:\n\n42 ☃").input_ids) == "Zahl:\n\n42 ☃"
+    chat = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
+    )
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    with torch.no_grad():
+        logits = model(**tokenizer("The capital of France is", return_tensors="pt")).logits[0, -1]
+    assert tokenizer.decode(logits.argmax()) == " Paris"
+
+
+@pytest.mark.models
+def test_the_pulled_embedder_puts_like_near_like(minilm_path):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(minilm_path), device="cpu")
+    cat, kitten, tax = model.encode(["A cat sleeps.", "A kitten is napping.", "Tax law changed."])
+    assert cat.shape == (384,)
+    assert float(cat @ kitten) > 0.5 > 0.2 > float(cat @ tax)
