@@ -1,0 +1,359 @@
+"""One task, one selector, one LM, one seed: a Run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iclkit import __version__
+from iclkit.datasets import Task, find_leaks
+from iclkit.errors import DataError, LeakError, UsageError
+from iclkit.eval._metrics import METRICS, Metric
+from iclkit.eval._store import RunFolder, chunks
+from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest
+from iclkit.models import home
+from iclkit.pool import Embedder, Pool, PoolView
+from iclkit.prompts import ORDERS, Template, assemble
+from iclkit.records import Example, Prompt, Query, Row, Run, Selection, Spec
+from iclkit.selectors import Kit, Selector, make_selector
+
+ON_LEAK = ("exclude", "stop", "ignore")
+NORMALISE = ("sum", "mean")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task made ready to be judged: its pool, the queries with what must not be shown to them, the right answers.
+
+    ``leaks`` is what the firewall found: counts by kind, and what was done about it.
+    """
+
+    task: Task
+    view: PoolView
+    queries: tuple[Query, ...]
+    golds: tuple[str, ...]
+    on_leak: str = "exclude"
+    leaks: Mapping[str, Any] = field(default_factory=dict)
+
+
+def task_pool(task: Task) -> Pool:
+    """The pool of a task's train rows, kept under ``home()/pools`` so that its vectors are computed once."""
+    folder = home() / "pools"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"cannot keep pools in {folder} ({error.strerror}); set ICLKIT_HOME to a writable folder"
+        ) from error
+    safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in task.name)
+    pool = Pool.open(folder / f"{safe}-{task.hash[:12]}.db")
+    if len(pool) == 0:
+        pool.add(task.train)
+    return pool
+
+
+def make_bench(
+    task: Task, pool: Pool | PoolView | None = None, *, limit: int | None = None, on_leak: str = "exclude"
+) -> Bench:
+    """The first ``limit`` test rows of a task against a pool (None: the task's own, kept with its vectors).
+
+    Pool examples whose input is that of a test row, exactly, normalised or nearly, are leaks: ``exclude`` keeps each
+    from the query it gives away, ``stop`` raises LeakError, ``ignore`` leaves them to be shown. DataError for an empty
+    pool, UsageError for a limit below 1 or an unknown policy.
+    """
+    if on_leak not in ON_LEAK:
+        raise UsageError(f"on_leak is {on_leak!r}; choose from {', '.join(ON_LEAK)}")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
+    pool = task_pool(task) if pool is None else pool
+    view = pool.view() if isinstance(pool, Pool) else pool
+    if not len(view):
+        raise DataError(f"the pool for task {task.name!r} is empty; add examples with: iclkit pool add POOL FILE")
+    queries, golds = task.queries("test")[:limit], tuple(e.output for e in task.test[:limit])
+    leaks = find_leaks(view.examples, queries)
+    kinds = Counter(leak.kind for leak in leaks)
+    facts = {"policy": on_leak, "pairs": dict(kinds), "queries": len({leak.test_id for leak in leaks})}
+    if leaks and on_leak == "stop":
+        first = leaks[0]
+        raise LeakError(
+            f"{facts['queries']} of {len(queries)} test rows of {task.name!r} stand in the pool, e.g. row "
+            f"{first.test_id} as example {first.example_id} ({first.kind}); remove them with iclkit pool rm, "
+            f"or use --on-leak exclude"
+        )
+    hidden: dict[str, set[str]] = {}
+    for leak in leaks if on_leak == "exclude" else ():
+        hidden.setdefault(leak.test_id, set()).add(leak.example_id)
+    queries = tuple(replace(q, exclude=q.exclude | frozenset(hidden.get(q.id, ()))) for q in queries)
+    return Bench(task, view, queries, golds, on_leak, facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a run is made; all of it is part of the run's identity.
+
+    ``budget`` in tokens for prompt and answer (None: the LM's context). ``normalise``: ``sum`` compares labels by their
+    summed log-probability, ``mean`` by that divided by the label's tokens.
+    """
+
+    k: int = 8
+    seed: int = 0
+    order: str = "best-last"
+    budget: int | None = None
+    normalise: str = "sum"
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise UsageError(f"k is {self.k}; give 0 or more")
+        if self.normalise not in NORMALISE:
+            raise UsageError(f"normalise is {self.normalise!r}; choose from {', '.join(NORMALISE)}")
+        ORDERS.get(self.order)
+
+
+def evaluate(
+    task: Task | Bench,
+    selector: str | Spec | Selector,
+    lm: LM,
+    *,
+    pool: Pool | PoolView | None = None,
+    k: int = 8,
+    seed: int = 0,
+    order: str = "best-last",
+    embedder: Embedder | None = None,
+    template: Template | None = None,
+    limit: int | None = None,
+    budget: int | None = None,
+    normalise: str = "sum",
+    on_leak: str = "exclude",
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Select, assemble, ask and judge for every test query of a task.
+
+    A ``Bench`` in place of the task brings pool, limit and leaks along, found once for many runs. With ``out`` the run
+    is kept in ``out/<run id>``: the same call again resumes it, or returns it at once when it is finished. Errors:
+    those of ``make_bench``, ``make_selector`` and ``fit``; DataError when a query alone is over the budget; RunError
+    when another process works on the same run.
+    """
+    bench = task if isinstance(task, Bench) else make_bench(task, pool, limit=limit, on_leak=on_leak)
+    chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
+    settings = Settings(0 if chooser.spec.name == "zero" else k, seed, order, budget, normalise)
+    work = _Work(bench, chooser, lm, embedder, template or bench.task.template, settings, progress)
+    if out is None:
+        rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]
+        return Run(work.spec, tuple(rows), work.spent, work.facts | {"done": True})
+    with RunFolder.opened(Path(out), work.spec, len(bench.queries)) as folder:
+        if not folder.done:
+            before = dict(folder.spent)
+            folder.facts = work.facts
+            folder.save(done=False)
+            for part in chunks(len(bench.queries)):
+                if part.start < len(folder.rows):
+                    work.skip(part)
+                    continue
+                folder.append(work.rows(part))
+                folder.spent = {key: before.get(key, 0) + value for key, value in work.spent.items()}
+                folder.facts = work.facts
+                folder.save(done=False)
+            folder.facts = work.facts | _notes(folder.rows)
+            folder.save(done=True, texts=work.texts(folder.rows))
+        return Run(work.spec, tuple(folder.rows), folder.spent, folder.facts | {"done": True})
+
+
+def run_spec(
+    bench: Bench, chooser: Selector, lm: LM, embedder: Embedder | None, template: Template, settings: Settings
+) -> dict[str, Any]:
+    """Everything that determines a run's rows."""
+    task, spec = bench.task, chooser.spec
+    return {
+        "iclkit": __version__,
+        "task": {"name": task.name, "hash": task.hash, "kind": task.kind, "metric": task.metric,
+                 "labels": list(task.labels), "queries": len(bench.queries)},
+        "pool": {"hash": bench.view.hash, "size": len(bench.view)},
+        "selector": {"name": spec.name, "settings": dict(spec.settings), "version": spec.version},
+        "lm": {"name": lm.name, "fingerprint": lm.fingerprint},
+        "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint}
+        if embedder is not None and chooser.needs.embedder else None,
+        "template": asdict(template),
+        "on_leak": bench.on_leak,
+        **asdict(settings),
+    }  # fmt: skip
+
+
+class _Work:
+    """The three stages of a run, a chunk of queries at a time; counts what they cost."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        chooser: Selector,
+        lm: LM,
+        embedder: Embedder | None,
+        template: Template,
+        settings: Settings,
+        progress: Progress | None,
+    ) -> None:
+        self.bench, self.chooser, self.lm, self.embedder = bench, chooser, lm, embedder
+        self.template, self.settings, self.progress = template, settings, progress
+        self.metric: Metric = METRICS.get(bench.task.metric)
+        self.spec = run_spec(bench, chooser, lm, embedder, template, settings)
+        self.facts: dict[str, Any] = {"leaks": bench.leaks}
+        self.spent: dict[str, float] = {}
+        self._fitted = False
+        self._done = 0
+        task = bench.task
+        self.scored = bool(task.labels) or task.kind == "multiple_choice"
+        self.stops = template.stop_strings if self.scored else _stops(template, task)
+        longest = max(bench_answers(bench), key=len, default="")
+        self.reserve = lm.count_tokens(longest) if self.scored else task.max_answer_tokens
+
+    def skip(self, part: range) -> None:
+        """Count a chunk that was done before."""
+        self._step(len(part))
+
+    def rows(self, part: range) -> list[Row]:
+        """The rows of the queries at these positions."""
+        queries = self.bench.queries[part.start : part.stop]
+        golds = self.bench.golds[part.start : part.stop]
+        with self._timed("select"):
+            if not self._fitted:
+                kit = Kit(self.embedder, self.lm, self.template, self.bench.task.labels, self.settings.seed)
+                self.chooser.fit(self.bench.view, kit)
+                self._fitted = True
+            selections = self.chooser.select_many(queries, self.settings.k)
+        with self._timed("assemble"):
+            prompts = [self._prompt(q, s) for q, s in zip(queries, selections, strict=True)]
+        with self._timed("score"):
+            answers = self._scored(queries, prompts) if self.scored else self._generated(prompts)
+        self._step(len(part))
+        return [
+            self._row(q, gold, s, p, *answer)
+            for q, gold, s, p, answer in zip(queries, golds, selections, prompts, answers, strict=True)
+        ]
+
+    def texts(self, rows: Sequence[Row]) -> list[Query | Example]:
+        """Queries and shown examples, for the reports."""
+        shown = dict.fromkeys(i for row in rows for i in row.shown)
+        row_of = {i: n for n, i in enumerate(self.bench.view.ids)}
+        return [*self.bench.queries, *(self.bench.view.examples[row_of[i]] for i in shown)]
+
+    def _prompt(self, query: Query, selection: Selection) -> Prompt:
+        view = self.bench.view
+        ranked = [view.examples[row] for i in selection.ids if (row := view.row_of(i)) is not None]
+        return assemble(
+            self.template,
+            query,
+            ranked,
+            order=self.settings.order,
+            budget=self.settings.budget or self.lm.context_size,
+            count_tokens=self.lm.count_tokens,
+            render_chat=self.lm.render_chat if self.template.chat else None,
+            seed=self.settings.seed,
+            reserve=self.reserve,
+        )
+
+    def _scored(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, float]]]:
+        options = [options_of(self.bench.task, q) for q in queries]
+        requests = [
+            ScoreRequest(p.text, p.answer_prefix + self.template.answer(o, q.choices))
+            for q, p, answers in zip(queries, prompts, options, strict=True)
+            for o in answers
+        ]
+        scores = iter(self.lm.score(requests))
+        found = []
+        for answers in options:
+            these = [next(scores) for _ in answers]
+            summed = {o: s.logprob for o, s in zip(answers, these, strict=True)}
+            judged = [s.logprob / max(1, s.tokens) if self.settings.normalise == "mean" else s.logprob for s in these]
+            found.append((answers[int(np.argmax(judged))], summed))  # ties go to the first label
+        return found
+
+    def _generated(self, prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, float]]]:
+        requests = [GenerateRequest(p.text, self.bench.task.max_answer_tokens, self.stops) for p in prompts]
+        return [(g.text.strip(), {}) for g in self.lm.generate(requests)]
+
+    def _row(
+        self, query: Query, gold: str, selection: Selection, prompt: Prompt, output: str, logprobs: dict[str, float]
+    ) -> Row:
+        metrics = {self.metric.name: self.metric.judge(output, gold)} if self.metric.judge else {}
+        if gold in logprobs:
+            metrics["gold_logprob"] = logprobs[gold] - float(np.logaddexp.reduce([*logprobs.values()]))
+        return Row(
+            query_id=query.id,
+            gold=gold,
+            output=output,
+            metrics=metrics,
+            picks=tuple((p.example_id, p.score) for p in selection.picks),
+            shown=prompt.shown,
+            dropped=prompt.dropped,
+            prompt_hash=prompt.hash,
+            prompt_tokens=prompt.tokens,
+            label_logprobs=logprobs,
+            notes=selection.notes,
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Any:
+        spent = getattr(self.lm, "spent", None)
+        before = spent.as_dict() if spent else {}
+        start = time.perf_counter()
+        yield
+        self._add(f"{stage}_s", time.perf_counter() - start)
+        for key, value in (spent.as_dict() if spent else {}).items():
+            self._add("lm_s" if key == "seconds" else key, value - before[key])
+
+    def _add(self, key: str, value: float) -> None:
+        self.spent[key] = round(self.spent.get(key, 0) + value, 6)
+
+    def _step(self, count: int) -> None:
+        self._done += count
+        if self.progress:
+            self.progress(self._done, len(self.bench.queries))
+
+
+def options_of(task: Task, query: Query) -> tuple[str, ...]:
+    """The answers that are scored for a query: the task's labels, or the query's own choices."""
+    options = query.choices if task.kind == "multiple_choice" else task.labels
+    if not options:
+        raise DataError(f"query {query.id} of {task.name!r} has no choices to score")
+    return tuple(dict.fromkeys(options))
+
+
+def bench_answers(bench: Bench) -> set[str]:
+    """Every answer that may be scored."""
+    return {*bench.task.labels, *(c for q in bench.queries for c in q.choices)}
+
+
+def _stops(template: Template, task: Task) -> tuple[str, ...]:
+    """What ends a generated answer: the template's own, and a line's end where no answer shown has more than one."""
+    one_line = not template.chat and all("\n" not in e.output.strip() for e in task.train)
+    return tuple(dict.fromkeys([*template.stop_strings, *(["\n"] if one_line else [])]))
+
+
+def _notes(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a reader of the run should know, counted over its rows."""
+    return {
+        "short": sum(bool(r.notes) for r in rows),
+        "dropped": sum(len(r.dropped) for r in rows),
+        "note": next((n for r in rows for n in r.notes), ""),
+    }
+
+
+def seed_matters(bench: Bench, selector: str | Spec, kit: Kit, k: int, order: str, probes: int = 16) -> bool:
+    """Whether another seed gives other prompts: the order is random, or the picks of the first queries differ.
+
+    Fits the selector with two seeds and compares what it picks for ``probes`` queries.
+    """
+    if k > 1 and order == "random":
+        return True
+    chosen = []
+    for seed in (0, 1):
+        fitted = make_selector(selector).fit(bench.view, replace(kit, seed=seed))
+        chosen.append([s.ids for s in fitted.select_many(bench.queries[:probes], k)])
+    return chosen[0] != chosen[1]

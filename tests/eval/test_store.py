@@ -1,0 +1,135 @@
+"""Runs on disk: what a kill leaves behind is cut to whole chunks, and damage is named."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import DataError, RunError
+from iclkit.eval._store import CHUNK, RunFolder, chunks, load_run, load_runs
+from iclkit.records import Dropped, Row, Run
+
+SPEC = {"task": "t", "seed": 0}
+
+
+def row(n: int) -> Row:
+    return Row(f"q{n}", "yes", "no", {"accuracy": 0.0}, (("a", 0.1 + n),), ("a",), (Dropped("b", "budget"),))
+
+
+ROWS = [row(n) for n in range(200)]
+
+
+@given(st.integers(0, 1000))
+def test_chunks_tile_the_queries_and_none_is_tiny(total):
+    parts = chunks(total)
+    assert [i for p in parts for i in p] == list(range(total))
+    assert all(len(p) >= min(total, CHUNK / 2) for p in parts)
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        folder.append(ROWS[:64])
+        folder.append(ROWS[64:128])
+        folder.append(ROWS[128:])
+        folder.spent = {"calls": 3}
+        folder.save(done=True)
+    run = load_run(tmp_path / Run(SPEC).id)
+    assert run.rows == tuple(ROWS)
+    assert (run.spec, run.spent, run.facts["done"]) == (SPEC, {"calls": 3}, True)
+    assert [r.id for r in load_runs(tmp_path)] == [run.id]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000_000))
+def test_a_file_cut_at_any_byte_opens_with_whole_chunks_only(tmp_path_factory, cut):
+    out = tmp_path_factory.mktemp("runs")
+    with RunFolder.opened(out, SPEC, 200) as folder:
+        folder.append(ROWS)
+        folder.save(done=True)
+    file = out / Run(SPEC).id / "rows.jsonl"
+    raw = file.read_bytes()
+    file.write_bytes(raw[: cut % len(raw)])
+    with RunFolder.opened(out, SPEC, 200) as folder:
+        assert not folder.done
+        assert len(folder.rows) in (0, 64, 128)
+        assert folder.rows == ROWS[: len(folder.rows)]
+        folder.append(ROWS[len(folder.rows) :])
+    assert file.read_bytes() == raw
+
+
+def test_a_finished_run_whose_rows_are_gone_is_not_finished(tmp_path):
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        folder.append(ROWS)
+        folder.save(done=True)
+    (tmp_path / Run(SPEC).id / "rows.jsonl").unlink()
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        assert (folder.done, folder.rows) == (False, [])
+
+
+def test_a_damaged_row_is_named_by_file_and_line(tmp_path):
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        folder.append(ROWS)
+        folder.save(done=True)
+    file = tmp_path / Run(SPEC).id / "rows.jsonl"
+    lines = file.read_text().splitlines()
+    lines[16] = lines[16][:20]
+    file.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 17 is damaged"):
+        load_run(file.parent)
+
+
+def test_a_damaged_state_says_what_to_do(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"delete the folder .*x and run again"):
+        load_runs(tmp_path)
+
+
+def hold(out, held, let_go):
+    with RunFolder.opened(out, SPEC, 200):
+        held.set()
+        let_go.wait(20)
+
+
+def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    held, let_go = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, held, let_go))
+    other.start()
+    assert held.wait(20)
+    with pytest.raises(RunError, match="another process"), RunFolder.opened(tmp_path, SPEC, 200):
+        pass
+    other.kill()
+    other.join()
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        assert folder.rows == []
+
+
+def test_a_folder_that_cannot_be_written_says_so(tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.raises(RunError, match="cannot write runs"), RunFolder.opened(blocked, SPEC, 1):
+        pass
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_a_folder_without_runs_says_how_to_make_some(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="iclkit eval"):
+        load_runs(tmp_path / name)
+
+
+def test_texts_hold_queries_and_shown_examples(tmp_path):
+    from iclkit.eval._store import load_texts
+    from iclkit.records import Example, Query
+
+    with RunFolder.opened(tmp_path, SPEC, 0) as folder:
+        folder.save(done=True, texts=[Query("wie?", id="q"), Example({"a": "x"}, "y", id="e")])
+    texts = load_texts(tmp_path / Run(SPEC).id)
+    assert texts["q"]["input"] == "wie?"
+    assert texts["e"] == {"id": "e", "input": {"a": "x"}, "output": "y"}
+    assert json.loads((tmp_path / Run(SPEC).id / "run.json").read_text())["done"] is True
