@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -61,6 +61,30 @@ class HashEmbedder:
         if progress:
             progress(len(texts), len(texts))
         return rows
+
+
+class TableEmbedder:
+    """The vectors of a table, scaled to unit length: for tests that want exact geometry.
+
+    KeyError for a text that is not in the table.
+    """
+
+    def __init__(self, table: Mapping[str, Sequence[float]]) -> None:
+        self._table = {text: np.asarray(vector, dtype=np.float64) for text, vector in table.items()}
+        self.dim = len(next(iter(self._table.values())))
+        self.name = "table"
+        content = repr(sorted((text, vector.tolist()) for text, vector in self._table.items()))
+        self.fingerprint = f"table-{hashlib.blake2b(content.encode(), digest_size=8).hexdigest()}"
+
+    def encode_queries(
+        self, texts: Sequence[str], progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, dim) float32, unit rows."""
+        if progress:
+            progress(len(texts), len(texts))
+        return np.array([_unit(self._table[t]) for t in texts], dtype=np.float32).reshape(len(texts), self.dim)
+
+    encode_documents = encode_queries
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:

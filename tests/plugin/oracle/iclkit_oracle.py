@@ -1,0 +1,30 @@
+"""A selector and an order policy, written the way a package outside iclkit would write them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.selectors import BaseSelector, Needs, best_rows
+
+
+@dataclass
+class LongestSelector(BaseSelector):
+    """the longest inputs, or the shortest"""
+
+    name: ClassVar[str] = "longest"
+    needs: ClassVar[Needs] = Needs()
+    source: ClassVar[str] = "the tests of iclkit"
+
+    sign: float = 1.0
+
+    def prepare(self):
+        self.lengths_ = self.sign * np.array([len(e.text) for e in self.pool_.examples], dtype=np.float64)
+
+    def choose(self, query, k, allowed):
+        rows = best_rows(self.lengths_, k, allowed)
+        return rows, self.lengths_[rows]
+
+
+def alphabetic(examples, *, seed, query_id):
+    return sorted(examples, key=lambda e: e.text)

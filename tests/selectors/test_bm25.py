@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import UnknownName, UsageError
+from iclkit.pool import Pool
+from iclkit.records import Example, Query
+from iclkit.selectors import Kit, make_selector
+from iclkit.selectors._terms import TermIndex, trigrams, words
+
+TEXT = st.lists(st.sampled_from(["red", "green", "blue", "fish", "cat", "dog", "the"]), max_size=8).map(" ".join)
+
+
+def naive(query: str, texts: list[str], k1: float, b: float) -> list[float]:
+    """The formula of Lucene, a word at a time."""
+    docs = [re.findall(r"\w+", t.lower()) for t in texts]
+    mean = sum(map(len, docs)) / len(docs)
+    scores = [0.0] * len(docs)
+    for word in re.findall(r"\w+", query.lower()):
+        df = sum(word in d for d in docs)
+        idf = math.log(1 + (len(docs) - df + 0.5) / (df + 0.5))
+        for n, doc in enumerate(docs):
+            if word in doc:
+                f = doc.count(word)
+                scores[n] += idf * f / (f + k1 * (1 - b + b * len(doc) / mean))
+    return scores
+
+
+def pool(texts):
+    return Pool.of(Example(t, f"y{n}") for n, t in enumerate(texts)).view()
+
+
+@settings(max_examples=250, deadline=None)
+@given(texts=st.lists(TEXT, min_size=1, max_size=12), query=TEXT, b=st.sampled_from([0.0, 0.5, 1.0]))
+def test_scores_equal_the_formula(texts, query, b):
+    np.testing.assert_allclose(TermIndex(texts, words, 1.2, b).scores(query), naive(query, texts, 1.2, b), atol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(TEXT, min_size=1, max_size=12), query=TEXT, k=st.integers(1, 14))
+def test_picks_are_the_best_that_share_a_word_then_random_ones(texts, query, k):
+    view = pool(texts)
+    selection = make_selector("bm25").fit(view, Kit()).select(Query(query), k)
+    scores = naive(query, texts, 1.5, 0.75)
+    overlapping = [s for s in scores if s > 0]
+    got = [scores[view.row_of(p.example_id)] for p in selection]
+    np.testing.assert_allclose(got, (sorted(overlapping, reverse=True) + [0.0] * len(texts))[: len(got)], atol=1e-5)
+    assert len(got) == min(k, len(texts))
+    without = sum(s == 0 for s in got)
+    assert any("share no word" in note for note in selection.notes) == (without > 0)
+
+
+def test_without_a_common_word_the_picks_are_random_by_query_not_the_first_rows():
+    view = pool([f"text {n}" for n in range(50)])
+    one = make_selector("bm25").fit(view, Kit())
+    first, second = one.select(Query("qwertz"), 5), one.select(Query("zztop"), 5)
+    assert first.ids != second.ids
+    assert first.ids != view.ids[:5]
+    assert first.notes == ("5 picks share no word with the query and are random",)
+
+
+def test_a_word_that_the_pool_lacks_changes_nothing():
+    view = pool(["red fish", "blue fish", "one dog"])
+    one = make_selector("bm25").fit(view, Kit())
+    assert one.select(Query("fish"), 2).picks == one.select(Query("fish", id="other"), 2).picks
+    picks = one.select(Query("fish unheard unseen"), 2).picks
+    assert picks == one.select(Query("fish"), 2).picks
+
+
+def test_identical_texts_tie_and_the_lower_row_comes_first():
+    view = pool(["blue", "red fish", "red fish", "red fish"])
+    picks = make_selector("bm25").fit(view, Kit()).select(Query("fish"), 3).picks
+    assert [p.example_id for p in picks] == [*view.ids[1:4]]
+    assert len({p.score for p in picks}) == 1
+
+
+def test_a_field_that_all_share_leaves_ranks_alone_when_length_does_not_count():
+    texts = ["red fish fish", "red", "blue fish red", "green dog"]
+    plain = TermIndex(texts, words, 1.5, 0.0).scores("red fish")
+    longer = TermIndex([t + " source wikipedia" for t in texts], words, 1.5, 0.0).scores("red fish")
+    np.testing.assert_allclose(plain, longer)
+
+
+def test_frequent_words_stored_densely_score_the_same():
+    texts = [f"the cat {n}" if n % 5 == 0 else f"the dog {n}" for n in range(40)]
+    np.testing.assert_allclose(
+        TermIndex(texts, words, 1.5, 0.75).scores("the the cat 7"), naive("the the cat 7", texts, 1.5, 0.75), atol=1e-5
+    )
+
+
+def test_a_pool_of_empty_texts_still_answers():
+    view = pool(["", " "])
+    assert len(make_selector("bm25").fit(view, Kit()).select(Query("x"), 2)) == 2
+
+
+def test_tokenizers_and_stemmers_are_settings():
+    assert trigrams("fishy Ab") == ["fis", "ish", "shy", "ab"]
+    view = pool(["he runs", "a house"])
+    stem = make_selector("bm25,stemmer=english").fit(view, Kit())
+    assert stem.select(Query("running"), 1).notes == ()
+    assert make_selector("bm25").fit(view, Kit()).select(Query("running"), 1).notes != ()
+    with pytest.raises(UnknownName, match="Did you mean 'words'"):
+        make_selector("bm25,tokenizer=word")
+    with pytest.raises(UsageError, match="klingon"):
+        make_selector("bm25,stemmer=klingon").fit(view, Kit())
+    with pytest.raises(UsageError, match="0 <= b"):
+        make_selector("bm25,b=2")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.selectors import best_rows
+from iclkit.selectors._maths import first_best, shuffle_keys, smallest_rows, stable_keys
+
+
+def naive(scores, k, allowed, above):
+    rounded = [round(float(s), 6) for s in scores]
+    rows = [r for r in range(len(scores)) if allowed[r] and scores[r] > above]
+    return sorted(rows, key=lambda r: (-rounded[r], r))[:k]
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 40), k=st.integers(0, 45), above=st.sampled_from([-np.inf, 0.0]))
+def test_best_rows_equals_a_stable_sort_of_rounded_scores(seed, n, k, above):
+    rng = np.random.default_rng(seed)
+    scores = rng.choice([-0.5, 0.0, 0.25, 0.2500001, 0.75, -np.inf], n)
+    allowed = rng.random(n) < 0.8
+    assert best_rows(scores, k, allowed, above).tolist() == naive(scores, k, allowed, above)
+
+
+@pytest.mark.parametrize("n", [2_000, 20_011])
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_short_cut_for_long_arrays_gives_the_same_rows(n, kind):
+    rng = np.random.default_rng(n)
+    for trial in range(20):
+        scores = np.round(rng.standard_normal(n), 2 + trial % 4).astype(kind)
+        allowed = rng.random(n) < 0.9
+        assert best_rows(scores, 8, allowed).tolist() == naive(scores, 8, allowed, -np.inf)
+
+
+def test_first_best_takes_the_lower_of_two_that_tie_to_a_millionth():
+    assert first_best(np.array([-np.inf, 0.5 - 5e-7, 0.5])) == 1
+    assert first_best(np.array([0.4, 0.5])) == 1
+
+
+def test_keys_are_the_same_in_every_process_and_differ_by_salt():
+    keys = stable_keys(["a", "b"])
+    assert keys.tolist() == [3405396810240292928, 8453121595177857668]
+    assert shuffle_keys(keys, "x", 1).tolist() == shuffle_keys(keys, "x", 1).tolist()
+    assert shuffle_keys(keys, "x", 1).tolist() != shuffle_keys(keys, "x", 2).tolist()
+    assert shuffle_keys(keys, "x", 1)[1] == shuffle_keys(keys[1:], "x", 1)[0]
+
+
+def test_every_row_is_drawn_equally_often():
+    keys, everything = stable_keys(f"id{n}" for n in range(10)), np.ones(10, dtype=np.bool_)
+    drawn = np.zeros(10)
+    for salt in range(3000):
+        drawn[smallest_rows(shuffle_keys(keys, salt), 3, everything)] += 1
+    # each row: 900 expected, standard deviation sqrt(3000 * .3 * .7) = 25
+    assert np.abs(drawn - 900).max() < 5 * 25
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 30), k=st.integers(0, 30))
+def test_smallest_rows_is_a_prefix_of_the_shuffle(seed, n, k):
+    rng = np.random.default_rng(seed)
+    keys, allowed = rng.integers(0, 2**60, n).astype(np.uint64), rng.random(n) < 0.7
+    shuffled = sorted(np.flatnonzero(allowed).tolist(), key=lambda r: int(keys[r]))
+    assert smallest_rows(keys, k, allowed).tolist() == shuffled[:k]

@@ -1,0 +1,103 @@
+"""The contract must catch what it is for: each broken selector below fails at least the test that names its fault."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from iclkit.selectors import BaseSelector, Kit, Needs
+from iclkit.testing import SelectorContract
+
+
+@dataclass
+class Base(BaseSelector):
+    """the first rows"""
+
+    name: ClassVar[str] = "base"
+    needs: ClassVar[Needs] = Needs()
+
+    def choose(self, query, k, allowed):
+        rows = np.flatnonzero(allowed)[:k]
+        return rows, np.zeros(len(rows))
+
+
+class ShowsExcluded(Base):
+    def choose(self, query, k, allowed):
+        return np.arange(min(k, len(allowed))), np.zeros(min(k, len(allowed)))
+
+
+class Repeats(Base):
+    def choose(self, query, k, allowed):
+        rows = np.flatnonzero(allowed)[:1]
+        return np.repeat(rows, k if len(rows) else 0), np.zeros(k if len(rows) else 0)
+
+
+class TooFew(Base):
+    def choose(self, query, k, allowed):
+        rows, scores = super().choose(query, k, allowed)
+        return rows[: max(0, len(rows) - 1)], scores[: max(0, len(rows) - 1)]
+
+
+class NotANumber(Base):
+    def choose(self, query, k, allowed):
+        rows, scores = super().choose(query, k, allowed)
+        return rows, scores + np.nan
+
+
+class DependsOnTheBatch(Base):
+    def choose_many(self, queries, k, allowed):
+        start = len(queries)
+        return [(np.roll(np.flatnonzero(a), -start)[:k], np.zeros(min(k, a.sum()))) for a in allowed]
+
+
+class GlobalRandom(Base):
+    def choose(self, query, k, allowed):
+        rows = np.random.permutation(np.flatnonzero(allowed))[:k]
+        return rows, np.zeros(len(rows))
+
+
+class RowOrder(Base):
+    def choose(self, query, k, allowed):
+        rows, _ = super().choose(query, k, allowed)
+        return rows, -np.arange(len(rows), dtype=float)
+
+
+def run(selector: Base, test: str) -> None:
+    contract = SelectorContract()
+    material = {"selector": selector, "kit": Kit(seed=1)}
+    for name in ("examples", "queries"):
+        material[name] = inspect.unwrap(getattr(SelectorContract, name)._get_wrapped_function())(contract)
+    method = getattr(contract, test)
+    if "fitted" in inspect.signature(method).parameters:
+        from iclkit.testing._contract import _view
+
+        material["fitted"] = selector.fit(_view(material["examples"]), material["kit"])
+    method(**{name: material[name] for name in inspect.signature(method).parameters})
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (ShowsExcluded, "test_never_shows_an_excluded_example"),
+        (Repeats, "test_gives_k_picks_without_repeats_and_ranks_them"),
+        (TooFew, "test_gives_k_picks_without_repeats_and_ranks_them"),
+        (TooFew, "test_k_beyond_the_pool_gives_what_there_is_and_says_so"),
+        (NotANumber, "test_gives_k_picks_without_repeats_and_ranks_them"),
+        (DependsOnTheBatch, "test_many_queries_are_answered_as_one_by_one"),
+        (GlobalRandom, "test_the_same_seed_gives_the_same_picks"),
+        (GlobalRandom, "test_global_random_state_is_left_alone"),
+        (RowOrder, "test_the_order_of_the_pool_does_not_matter"),
+    ],
+)
+def test_a_broken_selector_fails(broken, test):
+    with pytest.raises(AssertionError):
+        run(broken(), test)
+
+
+@pytest.mark.parametrize("test", [n for n in vars(SelectorContract) if n.startswith("test_many") or "excluded" in n])
+def test_a_sound_selector_passes_by_the_same_road(test):
+    run(Base(), test)
