@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from iclkit.datasets._catalogue import Entry, catalogue, pull
+from iclkit.datasets._catalogue import Entry, catalogue, entry, is_pulled, pull
 from iclkit.datasets._leaks import Leak, find_leaks
-from iclkit.datasets._load import BUNDLED, load_task
+from iclkit.datasets._load import BUNDLED, bundled_cards, load_task
 from iclkit.datasets._readers import FORMATS, read_examples
 from iclkit.datasets._task import KINDS, SPLITS, Card, Task, make_task
 
@@ -17,8 +17,11 @@ __all__ = [
     "Entry",
     "Leak",
     "Task",
+    "bundled_cards",
     "catalogue",
+    "entry",
     "find_leaks",
+    "is_pulled",
     "load_task",
     "make_task",
     "pull",

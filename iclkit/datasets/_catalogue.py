@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ _FILE = Path(__file__).with_name("catalogue.toml")
 class Entry:
     """One set of the catalogue. ``splits`` maps our names to the set's; ``revision`` is a branch of the hub repository.
 
-    ``labels`` maps the ids or texts of the output column to the names a prompt shows.
+    ``labels`` maps the ids or texts of the output column to the names a prompt shows; ``skip`` are outputs whose rows
+    are left out; ``remove`` is a pattern that is cut from every output.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Entry:
     choices: tuple[str, ...] = ()
     choice_keys: str = ""
     skip: tuple[str, ...] = ()
+    remove: str = ""
     notes: str = ""
 
     @property
@@ -89,10 +92,15 @@ def folder_of(name: str) -> Path:
     return home() / "datasets" / name
 
 
+def is_pulled(name: str) -> bool:
+    """Whether the set of that name has been fetched."""
+    return (folder_of(name) / "train.jsonl").is_file()
+
+
 def pulled(name: str) -> Path:
     """The folder of a pulled set; DataError with the command that fetches it when it is not there."""
     folder = folder_of(entry(name).name)
-    if not (folder / "train.jsonl").is_file():
+    if not is_pulled(name):
         raise DataError(
             f"the data set {name!r} is not on this machine ({folder}); run: iclkit datasets pull {name}"
             + (f"; for the folder here write ./{name}" if Path(name).is_dir() else "")
@@ -108,7 +116,7 @@ def pull(name: str, *, again: bool = False) -> Path:
     """
     item = entry(name)
     folder = folder_of(name)
-    if not again and (folder / "train.jsonl").is_file():
+    if is_pulled(name) and not again:
         return folder
     found = _hub.hub_splits(item.source, item.revision or None)
     rows = {
@@ -130,7 +138,7 @@ def pull(name: str, *, again: bool = False) -> Path:
                         line: dict[str, object] = {
                             "id": f"{name}-{split}-{i:05d}",
                             "input": e.input,
-                            "output": e.output,
+                            "output": re.sub(item.remove, "", e.output) if item.remove else e.output,
                         }
                         if e.choices:
                             line["choices"] = list(e.choices)

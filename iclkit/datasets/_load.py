@@ -79,6 +79,8 @@ def _open(name: str | Path, columns: Columns) -> tuple[str, dict[str, list[Locat
         return _from_folder(path, columns)
     if path.is_file():
         return path.stem, {"train": to_examples(records(path), columns, path.stem)}, Card()
+    if path.name != text:
+        raise DataError(f"no folder or file {text}; a task is a folder with train.jsonl and test.jsonl, or a name")
     raise UnknownName(
         "task",
         text,
@@ -87,10 +89,19 @@ def _open(name: str | Path, columns: Columns) -> tuple[str, dict[str, list[Locat
     )
 
 
+def bundled_cards() -> dict[str, Card]:
+    """The cards of the sets that come with the package, by name."""
+    return {name: _card(folder) for name, folder in BUNDLED.items()}
+
+
+def _card(folder: Path) -> Card:
+    file = folder / "card.md"
+    return Card.parse(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else Card()
+
+
 def _from_folder(folder: Path, columns: Columns) -> tuple[str, dict[str, list[Located]], Card]:
     title = folder.resolve().name
-    card_file = folder / "card.md"
-    card = Card.parse(card_file.read_text(encoding="utf-8", errors="replace")) if card_file.is_file() else Card()
+    card = _card(folder)
     if _hub.is_saved(folder):
         return title, _from_objects(str(folder), _hub.saved_splits(folder), columns, title), card
     splits = {}
