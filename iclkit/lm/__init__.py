@@ -1,0 +1,28 @@
+"""Who reads the prompt: the LM protocol, the scoring engine, its cache, and the backends.
+
+Importing this room loads neither torch nor transformers; ``load_lm`` does.
+"""
+
+from iclkit.lm._load import load_lm
+from iclkit.lm._protocol import (
+    LM,
+    GenerateRequest,
+    Generation,
+    OnDone,
+    Progress,
+    Score,
+    ScoreRequest,
+)
+from iclkit.lm._spent import Spent
+
+__all__ = [
+    "LM",
+    "GenerateRequest",
+    "Generation",
+    "OnDone",
+    "Progress",
+    "Score",
+    "ScoreRequest",
+    "Spent",
+    "load_lm",
+]

@@ -1,0 +1,176 @@
+"""Any LM with the persistent cache around it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from iclkit.lm._cache import Cache, cache_key, pack_score, unpack_score
+from iclkit.lm._plan import Plan
+from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._spent import Spent
+from iclkit.lm._tokens import Ids, Pair
+from iclkit.records import Message
+
+
+@runtime_checkable
+class TokenLM(Protocol):
+    """An LM whose requests can be named by exact token ids, and which can leave out what is known."""
+
+    spent: Spent
+
+    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]: ...
+    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]: ...
+    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan: ...
+    def score_pairs(
+        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    ) -> Iterable[tuple[int, Score]]: ...
+    def generate_ids(
+        self,
+        prompts: Sequence[Ids],
+        requests: Sequence[GenerateRequest],
+        on_done: OnDone[Generation] | None = None,
+        known: Collection[int] = (),
+    ) -> Iterable[tuple[int, Generation]]: ...
+
+
+def score_key(fingerprint: str, pair: Pair) -> bytes:
+    """Key of a score by token ids."""
+    return cache_key(fingerprint, "score", pair.n_context, pair.ids)
+
+
+def score_text_key(fingerprint: str, request: ScoreRequest) -> bytes:
+    """Key of a score by text, for an LM whose tokens are not ours to see."""
+    return cache_key(fingerprint, "score-text", request.context, request.continuation)
+
+
+def generation_key(fingerprint: str, prompt: Ids | str, request: GenerateRequest) -> bytes:
+    """Key of a generation: the prompt (ids, or text where they are not ours to see) and every setting."""
+    settings = [request.max_tokens, [*request.stop], [*request.choices], request.temperature, request.seed]
+    return cache_key(fingerprint, "generate", prompt, json.dumps(settings))
+
+
+class CachedLM:
+    """An LM that remembers: what the cache knows is not computed, what is computed is stored batch by batch.
+
+    ``spent`` counts what was asked through this object: computed and answered from the cache.
+    """
+
+    def __init__(self, inner: LM, cache: Cache) -> None:
+        self.inner, self.cache = inner, cache
+        self.name, self.fingerprint, self.context_size = inner.name, inner.fingerprint, inner.context_size
+        self.spent = Spent()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("inner", "cache"):  # not set yet: a half-built object
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, with the special tokens the model puts in front."""
+        return self.inner.count_tokens(text)
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
+        return self.inner.render_chat(messages)
+
+    def plan(self, requests: Sequence[ScoreRequest]) -> Plan:
+        """What ``score`` would compute now, after sharing and the cache."""
+        if not isinstance(self.inner, TokenLM):
+            keys = [score_text_key(self.fingerprint, r) for r in requests]
+            found = self.cache.get(keys)
+            missing = len({k for k in keys if k not in found})
+            return Plan((), (), (), requests=len(requests), extra_calls=missing)
+        pairs = self.inner.pairs(requests)
+        found = self.cache.get(keys := [score_key(self.fingerprint, p) for p in pairs])
+        return self.inner.plan_pairs(pairs, {i for i, k in enumerate(keys) if k in found})
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        """Sum of log-probabilities of each continuation, in nats."""
+        start = time.perf_counter()
+        pairs = self.inner.pairs(requests) if isinstance(self.inner, TokenLM) else None
+        if pairs is None:
+            keys = [score_text_key(self.fingerprint, r) for r in requests]
+        else:
+            keys = [score_key(self.fingerprint, p) for p in pairs]
+        found = self.cache.get(keys)
+        results = {i: Score(*unpack_score(found[k])) for i, k in enumerate(keys) if k in found}
+        if results and on_done is not None:
+            on_done([*results.items()])
+        if pairs is not None:
+            self.spent.tokens_asked += sum(len(p.ids) for p in pairs)
+            self.spent.tokens_cached += sum(len(pairs[i].ids) for i in results)
+
+        def store(done: Sequence[tuple[int, Score]]) -> None:
+            self.cache.put({keys[i]: pack_score(s.logprob, s.tokens, s.greedy) for i, s in done})
+            results.update(done)
+            if on_done is not None:
+                on_done(done)
+
+        if len(results) < len(requests):
+            with _Meter(self.inner, self.spent):
+                if pairs is not None:
+                    assert isinstance(self.inner, TokenLM)
+                    list(self.inner.score_pairs(pairs, store, frozenset(results)))
+                else:
+                    missing = [i for i in range(len(requests)) if i not in results]
+                    self.inner.score(
+                        [requests[i] for i in missing], lambda done: store([(missing[i], s) for i, s in done])
+                    )
+        self.spent.requests += len(requests)
+        self.spent.seconds += time.perf_counter() - start
+        return [results[i] for i in range(len(requests))]
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
+    ) -> list[Generation]:
+        """A continuation per request. A request with ``choices`` is answered by (cached) scores."""
+        start = time.perf_counter()
+        token_lm = isinstance(self.inner, TokenLM)
+        prompts: list[Ids] = self.inner.prompt_ids(requests) if isinstance(self.inner, TokenLM) else []
+        keys = [
+            generation_key(self.fingerprint, prompts[i] if token_lm else r.context, r) for i, r in enumerate(requests)
+        ]
+        found = self.cache.get(keys)
+        results = {i: Generation(*json.loads(found[k])) for i, k in enumerate(keys) if k in found}
+        if results and on_done is not None:
+            on_done([*results.items()])
+        self.spent.tokens_asked += sum(map(len, prompts))
+        self.spent.tokens_cached += sum(len(prompts[i]) for i in results) if prompts else 0
+
+        def store(done: Sequence[tuple[int, Generation]]) -> None:
+            self.cache.put({keys[i]: json.dumps([g.text, g.tokens, g.finish]).encode() for i, g in done})
+            results.update(done)
+            if on_done is not None:
+                on_done(done)
+
+        if len(results) < len(requests):
+            with _Meter(self.inner, self.spent):
+                if isinstance(self.inner, TokenLM):
+                    list(self.inner.generate_ids(prompts, requests, store, frozenset(results)))
+                else:
+                    missing = [i for i in range(len(requests)) if i not in results]
+                    self.inner.generate(
+                        [requests[i] for i in missing], lambda done: store([(missing[i], g) for i, g in done])
+                    )
+        self.spent.requests += len(requests)
+        self.spent.seconds += time.perf_counter() - start
+        return [results[i] for i in range(len(requests))]
+
+
+class _Meter:
+    """Adds what the inner LM computes inside the block to ``spent``."""
+
+    def __init__(self, inner: Any, spent: Spent) -> None:
+        self._inner, self._spent = getattr(inner, "spent", None), spent
+
+    def __enter__(self) -> None:
+        if self._inner is not None:
+            self._before = (self._inner.calls, self._inner.tokens_computed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._inner is not None:
+            self._spent.calls += self._inner.calls - self._before[0]
+            self._spent.tokens_computed += self._inner.tokens_computed - self._before[1]

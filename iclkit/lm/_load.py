@@ -1,0 +1,172 @@
+"""``load_lm``: from a name, a folder or an address to an LM that is ready to answer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclkit.errors import ModelError, UsageError
+from iclkit.lm._cache import Cache
+
+if TYPE_CHECKING:
+    from iclkit.lm._cached import CachedLM
+    from iclkit.lm._torch import TorchLM
+
+ENGINE = "1"
+"""Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""
+MODES = ("auto", "fp32", "bf16")
+
+
+def load_lm(
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    batch_tokens: int = 2048,
+    cache: bool | Path = True,
+    lean: bool = True,
+    trust_remote_code: bool = False,
+) -> CachedLM | Any:
+    """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder, or ``openai:MODEL@URL``.
+
+    dtype: fp32 is the reference, bf16 multiplies in bf16 (logits, norms and residuals stay float32), auto is bf16
+    where the processor has it. device: cpu, cuda, cuda:1 …; None takes a GPU where there is one. threads: for torch
+    on CPU. batch_tokens: tokens per pass. cache: True for ``lm-cache.db`` under ICLKIT_HOME, a path for another file,
+    False for none. lean: False runs the ``transformers`` module itself. trust_remote_code: run code from the model's
+    folder. ModelError when it cannot be loaded, RunError when the cache cannot be written, UsageError for a setting.
+    """
+    from iclkit.lm._cached import CachedLM
+
+    if dtype not in MODES:
+        raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(MODES)}")
+    store = _open_cache(cache)
+    if spec.startswith("openai:"):
+        from iclkit.lm._openai import load_openai  # type: ignore[import-not-found,unused-ignore]
+
+        lm: Any = load_openai(spec)
+    else:
+        lm = load_torch(
+            spec,
+            dtype=dtype,
+            device=device,
+            threads=threads,
+            batch_tokens=batch_tokens,
+            lean=lean,
+            trust_remote_code=trust_remote_code,
+        )
+    return lm if store is None else CachedLM(lm, store)
+
+
+def _open_cache(cache: bool | Path) -> Cache | None:
+    if cache is False:
+        return None
+    if cache is True:
+        from iclkit.models import home
+
+        return Cache(home() / "lm-cache.db")
+    return Cache(cache)
+
+
+def load_torch(
+    spec: str,
+    *,
+    dtype: str = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    batch_tokens: int = 2048,
+    lean: bool = True,
+    trust_remote_code: bool = False,
+) -> TorchLM:
+    """The transformers backend, without a cache around it."""
+    from iclkit.models import resolve
+
+    if batch_tokens < 1 or (threads is not None and threads < 1):
+        raise UsageError(f"batch_tokens is {batch_tokens}, threads {threads}: both must be at least 1")
+    folder = Path(spec) if Path(spec, "config.json").is_file() else resolve(spec, "lm")
+
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import torch
+    import transformers
+
+    from iclkit.lm._lean import LeanLM, supported
+    from iclkit.lm._tokens import TextCodec
+    from iclkit.lm._torch import DTYPES, TorchLM, agrees
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = _device(device)
+    mode = dtype if dtype != "auto" else ("bf16" if has_bf16(where) else "fp32")
+    transformers.utils.logging.disable_progress_bar()
+    quiet = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        module = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[mode], use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise ModelError(f"the model in {folder} does not load as a causal LM ({first})") from error
+    finally:
+        transformers.utils.logging.set_verbosity(quiet)
+    module = module.eval().to(where)
+    engine = None
+    if lean and supported(module.config):
+        engine = LeanLM(module)
+        if not agrees(module, engine):  # an architecture that is not what its config says: the module decides
+            engine = None
+    parts = [
+        "torch",
+        digest_folder(folder),
+        mode,
+        f"{'lean' if engine else 'module'}{ENGINE}",
+        f"torch{torch.__version__}",
+        f"transformers{transformers.__version__}",
+        where.type,
+    ]
+    return TorchLM(
+        module,
+        TextCodec(tokenizer),
+        name=Path(spec).name if folder == Path(spec) else spec,
+        fingerprint="|".join(parts),
+        lean=engine,
+        batch_tokens=batch_tokens,
+    )
+
+
+def _device(device: str | None) -> Any:
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device is {device!r}; expected cpu, cuda or cuda:N") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
+    return where
+
+
+def has_bf16(device: Any) -> bool:
+    """Whether bf16 products are done by the hardware there (CPU: AMX or AVX512-BF16)."""
+    import torch
+
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, c, bool)() for c in checks)
+
+
+def digest_folder(folder: Path) -> str:
+    """Hash of everything in a model folder that can change an answer: weights, configuration, tokenizer."""
+    h = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".model", ".txt", ".jinja", ".py"}:
+            h.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                h.update(hashlib.file_digest(file, "blake2b").digest())
+    return h.hexdigest()

@@ -1,0 +1,309 @@
+"""A plan before a pass: which tokens to feed, in which batches, so that each is computed as few times as possible.
+
+Requests become *units* (distinct token sequences with a context length). Units sorted by their tokens stand in the
+order of a prefix trie, so neighbours share most. The plan cuts that order into batches of a token budget; inside a
+batch the trie is laid out flat, ``[prefix][a][b]…``, each token once, every token seeing only its own path
+(``lay_out``). A prefix that many batches need is computed once and its keys and values are kept for them
+(``Prefix``): packing where it is enough, a kept cache where a batch cannot hold the whole subtree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.lm._tokens import Ids, Pair
+
+IntArray = NDArray[np.int64]
+
+SPLIT_GAIN = 8
+"""Tokens a shared node must save to become a segment of its own; below, its tokens are repeated (less bookkeeping)."""
+PASS_OVERHEAD = 32
+"""What a pass of its own costs beyond its tokens, in tokens: a prefix is kept when repeating it would cost more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Tokens ``ids[start:]``, computed once and kept; ``parent`` is the kept prefix that ends at ``start``, or -1."""
+
+    ids: Ids
+    start: int
+    parent: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Units computed in one pass, after the kept prefix number ``prefix`` (-1: none)."""
+
+    units: tuple[int, ...]
+    prefix: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What will be fed, and what it saves.
+
+    ``tokens_asked``: a plain loop, one sequence per request. ``tokens_computed``: after sharing.
+    ``requests_of[u]``: indices of the requests that unit u answers. ``calls``: distinct sequences to compute.
+    ``tokens_cached``: the part of ``tokens_asked`` whose answers are known already.
+    """
+
+    units: tuple[Pair, ...]
+    requests_of: tuple[tuple[int, ...], ...]
+    batches: tuple[Batch, ...]
+    prefixes: tuple[Prefix, ...] = ()
+    tokens_asked: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    """At most so many tokens will be generated (``generate`` only)."""
+    requests: int = 0
+    extra_calls: int = 0
+    """Calls to a model whose tokens are not ours to see."""
+
+    @property
+    def calls(self) -> int:
+        """Distinct sequences to compute."""
+        return self.extra_calls + sum(len(b.units) for b in self.batches)
+
+    def without(self, known: Collection[int]) -> Plan:
+        """The plan with the requests ``known`` taken out of their batches.
+
+        What is left keeps batch and order, so whole batches that are known change nothing for the others.
+        """
+        done = {u for u, requests in enumerate(self.requests_of) if all(i in known for i in requests)}
+        batches = []
+        for batch in self.batches:
+            units = tuple(u for u in batch.units if u not in done)
+            if len(units) < len(batch.units):
+                depth = len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0
+                left = [self.units[u] for u in units]
+                tokens = len(lay_out(left, depth).tokens) if left else 0
+                batch = Batch(units, batch.prefix, tokens)
+            if units:
+                batches.append(batch)
+        needed = {b.prefix for b in batches}
+        for i in range(len(self.prefixes) - 1, -1, -1):  # a parent stands before its children
+            if i in needed:
+                needed.add(self.prefixes[i].parent)
+        kept = sum(len(p.ids) - p.start for i, p in enumerate(self.prefixes) if i in needed)
+        return replace(
+            self,
+            batches=tuple(batches),
+            tokens_computed=kept + sum(b.tokens for b in batches),
+            tokens_cached=sum(len(self.units[u].ids) * len(self.requests_of[u]) for u in done),
+        )
+
+
+def make_plan(pairs: Sequence[Pair], budget: int, *, share: bool = True) -> Plan:
+    """Plan the scoring of ``pairs`` in batches of about ``budget`` tokens (a longer sequence is a batch of its own).
+
+    Without ``share`` every unit is its own sequence, in length-sorted batches whose padded size stays in the budget.
+    """
+    index: dict[Pair, int] = {}
+    requests_of: list[list[int]] = []
+    for i, pair in enumerate(pairs):
+        u = index.setdefault(pair, len(index))
+        if u == len(requests_of):
+            requests_of.append([])
+        requests_of[u].append(i)
+    units = tuple(index)
+    asked = sum(len(p.ids) for p in pairs)
+    prefixes: list[Prefix] = []
+    batches = _shared(units, budget, prefixes) if share else _padded(units, budget)
+    computed = sum(b.tokens for b in batches) + sum(len(p.ids) - p.start for p in prefixes)
+    return Plan(
+        units, tuple(map(tuple, requests_of)), tuple(batches), tuple(prefixes), asked, computed, requests=len(pairs)
+    )
+
+
+def _padded(units: Sequence[Pair], budget: int) -> list[Batch]:
+    batches: list[Batch] = []
+    current: list[int] = []
+    width = 0
+    for u in sorted(range(len(units)), key=lambda u: (-len(units[u].ids), u)):
+        if current and width * (len(current) + 1) > budget:
+            batches.append(Batch(tuple(current), -1, width * len(current)))
+            current = []
+        if not current:
+            width = len(units[u].ids) - 1
+        current.append(u)
+    if current:
+        batches.append(Batch(tuple(current), -1, width * len(current)))
+    return batches
+
+
+def common_length(a: Ids, b: Ids) -> int:
+    """Number of leading tokens that ``a`` and ``b`` share."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, high = 0, n  # a[:low] == b[:low], a[:high] != b[:high]; slices compare at C speed
+    while high - low > 1:
+        middle = (low + high) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _shared(units: Sequence[Pair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
+    """Walk the trie of the units depth first, keep prefixes that pay, and fill batches in that order."""
+    order = sorted(range(len(units)), key=lambda u: (units[u].ids[:-1], units[u].n_context, u))
+    fed = [units[u].ids[:-1] for u in order]
+    length = np.array([len(f) for f in fed], np.int64)
+    shared = np.array([0, *(common_length(a, b) for a, b in pairwise(fed))], np.int64)
+    first_read = np.array([units[u].n_context - 1 for u in order], np.int64)
+
+    groups: list[tuple[int, int, int, int]] = []  # low, high, prefix, depth: rows low:high of the order stay together
+    todo = [(0, len(fed), 0, -1)]
+    while todo:
+        low, high, depth, prefix = todo.pop()
+        if low == high:
+            continue
+        tokens = _trie_tokens(length, shared, low, high, depth)
+        if high - low == 1 or tokens <= budget:
+            groups.append((low, high, prefix, depth))
+            continue
+        common = int(shared[low + 1 : high].min())
+        keep = min(common, int(first_read[low:high].min()))
+        again = math.ceil(tokens / budget) - 1
+        if keep > depth and again * (keep - depth) > keep - depth + PASS_OVERHEAD:
+            prefixes.append(Prefix(fed[low][:keep], depth, prefix))
+            todo.append((low, high, keep, len(prefixes) - 1))
+            continue
+        cuts = [low, *(low + 1 + np.flatnonzero(shared[low + 1 : high] == common)).tolist(), high]
+        todo.extend((a, b, depth, prefix) for a, b in reversed(list(pairwise(cuts))))
+
+    batches: list[Batch] = []
+    at = 0
+    while at < len(groups):
+        low, high, prefix, depth = groups[at]
+        tokens = _trie_tokens(length, shared, low, high, depth)
+        at += 1
+        while at < len(groups) and groups[at][2] == prefix:
+            more = _trie_tokens(length, shared, low, groups[at][1], depth)
+            if more > budget:
+                break
+            tokens, high = more, groups[at][1]
+            at += 1
+        batches.append(Batch(tuple(order[low:high]), prefix, tokens))
+    return batches
+
+
+def _trie_tokens(length: IntArray, shared: IntArray, low: int, high: int, depth: int) -> int:
+    """Tokens of the trie of sorted sequences low:high beyond ``depth``."""
+    rest = length[low + 1 : high] - np.maximum(shared[low + 1 : high], depth)
+    return int(length[low]) - depth + int(rest.sum())
+
+
+@dataclass(slots=True)
+class Segment:
+    """A run of tokens with one path behind it: flat rows ``at : at + len(ids)``, ``parent`` a segment number or -1."""
+
+    ids: Ids
+    start: int
+    parent: int
+    at: int
+
+
+@dataclass(slots=True)
+class Layout:
+    """A batch laid out flat: segments in depth-first order, and what to read where.
+
+    ``tokens``, ``positions`` (T,). ``rows`` (R,): flat rows whose next-token distribution is needed, each once.
+    Reads: unit ``read_unit[j]`` needs log p(``read_token[j]``) at row ``rows[read_row[j]]``.
+    """
+
+    segments: list[Segment]
+    tokens: IntArray
+    positions: IntArray
+    rows: IntArray
+    read_row: IntArray
+    read_token: IntArray
+    read_unit: IntArray
+    n_units: int
+
+
+@dataclass(slots=True)
+class _Node:
+    owner: Ids
+    start: int
+    end: int
+    children: list[_Node] = field(default_factory=list)
+    units: list[int] = field(default_factory=list)
+
+
+def lay_out(pairs: Sequence[Pair], depth: int = 0) -> Layout:
+    """Lay the trie of ``pairs`` out flat; the first ``depth`` tokens, equal for all, stand in a kept prefix."""
+    roots = _trie([p.ids[:-1] for p in pairs], depth)
+    segments: list[Segment] = []
+    leaf = [0] * len(pairs)
+    stack = [(node, -1) for node in reversed(roots)]
+    at = 0
+    while stack:
+        node, parent = stack.pop()
+        size = node.end - node.start
+        while node.children and size * (len(node.children) - 1) < SPLIT_GAIN:
+            node = _dissolve(node, parent, stack)
+            size = node.end - node.start
+        segments.append(Segment(node.owner[node.start : node.end], node.start, parent, at))
+        at += size
+        for u in node.units:
+            leaf[u] = len(segments) - 1
+        stack.extend((child, len(segments) - 1) for child in reversed(node.children))
+
+    row_number: dict[int, int] = {}
+    reads: list[tuple[int, int, int]] = []
+    for u, pair in enumerate(pairs):
+        s = leaf[u]
+        for position in range(len(pair.ids) - 2, pair.n_context - 2, -1):
+            while segments[s].start > position:
+                s = segments[s].parent
+            row = segments[s].at + position - segments[s].start
+            reads.append((row_number.setdefault(row, len(row_number)), pair.ids[position + 1], u))
+    read_row, read_token, read_unit = np.array(reads, np.int64).reshape(-1, 3).T
+    tokens = np.array([t for s in segments for t in s.ids], np.int64)
+    positions = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in segments]).astype(np.int64)
+    rows = np.array([*row_number], np.int64)
+    return Layout(segments, tokens, positions, rows, read_row, read_token, read_unit, len(pairs))
+
+
+def _dissolve(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node:
+    """Repeat a node's tokens in each child: returns the first child, pushes the others. Its units end in the first."""
+    for child in node.children:
+        child.start = node.start
+    first, *others = node.children
+    first.units.extend(node.units)
+    stack.extend((child, parent) for child in reversed(others))
+    return first
+
+
+def _trie(sequences: Sequence[Ids], depth: int) -> list[_Node]:
+    """The compressed trie of the sequences from ``depth`` on: its root nodes, in sorted order."""
+    root = _Node((), depth, depth)
+    path = [root]
+    previous: Ids = ()
+    for u in sorted(range(len(sequences)), key=lambda u: (sequences[u], u)):
+        ids = sequences[u]
+        same = max(depth, common_length(previous, ids)) if previous else depth
+        while path[-1].start >= same and path[-1] is not root:
+            path.pop()
+        top = path[-1]
+        if top.end > same:  # the branch leaves this node in its middle: cut it in two
+            lower = _Node(top.owner, same, top.end, top.children, top.units)
+            top.end, top.children, top.units = same, [lower], []
+        if len(ids) > same:
+            node = _Node(ids, same, len(ids))
+            path[-1].children.append(node)
+            path.append(node)
+        path[-1].units.append(u)
+        previous = ids
+    return root.children

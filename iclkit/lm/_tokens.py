@@ -1,0 +1,93 @@
+"""Text to token ids, and the one definition of the boundary between a context and its continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iclkit.errors import DataError, UsageError
+from iclkit.records import Message
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Token ids of a request: ``ids`` of the whole text, of which the first ``n_context`` are given, not scored."""
+
+    ids: Ids
+    n_context: int
+
+
+class TextCodec:
+    """A tokenizer with the rules that make a score well defined.
+
+    - The whole text is tokenised jointly, as the evaluation harness of EleutherAI does: white space at the end of the
+      context belongs to the continuation, and the continuation is what follows the context's own tokens.
+    - Where a token spans the boundary (the context's tokens are no prefix of the whole's), the longest common prefix is
+      the context, so the spanning token is scored whole rather than cut.
+    - The tokens that the tokenizer puts in front (BOS) are put there once: a chat rendering that already starts with
+      them keeps its own. Nothing is put behind. With an empty context and no BOS, the end-of-text token stands first.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        plain = self._plain(["a"])[0]
+        full = tuple(tokenizer("a")["input_ids"])
+        at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+        self.prefix: Ids = full[:at]
+        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        self.start: Ids = self.prefix or (() if start is None else (start,))
+        self.eos: int | None = tokenizer.eos_token_id
+
+    def _plain(self, texts: Sequence[str]) -> list[Ids]:
+        if not texts:
+            return []
+        return [tuple(ids) for ids in self.tokenizer([*texts], add_special_tokens=False)["input_ids"]]
+
+    def encode(self, texts: Sequence[str]) -> list[Ids]:
+        """Token ids of each text with the special tokens in front, once."""
+        n = len(self.prefix)
+        return [ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self._plain(texts)]
+
+    def count(self, text: str) -> int:
+        """Number of tokens of ``encode``."""
+        return len(self.encode([text])[0])
+
+    def pairs(self, requests: Sequence[tuple[str, str]]) -> list[Pair]:
+        """(context, continuation) -> Pair. DataError for a continuation without any token."""
+        split = []
+        for context, continuation in requests:
+            kept = context.rstrip()
+            split.append((kept, context[len(kept) :] + continuation))
+        contexts = list(dict.fromkeys(c for c, _ in split))
+        wholes = list(dict.fromkeys(c + t for c, t in split))
+        of_context = dict(zip(contexts, self.encode(contexts), strict=True))
+        of_whole = dict(zip(wholes, self.encode(wholes), strict=True))
+        out = []
+        for context, continuation in split:
+            whole, head = of_whole[context + continuation], of_context[context]
+            n = len(head)
+            if whole == head:
+                raise DataError(f"the continuation {continuation!r} has no token of its own; give it some text")
+            if whole[:n] != head:
+                same = next(i for i, (a, b) in enumerate(zip((*whole, -1), head, strict=False)) if a != b)
+                n = min(same, len(whole) - 1)
+            if n == 0:
+                if not self.start:
+                    raise DataError("an empty context needs a tokenizer with a BOS or EOS token; give some context")
+                whole, n = self.start + whole, len(self.start)
+            out.append(Pair(whole, n))
+        return out
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode([*ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's answer begins. UsageError without a chat template."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise UsageError("this model has no chat template; use a plain-text prompt template")
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,451 @@
+"""The torch backend: a causal LM of ``transformers`` on CPU or CUDA, scoring and generating by a plan.
+
+Llama-shaped models run through ``_lean.LeanLM``; any other causal LM through its own module, one padded row per
+sequence. Both read float32 logits at the needed positions only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclkit.errors import DataError, RunError
+from iclkit.lm._lean import HEAD_ROWS, KV, LeanLM
+from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._spent import Spent
+from iclkit.lm._tokens import Ids, Pair, TextCodec
+from iclkit.records import Message
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+GENERATE_ROWS = 32
+"""Sequences generated side by side at most."""
+PROBE_TOKENS = 256
+
+
+class _Float32Head(torch.nn.Module):
+    """An output layer whose products and sums are float32 whatever the model's dtype."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
+        bias = getattr(head, "bias", None)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.detach().float(), requires_grad=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
+
+
+class TorchLM:
+    """A loaded model. Batches are planned over the whole request list, so equal lists give bit-equal answers.
+
+    ``lean`` None runs the module itself. ``batch_tokens``: tokens per pass (speed and memory, not the answer).
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        codec: TextCodec,
+        *,
+        name: str,
+        fingerprint: str,
+        lean: LeanLM | None,
+        batch_tokens: int = 2048,
+    ) -> None:
+        self.name, self.fingerprint = name, fingerprint
+        self.module, self.codec, self.lean, self.batch_tokens = module, codec, lean, batch_tokens
+        config = module.config.get_text_config() if hasattr(module.config, "get_text_config") else module.config
+        self.context_size: int = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self.device: torch.device = next(module.parameters()).device
+        self.spent = Spent()
+        eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
+        many = eos if isinstance(eos, (list, tuple)) else [eos]
+        self._eos = {e for e in (*many, codec.eos) if e is not None}
+        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
+        if lean is None:
+            module.set_output_embeddings(_Float32Head(module.get_output_embeddings()))
+
+    # -- protocol -------------------------------------------------------------------------------------------------
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, with the special tokens the model puts in front."""
+        return self.codec.count(text)
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
+        return self.codec.render_chat(messages)
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        """Sum of log-probabilities of each continuation, in nats. DataError for a request beyond the context size."""
+        found = dict(self.score_pairs(self.pairs(requests), on_done))
+        return [found[i] for i in range(len(requests))]
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
+    ) -> list[Generation]:
+        """A continuation per request."""
+        found = dict(self.generate_ids(self.prompt_ids(requests), requests, on_done))
+        return [found[i] for i in range(len(requests))]
+
+    def plan(self, requests: Sequence[ScoreRequest], known: Collection[int] = ()) -> Plan:
+        """What ``score`` would feed, given that the answers of the requests ``known`` are at hand."""
+        return self.plan_pairs(self.pairs(requests), known)
+
+    def estimate_seconds(self, plan: Plan) -> float:
+        """Wall seconds that a plan will take here, from a probe of a second or less."""
+        rate = getattr(self, "_tokens_per_second", None)
+        if rate is None:
+            ids = tuple(range(1, PROBE_TOKENS + 2))
+            pairs = [Pair(tuple((t * 7 + r) % 997 + 1 for t in ids), PROBE_TOKENS) for r in range(2)]
+            best = float("inf")
+            for _ in range(2):
+                start = time.perf_counter()
+                self._compute(pairs, None, None)
+                best = min(best, time.perf_counter() - start)
+            self._tokens_per_second = rate = 2 * PROBE_TOKENS / best
+        return float(plan.tokens_computed / rate)
+
+    # -- scoring by token ids -------------------------------------------------------------------------------------
+
+    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
+        """Token ids of each request. DataError for one that the model cannot read whole."""
+        pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
+        for i, pair in enumerate(pairs):
+            self._must_fit(i, len(pair.ids))
+        return pairs
+
+    def _must_fit(self, i: int, tokens: int) -> None:
+        if tokens > self.context_size:
+            raise DataError(
+                f"request {i} takes {tokens} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
+                "demonstrations"
+            )
+
+    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
+        """The plan of ``score_pairs``."""
+        plan = make_plan(pairs, self.batch_tokens, share=self.lean is not None)
+        return plan.without(set(known)) if known else plan
+
+    def score_pairs(
+        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    ) -> Iterator[tuple[int, Score]]:
+        """(request index, score) of every request that is not ``known``, batch by batch.
+
+        Known requests are left out of the batches that were planned for all, so a rerun that knows some whole batches
+        computes the others exactly as an unbroken run would.
+        """
+        plan = self.plan_pairs(pairs, known)
+        results: list[tuple[int, Score]] = []
+        self.spent.requests += len(pairs)
+        self.spent.tokens_asked += plan.tokens_asked
+        for units, scores in self._run(plan):
+            done = [(i, s) for u, s in zip(units, scores, strict=True) for i in plan.requests_of[u]]
+            if on_done is not None:
+                on_done(done)
+            results.extend(done)
+        return iter(results)
+
+    def _run(self, plan: Plan) -> Iterator[tuple[tuple[int, ...], list[Score]]]:
+        """Each batch's units and their scores, in the plan's order."""
+        kept: dict[int, KV] = {}
+        for batch in plan.batches:
+            start = time.perf_counter()
+            pairs = [plan.units[u] for u in batch.units]
+            if batch.prefix >= 0:
+                kept = self._keep(plan.prefixes, batch.prefix, kept)
+            prefix = plan.prefixes[batch.prefix] if batch.prefix >= 0 else None
+            scores = self._compute_in_memory(pairs, prefix, kept.get(batch.prefix))
+            self.spent.calls += len(pairs)
+            self.spent.seconds += time.perf_counter() - start
+            yield batch.units, scores
+
+    def _keep(self, prefixes: Sequence[Prefix], wanted: int, kept: dict[int, KV]) -> dict[int, KV]:
+        """The keys and values of prefix ``wanted`` and of those before it, computed where they are not kept yet."""
+        chain = []
+        at = wanted
+        while at >= 0:
+            chain.append(at)
+            at = prefixes[at].parent
+        held = {i: kept[i] for i in chain if i in kept}
+        for i in reversed(chain):
+            if i not in held:
+                held[i] = self._prefill(prefixes[i], held.get(prefixes[i].parent))
+        return held
+
+    def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
+        assert self.lean is not None
+        layout = lay_out([Pair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
+        self.spent.tokens_computed += len(layout.tokens)
+        return self.lean.forward(layout, before, keep=True)[1]
+
+    def _compute_in_memory(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
+        """``_compute``; when memory runs out, in halves."""
+        try:
+            return self._compute(pairs, prefix, kept)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            if len(pairs) == 1:
+                raise RunError(
+                    f"out of memory on one sequence of {len(pairs[0].ids)} tokens with {self.name}: show fewer "
+                    "demonstrations or use a smaller model"
+                ) from error
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(pairs) // 2
+        return self._compute_in_memory(pairs[:half], prefix, kept) + self._compute_in_memory(pairs[half:], prefix, kept)
+
+    @torch.inference_mode()
+    def _compute(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
+        if self.lean is None:
+            return self._compute_by_module(pairs)
+        layout = lay_out(pairs, len(prefix.ids) if prefix else 0)
+        self.spent.tokens_computed += len(layout.tokens)
+        hidden, _ = self.lean.forward(layout, kept)
+        reader = _Reader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
+        for at in range(0, len(hidden), HEAD_ROWS):
+            reader.take(at, self.lean.logits(hidden[at : at + HEAD_ROWS]))
+        return reader.scores()
+
+    def _compute_by_module(self, pairs: Sequence[Pair]) -> list[Score]:
+        """Right-padded rows through the module; padding stands behind every token that is read."""
+        fed = [p.ids[:-1] for p in pairs]
+        width = max(map(len, fed))
+        ids = torch.zeros(len(fed), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for r, row in enumerate(fed):
+            ids[r, : len(row)] = torch.tensor(row)
+            mask[r, : len(row)] = 1
+        self.spent.tokens_computed += ids.numel()
+        first = min(p.n_context for p in pairs) - 1
+        keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        logits = self.module(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+        offset = first if self._keeps_logits else 0
+        reads = [
+            (r, position, pair.ids[position + 1])
+            for r, pair in enumerate(pairs)
+            for position in range(pair.n_context - 1, len(pair.ids) - 1)
+        ]
+        unit, position, token = np.array(reads, np.int64).T
+        reader = _Reader(np.arange(len(reads)), token, unit, len(pairs))
+        for at in range(0, len(reads), HEAD_ROWS):
+            part = slice(at, at + HEAD_ROWS)
+            rows = logits[torch.from_numpy(unit[part]), torch.from_numpy(position[part] - offset)]
+            reader.take(at, rows.float())
+        return reader.scores()
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
+        """Token ids of each context. DataError when context and answer do not fit the model together."""
+        ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
+        for i, (row, request) in enumerate(zip(ids, requests, strict=True)):
+            self._must_fit(i, len(row) + (0 if request.choices else request.max_tokens))
+        return ids
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Ids],
+        requests: Sequence[GenerateRequest],
+        on_done: OnDone[Generation] | None = None,
+        known: Collection[int] = (),
+    ) -> Iterator[tuple[int, Generation]]:
+        """(request index, generation) of every request that is not ``known``, batch by batch."""
+        skip = set(known)
+        results: list[tuple[int, Generation]] = []
+        self.spent.requests += len(requests)
+        self.spent.tokens_asked += sum(map(len, prompts))
+        for batch in generation_batches(prompts, requests, self.batch_tokens):
+            left = [i for i in batch if i not in skip]
+            if not left:
+                continue
+            if requests[left[0]].choices:
+                done = self._choose([requests[i] for i in left])
+            else:
+                start = time.perf_counter()
+                done = self._generate_in_memory([prompts[i] for i in left], [requests[i] for i in left])
+                self.spent.calls += len(left)
+                self.spent.seconds += time.perf_counter() - start
+            pairs = list(zip(left, done, strict=True))
+            if on_done is not None:
+                on_done(pairs)
+            results.extend(pairs)
+        return iter(results)
+
+    def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """The likeliest of each request's choices (the first on a tie)."""
+        asked = [ScoreRequest(r.context, c) for r in requests for c in r.choices]
+        scores = iter(self.score(asked))
+        out = []
+        for request in requests:
+            own = [next(scores) for _ in request.choices]
+            best = max(range(len(own)), key=lambda i: own[i].logprob)
+            out.append(Generation(request.choices[best], own[best].tokens, "choice"))
+        return out
+
+    def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        try:
+            return self._generate(prompts, requests)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error) or len(prompts) == 1:
+                raise
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        half = len(prompts) // 2
+        return self._generate_in_memory(prompts[:half], requests[:half]) + self._generate_in_memory(
+            prompts[half:], requests[half:]
+        )
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Left-padded rows with a key-value cache; a row that has ended rides along until the last one has."""
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for r, row in enumerate(prompts):
+            ids[r, width - len(row) :] = torch.tensor(row)
+            mask[r, width - len(row) :] = 1
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        writers = [Writer(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        cache: Any = None
+        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
+        while True:
+            self.spent.tokens_computed += ids.numel()
+            out = self.module(
+                input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, **keep
+            )
+            cache = out.past_key_values
+            logits = out.logits[:, -1].float().cpu().numpy()
+            tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
+            if all(w.finish for w in writers):
+                return [w.result() for w in writers]
+            ids = torch.tensor(tokens, device=self.device)[:, None]
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            position = position[:, -1:] + 1
+
+
+class Writer:
+    """One growing continuation: picks each next token and knows when to stop."""
+
+    def __init__(self, codec: TextCodec, prompt: Ids, request: GenerateRequest, eos: Collection[int]) -> None:
+        self.request, self.finish = request, ""
+        self._codec, self._eos, self._ids, self._text = codec, eos, list[int](), ""
+        self._key = np.random.SeedSequence([request.seed & (2**63 - 1), len(prompt), *prompt])
+        if request.max_tokens <= 0:
+            self.finish = "length"
+
+    def step(self, logits: Any) -> int:
+        """Choose the next token from float32 ``logits`` (vocabulary,); returns it, or 0 when already finished."""
+        if self.finish:
+            return 0
+        if self.request.temperature > 0:
+            # Gumbel-max with noise keyed by seed, prompt and step: a sample does not depend on its neighbours
+            seed = np.random.SeedSequence(entropy=self._key.entropy, spawn_key=(len(self._ids),))
+            noise = np.random.Generator(np.random.Philox(seed)).gumbel(size=logits.shape)
+            token = int(np.argmax(logits / self.request.temperature + noise))
+        else:
+            token = int(np.argmax(logits))
+        if token in self._eos:
+            self.finish = "stop"
+            return token
+        self._ids.append(token)
+        if self.request.stop:
+            self._text = self._codec.decode(self._ids)
+            if any(stop in self._text for stop in self.request.stop):
+                self.finish = "stop"
+        if not self.finish and len(self._ids) >= self.request.max_tokens:
+            self.finish = "length"
+        return token
+
+    def result(self) -> Generation:
+        """The text up to the first stop string."""
+        text = self._codec.decode(self._ids)
+        ends = [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
+        return Generation(text[: min(ends)] if ends else text, len(self._ids), self.finish)
+
+
+class _Reader:
+    """Turns logits of rows into scores of units, a block of rows at a time."""
+
+    def __init__(self, row: Any, token: Any, unit: Any, n_units: int) -> None:
+        self._order = np.argsort(row, kind="stable")
+        self._row, self._token, self._unit = row[self._order], token[self._order], unit[self._order]
+        self._logprob = np.zeros(len(row), np.float64)
+        self._greedy = np.zeros(len(row), np.bool_)
+        self._n_units = n_units
+
+    def take(self, at: int, logits: Tensor) -> None:
+        """``logits`` (R, vocabulary) float32 of rows at : at + R."""
+        low, high = np.searchsorted(self._row, [at, at + len(logits)])
+        rows = torch.from_numpy(self._row[low:high] - at).to(logits.device)
+        tokens = torch.from_numpy(self._token[low:high]).to(logits.device)
+        chosen = logits[rows, tokens]
+        total = torch.logsumexp(logits, -1)
+        best = logits.argmax(-1)
+        self._logprob[low:high] = (chosen.double() - total[rows].double()).cpu().numpy()
+        self._greedy[low:high] = (best[rows] == tokens).cpu().numpy()
+
+    def scores(self) -> list[Score]:
+        """One score per unit: log-probabilities added in the order of the tokens."""
+        logprob = np.zeros(self._n_units)
+        count = np.bincount(self._unit, minlength=self._n_units)
+        misses = np.bincount(self._unit, weights=~self._greedy, minlength=self._n_units)
+        back = np.argsort(self._order, kind="stable")  # the layout's order, which no neighbour can change
+        np.add.at(logprob, self._unit[back], self._logprob[back])
+        return [Score(float(p), int(n), m == 0) for p, n, m in zip(logprob, count, misses, strict=True)]
+
+
+def generation_batches(
+    prompts: Sequence[Ids], requests: Sequence[GenerateRequest], batch_tokens: int
+) -> Iterable[list[int]]:
+    """Indices of requests generated together: choices apart, then longest first within a bound on cache memory."""
+    choices = [i for i, r in enumerate(requests) if r.choices]
+    if choices:
+        yield choices
+    budget = 4 * batch_tokens
+    current: list[int] = []
+    rows = width = 0
+    free = [i for i, r in enumerate(requests) if not r.choices]
+    for i in sorted(free, key=lambda i: (-(len(prompts[i]) + requests[i].max_tokens), i)):
+        size = len(prompts[i]) + requests[i].max_tokens
+        if current and (rows >= GENERATE_ROWS or (rows + 1) * width > budget):
+            yield current
+            current, rows = [], 0
+        if not current:
+            width = size
+        current.append(i)
+        rows += 1
+    if current:
+        yield current
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"))
+
+
+def agrees(module: Any, lean: LeanLM) -> bool:
+    """Whether the lean forward gives the module's own log-probabilities on a short branching probe."""
+    ids = tuple((t * t * 31 + 7 * t + 11) % module.config.vocab_size for t in range(40))
+    pairs = [Pair(ids, 24), Pair((*ids[:30], *ids[3:13]), 24)]
+    layout = lay_out(pairs)
+    hidden, _ = lean.forward(layout)
+    got = torch.log_softmax(lean.logits(hidden), -1)
+    with torch.inference_mode():
+        rows = torch.tensor([p.ids[:-1] for p in pairs], device=lean.device)
+        want = torch.log_softmax(module(input_ids=rows, use_cache=False).logits.float(), -1)
+    at = layout.positions[layout.rows[layout.read_row]]
+    gap = got[layout.read_row, layout.read_token] - want[layout.read_unit, at, layout.read_token]
+    allowed = 1e-3 if lean.dtype == torch.float32 else 1.0  # bf16: a wrong formula is off by far more
+    return float(gap.abs().max()) <= allowed
