@@ -5,7 +5,24 @@ Importing this room loads neither torch nor faiss.
 """
 
 from iclkit.pool._embedder import Embedder, Progress
+from iclkit.pool._encoder import load_embedder
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
+from iclkit.pool._template import EmbedTemplate, ExampleProvider, Side, bge_icl, prompt_eol, rare
 from iclkit.pool._view import PoolView
 
-__all__ = ["AddReport", "DedupeReport", "Embedder", "Pool", "PoolStats", "PoolView", "Progress"]
+__all__ = [
+    "AddReport",
+    "DedupeReport",
+    "EmbedTemplate",
+    "Embedder",
+    "ExampleProvider",
+    "Pool",
+    "PoolStats",
+    "PoolView",
+    "Progress",
+    "Side",
+    "bge_icl",
+    "load_embedder",
+    "prompt_eol",
+    "rare",
+]

@@ -1,0 +1,455 @@
+"""Texts to unit vectors with a transformer: the same text gives the same bits, whatever it is batched with.
+
+Texts of equal length in tokens are batched together, so nothing is padded: no work is wasted, and on a CPU the rows of
+a batch do not depend on each other, not even in the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from iclkit.errors import ModelError, UsageError
+from iclkit.pool._embedder import Embedder, FloatArray, Progress
+from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
+from iclkit.records import Json, digest
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+Dtype = Literal["auto", "fp32", "bf16"]
+SHORTEST = 16  # tokens a text must keep; examples give way before that
+SHARED = 8  # tokens of a common front from which on its keys and values are computed once
+TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
+POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "cls": "cls",
+    "max": "max",
+    "lasttoken": "last",
+    "weightedmean": "weighted",
+    "mean_sqrt_len_tokens": "sqrt",
+}
+
+
+def load_embedder(
+    name_or_path: str,
+    *,
+    dtype: Dtype = "auto",
+    device: str | None = None,
+    threads: int | None = None,
+    template: EmbedTemplate | None = None,
+) -> Embedder:
+    """An embedder by catalogue name, hub id or folder.
+
+    A sentence-transformers folder is used with its own pooling and its own query and document prompts, any other
+    encoder with mean pooling. ``prompteol:MODEL``, ``mean:MODEL``, ``weighted:MODEL`` and ``last:MODEL`` embed with a
+    language model. ``template`` replaces prompts and pooling. ``dtype`` "auto" is bf16 where the hardware computes in
+    it, else fp32; pooling and normalisation are always fp32. UsageError or ModelError, in one line.
+    """
+    from iclkit import models
+
+    way, colon, rest = name_or_path.partition(":")
+    is_lm = bool(colon) and not Path(name_or_path).exists()
+    if is_lm and template is None:
+        template = lm_template(way)
+    folder = models.resolve(rest if is_lm else name_or_path, "lm" if is_lm else "embedder")
+    try:
+        return _load(name_or_path, folder, dtype, device, threads, template)
+    except (ImportError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        why = str(error).strip().splitlines()
+        raise ModelError(
+            f"cannot load the embedder {name_or_path!r} from {folder}: {why[0] if why else error!r}"
+        ) from error
+
+
+def _load(
+    name: str, folder: Path, dtype: Dtype, device: str | None, threads: int | None, template: EmbedTemplate | None
+) -> Embedder:
+    import torch
+
+    if dtype not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"dtype is {dtype!r}; use auto, fp32 or bf16")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    exact = torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and computes_in_bf16(place)) else torch.float32
+    weights = files_mark(folder)
+    steps = _json(folder / "modules.json", [])
+    kinds = [str(s["type"]).rpartition(".")[2] for s in steps]
+    config = _json(folder / steps[0]["path"] / "config.json" if steps else folder / "config.json", {})
+    plain = (
+        kinds[:1] == ["Transformer"]
+        and set(kinds[1:]) <= {"Pooling", "Dense", "Normalize"}
+        and kinds.count("Pooling") == 1
+    )
+    if steps and template is None and (not plain or config.get("is_encoder_decoder")):
+        return WholeModel(name, folder, weights, exact, place, threads)
+    if not steps and template is None and any("CausalLM" in a for a in config.get("architectures") or ()):
+        raise UsageError(f"{name!r} is a language model; to embed with it, write e.g. prompteol:{name}")
+    heads = []
+    if template is None:
+        parts = {k: folder / s["path"] for k, s in zip(kinds, steps, strict=True) if k in ("Transformer", "Pooling")}
+        template = _folder_template(folder, parts)
+        heads = [_dense(folder / s["path"]) for k, s in zip(kinds, steps, strict=True) if k == "Dense"]
+    backbone = Backbone.load(folder / steps[0]["path"] if steps else folder, exact, place)
+    return TextEmbedder(name, backbone, template, weights, threads=threads, heads=heads)
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are done by the hardware there, rather than emulated."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, c, lambda: False)()) for c in checks)
+
+
+def files_mark(folder: Path) -> str:
+    """Hash of all that determines a model's vectors: weights, settings, tokenizer."""
+    files = [
+        f for f in folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
+    ]
+    files = [f for f in files if not {"onnx", "openvino"} & set(f.relative_to(folder).parts)]
+    if any(f.suffix == ".safetensors" for f in files):
+        files = [f for f in files if f.suffix != ".bin"]
+    marks = []
+    for file in sorted(files):
+        with file.open("rb") as content:
+            marks.append([str(file.relative_to(folder)), hashlib.file_digest(content, "blake2b").hexdigest()])
+    return digest(marks)
+
+
+def _json(path: Path, default: Any) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def _folder_template(folder: Path, parts: dict[str, Path]) -> EmbedTemplate:
+    settings = _json(folder / "config_sentence_transformers.json", {})
+    prompts = settings.get("prompts") or {}
+    default = prompts.get(settings.get("default_prompt_name") or "", "")
+    query = prompts.get("query", default)
+    document = next((prompts[n] for n in ("document", "passage", "corpus") if n in prompts), default)
+    pooling = _json(parts["Pooling"] / "config.json", {}) if "Pooling" in parts else {}
+    modes = pooling.get("pooling_mode") or [
+        mode
+        for flag, mode in (
+            ("cls_token", "cls"),
+            ("max_tokens", "max"),
+            ("mean_tokens", "mean"),
+            ("mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+            ("weightedmean_tokens", "weightedmean"),
+            ("lasttoken", "lasttoken"),
+        )
+        if pooling.get(f"pooling_mode_{flag}")
+    ]
+    own = _json(parts.get("Transformer", folder) / "sentence_bert_config.json", {})
+    return EmbedTemplate(
+        Side(query),
+        Side(document),
+        tuple(POOLINGS[m] for m in ([modes] if isinstance(modes, str) else modes)) or ("mean",),
+        text_only=not pooling.get("include_prompt", True),
+        joint=True,
+        max_tokens=own.get("max_seq_length") or 0,
+        prepare="lower" if own.get("do_lower_case") else "",
+    )
+
+
+def _dense(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    import torch
+    from safetensors.torch import load_file
+
+    settings = _json(folder / "config.json", {})
+    file = folder / "model.safetensors"
+    weights = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+    activation = getattr(torch.nn, str(settings.get("activation_function", "Identity")).rpartition(".")[2])()
+    bias = weights.get("linear.bias")
+
+    def apply(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = activation(
+            torch.nn.functional.linear(x, weights["linear.weight"].to(x), None if bias is None else bias.to(x))
+        )
+        return y
+
+    return apply
+
+
+class Backbone:
+    """A transformer without a head, its tokenizer, and how many tokens it takes."""
+
+    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
+        self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.causal = self._is_causal()
+        self.bos, self.eos = self._special_tokens()
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging as talk
+
+        shown = talk.is_progress_bar_enabled()
+        talk.disable_progress_bar()
+        try:
+            model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(device)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+        finally:
+            if shown:
+                talk.enable_progress_bar()
+        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
+        limit = min((int(m) for m in limits if m and 0 < m < 1 << 24), default=512)
+        if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+            limit = min(limit, model.config.max_position_embeddings - 2)  # their positions start after the pad token's
+        return cls(model, tokenizer, limit)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def dtype(self) -> str:
+        return str(next(self.model.parameters()).dtype).removeprefix("torch.")
+
+    def ids(self, texts: Sequence[str], *, special: bool = False, limit: int | None = None) -> list[list[int]]:
+        """Token ids of each text; ``limit`` cuts the end, special tokens apart."""
+        if not texts:
+            return []
+        cut = {"truncation": True, "max_length": limit} if limit else {}
+        found: list[list[int]] = self.tokenizer([*texts], add_special_tokens=special, **cut)["input_ids"]
+        return found
+
+    def _special_tokens(self) -> tuple[list[int], list[int]]:
+        bare, dressed = self.ids(["a"])[0], self.ids(["a"], special=True)[0]
+        at = next(i for i in range(len(dressed) - len(bare) + 1) if dressed[i : i + len(bare)] == bare)
+        return dressed[:at], dressed[at + len(bare) :]
+
+    def _is_causal(self) -> bool:
+        """Whether a token's state ignores what comes after it: looked at, not guessed from the name."""
+        import torch
+
+        with torch.inference_mode():
+            x = torch.tensor([[5, 6, 7], [5, 6, 8]], device=self.device)
+            a, b = self.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state[:, :2].float()
+        return bool(torch.allclose(a, b, atol=1e-6))
+
+
+def pool_states(states: torch.Tensor, mask: torch.Tensor, how: Sequence[Pooling]) -> torch.Tensor:
+    """states (n, t, d) fp32, mask (n, t) bool, at least one True per row -> (n, d * len(how)).
+
+    Weighted: token i of the kept ones weighs i / (1 + 2 + …), counted from 1 (Muennighoff 2022, SGPT).
+    """
+    import torch
+
+    keep, out = mask.to(states.dtype), []
+    count = keep.sum(1, keepdim=True)
+    rows = torch.arange(len(states), device=states.device)
+    for way in how:
+        if way == "cls":
+            out.append(states[rows, mask.int().argmax(1)])
+        elif way == "last":
+            out.append(states[rows, mask.shape[1] - 1 - mask.flip(1).int().argmax(1)])
+        elif way == "max":
+            out.append(states.masked_fill(~mask[..., None], -torch.inf).amax(1))
+        else:
+            weight = keep.cumsum(1) * keep if way == "weighted" else keep
+            below = count.sqrt() if way == "sqrt" else weight.sum(1, keepdim=True)
+            out.append((states * weight[..., None]).sum(1) / below)
+    return torch.cat(out, 1)
+
+
+class TextEmbedder:
+    """A backbone with a template. See ``Embedder``; ``document_fingerprint`` does not change with query examples."""
+
+    def __init__(
+        self,
+        name: str,
+        backbone: Backbone,
+        template: EmbedTemplate,
+        weights: str,
+        *,
+        threads: int | None = None,
+        heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
+        share_front: bool = True,
+    ) -> None:
+        self.name, self.template = name, template
+        self._backbone, self._threads, self._heads, self._share = backbone, threads, heads, share_front
+        limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
+        self._limit = limit
+        facts: dict[str, Json] = {"weights": weights, "dtype": backbone.dtype, "limit": limit, "heads": len(heads)}
+        self.fingerprint = template_mark(template, "query", **facts)
+        self.document_fingerprint = template_mark(template, "document", **facts)
+        self._fronts: dict[tuple[int, ...], tuple[Any, torch.Tensor]] = {}
+        self.dim = int(self._encode([""], template.document, None).shape[1])
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._encode(texts, self.template.query, progress)
+
+    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._encode(texts, self.template.document, progress)
+
+    def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None) -> FloatArray:
+        import torch
+
+        unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
+        if not unique:
+            return np.empty((0, self.dim), np.float32)
+        plans = list(self.plan([*unique], side))
+        by_length: dict[int, list[int]] = {}
+        for n, (ids, _, _) in enumerate(plans):
+            by_length.setdefault(len(ids), []).append(n)
+        out: dict[int, FloatArray] = {}
+        done = 0
+        with torch.inference_mode(), _torch_threads(self._threads):
+            for length, members in sorted(by_length.items()):
+                step = max(1, TOKENS.get(self._backbone.device.type, 1024) // length)
+                for some in (members[i : i + step] for i in range(0, len(members), step)):
+                    vectors = self._forward([plans[n] for n in some])
+                    out.update(zip(some, vectors, strict=True))
+                    done += len(some)
+                    if progress:
+                        progress(done, len(unique))
+        return np.stack([out[unique[t]] for t in texts])
+
+    def plan(self, texts: Sequence[str], side: Side) -> Iterator[tuple[list[int], int, int]]:
+        """For each text its token ids, and where the text itself begins and ends in them."""
+        texts = [prepare_text(t, self.template.prepare) for t in texts]
+        model = self._backbone
+        if self.template.joint:
+            start = len(model.bos) + len(model.ids([side.open])[0]) if side.open else len(model.bos)
+            for ids in model.ids([side.open + t for t in texts], special=True, limit=self._limit):
+                ids = ids or self._nothing()
+                yield ids, min(start, len(ids) - 1) if self.template.text_only else 0, len(ids)
+            return
+        # a space at the end of the front belongs to the text's first token in most vocabularies
+        space = side.open[len(side.open.rstrip(" ")) :]
+        close = model.ids([side.close])[0] + model.eos
+        fronts: dict[tuple[Pair, ...], list[int]] = {}
+        for text, words in zip(texts, model.ids([space + t for t in texts]), strict=True):
+            pairs = side.pairs(text)
+            while (front := fronts.get(pairs)) is None or len(front) + len(close) + SHORTEST > self._limit:
+                if front is None:
+                    fronts[pairs] = model.bos + model.ids([side.front(pairs).removesuffix(space)])[0]
+                elif pairs:
+                    log.warning(
+                        "%s: %d examples do not fit into %d tokens; one fewer is shown",
+                        self.name,
+                        len(pairs),
+                        self._limit,
+                    )
+                    pairs = pairs[1:]
+                else:
+                    raise UsageError(f"{self.name}: the template alone takes {len(front)} of {self._limit} tokens")
+            room = self._limit - len(front) - len(close)
+            words = words[: min(room, self.template.max_text_tokens or room)]
+            ids = front + words + close
+            yield (
+                ids or self._nothing(),
+                len(front) if words else 0,
+                len(front) + len(words) if words else max(1, len(ids)),
+            )
+
+    def _nothing(self) -> list[int]:
+        tokenizer = self._backbone.tokenizer
+        return [next(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)]
+
+    def _forward(self, plans: Sequence[tuple[list[int], int, int]]) -> FloatArray:
+        """Vectors of texts of equal length."""
+        import torch
+
+        model = self._backbone
+        x = torch.tensor([ids for ids, _, _ in plans], device=model.device)
+        mask = torch.ones_like(x, dtype=torch.bool)
+        if self.template.text_only:
+            where = torch.arange(x.shape[1], device=x.device)
+            start = torch.tensor([[s] for _, s, _ in plans], device=x.device)
+            end = torch.tensor([[e] for _, _, e in plans], device=x.device)
+            mask = (where >= start) & (where < end)
+        states = self._states(x, min(s for _, s, _ in plans)).float()
+        vectors = pool_states(states, mask, self.template.pooling)
+        for head in self._heads:
+            vectors = head(vectors)
+        unit: FloatArray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+        return unit
+
+    def _states(self, x: torch.Tensor, text_start: int) -> torch.Tensor:
+        """Last hidden states; with a causal model the common front of all texts goes through it once."""
+        import torch
+
+        model = self._backbone
+        front = tuple(x[0, :text_start].tolist()) if self._shares_front(text_start, x.shape[1]) else ()
+        if not front or not bool((x[:, : len(front)] == x[0, : len(front)]).all()):
+            states: torch.Tensor = model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state
+            return states
+        if front not in self._fronts:
+            head = model.model(input_ids=x[:1, : len(front)], use_cache=True)
+            self._fronts = {front: (head.past_key_values, head.last_hidden_state)}
+        past, before = self._fronts[front]
+        past = copy.deepcopy(past)  # a forward pass appends to it
+        past.batch_repeat_interleave(len(x))
+        after = model.model(
+            input_ids=x[:, len(front) :], attention_mask=torch.ones_like(x), past_key_values=past, use_cache=True
+        ).last_hidden_state
+        return torch.cat([before.expand(len(x), -1, -1), after], 1)
+
+    def _shares_front(self, front: int, length: int) -> bool:
+        return self._share and not self.template.joint and self._backbone.causal and SHARED <= front < length
+
+
+class WholeModel:
+    """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32."""
+
+    def __init__(
+        self, name: str, folder: Path, weights: str, dtype: torch.dtype, device: torch.device, threads: int | None
+    ) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.name, self._threads = name, threads
+        self._model = SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": dtype})
+        self.fingerprint = digest([weights, str(dtype), "whole"])
+        self.dim = int(self._model.encode([""], show_progress_bar=False).shape[1])
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._unit(texts, self._model.encode_query, progress)
+
+    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._unit(texts, self._model.encode_document, progress)
+
+    def _unit(self, texts: Sequence[str], encode: Callable[..., Any], progress: Progress | None) -> FloatArray:
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return np.empty((0, self.dim), np.float32)
+        with _torch_threads(self._threads):
+            found = np.asarray(encode(unique, show_progress_bar=False), dtype=np.float32)
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        if progress:
+            progress(len(unique), len(unique))
+        at = {t: n for n, t in enumerate(unique)}
+        return found[[at[t] for t in texts]]
+
+
+@contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
