@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iclkit.cli import main
+from iclkit.pool import Pool
+from iclkit.records import Example, Query
+from iclkit.selectors import BUILTINS, Kit, make_selector, selectors_table
+from iclkit.testing import FakeLM, HashEmbedder
+
+EXAMPLES = [
+    Example("the red fish swims", "fish", meta={"lang": "en"}),
+    Example("a dog {barks} loudly", "dog", meta={"lang": "en"}),
+    Example("ein Hund bellt", "dog", meta={"lang": "de"}),
+    Example("my blue fish", "fish", meta={"lang": "en"}),
+]
+
+
+@pytest.fixture(autouse=True)
+def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iclkit.pool.load_embedder", lambda name: HashEmbedder(), raising=False)
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda name: FakeLM(context_size=100))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    with Pool.open(tmp_path / "demos.db") as store:
+        store.add(EXAMPLES)
+    return str(tmp_path / "demos.db")
+
+
+@pytest.fixture
+def iclkit(capsys: pytest.CaptureFixture[str]):
+    """Run a command; its exit code, stdout and stderr."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([*words])
+        out, err = capsys.readouterr()
+        return stop.value.code, out, err
+
+    return run
+
+
+def test_picks_are_printed_best_first(iclkit, pool):
+    code, out, err = iclkit("select", pool, "red fish", "-s", "bm25", "-k", "2")
+    assert code == 0
+    assert err == ""
+    assert out.splitlines()[0].strip() == "red fish"
+    assert "the red fish swims" in out.splitlines()[2]
+    assert "my blue fish" in out.splitlines()[3]
+
+
+def test_json_is_one_list_of_picks_and_equals_the_library(iclkit, pool):
+    code, out, _ = iclkit("select", pool, "red fish", "a dog", "--selector", "knn", "-f", "3", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    with Pool.open(pool) as store:
+        knn = make_selector("knn").fit(store.view(), Kit(embedder=HashEmbedder()))
+        expected = [(q.id, i) for q in (Query("red fish"), Query("a dog")) for i in knn.select(q, 3).ids]
+    assert [(r["query"], r["id"]) for r in rows] == expected
+    assert [r["rank"] for r in rows] == [1, 2, 3, 1, 2, 3]
+    assert rows[0]["output"] == "fish"
+
+
+def test_the_prompt_is_printed_as_the_lm_would_read_it(iclkit, pool):
+    words = ("select", pool, "big {dog}", "-s", "bm25", "-k", "1", "--prompt")
+    code, out, _ = iclkit(*words, "--template", r"Say what it is.\n\nText: {input}\nAnimal: {output}")
+    assert code == 0
+    assert out == "Say what it is.\n\nText: a dog {barks} loudly\nAnimal: dog\n\nText: big {dog}\nAnimal:\n"
+
+
+def test_a_chat_prompt_needs_an_lm_and_then_shows_its_template(iclkit, pool):
+    words = ("select", pool, "dog", "-s", "bm25", "-k", "1", "--prompt", "--chat")
+    code, out, err = iclkit(*words)
+    assert (code, out) == (2, "")
+    assert "chat template" in err
+    code, out, _ = iclkit(*words, "--lm", "any")
+    assert out.startswith("<|user|>\nInput: ")
+    assert code == 0
+
+
+def test_prompt_json_has_spans_picks_and_what_was_dropped(iclkit, tmp_path):
+    with Pool.open(tmp_path / "big.db") as store:
+        store.add(Example(f"fish number {n} in the long line", "fish") for n in range(30))
+    code, out, err = iclkit(
+        "select", str(tmp_path / "big.db"), "fish 3", "-s", "bm25", "-k", "max", "--lm", "x", "--prompt", "--json"
+    )
+    (answer,) = json.loads(out)
+    assert code == 0
+    assert len(answer["picks"]) == 30
+    assert 0 < len(answer["prompt"]["shown"]) < 30
+    assert len(answer["prompt"]["shown"]) + len(answer["prompt"]["dropped"]) == 30
+    assert answer["prompt"]["tokens"] <= 100 - 64
+    assert "are not shown: over the budget of 100 tokens" in err
+
+
+def test_where_and_exclude_narrow_the_pool(iclkit, pool):
+    _, out, err = iclkit("select", pool, "dog", "-s", "bm25", "-k", "4", "--where", "lang=de", "--json")
+    assert [r["input"] for r in json.loads(out)] == ["ein Hund bellt"]
+    assert "1 of 4 demonstrations" in err
+    _, out, _ = iclkit("select", pool, "fish", "-s", "bm25", "-k", "4", "--exclude", EXAMPLES[0].id, "--json")
+    assert EXAMPLES[0].id not in out
+
+
+def test_queries_come_from_a_file_too(iclkit, pool, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"input": "red fish", "id": "q1"}\n\n{"input": {"a": "dog"}}\n')
+    (tmp_path / "q.txt").write_text("red fish\n{dog}\n")
+    code, out, _ = iclkit("select", pool, "--queries", str(tmp_path / "q.jsonl"), "-s", "bm25", "-k", "1", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [r["query"] for r in rows] == ["q1", Query({"a": "dog"}).id]
+    _, out, _ = iclkit("select", pool, "--queries", str(tmp_path / "q.txt"), "-s", "bm25", "-k", "1", "--json")
+    assert [r["output"] for r in json.loads(out)] == ["fish", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["-s", "mrm", "q"], 2, "no selector named 'mrm'. Did you mean 'mmr'?"),
+        (["-s", "mmr,tradeoff=1", "q"], 2, "Did you mean 'trade_off'?"),
+        (["-s", "mmr,trade_off=much", "q"], 2, "trade_off is a number"),
+        (["-s", "mmr,trade_off", "q"], 2, "is not key=value"),
+        (["--order", "best", "q"], 2, "no order policy named 'best'"),
+        (["-k", "-1", "q"], 2, "less than 0"),
+        (["-k", "many", "q"], 2, "neither a number nor max"),
+        (["-k", "max", "-s", "bm25", "q"], 2, "--lm"),
+        ([], 2, "no query"),
+        (["--where", "lang", "q"], 2, "not KEY=VALUE"),
+        (["--template", "no fields", "q"], 2, "names its fields"),
+        (["--queries", "absent.txt"], 1, "absent.txt"),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_the_right_exit_code(iclkit, pool, words, code, says):
+    got, out, err = iclkit("select", pool, *words)
+    assert (got, out) == (code, "")
+    assert says in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_bad_line_of_queries_is_named(iclkit, pool, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"input": "x"}\n{"text": "y"}\n')
+    code, _, err = iclkit("select", pool, "--queries", str(tmp_path / "q.jsonl"))
+    assert code == 1
+    assert "q.jsonl, line 2: no `input`" in err
+    (tmp_path / "q.jsonl").write_text("{oops\n")
+    code, _, err = iclkit("select", pool, "--queries", str(tmp_path / "q.jsonl"))
+    assert "line 1: not JSON" in err
+
+
+def test_a_missing_and_an_empty_pool_are_told_apart(iclkit, tmp_path):
+    code, _, err = iclkit("select", str(tmp_path / "none.db"), "q", "-s", "bm25")
+    assert (code, "no pool at" in err) == (1, True)
+    assert not (tmp_path / "none.db").exists()
+    Pool.open(tmp_path / "empty.db").close()
+    code, _, err = iclkit("select", str(tmp_path / "empty.db"), "q", "-s", "bm25")
+    assert (code, "pool is empty" in err) == (1, True)
+
+
+def test_selectors_ls_lists_every_built_in_with_needs_and_source(iclkit):
+    code, out, _ = iclkit("selectors", "ls", "--json")
+    rows = {r["name"]: r for r in json.loads(out)}
+    assert code == 0
+    assert {*BUILTINS} <= {*rows}
+    assert rows["mmr"]["needs"] == ["embedder"]
+    assert rows["mmr"]["settings"] == {"trade_off": 0.5, "candidates": 100}
+    assert all(r["summary"] and r["source"] for r in rows.values())
+    _, out, _ = iclkit("selectors", "ls")
+    assert all(f"\n{name} " in out for name in BUILTINS)
+    _, out, _ = iclkit("selectors", "ls", "--markdown")
+    assert out.strip() == selectors_table()
+    assert all(f"| `{name}` |" in out for name in BUILTINS)
