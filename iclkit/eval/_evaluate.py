@@ -143,7 +143,9 @@ def evaluate(
     """
     bench = task if isinstance(task, Bench) else make_bench(task, pool, limit=limit, on_leak=on_leak)
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
-    settings = Settings(0 if chooser.spec.name == "zero" else k, seed, order, budget, normalise)
+    if k == 0 or chooser.spec.name == "zero":
+        k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
+    settings = Settings(k, seed, order, budget, normalise)
     work = _Work(bench, chooser, lm, embedder, template or bench.task.template, settings, progress)
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]

@@ -8,6 +8,7 @@ import pytest
 
 from iclkit.errors import DataError, LeakError, NeedError, UnknownName, UsageError
 from iclkit.eval import evaluate, make_bench, seed_matters
+from iclkit.lm import Score
 from iclkit.pool import Pool
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query, fold_text

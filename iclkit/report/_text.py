@@ -1,0 +1,217 @@
+"""A board as text for files: Markdown, JSON, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from iclkit.eval import Estimate
+from iclkit.report._board import BASE, Board, Group, Line
+
+HEADS = ("rank", "selector", "{metric}", "95 % interval", "vs {base}", "95 % interval", "p (Holm)", "verdict", "seeds",
+         "tokens")  # fmt: skip
+
+
+def figure(value: float, metric: str = "") -> str:
+    """A share as per cent with one decimal, a log-probability with three."""
+    if math.isnan(value) or math.isinf(value):
+        return "–"
+    return f"{value:.3f}" if metric == "gold_logprob" else f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference in points, with its sign."""
+    return "–" if math.isnan(value) or math.isinf(value) else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def interval(low: float, high: float, *, sign: bool = False) -> str:
+    """Both ends of an interval, in per cent or, signed, in points."""
+    show = signed if sign else figure
+    return f"{show(low)} … {show(high)}"
+
+
+def p_text(p: float) -> str:
+    """A p-value as people read it."""
+    if math.isnan(p):
+        return ""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def ranks(line: Line) -> str:
+    """A rank, or the ranks that are open."""
+    low, high = line.ranks
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def cells(line: Line) -> list[str]:
+    """The table row of a line, as texts under ``HEADS``."""
+    diff = line.diff
+    return [
+        ranks(line),
+        line.name,
+        figure(line.figure.value),
+        interval(line.figure.low, line.figure.high),
+        signed(diff.value) if diff else "",
+        interval(diff.low, diff.high, sign=True) if diff else "",
+        p_text(line.p),
+        line.verdict,
+        str(len(line.seeds)),
+        f"{line.tokens:.0f}",
+    ]
+
+
+def heads(board: Board, group: Group) -> list[str]:
+    """The table's head for a group."""
+    return [h.format(metric=group.metric.replace("_", " "), base=board.baseline) for h in HEADS]
+
+
+def least(group: Group) -> float | None:
+    """The median of the smallest effects that the group's comparisons would have shown."""
+    found = sorted(line.diff.least for line in group.lines if line.diff)
+    return found[len(found) // 2] if found else None
+
+
+def group_notes(group: Group) -> list[str]:
+    """What a reader must know about a group's table."""
+    notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
+    if (size := least(group)) is not None and math.isfinite(size):
+        notes.append(
+            f"A true difference of about {100 * size:.1f} points would have been declared with a probability of 80 %."
+        )
+    return (
+        notes
+        + [f"{n[0].upper()}{n[1:]}." for n in group.notes]
+        + [f"{line.name}: {note}." for line in group.lines for note in line.notes]
+    )
+
+
+def legend(board: Board) -> list[str]:
+    """How to read the tables."""
+    tests = f"{board.comparisons} comparison{'s' * (board.comparisons != 1)}"
+    return [
+        "Figures in per cent, differences in points, each with a 95 % interval over queries and seeds.",
+        f"Every selector is compared with {board.baseline} on the same queries; p is corrected (Holm) over the {tests} "
+        f"of this board, and better or worse is said at p ≤ {board.alpha:g}. Intervals are not corrected.",
+        "Rank: the ranks that pairwise comparisons leave open; selectors that share a rank are tied. One seed: the "
+        "seed makes no difference to that selector, so one run stands for all.",
+        *[f"{n[0].upper()}{n[1:]}." for n in board.notes],
+    ]
+
+
+def to_markdown(board: Board) -> str:
+    """Every group as a table, then how to read them."""
+    parts = []
+    for group in board.groups:
+        table = [heads(board, group), ["---"] * len(HEADS)]
+        for line in group.lines:
+            row = [c.replace("|", "\\|") for c in cells(line)]
+            table.append([f"**{c}**" for c in row] if line.verdict == "better" else row)
+        parts.append(f"### {group.title}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
+        parts.append(" ".join(group_notes(group)))
+    return "\n\n".join([*parts, "\n".join(f"- {text}" for text in legend(board))]) + "\n"
+
+
+def to_json(board: Board) -> str:
+    """The whole board; numbers that do not exist are null."""
+    return json.dumps(_plain(asdict(board)), ensure_ascii=False, indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+COLUMNS = ("task", "lm", "k", "selector", "order", "calibrate", "metric", "value", "low", "high", "diff", "diff_low",
+           "diff_high", "p", "p_holm", "verdict", "rank_low", "rank_high", "least", "seeds", "queries", "tokens",
+           "calls", "seconds")  # fmt: skip
+
+
+def to_csv(board: Board) -> str:
+    """One line per line of the board, numbers in full."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for group in board.groups:
+        for line in group.lines:
+            d = line.diff
+            diff = [d.value, d.low, d.high, d.p, line.p] if d else [""] * 5
+            writer.writerow([
+                group.task, group.lm, group.k, line.selector, line.order, line.calibrate, group.metric,
+                line.figure.value, line.figure.low, line.figure.high, *diff, line.verdict, *line.ranks,
+                d.least if d else "", len(line.seeds), group.queries, line.tokens, line.calls, line.seconds,
+            ])  # fmt: skip
+    return out.getvalue()
+
+
+_TEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+                      "^": r"\textasciicircum{}", "−": "$-$", "–": "--", "…": "to", "·": r"$\cdot$"})  # fmt: skip
+
+
+def to_latex(board: Board) -> str:
+    """A booktabs table per group; better selectors in bold, with the interval of the difference."""
+    parts = []
+    for group in board.groups:
+        rows = []
+        for line in group.lines:
+            rank, name, value, ends, diff, diff_ends, p, verdict, *_ = (c.translate(_TEX) for c in cells(line))
+            name = rf"\textbf{{{name}}}" if verdict == "better" else name
+            gain = f"{diff} ({diff_ends})" if line.verdict != BASE and line.diff else "--"
+            rows.append(f"{rank} & {name} & {value} ({ends}) & {gain} & {p.replace('< ', '$<$')} \\\\")
+        head = f"Rank & Selector & {group.metric} & vs {board.baseline} & $p$".replace("_", r"\_")
+        caption = f"{group.title}. {' '.join(group_notes(group))}".translate(_TEX)
+        top = "\\begin{table}\n\\centering\n\\begin{tabular}{rlrrr}\n\\toprule"
+        end = f"\\bottomrule\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
+        parts.append("\n".join([top, rf"{head} \\", r"\midrule", *rows, end]))
+    return "\n".join(parts)
+
+
+def plain_words(board: Board, group: Group) -> str:
+    """What was found in a group, in sentences that a reader without statistics can act on."""
+    base = [line for line in group.lines if line.verdict == BASE]
+    if not base:
+        return f"Nothing can be said about choosing: there is no run of {board.baseline} to compare with."
+    first = base[0]
+    said = [
+        f"With {group.k} demonstrations drawn at random, {group.lm} is right on {figure(first.figure.value)} % of "
+        f"{group.queries} queries (95 % interval {interval(first.figure.low, first.figure.high)})."
+    ]
+    by = {v: [line for line in group.lines if line.verdict == v] for v in ("better", "worse", "no difference shown")}
+    if by["better"]:
+        best = by["better"][0]
+        assert best.diff is not None
+        said.append(
+            f"Choosing helped: {_list([line.name for line in by['better']])} "
+            f"{'beats' if len(by['better']) == 1 else 'beat'} {board.baseline}, {best.name} by "
+            f"{signed(best.diff.value)} points ({interval(best.diff.low, best.diff.high, sign=True)})."
+        )
+    else:
+        said.append(f"No way of choosing was shown to beat {board.baseline}.")
+    if by["worse"]:
+        said.append(f"{_list([line.name for line in by['worse']]).capitalize()} did worse than {board.baseline}.")
+    if by["no difference shown"]:
+        size = least(group)
+        said.append(
+            f"For {_list([line.name for line in by['no difference shown']])} no difference was shown"
+            + (f"; one of less than about {100 * size:.1f} points could have been missed." if size else ".")
+        )
+    return " ".join(said)
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def bar(value: Estimate, width: int = 20) -> str:
+    """An interval in [0, 1] drawn in text: ``─`` from end to end with ``●`` at the figure."""
+    if math.isnan(value.value):
+        return " " * width
+    low, mid, high = (min(width - 1, max(0, round(x * (width - 1)))) for x in (value.low, value.value, value.high))
+    return "".join("●" if i == mid else "─" if low <= i <= high else " " for i in range(width))

@@ -1,0 +1,204 @@
+"""Boards: what is joined, what is compared, what is said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from iclkit.errors import DataError
+from iclkit.eval import Estimate, difference, estimate, holm
+from iclkit.records import Run
+from iclkit.report import bar, leaderboard, plain_words, to_csv, to_json, to_latex, to_markdown
+
+from .worlds import draw, make_run, make_runs
+
+
+def line(board, name, group=0):
+    return next(x for x in board.groups[group].lines if x.name == name)
+
+
+def values(runs, name):
+    return np.array([[r.metrics["accuracy"] for r in run.rows] for run in runs if run.spec["selector"]["name"] == name])
+
+
+def test_a_line_joins_the_seeds_and_is_compared_with_random():
+    runs = make_runs()
+    board = leaderboard(runs)
+    knn = line(board, "knn")
+    assert line(board, "random").figure == estimate(values(runs, "random"))
+    assert line(board, "random").seeds == (0, 1, 2)
+    expected = difference(values(runs, "knn"), values(runs, "random"), comparisons=3, key=0)
+    assert (knn.diff.value, knn.diff.low, knn.diff.least) == (expected.value, expected.low, expected.least)
+    assert (knn.verdict, line(board, "bm25").verdict) == ("better", "no difference shown")
+
+
+def test_the_order_of_runs_changes_nothing():
+    runs = make_runs()
+    assert leaderboard(runs) == leaderboard(reversed(runs))
+
+
+def test_p_values_are_corrected_over_the_whole_board():
+    runs = [*make_runs(task="a"), *make_runs(task="b", key=1), *make_runs(task="b", k=4, key=2)]
+    board = leaderboard(runs)
+    lines = [x for g in board.groups for x in g.lines if x.diff]
+    assert board.comparisons == len(lines) == 9
+    assert [x.p for x in lines] == pytest.approx(holm([x.diff.p for x in lines]))
+
+
+def test_zero_stands_beside_every_k():
+    board = leaderboard([*make_runs(k=4), *[r for r in make_runs(k=16, key=1) if r.spec["k"]]])
+    assert [(g.k, len(g.lines)) for g in board.groups] == [(4, 4), (16, 4)]
+
+
+def test_zero_alone_is_a_group():
+    board = leaderboard([make_run("zero", [1, 0, 1], k=0)])
+    assert [(g.k, [x.verdict for x in g.lines]) for g in board.groups] == [(0, ["not compared"])]
+
+
+def test_without_the_baseline_nothing_is_compared_and_it_says_so():
+    board = leaderboard([r for r in make_runs() if r.spec["selector"]["name"] != "random"])
+    assert {x.verdict for x in board.groups[0].lines} == {"not compared"}
+    assert "no run of 'random'" in board.notes[0]
+    assert "Nothing can be said" in plain_words(board, board.groups[0])
+
+
+def test_another_baseline_can_be_named():
+    board = leaderboard(make_runs(), baseline="bm25")
+    assert line(board, "bm25").verdict == "baseline"
+    assert line(board, "random").diff is not None
+
+
+def test_settings_orders_and_calibrations_are_lines_of_their_own():
+    rng = np.random.default_rng(0)
+    chance = np.full(50, 0.5)
+    runs = [
+        make_run("random", draw(rng, chance)),
+        make_run("random", draw(rng, chance), order="best-first"),
+        make_run("mmr,trade_off=0.3", draw(rng, chance)),
+        make_run("mmr,trade_off=0.7", draw(rng, chance), order="best-first"),
+        make_run("knn", draw(rng, chance), calibrate="batch"),
+    ]
+    board = leaderboard(runs)
+    group = board.groups[0]
+    assert {x.name for x in group.lines} == {
+        "random", "random + best-first", "mmr,trade_off=0.3", "mmr,trade_off=0.7 + best-first", "knn + batch",
+    }  # fmt: skip
+    assert group.baseline_of(line(board, "mmr,trade_off=0.7 + best-first"), "random").order == "best-first"
+    assert group.baseline_of(line(board, "knn + batch"), "random").order == "best-last"
+    assert board.comparisons == 3
+
+
+def test_runs_that_cannot_be_compared_are_groups_with_names_of_their_own():
+    runs = [make_run("random", [1, 0] * 9), make_run("random", [1, 0] * 9, pool={"hash": "other", "size": 9})]
+    titles = [g.title for g in leaderboard(runs).groups]
+    assert len(set(titles)) == 2
+    assert all("pool" in t for t in titles)
+
+
+def test_the_same_run_by_a_newer_version_counts_once():
+    old, new = make_run("random", [1] * 20), make_run("random", [0] * 20, iclkit="0.10.0")
+    board = leaderboard([new, old])
+    assert (board.groups[0].lines[0].seeds, board.groups[0].lines[0].figure.value) == ((0,), 0)
+
+
+def test_unfinished_runs_are_left_out_and_noted():
+    runs = make_runs()
+    half = replace(runs[3], facts={"done": False})
+    board = leaderboard([*runs[:3], half, *runs[4:]])
+    assert "knn" not in {x.name for x in board.groups[0].lines}
+    assert board.notes == ("1 unfinished runs are left out",)
+    with pytest.raises(DataError, match="no finished run"):
+        leaderboard([half])
+
+
+def test_runs_with_other_queries_under_one_spec_are_refused():
+    runs = make_runs()
+    torn = Run({**runs[0].spec, "seed": 9}, runs[0].rows[:-1], {}, {"done": True})
+    with pytest.raises(DataError, match="same queries"):
+        leaderboard([*runs, torn])
+
+
+def test_leaks_are_told():
+    runs = [replace(r, facts={**r.facts, "leaks": {"queries": 2, "pairs": {"near": 3}}}) for r in make_runs()]
+    assert "2 of 300 test rows stand in the pool (3 near)" in to_markdown(leaderboard(runs))
+
+
+def test_markdown_shows_every_line_and_how_to_read_it():
+    text = to_markdown(leaderboard(make_runs()))
+    assert "### toy · fake · k = 8" in text
+    assert "| **1** | **knn** |" in text
+    assert "no difference shown" in text
+    assert "would have been declared" in text
+    assert all(line.count("|") == 11 for line in text.splitlines() if line.startswith("|"))
+
+
+def test_json_and_csv_hold_the_same_numbers():
+    board = leaderboard(make_runs())
+    data = json.loads(to_json(board))
+    rows = list(csv.DictReader(io.StringIO(to_csv(board))))
+    assert [float(r["value"]) for r in rows] == [x["figure"]["value"] for x in data["groups"][0]["lines"]]
+    assert [r["p_holm"] for r in rows if r["selector"] == "random"] == [""]
+    assert next(x for x in data["groups"][0]["lines"] if x["selector"] == "random")["p"] is None
+
+
+def test_latex_escapes_what_latex_reads():
+    runs = [replace(r, spec={**r.spec, "task": {**r.spec["task"], "name": "50%_a&b"}}) for r in make_runs()]
+    text = to_latex(leaderboard(runs))
+    assert r"50\%\_a\&b" in text
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
+    assert "−" not in text
+    assert "…" not in text
+
+
+def test_plain_words_say_what_the_board_says():
+    board = leaderboard(make_runs())
+    text = plain_words(board, board.groups[0])
+    assert "knn beats random" in text
+    assert "bm25" in text.split("no difference was shown")[0]
+    calm = leaderboard(make_runs(lift=0.0))
+    assert "No way of choosing was shown to beat random" in plain_words(calm, calm.groups[0])
+
+
+def test_a_metric_of_whole_runs_is_compared_by_bootstrap():
+    runs = [
+        replace(r, spec={**r.spec, "task": {**r.spec["task"], "metric": "macro_f1"}}) for r in make_runs(120, lift=0.25)
+    ]
+    board = leaderboard(runs)
+    knn = line(board, "knn")
+    assert knn.figure.low < knn.figure.value < knn.figure.high
+    assert knn.verdict == "better"
+    assert abs(knn.figure.value - knn.figure.low) < 0.15
+
+
+def test_a_bar_marks_figure_and_interval():
+    assert bar(Estimate(0.5, 0.25, 0.75), 21) == "     ─────●─────     "
+
+
+def test_ten_thousand_queries_by_twenty_selectors_make_a_board_in_ten_seconds():
+    rng = np.random.default_rng(0)
+    chance = rng.beta(2, 2, 10_000)
+    runs = [make_run("random", draw(rng, chance), seed=s) for s in range(3)]
+    runs += [make_run(f"mmr,trade_off=0.{n:02}", draw(rng, chance)) for n in range(10, 29)]
+    start = time.perf_counter()
+    board = leaderboard(runs)
+    assert len(board.groups[0].lines) == 20
+    assert time.perf_counter() - start < 10
+
+
+@pytest.mark.slow
+def test_a_board_under_the_null_declares_differences_at_most_at_the_nominal_rate():
+    rng = np.random.default_rng(2)
+    false = 0
+    for _ in range(1000):
+        chance = np.clip(rng.beta(1.2, 0.8, 150), 0.02, 0.98)
+        runs = [make_run("random", draw(rng, chance), seed=s) for s in range(3)]
+        runs += [make_run(name, draw(rng, chance)) for name in ("knn", "bm25", "mmr")]
+        runs += [make_run("balanced", draw(rng, chance), seed=s) for s in range(3)]
+        false += any(x.verdict in ("better", "worse") for x in leaderboard(runs).groups[0].lines)
+    assert false / 1000 <= 0.05 + 1.65 * (0.05 * 0.95 / 1000) ** 0.5
