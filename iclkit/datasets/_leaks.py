@@ -1,10 +1,12 @@
 """Test rows that stand in the pool: exact, normalised, and near-duplicates.
 
 Two texts are near-duplicates when the Jaccard similarity of their sets of character 4-grams, taken on the normalised
-text, reaches ``near``. Characters and not words, so that a typo costs little, and languages without spaces work. The
-measure is strict on short texts: exchanging one word of about 6 letters loses some 9 4-grams on each side, so at 0.9
-the texts must be longer than about 170 characters before that passes; "what is the capital of texas" and
-"… of ohio" score 0.69. A short text is caught by equality after normalisation.
+text and its two ends, reaches ``near``. Characters and not words, so that a typo costs little, and languages without
+spaces work. The measure is strict on short texts: exchanging a word of 6 letters loses about 9 4-grams on each side, so
+that at 0.9 only texts of more than 170 characters get over it; "what is the capital of texas" and "… of ohio" have
+0.61. A short text is caught when it is equal after normalisation. Grams that more than half of the texts hold (an
+instruction repeated in every input) tell nothing about one of them and do not count, where there are texts enough (20)
+to judge.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from iclkit.records import Example, Query, clean_text, fold_text
 
 GRAM = 4
 _PAIRS_AT_ONCE = 200_000
+_ROWS_AT_ONCE = 50_000  # pool rows: about 0.6 GB of arrays
+_ENOUGH_TEXTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,10 @@ def find_leaks(
         for j in same_fold.get(fold, ()) if fold else same_clean.get(clean, ()):
             leaks.append((i, j, "exact" if pool_clean[j] == clean else "normalised", 1.0))
     if near is not None:
-        rows, columns, similarity = near_pairs(test_fold, pool_fold, near)
-        leaks += [
-            (i, j, "near", s)
-            for i, j, s in zip(rows.tolist(), columns.tolist(), similarity.tolist(), strict=True)
-            if test_fold[i] != pool_fold[j]
-        ]
+        for start in range(0, len(pool_fold), _ROWS_AT_ONCE):
+            rows, columns, similarity = near_pairs(test_fold, pool_fold[start : start + _ROWS_AT_ONCE], near)
+            pairs = zip(rows.tolist(), (columns + start).tolist(), similarity.tolist(), strict=True)
+            leaks += [(i, j, "near", s) for i, j, s in pairs if test_fold[i] != pool_fold[j]]
     return [Leak(test_examples[i].id, pool_examples[j].id, kind, s) for i, j, kind, s in sorted(leaks)]
 
 
@@ -75,11 +77,14 @@ def near_pairs(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """All (left row, right row, Jaccard similarity of 4-gram sets) with similarity >= near. Texts are normalised.
 
-    Empty texts match nothing.
+    Empty texts match nothing, nor does a text of nothing but grams that more than half of at least 20 texts hold.
     """
     import scipy.sparse
 
     grams, owners = gram_ids([*left, *right])
+    if len(left) + len(right) >= _ENOUGH_TEXTS:
+        telling = np.bincount(grams)[grams] <= (len(left) + len(right)) / 2
+        grams, owners = grams[telling], owners[telling]
     if not len(grams):
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
     # number grams from rare to common, so that a row's first entries are its rarest
@@ -141,8 +146,10 @@ def gram_ids(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     quads = pairs[:-2] * (int(pairs.max()) + 1) + pairs[2:]
     inside = owner[: len(quads)] == owner[GRAM - 1 :]
     grams, owners = _dense(quads[inside]), owner[: len(quads)][inside]
-    unique = np.unique(owners * (int(grams.max()) + 1) + grams)
-    return unique % (int(grams.max()) + 1), unique // (int(grams.max()) + 1)
+    size = int(grams.max()) + 1
+    keys = np.sort(owners * size + grams)  # sorting beats np.unique, which hashes
+    keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])]
+    return keys % size, keys // size
 
 
 def _dense(values: NDArray[np.int64]) -> NDArray[np.int64]:

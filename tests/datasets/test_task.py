@@ -1,0 +1,281 @@
+"""Tasks: kinds and metrics, label sets, splits, hashes, and the folders people have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iclkit.datasets import Card, Task, load_task, make_task
+from iclkit.errors import DataError, UnknownName, UsageError
+from iclkit.prompts import Template
+from iclkit.records import Example, fold_text
+
+SHARED = {  # kind, metric, rows (train, dev, test), labels
+    "agnews": ("classification", "accuracy", (4000, 0, 1000), 4),
+    "antonyms": ("generation", "exact_match", (2073, 519, 100), 0),
+    "banking77": ("classification", "accuracy", (8000, 0, 1000), 77),
+    "geoquery": ("generation", "sql_match", (549, 49, 279), 0),
+    "gsm8k": ("reasoning", "number_match", (5000, 0, 1000), 0),
+    "larger_animal": ("generation", "exact_match", (2422, 606, 100), 0),
+    "multi30k_en_de": ("generation", "chrf", (8000, 1000, 1000), 0),
+    "object_counting": ("generation", "exact_match", (560, 140, 100), 0),
+    "sentence_similarity": ("classification", "accuracy", (2972, 740, 99), 6),
+    "sst2": ("classification", "accuracy", (6920, 871, 1000), 2),
+    "subj": ("classification", "accuracy", (8000, 0, 1000), 2),
+    "taxonomy_animal": ("generation", "set_match", (2400, 600, 100), 0),
+    "trec": ("classification", "accuracy", (5452, 0, 489), 6),
+    "word_sorting": ("generation", "exact_match", (1136, 284, 100), 0),
+}
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", SHARED)
+def test_every_shared_set_loads_with_its_kind_metric_and_card(shared_data: Path, name: str) -> None:
+    task = load_task(shared_data / name)
+    kind, metric, rows, labels = SHARED[name]
+    assert (task.name, task.kind, task.metric, len(task.labels)) == (name, kind, metric, labels)
+    assert (len(task.train), len(task.dev), len(task.test)) == rows
+    assert {e.task for e in task.train} == {name}
+    assert len({q.id for q in task.queries()}) == len(task.test)
+    assert f"```\n{task.card.template}\n```" in (shared_data / name / "card.md").read_text(encoding="utf-8")
+    assert task.template.demo == task.card.template
+    assert task.card.licence
+    assert "20" in task.card.citation or "19" in task.card.citation
+    assert task.template.render_demo(task.train[0]).endswith(task.train[0].output)
+    longest = max(len(e.output) for e in task.train)
+    assert task.max_answer_tokens == 512 or task.max_answer_tokens >= longest / 3
+
+
+@pytest.mark.data
+def test_the_shared_folder_holds_no_set_that_the_table_misses(shared_data: Path) -> None:
+    assert {p.name for p in shared_data.iterdir() if p.is_dir()} == set(SHARED)
+
+
+def rows(count: int, labels: Sequence[str] = ("yes", "no"), word: str = "row") -> list[Example]:
+    return [Example(f"{word} {i}", labels[i % len(labels)]) for i in range(count)]
+
+
+def lines(path: Path, examples: Sequence[Example]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"input": e.input, "output": e.output}) + "\n" for e in examples))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A set without a card: 40 train and 10 test rows, two labels."""
+    lines(tmp_path / "mine" / "train.jsonl", rows(40))
+    lines(tmp_path / "mine" / "test.jsonl", rows(10, word="asked"))
+    return tmp_path / "mine"
+
+
+def test_a_folder_without_a_card_is_understood(folder: Path) -> None:
+    task = load_task(folder)
+    assert (task.name, task.kind, task.metric, task.labels) == ("mine", "classification", "accuracy", ("no", "yes"))
+    assert task.template.demo == "Input: {input}\nLabel: {output}"
+
+
+def test_what_is_understood_can_be_overridden(folder: Path) -> None:
+    template = Template(demo="{input} -> {output}")
+    task = load_task(folder, kind="generation", metric="token_f1", template=template, max_answer_tokens=3)
+    assert (task.kind, task.labels, task.metric, task.max_answer_tokens) == ("generation", (), "token_f1", 3)
+    assert task.template is template
+    assert load_task(folder, labels=["yes", "no", "perhaps"]).labels == ("yes", "no", "perhaps")
+    with pytest.raises(UsageError, match="no task kind 'regression'; use one of classification"):
+        load_task(folder, kind="regression")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "kind"),
+    [
+        (["yes", "no"] * 20, "classification"),
+        ([f"class {i % 77}" for i in range(400)], "classification"),
+        ([f"word{i}" for i in range(200)], "generation"),
+        (["a longer answer that nobody would call a label, for it runs on and on"] * 40, "generation"),
+        (["two\nlines"] * 40, "generation"),
+        ([f"row {i % 4}" for i in range(40)], "generation"),  # half and more are pieces of their input
+        (["yes", "no", "no"], "generation"),  # too few rows to call a repeated output a label
+    ],
+)
+def test_the_kind_is_inferred_from_the_outputs(outputs: list[str], kind: str) -> None:
+    train = [Example(f"row {i % 4} of it, {i}", o) for i, o in enumerate(outputs)]
+    assert make_task("t", train, [Example("asked", outputs[0])]).kind == kind
+
+
+def test_rows_with_choices_are_a_multiple_choice_task() -> None:
+    train = [Example(f"q {i}", "b", choices=("a", "b")) for i in range(3)]
+    task = make_task("quiz", train, [Example("q", "a", choices=("a", "c"))])
+    assert (task.kind, task.metric, task.labels) == ("multiple_choice", "accuracy", ())
+    assert task.queries()[0].choices == ("a", "c")
+    with pytest.raises(
+        DataError, match=r"quiz test, row 1: the answer 'd' is not among the row's choices \['a', 'c'\]"
+    ):
+        make_task("quiz", train, [Example("q", "d", choices=("a", "c"))])
+
+
+def test_named_fields_make_a_template_of_their_own() -> None:
+    train = [Example({"premise": f"p {i}", "hypothesis": "h"}, "yes") for i in range(8)]
+    task = make_task("nli", train, train[:1])
+    assert task.template.demo == "Premise: {premise}\nHypothesis: {hypothesis}\nLabel: {output}"
+
+
+def test_one_line_answers_stop_at_the_line_s_end() -> None:
+    train = [Example(f"say {i}", f"thing {i}") for i in range(20)]
+    assert make_task("g", train, train[:1]).template.stop == ("\n",)
+    many = [Example(f"say {i}", f"thing\n{i}") for i in range(20)]
+    assert make_task("g", many, many[:1]).template.stop == ()
+
+
+def test_an_unknown_label_in_test_is_named_with_file_line_and_the_known_ones(folder: Path) -> None:
+    with (folder / "test.jsonl").open("a") as file:
+        file.write('{"input": "x", "output": "maybe"}\n')
+    with pytest.raises(DataError) as caught:
+        load_task(folder)
+    told = str(caught.value)
+    assert f"{folder / 'test.jsonl'}, line 11: unknown label 'maybe'; known labels: no, yes" in told
+    assert "\n" not in told
+    with pytest.raises(DataError, match="unknown label 'maybe'"):  # also where a limit would have left the row out
+        load_task(folder, limit=1)
+
+
+def test_a_long_list_of_known_labels_is_cut() -> None:
+    train = rows(400, [f"label {i:02d}" for i in range(30)])
+    with pytest.raises(DataError, match=r"label 19 and 10 more;"):
+        make_task("many", train, [Example("x", "other")])
+
+
+def test_a_template_that_names_a_missing_field_is_refused() -> None:
+    with pytest.raises(DataError, match="the template names the field 'text', the examples have input"):
+        make_task("t", rows(8), rows(1), template=Template(demo="{text}: {output}"))
+
+
+def test_a_limit_draws_test_rows_by_seed_and_smaller_limits_are_nested(folder: Path) -> None:
+    whole = load_task(folder)
+    three, five, again = (load_task(folder, limit=n) for n in (3, 5, 5))
+    assert [len(three.test), len(five.test)] == [3, 5]
+    assert five.test == again.test
+    assert set(three.test) < set(five.test) < set(whole.test)
+    order = [whole.test.index(e) for e in five.test]
+    assert order == sorted(order)
+    assert load_task(folder, limit=5, seed=1).test != five.test
+    assert load_task(folder, limit=99).test == whole.test
+    assert five.train == whole.train
+    with pytest.raises(UsageError, match="limit is 0"):
+        load_task(folder, limit=0)
+
+
+def test_nothing_is_held_out_unless_asked_and_then_by_seed(folder: Path) -> None:
+    assert load_task(folder).dev == ()
+    task = load_task(folder, dev=8)
+    assert len(task.dev) == 8
+    assert sorted(e.text for e in task.train + task.dev) == sorted(e.text for e in load_task(folder).train)
+    assert task.dev == load_task(folder, dev=8).dev
+    assert task.dev != load_task(folder, dev=8, seed=1).dev
+
+
+def test_rows_that_are_held_out_have_no_twin_left_in_train() -> None:
+    from iclkit.datasets._task import hold_out
+
+    located = [(str(i), Example(f"Row {i // 3}{'!' * (i % 3)}", "yes")) for i in range(60)]
+    rest, held = hold_out(located, 10, seed=0)
+    assert 10 <= len(held) <= 12
+    assert len(rest) + len(held) == 60
+    assert not {fold_text(e.text) for _, e in rest} & {fold_text(e.text) for _, e in held}
+    with pytest.raises(DataError, match="cannot hold out 60 of 60 train rows"):
+        hold_out(located, 60, seed=0)
+
+
+def test_a_single_file_is_a_task_once_rows_are_held_out(tmp_path: Path) -> None:
+    lines(tmp_path / "all.jsonl", rows(40))
+    with pytest.raises(DataError, match=r"task 'all' has no test rows; .* \(test=100\)"):
+        load_task(tmp_path / "all.jsonl")
+    task = load_task(tmp_path / "all.jsonl", test=10)
+    assert (len(task.train), len(task.test)) == (30, 10)
+
+
+def test_repeated_test_rows_keep_unique_query_ids(folder: Path) -> None:
+    twice = [Example("same", "yes"), Example("same", "no"), Example("same", "yes"), Example("other", "no")]
+    queries = make_task("t", rows(8), twice).queries()
+    assert len({q.id for q in queries}) == 4
+    assert [q.id.partition("#")[2] for q in queries] == ["", "2", "3", ""]
+    named = [Example("a", "yes", meta={"id": "t-1"}), Example("b", "no", meta={"id": "t-1"})]
+    assert [q.id for q in make_task("t", rows(8), named).queries()] == ["t-1", "t-1#2"]
+
+
+def test_the_hash_sees_everything_that_decides_a_result_and_nothing_else() -> None:
+    def task(**changed: Any) -> Task:
+        return make_task(**{"name": "t", "train": rows(8), "test": rows(2, word="q"), **changed})
+
+    base = task().hash
+    assert task(name="other").hash == base
+    assert task(card=Card(licence="MIT")).hash == base
+    changes: list[dict[str, Any]] = [
+        {"train": rows(9)},
+        {"train": rows(8)[::-1]},
+        {"test": rows(3, word="q")},
+        {"dev": rows(1)},
+        {"metric": "macro_f1"},
+        {"labels": ["no", "yes", "perhaps"]},
+        {"template": Template(demo="{input}: {output}")},
+        {"max_answer_tokens": 1},
+    ]
+    assert len({base, *(task(**c).hash for c in changes)}) == len(changes) + 1
+
+
+def test_a_task_needs_train_and_test_rows() -> None:
+    with pytest.raises(DataError, match="task 't' has no train rows"):
+        make_task("t", [], rows(1))
+    with pytest.raises(DataError, match="task 't' has no test rows"):
+        make_task("t", rows(1), [])
+    with pytest.raises(UsageError, match="no split 'tset'"):
+        make_task("t", rows(1), rows(1)).split("tset")
+
+
+def test_splits_may_be_tables_and_go_by_other_names(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"row {i},{'yes' if i % 2 else 'no'}\n" for i in range(20))
+    )
+    (tmp_path / "validation.tsv").write_text("text\tlabel\nv\tyes\n")
+    (tmp_path / "test.csv").write_text("text,label\nq,no\n")
+    task = load_task(tmp_path, input="text", output="label")
+    assert (len(task.train), len(task.dev), len(task.test), task.labels) == (20, 1, 1, ("no", "yes"))
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match=r"has train.jsonl and train.csv; keep one"):
+        load_task(tmp_path)
+
+
+def test_a_folder_without_train_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("x")
+    with pytest.raises(DataError, match=r"has no train.jsonl .* it holds data.txt"):
+        load_task(tmp_path)
+
+
+def test_names_go_to_the_catalogue_and_paths_to_folders(
+    folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnknownName, match=r"no task named 'trek'\. Did you mean 'trec'"):
+        load_task("trek")
+    with pytest.raises(DataError, match="no folder or file here/trec"):
+        load_task("here/trec")
+    folder.rename(folder.with_name("trec"))
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(DataError, match=r"run: iclkit datasets pull trec; for the folder here write ./trec"):
+        load_task("trec")
+    assert load_task("./trec").name == "trec"
+
+
+def test_a_card_is_read_line_by_line() -> None:
+    card = Card.parse(
+        "# x\n- Task: what it is; nested; ordinal classification, 6 labels.\n- Licence: MIT.\n"
+        "- Suggested metric: accuracy; mean absolute error of the digit.\n- Citation: A 2020, B.\n"
+        "- Prompt template:\n```\n- Q: {input}\n\n- A: {output}\n```\n- After: yes\n"
+    )
+    assert (card.description, card.kind, card.metric) == ("what it is; nested", "classification", "accuracy")
+    assert (card.licence, card.citation, card.facts["after"]) == ("MIT", "A 2020, B", "yes")
+    assert card.template == "- Q: {input}\n\n- A: {output}"
+    assert Card.parse("no card at all") == Card()
+    assert Card.parse("- Suggested metric: my_metric").metric == "my_metric"
+    assert Card.parse("- Task: only words").description == "only words"
