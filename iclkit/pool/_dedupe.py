@@ -66,25 +66,27 @@ def _near_joins(texts: Sequence[str], kinds: Sequence[object], near: float) -> l
     _, inverse, counts = np.unique(np.concatenate(sets), return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), np.int64)
     rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
-    ends = np.cumsum([len(s) for s in sets])
-    ranked = [np.sort(r) for r in np.split(rank[inverse], ends[:-1])]
+    sizes = np.array([len(s) for s in sets])
+    ranked = [np.sort(r) for r in np.split(rank[inverse], np.cumsum(sizes)[:-1])]
     holders: dict[tuple[object, int], list[int]] = {}
+    mine = np.zeros(len(counts), dtype=np.bool_)  # marks the pieces of the current row
     joins = []
-    for row, mine in enumerate(ranked):
+    for row, own in enumerate(ranked):
         # the small number keeps 0.7 * 10 = 7.000000000000001 from being rounded up to 8
-        head = [(kinds[row], r) for r in mine[: len(mine) - math.ceil(near * len(mine) - 1e-9) + 1].tolist()]
-        best, best_row = near, -1
-        for other in sorted({o for key in head for o in holders.get(key, ())}):
-            small, large = sorted((len(mine), len(ranked[other])))
-            if small < near * large - 1e-9:
+        head = [(kinds[row], r) for r in own[: len(own) - math.ceil(near * len(own) - 1e-9) + 1].tolist()]
+        others = np.array(sorted({o for key in head for o in holders.get(key, ())}), dtype=np.int64)
+        small, large = np.minimum(sizes[others], len(own)), np.maximum(sizes[others], len(own))
+        others = others[small >= near * large - 1e-9]
+        if len(others):
+            mine[own] = True
+            starts = np.concatenate([[0], np.cumsum(sizes[others])[:-1]])
+            common = np.add.reduceat(mine[np.concatenate([ranked[o] for o in others])], starts, dtype=np.int64)
+            mine[own] = False
+            overlap = common / (sizes[others] + len(own) - common)
+            best = int(np.argmax(overlap))  # the first, that is the oldest, of equals
+            if overlap[best] >= near - 1e-12:
+                joins.append((row, int(others[best])))
                 continue
-            common = len(np.intersect1d(mine, ranked[other], assume_unique=True))
-            overlap = common / (small + large - common)
-            if overlap >= best - 1e-12 and (best_row < 0 or overlap > best):
-                best, best_row = overlap, other
-        if best_row >= 0:
-            joins.append((row, best_row))
-        else:
-            for key in head:
-                holders.setdefault(key, []).append(row)
+        for key in head:
+            holders.setdefault(key, []).append(row)
     return joins

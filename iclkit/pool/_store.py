@@ -300,8 +300,12 @@ class Pool:
 
     def check(self) -> list[str]:
         """What is wrong with the file or the data, one line each; empty when all is well."""
-        problems = [f"the file is damaged: {r[0]}" for r in self._read("PRAGMA integrity_check") if r[0] != "ok"]
-        problems += [
+        damage = " ".join(r[0] for r in self._read("PRAGMA integrity_check(3)") if r[0] != "ok")
+        if damage:  # nothing else that is read can be relied on
+            return [
+                f"the file is damaged; export what can still be read and make a new pool ({' '.join(damage.split())})"
+            ]
+        problems = [
             f"table {r[0]} row {r[1]} refers to nothing in {r[2]}" for r in self._read("PRAGMA foreign_key_check")
         ]
         by_input: dict[tuple[str, str], list[Example]] = {}

@@ -1,0 +1,219 @@
+"""Search is exact, keyed by the query alone, and the index file is never trusted over the database."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import DataError
+from iclkit.pool import Pool
+from iclkit.pool._index import MANY, VectorIndex
+from iclkit.records import Example
+from iclkit.testing import HashEmbedder
+
+
+def naive(vectors: np.ndarray, query: np.ndarray, k: int, allowed: np.ndarray | None) -> tuple[list[int], list[float]]:
+    scores = [round(float(np.dot(v.astype(np.float64), query.astype(np.float64))), 6) for v in vectors]
+    rows = [r for r in range(len(vectors)) if allowed is None or allowed[r]]
+    best = sorted(rows, key=lambda r: (-scores[r], r))[:k]
+    return best, [scores[r] for r in best]
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(0, 60),
+    st.integers(0, 6),
+    st.integers(0, 12),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([None, 0.05, 0.5, 1.0]),
+)
+def test_search_agrees_with_sorting_all_scores(n: int, q: int, k: int, seed: int, masked: float | None) -> None:
+    rng = np.random.default_rng(seed)
+    # few distinct directions: many exact ties, also at the border of what is fetched
+    directions = unit(rng.standard_normal((max(1, n // 6), 5)))
+    vectors = directions[rng.integers(0, len(directions), n)].reshape(n, 5)
+    queries = unit(rng.standard_normal((q, 5))).reshape(q, 5)
+    allowed = None if masked is None else [rng.random(n) >= masked for _ in range(q)]
+    found = VectorIndex.of(vectors).search(queries, k, allowed)
+    assert len(found) == q
+    for i, (rows, scores) in enumerate(found):
+        expected_rows, expected_scores = naive(vectors, queries[i], k, None if allowed is None else allowed[i])
+        assert rows.tolist() == expected_rows
+        np.testing.assert_array_equal(scores, np.float32(expected_scores))
+
+
+@pytest.mark.parametrize("excluded", [0, 1, MANY, MANY + 1, 1990, 1999, 2000])
+def test_any_number_of_excluded_rows_is_honoured(excluded: int) -> None:
+    rng = np.random.default_rng(excluded)
+    vectors, queries = unit(rng.standard_normal((2000, 16))), unit(rng.standard_normal((5, 16)))
+    masks = []
+    for query in queries:  # the nearest rows are the excluded ones
+        mask = np.ones(2000, dtype=np.bool_)
+        mask[np.argsort(-(vectors @ query))[:excluded]] = False
+        masks.append(mask)
+    for query, mask, (rows, _) in zip(queries, masks, VectorIndex.of(vectors).search(queries, 10, masks), strict=True):
+        assert rows.tolist() == naive(vectors, query, 10, mask)[0]
+
+
+def test_a_thousand_ties_go_to_the_lower_rows() -> None:
+    vectors = np.repeat(unit(np.array([[1.0, 0, 0], [0, 1, 0]])), 1000, axis=0)
+    ((rows, scores),) = VectorIndex.of(vectors).search(unit(np.array([[0.0, 1, 0]])), 7, None)
+    assert rows.tolist() == list(range(1000, 1007))
+    assert scores.tolist() == [1.0] * 7
+
+
+def test_a_batch_gives_bit_for_bit_what_single_queries_give() -> None:
+    rng = np.random.default_rng(0)
+    vectors, queries = unit(rng.standard_normal((3000, 384))), unit(rng.standard_normal((100, 384)))
+    index = VectorIndex.of(vectors)
+    together = index.search(queries, 8, None)
+    for n, (rows, scores) in enumerate(together):
+        ((alone, score),) = index.search(queries[n : n + 1], 8, None)
+        assert rows.tolist() == alone.tolist()
+        assert scores.tobytes() == score.tobytes()
+
+
+def pool_with_index(path: Path, n: int = 30) -> tuple[HashEmbedder, Path]:
+    embedder = HashEmbedder(16)
+    with Pool.open(path) as pool:
+        pool.add(Example(f"input number {i}", "x") for i in range(n))
+        pool.embed(embedder)
+    (file,) = path.parent.glob("*.faiss")
+    return embedder, file
+
+
+def answers(path: Path, embedder: HashEmbedder) -> None:
+    """The view's vectors and search are what the database says."""
+    with Pool.open(path) as pool:
+        view = pool.view()
+        expected = embedder.encode_documents([e.text for e in view.examples])
+        np.testing.assert_array_equal(view.vectors(embedder), expected)
+        queries = embedder.encode_queries(["input number 3", "number", "input"])
+        for query, (rows, _) in zip(queries, view.search(embedder, queries, 5), strict=True):
+            assert rows.tolist() == naive(expected, query, 5, None)[0]
+
+
+def test_the_index_file_is_read_and_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    assert file.name.startswith("demos.")
+    before = file.read_bytes()
+    answers(tmp_path / "demos.db", embedder)
+    assert file.read_bytes() == before
+    with Pool.open(tmp_path / "demos.db") as pool:
+        pool.add([Example("one more", "x")])
+        read = []
+        stored = pool._stored
+        monkeypatch.setattr(pool, "_stored", lambda e, t: read.append(len(t)) or stored(e, t))
+        assert pool.view().vectors(embedder).shape == (31, 16)
+        assert sum(read) <= 9  # a sample for the comparison, and the new row
+    assert file.read_bytes() != before
+    answers(tmp_path / "demos.db", embedder)
+
+
+@pytest.mark.parametrize("harm", ["empty", "cut", "flipped", "text", "header", "other_pool"])
+def test_a_harmed_index_file_is_built_again_with_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str
+) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    good = file.read_bytes()
+    if harm == "other_pool":
+        (tmp_path / "b").mkdir()
+        _, other = pool_with_index(tmp_path / "b" / "demos.db", 20)
+        file.write_bytes(other.read_bytes())
+    else:
+        first, _, body = good.split(b"\n", 2)
+        file.write_bytes(
+            {
+                "empty": b"",
+                "cut": good[: len(good) // 2],
+                "flipped": good[:-100] + bytes([good[-100] ^ 1]) + good[-99:],
+                "text": b"not an index at all",
+                "header": b"\n".join([first, b'{"dim": 16}', body]),
+            }[harm]
+        )
+    with caplog.at_level(logging.WARNING, logger="iclkit"):
+        answers(tmp_path / "demos.db", embedder)
+    assert file.read_bytes() == good
+    if harm != "other_pool":
+        assert "building it again" in caplog.text
+
+
+def test_vectors_changed_in_the_database_win_over_the_index_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import sqlite3
+
+    embedder, _ = pool_with_index(tmp_path / "demos.db", 6)
+    other = np.zeros(16, "<f4")
+    other[0] = 1
+    with sqlite3.connect(tmp_path / "demos.db") as raw:
+        raw.execute("UPDATE vectors SET vector = ?", (other.tobytes(),))
+    with caplog.at_level(logging.WARNING, logger="iclkit"), Pool.open(tmp_path / "demos.db") as pool:
+        assert (pool.view().vectors(embedder) == other).all()
+    assert "does not agree with the pool" in caplog.text
+
+
+def test_removed_rows_leave_the_index(tmp_path: Path) -> None:
+    embedder, _ = pool_with_index(tmp_path / "demos.db")
+    with Pool.open(tmp_path / "demos.db") as pool:
+        gone = pool.ids[3]
+        pool.remove([gone])
+        view = pool.view()
+        ((rows, _),) = view.search(embedder, embedder.encode_queries(["input number 3"]), 29)
+        assert len(rows) == 29
+        assert gone not in {view.ids[r] for r in rows}
+    answers(tmp_path / "demos.db", embedder)
+
+
+def test_a_part_of_the_pool_is_searched_alone() -> None:
+    embedder = HashEmbedder(16)
+    with Pool.of(Example(f"input number {i}", "x", meta={"half": i % 2}) for i in range(40)) as pool:
+        view = pool.view(where={"half": 1})
+        vectors = embedder.encode_documents([e.text for e in view.examples])
+        query = embedder.encode_queries(["input number 4"])
+        ((rows, _),) = view.search(embedder, query, 5)
+        assert rows.tolist() == naive(vectors, query[0], 5, None)[0]
+        assert all(view.examples[r].meta["half"] == 1 for r in rows)
+
+
+def test_vectors_are_read_only_and_outlive_pool_and_view() -> None:
+    embedder = HashEmbedder(16)
+    with Pool.of([Example("a", "x"), Example("b", "y")]) as pool:
+        vectors = pool.view().vectors(embedder)
+    with pytest.raises(ValueError, match="read-only"):
+        vectors[0, 0] = 1
+    del pool
+    np.testing.assert_array_equal(vectors, embedder.encode_documents(["a", "b"]))
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    embedder = HashEmbedder(16)
+    with Pool.of([Example("a", "x")]) as pool:
+        view, query = pool.view(), embedder.encode_queries(["a"])
+        with pytest.raises(DataError, match=r"shape \(1, 15\)"):
+            view.search(embedder, query[:, :-1], 1)
+        with pytest.raises(DataError, match="one mask"):
+            view.search(embedder, query, 1, [np.ones(2, dtype=np.bool_)])
+        assert pool.view(task="none").search(embedder, query, 3)[0][0].tolist() == []
+
+
+def test_an_index_that_cannot_be_written_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(VectorIndex, "save", full)
+    with Pool.open(tmp_path / "p.db") as pool:
+        pool.add([Example("a", "x")])
+        assert pool.view().vectors(HashEmbedder(16)).shape == (1, 16)
+    assert "could not write" in caplog.text
