@@ -101,14 +101,15 @@ class TorchLM:
         """Wall seconds that a plan will take here, from a probe of a second or less."""
         rate = getattr(self, "_tokens_per_second", None)
         if rate is None:
-            ids = tuple(range(1, PROBE_TOKENS + 2))
-            pairs = [Pair(tuple((t * 7 + r) % 997 + 1 for t in ids), PROBE_TOKENS) for r in range(2)]
+            size = min(PROBE_TOKENS, self.context_size - 1)
+            vocabulary = min(997, self.module.config.vocab_size)
+            pairs = [Pair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
             best = float("inf")
             for _ in range(2):
                 start = time.perf_counter()
                 self._compute(pairs, None, None)
                 best = min(best, time.perf_counter() - start)
-            self._tokens_per_second = rate = 2 * PROBE_TOKENS / best
+            self._tokens_per_second = rate = 2 * size / best
         return float(plan.tokens_computed / rate)
 
     # -- scoring by token ids -------------------------------------------------------------------------------------
@@ -400,7 +401,7 @@ class _Reader:
         misses = np.bincount(self._unit, weights=~self._greedy, minlength=self._n_units)
         back = np.argsort(self._order, kind="stable")  # the layout's order, which no neighbour can change
         np.add.at(logprob, self._unit[back], self._logprob[back])
-        return [Score(float(p), int(n), m == 0) for p, n, m in zip(logprob, count, misses, strict=True)]
+        return [Score(float(p), int(n), bool(m == 0)) for p, n, m in zip(logprob, count, misses, strict=True)]
 
 
 def generation_batches(

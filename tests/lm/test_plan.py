@@ -1,0 +1,118 @@
+"""The plan: every request answered once, every read where a plain reading of the sequence would put it."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.lm._plan import common_length, lay_out, make_plan
+from iclkit.lm._tokens import Pair
+
+
+@st.composite
+def pair_lists(draw):
+    alphabet = draw(st.integers(1, 3))
+    pairs = []
+    for _ in range(draw(st.integers(1, 14))):
+        ids = draw(st.lists(st.integers(0, alphabet), min_size=2, max_size=40))
+        pairs.append(Pair(tuple(ids), draw(st.integers(1, len(ids) - 1))))
+    return pairs
+
+
+def check_layout(pairs, depth):
+    """Walk from each read up to its root: the path must be the unit's own tokens."""
+    layout = lay_out(pairs, depth)
+    expected = {(u, i) for u, p in enumerate(pairs) for i in range(p.n_context, len(p.ids))}
+    for row, token, unit in zip(layout.read_row, layout.read_token, layout.read_unit, strict=True):
+        at = layout.rows[row]
+        segment = max((s for s in layout.segments if s.at <= at), key=lambda s: s.at)
+        path = list(segment.ids[: at - segment.at + 1])
+        while segment.parent >= 0:
+            segment = layout.segments[segment.parent]
+            path = [*segment.ids, *path]
+        length = depth + len(path)
+        assert tuple(path) == pairs[unit].ids[depth:length]
+        assert pairs[unit].ids[length] == token
+        assert layout.positions[at] == length - 1
+        expected.remove((unit, length))
+    assert not expected
+    assert len(layout.tokens) <= sum(len(p.ids) - 1 - depth for p in pairs)
+    return layout
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=pair_lists())
+def test_reads_of_a_layout_follow_each_sequence(pairs):
+    check_layout(list(dict.fromkeys(pairs)), 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pairs=pair_lists(), budget=st.integers(1, 60), share=st.booleans())
+def test_a_plan_answers_every_request_exactly_once(pairs, budget, share):
+    plan = make_plan(pairs, budget, share=share)
+    assert sorted(u for b in plan.batches for u in b.units) == list(range(len(plan.units)))
+    assert sorted(i for requests in plan.requests_of for i in requests) == list(range(len(pairs)))
+    for u, requests in enumerate(plan.requests_of):
+        assert all(pairs[i] == plan.units[u] for i in requests)
+    assert plan.tokens_asked == sum(len(p.ids) for p in pairs)
+    for batch in plan.batches:
+        depth = 0
+        if batch.prefix >= 0:
+            prefix = plan.prefixes[batch.prefix]
+            depth = len(prefix.ids)
+            assert prefix.parent < batch.prefix
+            assert prefix.start == (len(plan.prefixes[prefix.parent].ids) if prefix.parent >= 0 else 0)
+            assert all(plan.units[u].ids[:depth] == prefix.ids for u in batch.units)
+            assert all(plan.units[u].n_context > depth for u in batch.units)
+        if share:
+            check_layout([plan.units[u] for u in batch.units], depth)
+
+
+@settings(max_examples=200, deadline=None)
+@given(pairs=pair_lists(), budget=st.integers(1, 60), data=st.data())
+def test_what_is_known_leaves_the_other_batches_as_they_were(pairs, budget, data):
+    plan = make_plan(pairs, budget)
+    whole = data.draw(st.sets(st.sampled_from(range(len(plan.batches)))))
+    known = {i for b in whole for u in plan.batches[b].units for i in plan.requests_of[u]}
+    left = plan.without(known)
+    assert left.batches == tuple(b for n, b in enumerate(plan.batches) if n not in whole)
+    assert left.tokens_cached == sum(len(pairs[i].ids) for i in known)
+    assert plan.without(set(range(len(pairs)))).tokens_computed == 0
+
+
+def test_the_plan_does_not_depend_on_the_order_of_requests():
+    pairs = [Pair((1, 2, 3, t, t + 1), 4) for t in range(40)]
+    batches = [
+        {frozenset(p.units[u].ids for u in b.units) for b in p.batches}
+        for p in (make_plan(pairs, 20), make_plan(pairs[::-1], 20))
+    ]
+    assert batches[0] == batches[1]
+
+
+def test_a_long_prefix_of_many_sequences_is_computed_once_and_kept():
+    prefix = tuple(range(100, 400))
+    pairs = [Pair((*prefix, *([q] * 30), 1), 330) for q in range(50)]
+    plan = make_plan(pairs, 512)
+    assert len(plan.prefixes) == 1
+    assert plan.prefixes[0].ids == prefix
+    assert plan.tokens_computed == 300 + 50 * 30
+    assert all(b.tokens <= 512 for b in plan.batches)
+
+
+def test_labels_of_one_prompt_cost_one_pass_over_it():
+    prompt = tuple(range(200))
+    pairs = [Pair((*prompt, label), 200) for label in (5, 6, 7)] * 2
+    plan = make_plan(pairs, 512)
+    assert (plan.calls, plan.tokens_asked, plan.tokens_computed) == (3, 6 * 201, 200)
+
+
+def test_a_growing_context_does_not_exhaust_the_stack():
+    ids = tuple(i % 7 for i in range(3000))
+    pairs = [Pair((*ids[:n], 9), n) for n in range(1, 3000, 2)]
+    plan = make_plan(pairs, 64)
+    assert plan.calls == 1500
+
+
+@given(a=st.lists(st.integers(0, 2)), b=st.lists(st.integers(0, 2)))
+def test_common_length_counts_equal_leading_tokens(a, b):
+    n = common_length(tuple(a), tuple(b))
+    assert a[:n] == b[:n]
+    assert n == min(len(a), len(b)) or a[n] != b[n]

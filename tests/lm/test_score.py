@@ -1,0 +1,245 @@
+"""Scores against the naive reference: one float32 forward per label, full logits, batch of one."""
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import DataError, ModelError, UsageError
+from iclkit.lm import LM, ScoreRequest, load_lm
+from iclkit.lm._load import load_torch
+from iclkit.lm._tokens import Pair
+
+ARCHITECTURES = {
+    "llama": ("llama", {}),
+    "llama-rope-scaled": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+}
+OTHERS = {
+    "mistral-sliding": ("mistral", {"sliding_window": 16}),
+    "gemma": ("gemma", {}),
+    "gpt_neox": ("gpt_neox", {"num_key_value_heads": None}),
+    "gpt2": ("gpt2", {"n_embd": 48, "n_head": 6, "n_layer": 2, "n_positions": 512, "n_inner": 80}),
+}
+
+
+def branching_pairs(seed=0, n=24, vocabulary=100):
+    """Sequences that share prefixes of many lengths, with continuations of one to four tokens."""
+    r = random.Random(seed)
+    stem = [r.randrange(3, vocabulary) for _ in range(200)]
+    pairs = []
+    for _ in range(n):
+        own = [r.randrange(3, vocabulary) for _ in range(r.randint(5, 60))]
+        ids = (*stem[: r.choice([0, 7, 50, 170, 200])], *own)
+        for _ in range(r.randint(1, 3)):
+            tail = tuple(r.randrange(3, vocabulary) for _ in range(r.randint(1, 4)))
+            pairs.append(Pair((*ids, *tail), len(ids)))
+    return pairs
+
+
+def scores_of(lm, pairs):
+    found = dict(lm.score_pairs(pairs))
+    return [found[i].logprob for i in range(len(pairs))]
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_lean_forward_equals_the_naive_reference(arch, tiny_folder, naive):
+    name, config = ARCHITECTURES[arch]
+    folder = tiny_folder(name, **config)
+    lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
+    assert lm.lean is not None, "this architecture must take the lean path"
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert lm.plan_pairs(pairs).prefixes, "the case must have a kept prefix"
+    assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
+
+
+@pytest.mark.parametrize("arch", OTHERS)
+def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, tiny_folder, naive):
+    name, config = OTHERS[arch]
+    folder = tiny_folder(name, **config)
+    lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
+    assert lm.lean is None
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
+
+
+def test_attention_by_rows_as_on_a_gpu_equals_the_reference(tiny_folder, naive):
+    from iclkit.lm._lean import LeanLM
+
+    folder = tiny_folder()
+    lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
+    lm.lean = LeanLM(lm.module, rows_attention=True)
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), budget=st.integers(8, 600), n=st.integers(1, 12))
+def test_sharing_and_batching_never_change_a_score(tiny_folder, naive, seed, budget, n):
+    folder = tiny_folder()
+    lm = _LOADED.setdefault(folder, load_torch(str(folder), dtype="fp32", device="cpu"))
+    lm.batch_tokens = budget
+    pairs = branching_pairs(seed, n, lm.module.config.vocab_size)
+    assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
+
+
+_LOADED: dict = {}
+
+
+def test_bf16_is_near_the_reference(tiny_folder, naive):
+    folder = tiny_folder(initializer_range=0.1)
+    lm = load_torch(str(folder), dtype="bf16", device="cpu")
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=0.5)
+
+
+def test_equal_request_lists_give_bit_equal_scores_in_any_order(tiny_folder):
+    folder = tiny_folder()
+    lm = load_torch(str(folder), dtype="bf16", device="cpu", batch_tokens=128)
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert scores_of(lm, pairs) == scores_of(lm, pairs) == scores_of(lm, pairs[::-1])[::-1]
+
+
+def test_an_identical_request_is_computed_once(tiny_folder):
+    lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", cache=False)
+    request = ScoreRequest("the quick brown fox", " jumps")
+    assert isinstance(lm, LM)
+    first, *others = lm.score([request] * 5)
+    assert others == [first] * 4
+    assert (lm.spent.requests, lm.spent.calls) == (5, 1)
+
+
+def test_greedy_says_whether_the_continuation_was_the_likeliest(tiny_folder):
+    from iclkit.lm import GenerateRequest
+
+    lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", cache=False)
+    context = "Review: a warm and funny story . Sentiment:"
+    text = lm.generate([GenerateRequest(context, max_tokens=1)])[0].text
+    likeliest, other = lm.score([ScoreRequest(context, text), ScoreRequest(context, " the lazy dog")])
+    assert likeliest.greedy
+    assert not other.greedy
+
+
+def test_a_request_that_does_not_fit_is_an_error_before_anything_is_computed(tiny_folder):
+    lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", cache=False)
+    with pytest.raises(DataError, match=r"request 1 takes \d+ tokens, .* reads 512"):
+        lm.score([ScoreRequest("the dog", " jumps"), ScoreRequest("quick " * 600, "fox")])
+    assert lm.spent.calls == 0
+
+
+def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_folder, monkeypatch):
+    lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu", batch_tokens=256)
+    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    expected = scores_of(lm, pairs)
+    forward = type(lm.lean).forward
+
+    def small(self, layout, prefix=None, keep=False):
+        if len(layout.tokens) > 300:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
+        return forward(self, layout, prefix, keep)
+
+    monkeypatch.setattr(type(lm.lean), "forward", small)
+    lm.batch_tokens = 1024
+    assert scores_of(lm, pairs) == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_sequence_too_large_for_memory_is_one_clear_error(tiny_folder, monkeypatch):
+    from iclkit.errors import RunError
+
+    lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu")
+
+    def never(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(type(lm.lean), "forward", never)
+    with pytest.raises(RunError, match="out of memory on one sequence of 3 tokens"):
+        scores_of(lm, [Pair((5, 6, 7), 1)])
+
+
+def test_wrong_settings_and_broken_folders_are_clear_errors(tiny_folder, tmp_path):
+    folder = tiny_folder()
+    with pytest.raises(UsageError, match="dtype is 'fp8'"):
+        load_lm(str(folder), dtype="fp8", cache=False)
+    with pytest.raises(UsageError, match="cuda"):
+        load_lm(str(folder), device="cuda:7", cache=False)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ModelError, match="does not load"):
+        load_lm(str(tmp_path), cache=False)
+
+
+def test_the_fingerprint_names_weights_and_dtype(tiny_folder):
+    prints = {
+        load_torch(str(tiny_folder()), dtype=d, device="cpu", lean=lean).fingerprint
+        for d in ("fp32", "bf16")
+        for lean in (True, False)
+    } | {load_torch(str(tiny_folder(initializer_range=0.2)), dtype="fp32", device="cpu").fingerprint}
+    assert len(prints) == 5
+
+
+def test_a_time_estimate_grows_with_the_plan(tiny_folder):
+    lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu")
+    short = lm.plan([ScoreRequest("the dog", " jumps")])
+    long = lm.plan([ScoreRequest(f"{i} the dog jumps over the fox", " and") for i in range(50)])
+    assert 0 < lm.estimate_seconds(short) < lm.estimate_seconds(long)
+
+
+LABELS = {
+    "sst2": [" negative", " positive"],
+    "trec": [" description", " entity", " abbreviation", " human being", " numeric value", " location of a place"],
+}
+
+
+def real_prompts(shared_data, task, n, shots):
+    r = random.Random(7)
+    train, test = (
+        [json.loads(line) for line in (shared_data / task / f"{split}.jsonl").open()] for split in ("train", "test")
+    )
+    out = []
+    for row in r.sample(test, n):
+        shown = "".join(f"Input: {d['input']}\nOutput: {d['output']}\n\n" for d in r.sample(train, shots))
+        out.append(f"{shown}Input: {row['input']}\nOutput:")
+    return out
+
+
+def check_real_prompts(path, shared_data, naive, per_task, shots):
+    lm = load_torch(str(path), dtype="fp32", device="cpu")
+    for task, labels in LABELS.items():
+        prompts = real_prompts(shared_data, task, per_task, shots)
+        requests = [ScoreRequest(p, label) for p in prompts for label in labels]
+        got = [s.logprob for s in lm.score(requests)]
+        want = naive(path, lm.pairs(requests))
+        assert got == pytest.approx(want, abs=1e-3)
+        k = len(labels)
+        picked = [max(range(k), key=got[i : i + k].__getitem__) for i in range(0, len(got), k)]
+        wanted = [max(range(k), key=want[i : i + k].__getitem__) for i in range(0, len(want), k)]
+        assert picked == wanted
+
+
+@pytest.mark.models
+@pytest.mark.data
+def test_real_prompts_score_as_the_naive_reference_does(smollm2_path, shared_data, naive):
+    check_real_prompts(smollm2_path, shared_data, naive, per_task=5, shots=1)
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.data
+def test_sixty_four_real_prompts_score_as_the_naive_reference_does(smollm2_path, shared_data, naive):
+    check_real_prompts(smollm2_path, shared_data, naive, per_task=32, shots=4)
