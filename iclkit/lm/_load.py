@@ -44,9 +44,9 @@ def load_lm(
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(MODES)}")
     store = _open_cache(cache)
     if spec.startswith("openai:"):
-        from iclkit.lm._openai import load_openai  # type: ignore[import-not-found,unused-ignore]
+        from iclkit.lm._openai import open_openai
 
-        lm: Any = load_openai(spec)
+        lm: Any = open_openai(spec)
     else:
         lm = load_torch(
             spec,

@@ -201,7 +201,8 @@ import sys, time
 from iclkit.lm import ScoreRequest, load_lm
 folder, path, slow = sys.argv[1:]
 lm = load_lm(folder, dtype="bf16", device="cpu", threads=1, batch_tokens=64, cache=__import__("pathlib").Path(path))
-asks = [ScoreRequest(f"Review: {i * 37 % 101} the quick {'brown ' * (i % 5)}fox . Sentiment:", l)
+words = "quick brown fox jumps over lazy dog film".split()
+asks = [ScoreRequest(f"Review: {words[i % 8]} {words[i // 8]} {'the ' * (i % 5)} . Sentiment:", l)
         for i in range(60) for l in (" positive", " negative")]
 for score in lm.score(asks, lambda done: (print("done", len(done), flush=True), time.sleep(float(slow)))):
     print("score", score.logprob.hex(), score.tokens, score.greedy)
