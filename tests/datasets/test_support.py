@@ -50,7 +50,7 @@ def test_the_messages_differ_in_length_and_kind(support: Task) -> None:
     words = np.array([len(e.text.split()) for e in support.train])
     assert words.min() <= 4
     assert words.max() >= 30
-    assert np.percentile(words, 75) >= 2 * np.percentile(words, 25)
+    assert np.percentile(words, 75) >= 1.8 * np.percentile(words, 25)
     assert len({e.text.split()[0].casefold() for e in support.train}) >= 150  # no few openings, as templates have
     assert any("?" not in e.text and "!" not in e.text for e in support.train)
     assert sum(e.text == e.text.lower() for e in support.train) >= 20
