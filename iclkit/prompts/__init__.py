@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from iclkit.prompts._assemble import assemble
 from iclkit.prompts._orders import ORDERS, order_picks
+from iclkit.prompts._parse import Block, input_head, parse_blocks
 from iclkit.prompts._template import Piece, Template
 
-__all__ = ["ORDERS", "Piece", "Template", "assemble", "order_picks"]
+__all__ = [
+    "ORDERS",
+    "Block",
+    "Piece",
+    "Template",
+    "assemble",
+    "input_head",
+    "order_picks",
+    "parse_blocks",
+]
