@@ -27,6 +27,8 @@ FloatArray = NDArray[Any]
 Chosen = tuple[IntArray, FloatArray]
 """Row numbers of the pool, best first, and their scores."""
 
+FILL = "random"
+"""``Pick.why`` of a pick that nothing speaks for."""
 _MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
 
 
@@ -137,8 +139,12 @@ class BaseSelector(ABC):
         """Batched ``choose``; the default is the loop."""
         return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
 
-    def notes(self, query: Query, k: int, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
-        """Hook: what the user should know about one choice, besides that fewer than k examples were there."""
+    def fillers(self, chosen: Chosen) -> int:  # noqa: ARG002
+        """Hook: how many picks at the end are random because nothing told the rest apart; the user is told."""
+        return 0
+
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """Hook: what else the user should know about one choice."""
         return ()
 
     def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
@@ -180,11 +186,15 @@ class BaseSelector(ABC):
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(set(rows)) == len(rows), f"{self.name}: an example was picked twice"
         assert all(allowed[r] for r in rows), f"{self.name}: an excluded example was picked"
+        fill = self.fillers(chosen) if rows else 0
+        real = len(rows) - fill
         picks = tuple(
-            Pick(self.pool_.ids[r], float(s), n) for n, (r, s) in enumerate(zip(rows, chosen[1], strict=True), start=1)
+            Pick(self.pool_.ids[r], float(s), n, FILL if n > real else "")
+            for n, (r, s) in enumerate(zip(rows, chosen[1], strict=True), start=1)
         )
-        short = self._shortfall(k, len(rows), allowed)
-        return Selection(query, picks, spec, (*short, *(self.notes(query, k, chosen) if k else ())))
+        random = (f"{fill} picks have nothing in common with the query and are random",) if fill else ()
+        more = self.notes(query, chosen) if k else ()
+        return Selection(query, picks, spec, (*self._shortfall(k, len(rows), allowed), *random, *more))
 
     def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:

@@ -10,7 +10,7 @@ import numpy as np
 from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
-from iclkit.selectors._maths import best_rows, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._maths import shuffle_keys, stable_keys
 from iclkit.selectors._terms import TOKENIZERS, TermIndex, tokenizer
 
 
@@ -40,17 +40,8 @@ class BM25Selector(BaseSelector):
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
         """By score; where too few share a word with the query, the rest are random, keyed by the query."""
-        scores = self.index_.scores(query.text)
-        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0)
-        found = scores[rows].astype(np.float64)
-        if len(rows) < k:
-            left = allowed.copy()
-            left[rows] = False
-            fill = smallest_rows(shuffle_keys(self.keys_, "bm25", self.kit_.seed, query.id), k - len(rows), left)
-            rows, found = np.r_[rows, fill], np.r_[found, np.zeros(len(fill))]
-        return rows, found
+        return self.index_.nearest(query.text, k, allowed, shuffle_keys(self.keys_, self.kit_.seed, query.id))
 
-    def notes(self, query: Query, k: int, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
-        """Says how many picks share no word with the query."""
-        without = int(np.count_nonzero(chosen[1] == 0))
-        return (f"{without} picks share no word with the query and are random",) if without else ()
+    def fillers(self, chosen: Chosen) -> int:
+        """Picks that share no word with the query are random."""
+        return int(np.count_nonzero(chosen[1] == 0))

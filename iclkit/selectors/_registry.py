@@ -20,6 +20,10 @@ _BUILTINS = {
     "bm25": "_bm25:BM25Selector",
     "knn": "_knn:KNNSelector",
     "mmr": "_mmr:MMRSelector",
+    "dpp": "_dpp:DPPSelector",
+    "set-bsr": "_coverage:SetBSRSelector",
+    "cosine-coverage": "_coverage:CosineCoverageSelector",
+    "bm25-coverage": "_coverage:BM25CoverageSelector",
 }
 SELECTORS = Registry("selector", "iclkit.selectors", {k: f"iclkit.selectors.{v}" for k, v in _BUILTINS.items()})
 BUILTINS = tuple(_BUILTINS)

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
 from iclkit.registry import Registry
-from iclkit.selectors._base import IntArray
+from iclkit.selectors._base import BoolArray, IntArray
+from iclkit.selectors._maths import Keys, best_rows, smallest_rows
 
 Tokenizer = Callable[[str], list[str]]
 TOKENIZERS = Registry(
@@ -80,12 +81,34 @@ class TermIndex:
         """Numbers of the text's words that the pool knows, repeats included."""
         return [t for w in self._cut(text) if (t := self.vocabulary.get(w)) is not None]
 
-    def column(self, term: int) -> tuple[IntArray, NDArray[np.float32]]:
-        """Rows that hold a word, and its BM25 weight in each."""
-        assert self._columns is not None
-        data, rows, starts = self._columns
-        here = slice(int(starts[term]), int(starts[term + 1]))
-        return rows[here].astype(np.int64), data[here]
+    def weights(self, terms: Sequence[int], rows: IntArray) -> NDArray[np.float32]:
+        """(rows, terms): the BM25 weight of each word in each of these rows."""
+        found = np.zeros((len(rows), len(terms)), np.float32)
+        if self._columns is None:
+            return found
+        data, holders, starts = self._columns
+        place = np.full(self._n, -1)
+        place[rows] = np.arange(len(rows))
+        for part, term in enumerate(terms):
+            here = slice(int(starts[term]), int(starts[term + 1]))
+            at = place[holders[here]]
+            found[at[at >= 0], part] = data[here][at >= 0]
+        return found
+
+    def nearest(self, text: str, k: int, allowed: BoolArray, shuffled: Keys) -> tuple[IntArray, NDArray[np.float64]]:
+        """The k allowed rows of highest score with their scores, best first.
+
+        Where fewer share a word with the text, the rest come in the order of the keys ``shuffled`` (n,) and score 0.
+        """
+        scores = self.scores(text)
+        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0)
+        found = scores[rows].astype(np.float64)
+        if len(rows) < k:
+            left = allowed.copy()
+            left[rows] = False
+            fill = smallest_rows(shuffled, k - len(rows), left)
+            rows, found = np.r_[rows, fill], np.r_[found, np.zeros(len(fill))]
+        return rows, found
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """(n,): sum over the text's words of their weight in each example; a word said twice counts twice."""

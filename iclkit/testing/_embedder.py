@@ -43,12 +43,10 @@ class HashEmbedder:
         """(n, dim) float32, unit rows."""
         return self._encode("documents", texts, progress)
 
-    def encode_tokens(self, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """One (tokens, dim) float32 array of unit rows per text: a row per word."""
-        return [
-            np.stack([_unit(_word_vector(w, self.dim)) for w in _WORD.findall(t.lower()) or [""]]).astype(np.float32)
-            for t in texts
-        ]
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], NDArray[np.float32]]]:
+        """Per text its words and their vectors (words, dim), unit rows."""
+        words = [_WORD.findall(t.lower()) or [""] for t in texts]
+        return [(w, np.stack([_unit(_word_vector(x, self.dim)) for x in w]).astype(np.float32)) for w in words]
 
     def _encode(
         self, side: str, texts: Sequence[str], progress: Callable[[int, int], None] | None

@@ -70,7 +70,7 @@ def test_texts_that_share_words_are_near_and_batches_do_not_matter():
     assert (embedder.encode_queries(["a red fish"])[0] == vectors[1]).all()
     assert embedder.calls == {"queries": 1, "documents": 4}
     tokens = embedder.encode_tokens(["red fish", ""])
-    assert [t.shape for t in tokens] == [(2, 64), (1, 64)]
+    assert [(words, vectors.shape) for words, vectors in tokens] == [(["red", "fish"], (2, 64)), ([""], (1, 64))]
 
 
 def test_a_table_gives_unit_vectors_and_knows_its_content():

@@ -1,0 +1,191 @@
+"""Sets that cover every part of the query: coverage of its token vectors, its words, or its embedding dimensions."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+
+from iclkit.errors import NeedError, UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys, stable_keys
+from iclkit.selectors._terms import TermIndex, tokenizer
+
+_KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
+
+
+@runtime_checkable
+class TokenEmbedder(Protocol):
+    """An embedder that also gives a vector per token, without the special ones at the ends."""
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
+        """Per text its tokens and their contextual vectors (tokens, dim), unit rows."""
+        ...
+
+
+def cover_order(cover: FloatArray, k: int) -> list[int]:
+    """Greedy set coverage (Gupta, Gardner & Singh 2023, arXiv 2305.14907).
+
+    cover (n, t): how well each candidate covers each part of the query. The value of a set is the sum over the parts of
+    its best candidate, which is monotone and submodular. Each step takes the candidate of largest value; when none adds
+    anything, a new round begins over those not yet taken. Returns at most k rows in pick order; ties go to the lower.
+    >>> cover_order(np.array([[1, 0], [.9, .2], [0, .5]]), 2)
+    [1, 2]
+    """
+    n, best = len(cover), np.full(cover.shape[1], -np.inf)
+    cover, left = np.asarray(cover, dtype=np.float64), np.ones(len(cover), dtype=np.bool_)
+    order = list[int]()
+    while len(order) < min(k, n):
+        value = np.where(left, np.maximum(best, cover).sum(axis=1), -np.inf)
+        if order and value.max() <= best.sum() + 1e-9:
+            if not np.isfinite(best).any():  # no parts at all: nothing to tell candidates apart
+                return [*order, *np.flatnonzero(left)[: k - len(order)].tolist()]
+            best = np.full(cover.shape[1], -np.inf)
+            value = np.where(left, cover.sum(axis=1), -np.inf)
+        row = first_best(value)
+        order.append(row)
+        left[row] = False
+        best = np.maximum(best, cover[row])
+    return order
+
+
+@dataclass
+class _CoverageSelector(BaseSelector):
+    candidates: int = 200  # how many are looked at; k when k is larger
+    sort: str = "picks"  # best first by picks, or by relevance
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise UsageError(f"{self.name}: candidates is {self.candidates}; give 1 or more")
+        if self.sort not in ("relevance", "picks"):
+            raise UsageError(f"{self.name}: sort is {self.sort!r}; give relevance or picks")
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """Greedy cover of the query; scores are each example's own cover."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Candidates together, covers one by one."""
+        return [self._set(rows, cover, k) for rows, cover in self._covers(queries, max(k, self.candidates), allowed)]
+
+    def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Chosen:
+        own = cover.sum(axis=1)
+        order = np.array(cover_order(cover, k), dtype=np.int64)
+        if self.sort == "relevance":
+            order = order[best_rows(own[order], len(order))]
+        return rows[order], own[order]
+
+    @abstractmethod
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+        """For each query at most k candidate rows, and how they cover its parts (candidates, parts)."""
+
+
+@dataclass
+class CosineCoverageSelector(_CoverageSelector):
+    """sets that cover every dimension of the query's embedding"""
+
+    name: ClassVar[str] = "cosine-coverage"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+
+    def prepare(self) -> None:
+        """Vectors of the pool."""
+        self.vectors_ = self._vectors()
+
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+        targets = self._query_vectors(queries)
+        for (rows, _), target in zip(self._nearest(targets, k, allowed), targets, strict=True):
+            yield rows, self.vectors_[rows] * target
+
+
+def token_recall(query: FloatArray, other: FloatArray, weights: FloatArray) -> FloatArray:
+    """BERTScore recall, token by token (Zhang et al. 2020): w_q times the best cosine of query token q in ``other``.
+
+    query (t, d) and other (s, d): unit rows. weights (t,) sum to 1. Returns (t,); its sum is the recall, 1 for a text
+    with itself.
+    """
+    result: FloatArray = weights * (query @ other.T).max(axis=1)
+    return result
+
+
+@dataclass
+class SetBSRSelector(_CoverageSelector):
+    """sets that cover every token of the query by contextual token vectors (BERTScore recall)"""
+
+    name: ClassVar[str] = "set-bsr"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+
+    sort: str = "relevance"  # best first by relevance (as the source shows them), or by picks
+    weights: str = "uniform"  # uniform, or idf: rare tokens of the query count more
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights not in ("uniform", "idf"):
+            raise UsageError(f"set-bsr: weights is {self.weights!r}; give uniform or idf")
+
+    def prepare(self) -> None:
+        """NeedError when the embedder gives no token vectors."""
+        embedder = self.kit_.embedder
+        if not isinstance(embedder, TokenEmbedder):
+            raise NeedError(f"set-bsr needs token vectors, and embedder {getattr(embedder, 'name', '')!r} gives none")
+        self.tokens_: TokenEmbedder = embedder
+        self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
+        self._vectors()
+
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+        found = self._nearest(self._query_vectors(queries), k, allowed)
+        asked = self.tokens_.encode_tokens([q.text for q in queries])
+        for (tokens, vectors), (rows, _) in zip(asked, found, strict=True):
+            texts = self._pool_tokens(rows)
+            weights = self._weights(tokens, [words for words, _ in texts])
+            parts = [token_recall(vectors, other, weights) for _, other in texts]
+            yield rows, np.round(parts, DIGITS).reshape(len(rows), len(tokens))
+
+    def _weights(self, tokens: Sequence[str], texts: Sequence[Sequence[str]]) -> FloatArray:
+        if self.weights == "uniform":
+            return np.full(len(tokens), 1 / max(1, len(tokens)))
+        seen = Counter(token for words in texts for token in set(words))
+        idf = np.array([np.log((len(texts) + 1) / (seen[t] + 1)) for t in tokens])
+        return idf / idf.sum() if idf.sum() > 0 else np.full(len(tokens), 1 / max(1, len(tokens)))
+
+    def _pool_tokens(self, rows: IntArray) -> list[tuple[list[str], FloatArray]]:
+        if sum(v.nbytes for _, v in self.kept_.values()) > _KEPT_TOKENS:
+            self.kept_.clear()
+        new = [int(r) for r in rows if int(r) not in self.kept_]
+        texts = [self.pool_.examples[r].text for r in new]
+        self.kept_.update(zip(new, self.tokens_.encode_tokens(texts), strict=True))
+        return [self.kept_[int(r)] for r in rows]
+
+
+@dataclass
+class BM25CoverageSelector(_CoverageSelector):
+    """sets that cover every word of the query, rare ones first, by BM25 weight"""
+
+    name: ClassVar[str] = "bm25-coverage"
+    source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+
+    k1: float = 1.5
+    b: float = 0.75
+    tokenizer: str = "words"
+    stemmer: str = ""
+
+    def prepare(self) -> None:
+        """Index the pool's words."""
+        cut = tokenizer(self.tokenizer, self.stemmer)
+        self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
+        self.keys_ = stable_keys(self.pool_.ids)
+
+    def fillers(self, chosen: Chosen) -> int:
+        """Picks that share no word with the query are random."""
+        return int(np.count_nonzero(chosen[1] == 0))
+
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+        for query, mask in zip(queries, allowed, strict=True):
+            rows, _ = self.index_.nearest(query.text, k, mask, shuffle_keys(self.keys_, self.kit_.seed, query.id))
+            yield rows, self.index_.weights(sorted(set(self.index_.term_ids(query.text))), rows)
