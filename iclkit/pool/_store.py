@@ -136,6 +136,15 @@ class Pool:
                 raise DataError(f"no example {example_id!r} in {self.path}; the nearest id is {near[0][0]}")
         raise DataError(f"no example {example_id!r} in {self.path}; list them with: iclkit pool ls {self.path}")
 
+    def embedded(self, example_id: str) -> list[str]:
+        """Names of the embedders that have a vector of this example."""
+        rows = self._read(
+            "SELECT name FROM embedders JOIN vectors ON embedder = number "
+            "WHERE text = (SELECT text FROM examples WHERE id = ?) ORDER BY number",
+            (self.get(example_id).id,),
+        )
+        return [r[0] for r in rows]
+
     def view(self, *, task: str | None = None, where: Mapping[str, Json] | None = None) -> PoolView:
         """A snapshot, of all examples or of those of a task and with the given metadata.
 

@@ -1,0 +1,312 @@
+"""``iclkit pool``: put examples in, look at them, take them out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from iclkit.errors import DataError, PoolError, UsageError
+from iclkit.pool import Pool, example_dict
+from iclkit.records import Example, Json
+
+POOL = click.argument("pool", type=click.Path(path_type=Path))
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+TASK = click.option("--task", help="Only examples of this task.")
+WHERE = click.option(
+    "--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat."
+)
+
+
+@click.group()
+def command() -> None:
+    """Keep demonstrations in a pool: one SQLite file."""
+
+
+@command.command()
+@POOL
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option(
+    "--input", "input_", multiple=True, metavar="FIELD", help="Column of the input; several make named fields."
+)
+@click.option("--output", metavar="FIELD", help="Column of the output.")
+@click.option("--task", default="", help="Task the examples belong to.")
+@click.option("--keep", multiple=True, metavar="FIELD", help="Column to keep as metadata; may repeat.")
+@click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata for every example; may repeat.")
+@click.option("--format", "format_", help="jsonl, json, csv, tsv or parquet; by default what the file's name says.")
+@JSON
+def add(
+    pool: Path,
+    files: tuple[str, ...],
+    input_: tuple[str, ...],
+    output: str | None,
+    task: str,
+    keep: tuple[str, ...],
+    meta: tuple[str, ...],
+    format_: str | None,
+    as_json: bool,
+) -> None:
+    """Add the examples of FILEs (JSONL, CSV, TSV, Parquet) to POOL, which is made when it is not there.
+
+    All or nothing: when one row of one file is wrong, nothing is added. Examples that are in the pool already are
+    left as they are.
+    """
+    from iclkit.datasets import read_examples
+
+    extra = conditions(meta, "--meta")
+    found: list[Example] = []
+    with bar("reading") as progress:
+        for n, file in enumerate(files, start=1):
+            rows = read_examples(
+                file,
+                input=input_ if len(input_) > 1 else input_[0] if input_ else None,
+                output=output,
+                task=task,
+                format=format_,
+                meta=keep or None,
+            )
+            found += [replace(e, meta={**e.meta, **extra}) for e in rows] if extra else rows
+            progress(n, len(files))
+    with Pool.open(pool) as store:
+        report = store.add(found)
+        total = len(store)
+    if as_json:
+        print_json({"added": report.added, "known": report.known, "revived": report.revived, "examples": total})
+        return
+    again = f" ({report.revived} of them had been removed before)" if report.revived else ""
+    known = f"; {report.known:,} were there already" if report.known else ""
+    click.echo(f"added {report.added:,} examples{again}{known}; {pool} holds {total:,}")
+
+
+@command.command()
+@POOL
+@TASK
+@WHERE
+@click.option("-n", "--limit", type=click.IntRange(min=0), help="At most this many.  [default: 20; with --json: all]")
+@JSON
+def ls(pool: Path, task: str | None, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
+    """List the examples of POOL, oldest first."""
+    with Pool.open(pool, create=False, read_only=True) as store:
+        examples = store.view(task=task, where=conditions(where)).examples
+    if as_json:
+        print_json([example_dict(e) for e in examples[:limit]])
+        return
+    shown = examples[: 20 if limit is None else limit]
+    if shown:
+        rows = [(e.id[:12], e.task, e.output, e.text) for e in shown]
+        print_table(("id", "task", "output", "input"), rows)
+    click.echo(f"{len(shown):,} of {len(examples):,} examples", err=True)
+
+
+@command.command()
+@POOL
+@click.argument("example_id", metavar="ID")
+@JSON
+def show(pool: Path, example_id: str, as_json: bool) -> None:
+    """Show one example whole. ID may be the beginning of an id."""
+    with Pool.open(pool, create=False, read_only=True) as store:
+        example = store.get(example_id)
+        facts = {**example_dict(example), "embedded": store.embedded(example.id)}
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if value:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            click.echo(f"{key}: {text}" if "\n" not in text else f"{key}:\n  " + text.replace("\n", "\n  "))
+
+
+@command.command()
+@POOL
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@TASK
+@WHERE
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
+@JSON
+def rm(
+    pool: Path, ids: tuple[str, ...], task: str | None, where: tuple[str, ...], dry_run: bool, as_json: bool
+) -> None:
+    """Remove examples from POOL by ID, or all with a task or metadata."""
+    if bool(ids) == bool(task is not None or where):
+        raise UsageError("say what to remove: either IDs, or --task or --where")
+    with Pool.open(pool, create=False) as store:
+        gone = [store.get(i).id for i in ids] or list(store.view(task=task, where=conditions(where)).ids)
+        if not dry_run:
+            store.remove(gone)
+        left = len(store)
+    if as_json:
+        print_json({"removed": 0 if dry_run else len(gone), "ids": gone, "examples": left})
+    else:
+        click.echo(f"{'would remove' if dry_run else 'removed'} {len(gone):,} examples; {pool} holds {left:,}")
+
+
+@command.command()
+@POOL
+@click.option(
+    "--near",
+    type=float,
+    is_flag=False,
+    flag_value=0.8,
+    metavar="OVERLAP",
+    help="Near-duplicates too: inputs whose four-character pieces overlap by this much (0.8 when not said).",
+)
+@click.option("--dry-run", is_flag=True, help="Only show the groups.")
+@JSON
+def dedupe(pool: Path, near: float | None, dry_run: bool, as_json: bool) -> None:
+    """Remove examples of POOL that say the same and have the same output; the oldest of each group stays."""
+    with Pool.open(pool, create=False, read_only=dry_run) as store:
+        texts = {e.id: e.text for e in store}
+        report = store.dedupe(near=near, apply=not dry_run)
+        left = len(store)
+    if as_json:
+        print_json({"removed": report.removed, "groups": report.groups, "examples": left})
+        return
+    rows = [("keep" if n == 0 else "drop", i[:12], texts[i]) for group in report.groups for n, i in enumerate(group)]
+    if rows:
+        print_table(("", "id", "input"), rows)
+    many = sum(len(g) - 1 for g in report.groups)
+    click.echo(f"{'would remove' if dry_run else 'removed'} {many:,} duplicates; {pool} holds {left:,}")
+
+
+@command.command()
+@POOL
+@JSON
+def stats(pool: Path, as_json: bool) -> None:
+    """Count what is in POOL: tasks, outputs, vectors."""
+    with Pool.open(pool, create=False, read_only=True) as store:
+        found = asdict(store.stats())
+    if as_json:
+        print_json(found)
+        return
+    tables = {name: found.pop(name) for name in ("tasks", "outputs", "vectors")}
+    rows = [(name, f"{value:,}") for name, value in found.items()]
+    for name, counts in tables.items():
+        first = [(f"{name}: {key or '(none)'}", f"{count:,}") for key, count in list(counts.items())[:12]]
+        rows += first + ([(f"{name}: {len(counts) - 12:,} more", "")] if len(counts) > 12 else [])
+    print_table(("what", "count"), rows, right=1)
+
+
+@command.command()
+@POOL
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Catalogue name, hub id or folder.")
+@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; torch decides when not said.")
+@JSON
+def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: bool) -> None:
+    """Embed the texts of POOL that have no vector yet. A run that was interrupted goes on where it was."""
+    from iclkit.pool import load_embedder
+
+    with Pool.open(pool, create=False) as store, bar("embedding") as progress:
+        model = load_embedder(embedder, dtype=dtype, threads=threads)
+        made, total = store.embed(model, progress), len(store)
+    if as_json:
+        print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
+    else:
+        click.echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
+
+
+@command.command()
+@POOL
+@JSON
+def check(pool: Path, as_json: bool) -> None:
+    """Look for damage and contradictions in POOL; exit code 1 when there are any."""
+    with Pool.open(pool, create=False, read_only=True) as store:
+        problems = store.check()
+    if as_json:
+        print_json(problems)
+    else:
+        for problem in problems:
+            click.echo(problem)
+    if problems:
+        raise PoolError(f"{pool} has {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
+    click.echo("no problems", err=True)
+
+
+@command.command()
+@POOL
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--format", "format_", help="jsonl, csv or parquet; by default what FILE's name says.")
+@JSON
+def export(pool: Path, file: Path, format_: str | None, as_json: bool) -> None:
+    """Write the examples of POOL to FILE (JSONL, CSV or Parquet), or as JSONL to stdout when FILE is "-"."""
+    with Pool.open(pool, create=False, read_only=True) as store:
+        if str(file) == "-":
+            if format_ not in (None, "jsonl"):
+                raise UsageError(f"only jsonl goes to stdout; give a file for {format_}")
+            for example in store:
+                click.echo(json.dumps(example_dict(example), ensure_ascii=False))
+            return
+        if file.is_dir():
+            raise DataError(f"{file} is a folder; give a file, e.g. {file / 'demos.jsonl'}")
+        count = store.export(file, format_)
+    if as_json:
+        print_json({"examples": count, "path": str(file)})
+    else:
+        click.echo(f"wrote {count:,} examples to {file}")
+
+
+def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]:
+    """KEY=VALUE texts as a mapping; a value is JSON where it parses as JSON. UsageError names the one at fault."""
+    found: dict[str, Json] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} {pair!r} is not KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            found[key] = value
+    return found
+
+
+def print_json(value: object) -> None:
+    """JSON on stdout."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: int | None = None) -> None:
+    """A table on stdout; one line per row, whatever the cells hold."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = Console()
+    table = Table(*heads, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    if right is not None:
+        table.columns[right].justify = "right"
+    for row in rows:
+        cells = (" ".join(c.split()) for c in row)
+        table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
+    Console(width=None if terminal.is_terminal else 120, highlight=False).print(table)
+
+
+@contextmanager
+def bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with rate and time left, on a terminal's stderr, from the first report on."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    shown = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    task = shown.add_task(title, start=False, rate="")
+
+    def report(done: int, total: int) -> None:
+        if not shown.live.is_started:
+            shown.start()
+            shown.start_task(task)
+        speed = shown.tasks[0].speed
+        shown.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
+
+    try:
+        yield report
+    finally:
+        shown.stop()
