@@ -53,6 +53,11 @@ class PoolView:
         """The row of an example id, or None when it is not in this view."""
         return self._rows.get(example_id)
 
+    def only(self, rows: IntArray) -> PoolView:
+        """A view of these rows of this one, in the order given; vectors are shared through the pool."""
+        examples = tuple(self.examples[int(r)] for r in rows)
+        return PoolView(self._pool, self.revision, examples, self._texts[rows], whole=False)
+
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""
         return self._index(embedder, progress).vectors
