@@ -22,7 +22,7 @@ from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import ORDERS, Template, assemble
 from iclkit.records import Example, Prompt, Query, Row, Run, Selection, Spec
-from iclkit.selectors import Kit, Selector, make_selector
+from iclkit.selectors import SELECTORS, Kit, Selector, describe, make_selector
 
 ON_LEAK = ("exclude", "stop", "ignore")
 NORMALISE = ("sum", "mean")
@@ -188,6 +188,14 @@ def run_spec(
     }  # fmt: skip
 
 
+def short_name(spec: Spec) -> str:
+    """A selector's spec without the settings that are its defaults."""
+    if spec.name not in SELECTORS.names():
+        return str(spec)
+    defaults: Any = describe(SELECTORS.get(spec.name))["settings"]
+    return str(Spec(spec.name, {k: v for k, v in spec.settings.items() if k not in defaults or defaults[k] != v}))
+
+
 class _Work:
     """The three stages of a run, a chunk of queries at a time; counts what they cost."""
 
@@ -205,7 +213,7 @@ class _Work:
         self.template, self.settings, self.progress = template, settings, progress
         self.metric: Metric = METRICS.get(bench.task.metric)
         self.spec = run_spec(bench, chooser, lm, embedder, template, settings)
-        self.facts: dict[str, Any] = {"leaks": bench.leaks}
+        self.facts: dict[str, Any] = {"leaks": bench.leaks, "selector": short_name(chooser.spec)}
         self.spent: dict[str, float] = {}
         self._fitted = False
         self._done = 0
@@ -225,7 +233,8 @@ class _Work:
         golds = self.bench.golds[part.start : part.stop]
         with self._timed("select"):
             if not self._fitted:
-                kit = Kit(self.embedder, self.lm, self.template, self.bench.task.labels, self.settings.seed)
+                labels, s = self.bench.task.labels, self.settings
+                kit = Kit(self.embedder, self.lm, self.template, labels, s.seed, s.order, self.reserve)
                 self.chooser.fit(self.bench.view, kit)
                 self._fitted = True
             selections = self.chooser.select_many(queries, self.settings.k)

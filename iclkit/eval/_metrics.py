@@ -6,12 +6,16 @@ all answers together (macro-F1), and its interval comes from a bootstrap over th
 
 from __future__ import annotations
 
+import inspect
 import re
+import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from iclkit.errors import UsageError
 from iclkit.records import clean_text
-from iclkit.registry import Registry
+from iclkit.registry import Registry, parse_spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,42 @@ class Metric:
         return sum(self.judge(o, g) for o, g in zip(outputs, golds, strict=True)) / len(outputs)
 
 
-METRICS = Registry(
+class MetricRegistry(Registry):
+    """Metrics by name: ours and those of the entry point group ``iclkit.metrics``.
+
+    An entry is a ``Metric``; a function of two texts (output, gold), which becomes one; or a function that makes one of
+    the settings in the name: ``sql_execution,database=geo.db``.
+    """
+
+    def get(self, name: str) -> Metric:
+        """The metric of that name. UnknownName on a miss; UsageError when its settings or its plug-in are wrong."""
+        spec = parse_spec(name)
+        found = super().get(spec.name)
+        if not isinstance(found, Metric):
+            if not spec.settings and _takes_two_texts(found):
+                return Metric(spec.name, judge=found, bounded=False)
+            try:
+                inspect.signature(found).bind(**spec.settings)
+            except TypeError as error:
+                raise UsageError(f"metric {name!r}: {error}; it takes {inspect.signature(found)}") from error
+            made = found(**spec.settings)
+            if not isinstance(made, Metric):
+                raise UsageError(f"metric {name!r} gave {type(made).__name__}; it must give an iclkit.eval.Metric")
+            return Metric(str(spec), made.judge, made.whole, made.bounded)
+        if spec.settings:
+            raise UsageError(f"the metric {spec.name!r} takes no settings, and {name!r} has {len(spec.settings)}")
+        return found
+
+
+def _takes_two_texts(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind("output", "gold")
+    except TypeError:
+        return False
+    return True
+
+
+METRICS = MetricRegistry(
     "metric",
     "iclkit.metrics",
     {
@@ -47,6 +86,15 @@ METRICS = Registry(
         "number_match": "iclkit.eval._metrics:NUMBER_MATCH",
         "set_match": "iclkit.eval._metrics:SET_MATCH",
         "sql_match": "iclkit.eval._metrics:SQL_MATCH",
+        "sql_execution": "iclkit.eval._sql:sql_execution",
+        "token_f1": "iclkit.eval._metrics:TOKEN_F1",
+        "bleu": "iclkit.eval._bleu:BLEU",
+        "corpus_bleu": "iclkit.eval._bleu:CORPUS_BLEU",
+        "chrf": "iclkit.eval._bleu:CHRF",
+        "corpus_chrf": "iclkit.eval._bleu:CORPUS_CHRF",
+        "rouge_1": "iclkit.eval._rouge:ROUGE_1",
+        "rouge_2": "iclkit.eval._rouge:ROUGE_2",
+        "rouge_l": "iclkit.eval._rouge:ROUGE_L",
     },
 )
 
@@ -77,20 +125,27 @@ def macro_f1(outputs: Sequence[str], golds: Sequence[str]) -> float:
     return sum(scores) / len(scores)
 
 
-_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*\.?\d*|\.\d+)")
+_MINUS = str.maketrans("−–", "--")
+# a hyphen is a sign only where no number, letter or bracket stands before it: "10-12" ends in 12
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)\]%])-)?[$€£]?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)\]%])-)?\.\d+"
+)
 
 
 def last_number(text: str) -> float | None:
     """The number a worked solution ends in: the one after the first ``####``, else the last number in the text.
 
-    Thousands commas and a dollar sign are read over. None when there is no number.
+    Thousands commas and a currency sign are read over; so is whatever follows the first number after ``####``. None when
+    there is no number.
     >>> last_number("so 3 * 4 = 12. #### 1,012 eggs"), last_number("it is $7.50."), last_number("none")
     (1012.0, 7.5, None)
+    >>> last_number("from 10-12"), last_number("it fell to −1,000"), last_number("-$3")
+    (12.0, -1000.0, -3.0)
     """
     _, mark, after = text.partition("####")
-    found = _NUMBER.findall(after)[:1] if mark else []
-    found = found or _NUMBER.findall(text)[-1:]
-    return float(found[0].replace(",", "").replace("$", "")) if found else None
+    found = _NUMBER.findall(after.translate(_MINUS))[:1] if mark else []
+    found = found or _NUMBER.findall(text.translate(_MINUS))[-1:]
+    return float(re.sub(r"[,$€£]", "", found[0])) if found else None
 
 
 def equal_number(output: str, gold: str) -> float:
@@ -121,9 +176,33 @@ def equal_sql(output: str, gold: str) -> float:
     return float(sql_tokens(output) == sql_tokens(gold))
 
 
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+
+
+def plain_tokens(text: str) -> list[str]:
+    """Lower case, without ASCII punctuation and English articles, split at white space: SQuAD's normalisation."""
+    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return _ARTICLES.sub(" ", kept).split()
+
+
+def token_f1(output: str, gold: str) -> float:
+    """Harmonic mean of precision and recall over the bags of words (Rajpurkar et al. 2016, SQuAD).
+
+    Two texts without words are equal (1), one without words has nothing right (0).
+    >>> token_f1("the cat sat", "A cat, sitting"), token_f1("the", "a")
+    (0.5, 1.0)
+    """
+    said, true = plain_tokens(output), plain_tokens(gold)
+    if not said or not true:
+        return float(said == true)
+    shared = (Counter(said) & Counter(true)).total()
+    return 2 * shared / (len(said) + len(true))
+
+
 ACCURACY = Metric("accuracy", judge=equal_text)
 MACRO_F1 = Metric("macro_f1", whole=macro_f1)
 EXACT_MATCH = Metric("exact_match", judge=equal_text)
 NUMBER_MATCH = Metric("number_match", judge=equal_number)
 SET_MATCH = Metric("set_match", judge=equal_set)
 SQL_MATCH = Metric("sql_match", judge=equal_sql)
+TOKEN_F1 = Metric("token_f1", judge=token_f1)

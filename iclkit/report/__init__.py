@@ -4,6 +4,7 @@ from iclkit.report._board import Board, Group, Line, leaderboard
 from iclkit.report._text import (
     bar,
     cells,
+    figure_of,
     group_notes,
     heads,
     legend,
@@ -20,6 +21,7 @@ __all__ = [
     "Line",
     "bar",
     "cells",
+    "figure_of",
     "group_notes",
     "heads",
     "leaderboard",

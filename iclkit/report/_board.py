@@ -196,7 +196,7 @@ def _draft(runs: Sequence[Run], tag: str) -> _Draft:
     metric: Metric = METRICS.get(spec["task"]["metric"])
     lines: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
-        name = str(Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"]))
+        name = run.facts.get("selector") or str(Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"]))
         embedder = (run.spec["embedder"] or {}).get("name", "")
         lines.setdefault((name, run.spec["order"], run.spec.get("calibrate", "none"), embedder), []).append(run)
     several = {n for n, *_ in lines if len({k[3] for k in lines if k[0] == n}) > 1}  # same selector, two embedders

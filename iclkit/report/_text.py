@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from iclkit.eval import Estimate
+from iclkit.eval import METRICS, Estimate, Metric
+from iclkit.records import Run
 from iclkit.report._board import BASE, Board, Group, Line
 
 HEADS = ("rank", "selector", "{metric}", "95 % interval", "vs {base}", "95 % interval", "p (Holm)", "verdict", "seeds",
@@ -203,6 +204,13 @@ def plain_words(board: Board, group: Group) -> str:
             + (f"; one of less than about {100 * size:.1f} points could have been missed." if size else ".")
         )
     return " ".join(said)
+
+
+def figure_of(run: Run) -> str:
+    """A run's figure in words: ``accuracy 61.3 %``."""
+    metric: Metric = METRICS.get(run.spec["task"]["metric"])
+    value = metric.figure([r.output for r in run.rows], [r.gold for r in run.rows])
+    return f"{metric.name.replace('_', ' ')} {figure(value)} %"
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,0 +1,59 @@
+"""A board in the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO, TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from iclkit.report import Board
+
+STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim"}
+WIDTH = 128
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console that does not fold tables when its output goes to a file."""
+    from rich.console import Console
+
+    stream = file or sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
+    return Console(file=stream, width=width, highlight=False)
+
+
+def show(board: Board) -> None:
+    """Every group as a table on stdout, and how to read it."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    from iclkit.report import bar, cells, group_notes, heads, legend
+
+    out = console()
+    for group in board.groups:
+        table = Table(title=group.title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        names = heads(board, group)
+        names.insert(4, "")  # the interval, drawn
+        # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
+        kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
+        for i in kept:
+            right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith("p ")
+            table.add_column(names[i], justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
+        for line in group.lines:
+            row = cells(line)
+            row.insert(4, bar(line.figure, 10) if line.figure.low >= 0 and line.figure.high <= 1 else "")
+            table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in kept))
+        out.print(table)
+        out.print(Padding(Text(" ".join(group_notes(group)), style="dim"), (0, 0, 1, 0)))
+    for text in legend(board):
+        out.print(Text(f"- {text}", style="dim"))
+
+
+def say(text: str) -> None:
+    """Talk: one line on stderr."""
+    click.echo(text, err=True)

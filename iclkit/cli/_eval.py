@@ -1,0 +1,242 @@
+"""``iclkit eval``: run selectors over tasks with an LM, and rank them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iclkit.cli._board import say, show
+
+if TYPE_CHECKING:
+    from iclkit.eval import Grid, Job
+    from iclkit.lm import LM
+    from iclkit.pool import Embedder
+    from iclkit.records import Run
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers from 0 on, with commas: ``1,4,8``."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number, nor numbers with commas like 1,4,8", param, ctx)
+        if min(numbers) < 0:
+            self.fail(f"{min(numbers)} is less than 0", param, ctx)
+        return numbers
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
+              help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
+@click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
+@click.option("-k", "--num_fewshot", "-f", "ks", type=Numbers(), multiple=True, default=((8,),), help="How many "
+              "demonstrations; several with commas.  [default: 8]")  # fmt: skip
+@click.option(
+    "--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many seeds, where they matter."
+)
+@click.option("--order", "orders", multiple=True, default=("best-last",), show_default=True, help="Order of the "
+              "demonstrations; repeat for several.")  # fmt: skip
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one.")
+@click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool, not from the task's "
+              "train rows.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
+@click.option("--budget", type=click.IntRange(1), help="Tokens for prompt and answer.  [default: the LM's context]")
+@click.option("--normalise", default="sum", show_default=True, help="Compare labels by the sum, or the mean per token, "
+              "of log-probabilities.")  # fmt: skip
+@click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+@click.option("--out", default=Path("runs"), show_default=True, type=click.Path(path_type=Path), help="Where runs are "
+              "kept; the same command again resumes there.")  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
+def command(
+    tasks: tuple[str, ...],
+    selectors: tuple[str, ...],
+    lms: tuple[str, ...],
+    ks: tuple[tuple[int, ...], ...],
+    seeds: int,
+    orders: tuple[str, ...],
+    embedder: str,
+    pool_path: Path | None,
+    limit: int | None,
+    budget: int | None,
+    normalise: str,
+    on_leak: str,
+    dtype: str,
+    device: str | None,
+    out: Path,
+    no_cache: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Run selectors over TASKs with an LM, record every query, and print the leaderboard.
+
+    A TASK is a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name.
+    """
+    from iclkit.datasets import load_task
+    from iclkit.eval import Grid, make_bench
+    from iclkit.report import leaderboard, to_json
+
+    grid = Grid(dedupe(selectors), dedupe(k for part in ks for k in part), seeds, dedupe(orders), budget, normalise)
+    loaded = [load_task(name) for name in dedupe(tasks)]
+    pool = open_pool(pool_path) if pool_path else None
+    benches = [make_bench(task, pool, limit=limit, on_leak=on_leak) for task in loaded]
+    for bench in benches:
+        if bench.leaks["queries"]:
+            say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
+    vectors = load_vectors(grid, embedder, dtype, device)
+    runs: list[Run] = []
+    for name in dedupe(lms):
+        lm = load_reader(name, dtype, device, cache=not no_cache)
+        jobs = announce(benches, lm, grid, vectors, out)
+        if not dry_run:
+            runs += run_jobs(jobs, out)
+    if dry_run:
+        return
+    board = leaderboard(runs)
+    if as_json:
+        click.echo(to_json(board), nl=False)
+    else:
+        show(board)
+        say(f"Runs are in {out}; see them again with: iclkit leaderboard {out}")
+
+
+def dedupe(values: Any) -> tuple[Any, ...]:
+    """Each value once, in order."""
+    return tuple(dict.fromkeys(values))
+
+
+def open_pool(path: Path) -> Any:
+    """The user's pool, for reading."""
+    from iclkit.pool import Pool
+
+    return Pool.open(path, create=False)
+
+
+def load_vectors(grid: Grid, name: str, dtype: str, device: str | None) -> Embedder | None:
+    """The embedder, if any selector of the grid needs one."""
+    from iclkit.selectors import make_selector
+
+    if not any(make_selector(s).needs.embedder for s in grid.selectors):
+        return None
+    from iclkit.pool import load_embedder
+
+    fetch(name, "embedder")
+    say(f"loading {name} …")
+    return load_embedder(name, dtype=dtype, device=device)  # type: ignore[arg-type]
+
+
+def load_reader(name: str, dtype: str, device: str | None, *, cache: bool = True) -> LM:
+    """The LM, fetched with a progress bar if it is not here."""
+    from iclkit.lm import load_lm
+
+    fetch(name, "lm")
+    say(f"loading {name} …")
+    lm: LM = load_lm(name, dtype=dtype, device=device, cache=cache)
+    return lm
+
+
+def fetch(name: str, kind: str) -> None:
+    """Fetch a model that is not here, with a bar. Folders and served models (``openai:…``) look after themselves."""
+    from iclkit.cli._models import progress_bar
+    from iclkit.errors import ModelError
+    from iclkit.models import resolve
+
+    if ":" in name or Path(name).exists():
+        return
+    try:
+        resolve(name, kind, pull=False)  # type: ignore[arg-type]
+    except ModelError:
+        with progress_bar() as progress:
+            resolve(name, kind, progress=progress)  # type: ignore[arg-type]
+
+
+def announce(benches: Sequence[Any], lm: LM, grid: Grid, embedder: Embedder | None, out: Path | None) -> list[Job]:
+    """Plan the runs and say what they will cost."""
+    from iclkit.eval import cost, plan
+
+    jobs = plan(benches, lm, grid, embedder)
+    price = cost(jobs, out)
+    there = f" ({price.finished} more are finished)" if price.finished else ""
+    say(
+        f"{lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score or "
+        f"write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
+    )
+    for note in price.notes:
+        say(f"note: {note}")
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
+    """Make the runs, with a bar each: rate and time left for the run and for all."""
+    from iclkit.report import figure_of
+
+    runs = []
+    total = sum(len(job.bench.queries) for job in jobs)
+    with _bars(total) as (start, step):
+        for number, job in enumerate(jobs, 1):
+            start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
+            begun = time.monotonic()
+            run = job.run(out, lambda done, _: step(done))
+            runs.append(run)
+            if not sys.stderr.isatty():
+                say(f"{number}/{len(jobs)} {job.title}: {figure_of(run)}, {time.monotonic() - begun:.1f} s")
+    return runs
+
+
+@contextmanager
+def _bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
+    """Two bars on stderr, of the run under way and of all runs; nothing where stderr is not a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from iclkit.cli._board import console
+
+    err = console(sys.stderr)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as bar:
+        whole = bar.add_task("all runs", total=total, rate="")
+        this = bar.add_task("", total=1, rate="")
+        before = [0, 0]  # finished in earlier runs, size of this one
+
+        def start(title: str, size: int) -> None:
+            before[0] += before[1]
+            before[1] = size
+            bar.reset(this, description=title, total=size, rate="")
+
+        def step(done: int) -> None:
+            bar.update(this, completed=done)
+            bar.update(whole, completed=before[0] + done)
+            for task in bar.tasks:
+                if task.speed:
+                    bar.update(task.id, rate=f"{task.speed:.1f}/s")
+
+        yield start, step

@@ -1,0 +1,176 @@
+"""Many runs: what has to be run for a cross product, and what it will cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+
+from iclkit.errors import UsageError
+from iclkit.eval._evaluate import Bench, Settings, bench_answers, evaluate, options_of, run_spec, seed_matters
+from iclkit.lm import LM, Progress
+from iclkit.pool import Embedder
+from iclkit.prompts import Template, assemble
+from iclkit.records import Run, digest
+from iclkit.selectors import Kit, make_selector
+
+_PROBES = 8
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is crossed: selectors by settings. ``seeds`` is how many, from 0 on."""
+
+    selectors: tuple[str, ...]
+    ks: tuple[int, ...] = (8,)
+    seeds: int = 3
+    orders: tuple[str, ...] = ("best-last",)
+    budget: int | None = None
+    normalise: str = "sum"
+
+    def __post_init__(self) -> None:
+        if not self.selectors or not self.ks or not self.orders:
+            raise UsageError("a grid needs at least one selector, one k and one order")
+        if self.seeds < 1:
+            raise UsageError(f"seeds is {self.seeds}; it must be at least 1")
+        for selector in self.selectors:
+            make_selector(selector)
+        for k, order in product(self.ks, self.orders):
+            Settings(k, 0, order, self.budget, self.normalise)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be made. ``title`` says which."""
+
+    bench: Bench
+    selector: str
+    lm: LM
+    embedder: Embedder | None
+    settings: Settings
+    template: Template | None = None
+
+    @property
+    def title(self) -> str:
+        """Task, selector, and the settings that tell it from its siblings."""
+        s = self.settings
+        return f"{self.bench.task.name} {self.selector} k={s.k} {s.order} seed {s.seed}"
+
+    @cached_property
+    def run_id(self) -> str:
+        """The id that the run will have."""
+        chooser = make_selector(self.selector)
+        template = self.template or self.bench.task.template
+        return digest(run_spec(self.bench, chooser, self.lm, self.embedder, template, self.settings), 8)
+
+    def finished(self, out: Path) -> bool:
+        """Whether the run stands finished in a folder of runs."""
+        state = out / self.run_id / "run.json"
+        return state.exists() and bool(json.loads(state.read_text(encoding="utf-8")).get("done"))
+
+    def run(self, out: Path | None, progress: Progress | None = None) -> Run:
+        """Make the run, or take it from ``out``."""
+        s = self.settings
+        return evaluate(
+            self.bench, self.selector, self.lm, k=s.k, seed=s.seed, order=s.order, embedder=self.embedder,
+            template=self.template, budget=s.budget, normalise=s.normalise, out=out, progress=progress,
+        )  # fmt: skip
+
+
+def plan(
+    benches: Sequence[Bench], lm: LM, grid: Grid, embedder: Embedder | None = None, template: Template | None = None
+) -> list[Job]:
+    """The runs of a grid with one LM, each once.
+
+    ``zero`` runs once, whatever k, order and seed. A selector runs under every seed only if its picks or their order
+    depend on it. UsageError for a k that is larger than a pool; NeedError for what a selector lacks.
+    """
+    jobs: dict[tuple[int, str, Settings], Job] = {}
+    for at, bench in enumerate(benches):
+        for selector, k, order in product(grid.selectors, grid.ks, grid.orders):
+            if make_selector(selector).spec.name == "zero" or k == 0:
+                k, order = 0, "best-last"
+            if k > len(bench.view):
+                raise UsageError(
+                    f"k is {k}, and the pool for {bench.task.name!r} has {len(bench.view)} examples; "
+                    f"give -k {len(bench.view)} or less"
+                )
+            kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, order=order)
+            seeds = grid.seeds if k and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order) else 1
+            for seed in range(seeds):
+                settings = Settings(k, seed, order, grid.budget, grid.normalise)
+                jobs.setdefault((at, selector, settings), Job(bench, selector, lm, embedder, settings, template))
+    return list(jobs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What runs will ask of an LM: prompts, label scores or generated answers among them, and prompt tokens.
+
+    ``finished`` runs are there already and cost nothing.
+    """
+
+    runs: int
+    finished: int
+    prompts: int
+    scores: int
+    tokens: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
+    """Prompts and tokens that the runs not yet finished in ``out`` will take, from a sample of prompts.
+
+    Each prompt is estimated by the mean over a few queries with the pool's evenly spaced examples; prompts that share a
+    beginning, and answers in the cache, make the work less. ``notes`` name selectors that ask the LM themselves.
+    """
+    todo = [job for job in jobs if out is None or not job.finished(out)]
+    mean = {key: _mean_tokens(job) for job in todo for key in [_shape(job)]}
+    scores = sum(
+        len(options_of(j.bench.task, q)) if bench_answers(j.bench) else 1 for j in todo for q in j.bench.queries
+    )
+    notes = []
+    for selector in dict.fromkeys(job.selector for job in todo):
+        needs = make_selector(selector).needs
+        if (needs.lm_calls_per_query, needs.lm_calls_per_task) != ("0", "0"):
+            notes.append(
+                f"{selector} asks the LM itself: {needs.lm_calls_per_query} calls per query, "
+                f"{needs.lm_calls_per_task} per task"
+            )
+    return Cost(
+        runs=len(todo),
+        finished=len(jobs) - len(todo),
+        prompts=sum(len(job.bench.queries) for job in todo),
+        scores=scores,
+        tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) for job in todo)),
+        notes=tuple(notes),
+    )
+
+
+def _answers(bench: Bench) -> int:
+    return sum(len(options_of(bench.task, q)) if bench_answers(bench) else 1 for q in bench.queries)
+
+
+def _shape(job: Job) -> tuple[int, int, int | None]:
+    return id(job.bench), job.settings.k, job.settings.budget
+
+
+def _mean_tokens(job: Job) -> float:
+    bench, lm, k = job.bench, job.lm, job.settings.k
+    template, examples = job.template or bench.task.template, bench.view.examples
+    queries = bench.queries[:: max(1, len(bench.queries) // _PROBES)][:_PROBES]
+    total = 0
+    for n, query in enumerate(queries):
+        shown = [examples[(n + i * max(1, len(examples) // max(1, k))) % len(examples)] for i in range(k)]
+        total += assemble(
+            template,
+            query,
+            list(dict.fromkeys(shown)),
+            budget=job.settings.budget or lm.context_size,
+            count_tokens=lm.count_tokens,
+            render_chat=lm.render_chat if template.chat else None,
+        ).tokens
+    return total / len(queries)

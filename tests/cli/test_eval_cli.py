@@ -1,0 +1,161 @@
+"""``iclkit eval``: the cross product, its cost beforehand, and one clear line for what cannot be run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from .eval_worlds import VotingLM, call, fakes, write_task
+
+__all__ = ["fakes"]
+
+
+@pytest.fixture
+def task(tmp_path):
+    return write_task(tmp_path / "things")
+
+
+def run_ids(out):
+    return {p.parent.name for p in out.glob("*/rows.jsonl")}
+
+
+def test_eval_runs_the_cross_product_and_prints_the_leaderboard(task, tmp_path, fakes, capsys):
+    out = tmp_path / "runs"
+    args = ["eval", str(task), "-s", "zero", "-s", "random", "-s", "knn", "-k", "2,4", "--out", str(out)]
+    code, stdout, stderr = call(*args, capsys=capsys)
+    assert code == 0
+    # zero once; random under 3 seeds and knn under one, for two k
+    assert len(run_ids(out)) == 1 + 2 * (3 + 1)
+    assert "things · voting · k = 2" in stdout
+    assert "things · voting · k = 4" in stdout
+    assert "better" in stdout
+    assert "9 runs" in stderr.splitlines()[1]
+    assert "630 prompts with 1,260 answers" in stderr
+    assert f"iclkit leaderboard {out}" in stderr
+
+
+def test_the_same_command_again_asks_the_lm_nothing(task, tmp_path, fakes, capsys):
+    args = ["eval", str(task), "-s", "random", "-s", "bm25", "-k", "2", "--out", str(tmp_path / "runs")]
+    _, first, _ = call(*args, capsys=capsys)
+    fakes.scored.clear()
+    code, second, stderr = call(*args, capsys=capsys)
+    assert (code, fakes.scored) == (0, [])
+    assert first == second
+    assert "0 runs (4 more are finished)" in stderr
+
+
+def test_dry_run_says_the_cost_and_does_nothing(task, tmp_path, fakes, capsys):
+    out = tmp_path / "runs"
+    code, stdout, stderr = call("eval", str(task), "-s", "random", "--dry-run", "--out", str(out), capsys=capsys)
+    assert (code, stdout, fakes.scored, out.exists()) == (0, "", [], False)
+    assert "3 runs, 210 prompts" in stderr
+
+
+def test_json_is_the_board_and_nothing_else(task, tmp_path, fakes, capsys):
+    code, stdout, _ = call(
+        "eval", str(task), "-s", "random", "-s", "bm25", "-f", "2", "--limit", "20", "--seeds", "2", "--json",
+        "--out", str(tmp_path / "runs"), capsys=capsys,
+    )  # fmt: skip
+    assert code == 0
+    group = json.loads(stdout)["groups"][0]
+    assert (group["queries"], group["k"]) == (20, 2)
+    assert {x["selector"]: len(x["seeds"]) for x in group["lines"]} == {"random": 2, "bm25": 1}
+
+
+def test_a_random_order_is_run_under_every_seed(task, tmp_path, fakes, capsys):
+    out = tmp_path / "runs"
+    call("eval", str(task), "-s", "bm25", "--order", "random", "-k", "3", "--out", str(out), capsys=capsys)
+    assert len(run_ids(out)) == 3
+
+
+def test_a_pool_of_ones_own_is_used(task, tmp_path, fakes, capsys):
+    from iclkit.pool import Pool
+    from iclkit.records import Example
+
+    with Pool.open(tmp_path / "demos.db") as pool:
+        pool.add([Example("my own owl", "animal"), Example("my own pie", "food")])
+    code, stdout, _ = call(
+        "eval", str(task), "-s", "random", "-k", "2", "--pool", str(tmp_path / "demos.db"), "--out",
+        str(tmp_path / "runs"), capsys=capsys,
+    )  # fmt: skip
+    assert code == 0
+    assert "2 examples in the pool" in stdout
+
+
+def test_leaks_are_excluded_and_said_or_stop_the_run(tmp_path, fakes, capsys):
+    first = {"input": "TEST 0  " + "owl", "output": "animal"}
+    task = write_task(tmp_path / "leaky", extra=[first])
+    text = json.loads((task / "test.jsonl").read_text().splitlines()[0])["input"]
+    (task / "train.jsonl").open("a").write(json.dumps({"input": text.upper(), "output": "animal"}) + "\n")
+    out = tmp_path / "runs"
+    code, stdout, stderr = call("eval", str(task), "-s", "bm25", "--out", str(out), capsys=capsys)
+    assert code == 0
+    assert "1 test rows stand in the pool; excluded" in stderr
+    assert "1 of 70 test rows stand in the pool" in " ".join(stdout.split())
+    code, stdout, stderr = call("eval", str(task), "-s", "bm25", "--on-leak", "stop", "--out", str(out), capsys=capsys)
+    assert (code, stdout) == (1, "")
+    assert "stand in the pool" in stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["-s", "knnn"], 2, "Did you mean 'knn'"),
+        (["-s", "mmr,trade_of=1"], 2, "trade_off"),
+        (["-s", "random", "-k", "41"], 2, "-k 40 or less"),
+        (["-s", "random", "-k", "x"], 2, "1,4,8"),
+        (["-s", "random", "-k", "-1"], 2, "less than 0"),
+        (["-s", "random", "--order", "best-lost"], 2, "best-last"),
+        (["-s", "random", "--limit", "0"], 2, "limit"),
+        (["-s", "random", "--normalise", "max"], 2, "sum, mean"),
+        (["-s", "random", "--on-leak", "hide"], 2, "exclude, stop, ignore"),
+        (["-s", "random", "--pool", "missing.db"], 1, "missing.db"),
+        ([], 2, "--selector"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_and_changes_nothing(task, tmp_path, fakes, capsys, args, code, text):
+    out = tmp_path / "runs"
+    found, stdout, stderr = call("eval", str(task), *args, "--out", str(out), capsys=capsys)
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert (found, stdout, len(errors)) == (code, "", 1)
+    assert text in errors[0]
+    assert not run_ids(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "code", "text"),
+    [
+        ("test", lambda lines: [*lines[:16], "{broken", *lines[17:]], 1, "line 17"),
+        ("test", lambda lines: [*lines, '{"input": "test of a new kind", "output": "mineral"}'], 1, "mineral"),
+        ("train", lambda lines: ['{"text": "owl", "output": "animal"}'], 1, "input"),
+        ("train", lambda lines: [], 1, "train"),
+    ],
+)
+def test_bad_data_is_one_line_and_changes_nothing(task, tmp_path, fakes, capsys, name, change, code, text):
+    file = task / f"{name}.jsonl"
+    file.write_text("".join(f"{line}\n" for line in change(file.read_text().splitlines())))
+    found, stdout, stderr = call("eval", str(task), "-s", "random", "--out", str(tmp_path / "runs"), capsys=capsys)
+    assert (found, stdout) == (code, "")
+    assert text in stderr.splitlines()[-1]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_that_is_not_there_is_exit_2_or_1_with_its_name(tmp_path, fakes, capsys):
+    code, _, stderr = call("eval", str(tmp_path / "nothing"), "-s", "random", capsys=capsys)
+    assert code in (1, 2)
+    assert "nothing" in stderr
+
+
+def test_an_empty_pool_is_refused(task, tmp_path, fakes, capsys):
+    from iclkit.pool import Pool
+
+    Pool.open(tmp_path / "empty.db").close()
+    code, _, stderr = call("eval", str(task), "-s", "random", "--pool", str(tmp_path / "empty.db"), capsys=capsys)
+    assert (code, "is empty" in stderr) == (1, True)
+
+
+def test_the_fake_lm_prefers_the_label_beside_the_querys_word():
+    lm = VotingLM()
+    context = "Input: a owl\nLabel: animal\n\nInput: b owl\nLabel:"
+    assert lm._vote(context, " animal") > lm._vote(context, " food")
