@@ -24,6 +24,10 @@ _BUILTINS = {
     "set-bsr": "_coverage:SetBSRSelector",
     "cosine-coverage": "_coverage:CosineCoverageSelector",
     "bm25-coverage": "_coverage:BM25CoverageSelector",
+    "mdl": "_mdl:MDLSelector",
+    "cone": "_cone:ConESelector",
+    "globale": "_order_search:GlobalESelector",
+    "locale": "_order_search:LocalESelector",
 }
 SELECTORS = Registry("selector", "iclkit.selectors", {k: f"iclkit.selectors.{v}" for k, v in _BUILTINS.items()})
 BUILTINS = tuple(_BUILTINS)

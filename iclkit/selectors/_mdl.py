@@ -1,0 +1,81 @@
+"""Of several ordered subsets of the nearest, the one after which the LM is surest of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._asking import NORMALISE, Asker, entropy
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import first_best, shuffle_keys, stable_keys
+
+_PREFER = {"lowest": -1.0, "highest": 1.0}
+
+
+def ordered_subsets(ids: Sequence[str], k: int, window: int, *salt: str | int) -> IntArray:
+    """(window, min(k, n)) positions: first 0, 1, 2 …, then random ordered subsets, each a keyed shuffle of the ids.
+
+    ids (n,): candidates, best first. A subset depends on nothing but ids, salt and its number.
+    """
+    keys = stable_keys(ids)
+    plain = np.arange(min(k, len(ids)))
+    drawn = [np.argsort(shuffle_keys(keys, *salt, n), kind="stable")[:k] for n in range(1, window)]
+    return np.stack([plain, *drawn])
+
+
+@dataclass
+class MDLSelector(BaseSelector):
+    """the ordered subset of the nearest that leaves the LM least unsure of the label (minimum description length)"""
+
+    name: ClassVar[str] = "mdl"
+    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, labels=True, lm_calls_per_query="window * labels")
+    source: ClassVar[str] = "Wu et al. 2023, arXiv 2212.10375"
+
+    candidates: int = 30  # how many of the nearest subsets are drawn from; k when k is larger
+    window: int = 10  # how many ordered subsets are tried, the plain k nearest among them; 1 = knn
+    prefer: str = "lowest"  # label entropy; highest is the switch of the authors' code
+    normalise: str = "mean"  # log-probability per token of a label; sum adds them up
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1 or self.window < 1:
+            raise UsageError(f"mdl: candidates is {self.candidates}, window {self.window}; give 1 or more for both")
+        if self.prefer not in _PREFER or self.normalise not in NORMALISE:
+            raise UsageError(
+                f"mdl: prefer is {self.prefer!r}, normalise {self.normalise!r}; "
+                f"choose {' or '.join(_PREFER)}, {' or '.join(NORMALISE)}"
+            )
+
+    def prepare(self) -> None:
+        """Vectors of the pool, and the prompts' ingredients."""
+        self._vectors()
+        self.asker_ = Asker.of(self.pool_, self.kit_)
+
+    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+        """Each subset with each label, for each query."""
+        return 0, self.window * len(self.asker_.labels)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """The best subset in its order; every score is that subset's negative label entropy in nats."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Encode and search together, then ask about all subsets of all queries in one call of the LM."""
+        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
+        subsets = [rows[self._subsets(q, rows, k)] for q, (rows, _) in zip(queries, found, strict=True)]
+        asked = [(q, self._examples(rows)) for q, own in zip(queries, subsets, strict=True) for rows in own]
+        unsure = np.array([entropy(logp) for logp in self.asker_.label_logprobs(asked, self.normalise)])
+        return [
+            self._best(own, mine) for own, mine in zip(subsets, unsure.reshape(len(queries), self.window), strict=True)
+        ]
+
+    def _subsets(self, query: Query, rows: IntArray, k: int) -> IntArray:
+        return ordered_subsets([self.pool_.ids[r] for r in rows], k, self.window, "mdl", self.kit_.seed, query.id)
+
+    def _best(self, subsets: IntArray, unsure: FloatArray) -> Chosen:
+        best = first_best(_PREFER[self.prefer] * unsure)  # ties go to the plain list, which comes first
+        return subsets[best], np.full(subsets.shape[1], -unsure[best])

@@ -1,0 +1,185 @@
+"""One set of demonstrations for the task, in the order that leaves the LM least biased: GlobalE and LocalE."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.lm import GenerateRequest
+from iclkit.prompts import parse_continued
+from iclkit.records import Example, Fields, Query, fold_text, input_text
+from iclkit.selectors._asking import NORMALISE, Asker, entropy
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import first_best, shuffle_keys, smallest_rows, stable_keys
+
+_PROBES = ("generated", "pool")
+
+
+def global_entropy(logprobs: FloatArray) -> float:
+    """Entropy in nats of the labels predicted over a probing set; logprobs (probes, labels), in [0, log labels].
+
+    0 for an LM that always says the same; a tie within a row goes to the first label.
+    """
+    counts = np.bincount(np.argmax(logprobs, axis=1), minlength=logprobs.shape[1])
+    with np.errstate(divide="ignore"):
+        return float(entropy(np.log(counts)))
+
+
+def local_entropy(logprobs: FloatArray) -> float:
+    """Mean over a probing set of the entropy in nats of the label distribution; logprobs (probes, labels)."""
+    return float(np.mean(entropy(logprobs)))
+
+
+def distinct_orders(n: int, most: int, seed: int) -> IntArray:
+    """(orders, n) distinct permutations of 0 … n - 1, the plain one first: all of them, or ``most`` at random."""
+    if math.factorial(n) <= most:
+        return np.array([*permutations(range(n))], dtype=np.int64)
+    rng, found = np.random.default_rng([seed, n]), {tuple(range(n)): None}
+    while len(found) < most:
+        found[tuple(rng.permutation(n).tolist())] = None
+    return np.array([*found], dtype=np.int64)
+
+
+def with_replacements(fixed: IntArray, spare: IntArray, allowed: BoolArray) -> IntArray:
+    """``fixed`` with every row that is not allowed replaced, where it stands, by the next allowed spare one.
+
+    Positions for which no spare row is left are dropped.
+    """
+    left = iter(spare[allowed[spare]].tolist())
+    rows = [row if allowed[row] else next(left, None) for row in fixed.tolist()]
+    return np.array([row for row in rows if row is not None], dtype=np.int64)
+
+
+@dataclass
+class _OrderSearch(BaseSelector):
+    """Orders are tried as rank orders, best first, shown through the task's order policy: what is found is shown."""
+
+    source: ClassVar[str] = "Lu et al. 2022, ACL, arXiv 2104.08786"
+
+    orders: int = 24  # how many orders are tried; all of them where there are no more
+    probe: str = "generated"  # by the LM after each order, as in the paper; pool = inputs of other pool examples
+    probes: int = 100  # at most so many probing inputs
+    probe_tokens: int = 128  # length of a generated text, from which several inputs may be read
+    temperature: float = 1.0  # of the generation
+    min_words: int = 5  # shorter generated inputs are left out
+    normalise: str = "sum"  # log-probability of a label; mean divides by its tokens
+
+    def __post_init__(self) -> None:
+        if min(self.orders, self.probes, self.probe_tokens) < 1:
+            raise UsageError(f"{self.name}: orders, probes and probe_tokens are 1 or more")
+        if self.probe not in _PROBES or self.normalise not in NORMALISE:
+            raise UsageError(
+                f"{self.name}: probe is {self.probe!r}, normalise {self.normalise!r}; "
+                f"choose {' or '.join(_PROBES)}, {' or '.join(NORMALISE)}"
+            )
+
+    def prepare(self) -> None:
+        """The shuffle of ``random-fixed``; the search is made when k is known."""
+        if self.kit_.order == "random":
+            raise UsageError(f"{self.name} finds an order and order policy 'random' loses it; use best-last")
+        self.asker_ = Asker.of(self.pool_, self.kit_)
+        self.shuffled_ = shuffle_keys(stable_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
+        self.found_: dict[int, tuple[IntArray, float, str]] = {}
+
+    def lm_calls(self, k: int) -> tuple[int, int]:
+        """A text per order, and each order with each probing input and label."""
+        size = min(k, len(self.pool_))
+        tried = min(self.orders, math.factorial(min(size, 20)))
+        return tried * (int(self.probe == "generated") + self.probes * len(self.asker_.labels)), 0
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+        """The task's demonstrations in the order found; a row that this query excludes makes room for the next.
+
+        Every score is the entropy of the order, in nats.
+        """
+        shuffled = smallest_rows(self.shuffled_, len(self.pool_), np.ones(len(self.pool_), np.bool_))
+        order, value, _ = self._search(shuffled, k)
+        rows = with_replacements(shuffled[:k][order], shuffled[k:], allowed)
+        return rows, np.full(len(rows), value)
+
+    @abstractmethod
+    def value(self, logprobs: FloatArray) -> float:
+        """What an order is worth; logprobs (probes, labels)."""
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        note = self.found_[k][2] if k in self.found_ else ""
+        return (*super()._shortfall(k, got, allowed), *([note] if note else []))
+
+    def _search(self, shuffled: IntArray, k: int) -> tuple[IntArray, float, str]:
+        """The order found for k (positions), its entropy, and what to note; asked for once per k."""
+        if k not in self.found_:
+            demos = self._examples(shuffled[:k])
+            orders = distinct_orders(len(demos), self.orders, self.kit_.seed)
+            inputs, note = self._probing_set(demos, orders, shuffled[k:])
+            if not inputs or len(orders) == 1:
+                self.found_[k] = orders[0], 0.0, note
+                return self.found_[k]
+            ranked = [[demos[i] for i in order] for order in orders]
+            asked = [(Query(text), shown) for shown in ranked for text in inputs]
+            logprobs = np.stack(self.asker_.label_logprobs(asked, self.normalise)).reshape(len(orders), len(inputs), -1)
+            values = np.array([self.value(own) for own in logprobs])
+            best = first_best(values)  # ties go to the plain order, which comes first
+            self.found_[k] = orders[best], float(values[best]), note
+        return self.found_[k]
+
+    def _probing_set(self, demos: Sequence[Example], orders: IntArray, others: IntArray) -> tuple[list[Fields], str]:
+        """Inputs without labels, and a note when they are not what was asked for."""
+        written = self._written(demos, orders) if self.probe == "generated" else []
+        if written:
+            return written, ""
+        inputs = [e.input for e in self._examples(others[: self.probes])]
+        if not inputs:
+            return [], "the plain order: there is no input to probe with"
+        return inputs, "probed with inputs of the pool: the LM wrote none" if self.probe == "generated" else ""
+
+    def _written(self, demos: Sequence[Example], orders: IntArray) -> list[Fields]:
+        """What the LM writes as the next input after each order; its labels are thrown away."""
+        requests = [
+            GenerateRequest(
+                self.asker_.open_prompt([demos[i] for i in order], self.probe_tokens),
+                self.probe_tokens,
+                temperature=self.temperature,
+                seed=self.kit_.seed + n,
+            )
+            for n, order in enumerate(orders)
+        ]
+        texts = (g.text for g in self.asker_.lm.generate(requests))
+        known = {fold_text(e.text) for e in demos}
+        found = list[Fields]()
+        for block in (b for text in texts for b in parse_continued(self.asker_.template, text) if b.asks):
+            text = " ".join(input_text(block.input).split())
+            if len(text.split()) >= self.min_words and text.isprintable() and fold_text(text) not in known:
+                known.add(fold_text(text))
+                found.append(block.input)
+        return found[: self.probes]
+
+
+@dataclass
+class GlobalESelector(_OrderSearch):
+    """one fixed set in the order after which the LM's answers vary most over probing inputs (GlobalE)"""
+
+    name: ClassVar[str] = "globale"
+    needs: ClassVar[Needs] = Needs(lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)")
+
+    def value(self, logprobs: FloatArray) -> float:
+        """Entropy of the predicted labels."""
+        return global_entropy(logprobs)
+
+
+@dataclass
+class LocalESelector(_OrderSearch):
+    """one fixed set in the order after which the LM is least sure of each answer on average (LocalE)"""
+
+    name: ClassVar[str] = "locale"
+    needs: ClassVar[Needs] = Needs(lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)")
+
+    def value(self, logprobs: FloatArray) -> float:
+        """Mean entropy of the label distributions."""
+        return local_entropy(logprobs)
