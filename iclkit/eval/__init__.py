@@ -1,6 +1,16 @@
 """Did it help: runs, metrics and the statistics that judge them."""
 
-from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, seed_matters, task_pool
+from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, prompt_of, seed_matters, task_pool
+from iclkit.eval._labels import (
+    Bin,
+    LabelScore,
+    calibration_error,
+    confidences,
+    label_log_likelihood,
+    label_probabilities,
+    label_scores,
+    reliability,
+)
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
 from iclkit.eval._store import load_run, load_runs, load_texts
@@ -9,25 +19,34 @@ from iclkit.eval._sweep import Cost, Grid, Job, cost, plan
 __all__ = [
     "METRICS",
     "Bench",
+    "Bin",
     "Cost",
     "Difference",
     "Estimate",
     "Grid",
     "Job",
+    "LabelScore",
     "Metric",
     "Settings",
     "bootstrap_macro_f1",
+    "calibration_error",
+    "confidences",
     "cost",
     "difference",
     "estimate",
     "evaluate",
     "holm",
+    "label_log_likelihood",
+    "label_probabilities",
+    "label_scores",
     "load_run",
     "load_runs",
     "load_texts",
     "make_bench",
     "plan",
+    "prompt_of",
     "rank_intervals",
+    "reliability",
     "seed_matters",
     "task_pool",
 ]

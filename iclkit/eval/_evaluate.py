@@ -21,7 +21,7 @@ from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest
 from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import ORDERS, Template, assemble
-from iclkit.records import Example, Prompt, Query, Row, Run, Selection, Spec
+from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec
 from iclkit.selectors import SELECTORS, Kit, Selector, describe, make_selector
 
 ON_LEAK = ("exclude", "stop", "ignore")
@@ -326,6 +326,23 @@ class _Work:
         self._done += count
         if self.progress:
             self.progress(self._done, len(self.bench.queries))
+
+
+def prompt_of(template: Template, query: Query, shown: Sequence[Example], lm: LM | None = None) -> Prompt:
+    """A row's prompt again, from the examples that it showed, in prompt order. ``lm`` renders chat templates."""
+    return assemble(
+        template,
+        query,
+        list(shown),
+        order="best-first",
+        count_tokens=lm.count_tokens if lm else None,
+        render_chat=(lm.render_chat if lm else plain_chat) if template.chat else None,
+    )
+
+
+def plain_chat(messages: Sequence[Message]) -> str:
+    """A chat as people read it, where no model's own template is at hand."""
+    return "".join(f"[{m.role}]\n{m.content}\n" for m in messages) + "[assistant]\n"
 
 
 def options_of(task: Task, query: Query) -> tuple[str, ...]:

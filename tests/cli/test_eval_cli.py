@@ -30,7 +30,7 @@ def test_eval_runs_the_cross_product_and_prints_the_leaderboard(task, tmp_path, 
     assert "things · voting · k = 2" in stdout
     assert "things · voting · k = 4" in stdout
     assert "better" in stdout
-    assert "9 runs" in stderr.splitlines()[1]
+    assert "9 runs" in stderr
     assert "630 prompts with 1,260 answers" in stderr
     assert f"iclkit leaderboard {out}" in stderr
 
