@@ -127,16 +127,14 @@ def macro_f1(outputs: Sequence[str], golds: Sequence[str]) -> float:
 
 _MINUS = str.maketrans("−–", "--")
 # a hyphen is a sign only where no number, letter or bracket stands before it: "10-12" ends in 12
-_NUMBER = re.compile(
-    r"(?:(?<![\w.)\]%])-)?[$€£]?-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<![\w.)\]%])-)?\.\d+"
-)
+_NUMBER = re.compile(r"(?:(?<![\w.)\]%])-)?(?:[$€£]-?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
 
 
 def last_number(text: str) -> float | None:
     """The number a worked solution ends in: the one after the first ``####``, else the last number in the text.
 
-    Thousands commas and a currency sign are read over; so is whatever follows the first number after ``####``. None when
-    there is no number.
+    Thousands commas and a currency sign are read over, and so is what follows the first number after ``####``. None
+    when there is no number.
     >>> last_number("so 3 * 4 = 12. #### 1,012 eggs"), last_number("it is $7.50."), last_number("none")
     (1012.0, 7.5, None)
     >>> last_number("from 10-12"), last_number("it fell to −1,000"), last_number("-$3")

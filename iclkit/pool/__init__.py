@@ -7,6 +7,7 @@ Importing this room loads neither torch nor faiss.
 from iclkit.pool._embedder import Embedder, Progress
 from iclkit.pool._encoder import load_embedder
 from iclkit.pool._export import example_dict
+from iclkit.pool._readonly import run_read_only
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
 from iclkit.pool._template import EmbedTemplate, ExampleProvider, Side, bge_icl, prompt_eol, rare
 from iclkit.pool._view import PoolView
@@ -27,4 +28,5 @@ __all__ = [
     "load_embedder",
     "prompt_eol",
     "rare",
+    "run_read_only",
 ]

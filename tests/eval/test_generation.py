@@ -1,0 +1,218 @@
+"""Metrics of free text: against other implementations, and where they come from."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import UsageError
+from iclkit.eval import METRICS, Metric
+
+WORDS = st.lists(st.sampled_from(["the", "cat", "sat", "on", "mats", "today"]), min_size=1, max_size=12).map(" ".join)
+
+
+def judge(name: str, output: str, gold: str) -> float:
+    metric = METRICS.get(name)
+    assert metric.judge is not None
+    return metric.judge(output, gold)
+
+
+def grams(items: list[str], n: int) -> Counter[tuple[str, ...]]:
+    return Counter(tuple(items[i : i + n]) for i in range(len(items) - n + 1))
+
+
+def naive_chrf(output: str, gold: str) -> float:
+    said, true = list(output.replace(" ", "")), list(gold.replace(" ", ""))
+    precision, recall = [], []
+    for n in range(1, 7):
+        a, b = grams(said, n), grams(true, n)
+        if a and b:
+            precision.append((a & b).total() / a.total())
+            recall.append((a & b).total() / b.total())
+    p, r = (sum(x) / len(x) if x else 0.0 for x in (precision, recall))
+    return 5 * p * r / (4 * p + r) if p + r else 0.0
+
+
+def naive_bleu(output: str, gold: str) -> float:
+    """Without smoothing: for pairs that share words, pairs, triples and quadruples."""
+    said, true = output.split(), gold.split()
+    logs = []
+    for n in range(1, 5):
+        a, b = grams(said, n), grams(true, n)
+        logs.append(math.log((a & b).total() / a.total()))
+    return math.exp(sum(logs) / 4) * min(1.0, math.exp(1 - len(true) / len(said)))
+
+
+def naive_rouge(output: list[str], gold: list[str], n: int) -> float:
+    a, b = grams(output, n), grams(gold, n)
+    shared = (a & b).total()
+    return 2 * shared / (a.total() + b.total()) if shared else 0.0
+
+
+def longest_common(a: list[str], b: list[str]) -> int:
+    if not a or not b:
+        return 0
+    if a[-1] == b[-1]:
+        return 1 + longest_common(a[:-1], b[:-1])
+    return max(longest_common(a[:-1], b), longest_common(a, b[:-1]))
+
+
+@settings(deadline=None)
+@given(WORDS, WORDS)
+def test_chrf_equals_a_second_implementation(output: str, gold: str) -> None:
+    pytest.importorskip("sacrebleu")
+    assert judge("chrf", output, gold) == pytest.approx(naive_chrf(output, gold))
+
+
+@settings(deadline=None)
+@given(WORDS, WORDS)
+def test_bleu_equals_a_second_implementation_where_nothing_is_smoothed(before: str, after: str) -> None:
+    pytest.importorskip("sacrebleu")
+    output, gold = f"{before} four words in common", f"{after} four words in common today"
+    assert judge("bleu", output, gold) == pytest.approx(naive_bleu(output, gold))
+
+
+def test_corpus_figures_come_from_summed_counts() -> None:
+    pytest.importorskip("sacrebleu")
+    outputs = ["Ein Junge posiert am Strand.", "Zwei Hunde laufen"]
+    golds = ["Ein Junge posiert für ein Foto am Strand.", "Zwei Hunde laufen durch das Gras."]
+    single = [judge("chrf", o, g) for o, g in zip(outputs, golds, strict=True)]
+    assert METRICS.get("chrf").figure(outputs, golds) == pytest.approx(sum(single) / 2)
+    # one corpus of one pair is that pair; of two it lies between them
+    for name in ("corpus_chrf", "corpus_bleu"):
+        assert METRICS.get(name).figure(golds, golds) == pytest.approx(1)
+    assert METRICS.get("corpus_chrf").figure(outputs[:1], golds[:1]) == pytest.approx(single[0])
+    assert min(single) < METRICS.get("corpus_chrf").figure(outputs, golds) < max(single)
+    assert METRICS.get("corpus_bleu").figure(outputs[:1], golds[:1]) == pytest.approx(
+        judge("bleu", outputs[0], golds[0])
+    )
+
+
+@settings(deadline=None)
+@given(WORDS, WORDS)
+def test_rouge_equals_a_second_implementation(output: str, gold: str) -> None:
+    pytest.importorskip("rouge_score")
+    stems = [[w.rstrip("s") if len(w) > 3 else w for w in t.split()] for t in (output, gold)]
+    stems = [[{"today": "todai"}.get(w, w) for w in t] for t in stems]
+    assert judge("rouge_1", output, gold) == pytest.approx(naive_rouge(*stems, 1))
+    assert judge("rouge_2", output, gold) == pytest.approx(naive_rouge(*stems, 2))
+    both = len(stems[0]) + len(stems[1])
+    assert judge("rouge_l", output, gold) == pytest.approx(2 * longest_common(*stems) / both)
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "token_f1"])
+def test_the_gold_answer_is_worth_one_and_nothing_is_worth_nothing(name: str) -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    gold = "Two dogs run through the tall grass."
+    assert judge(name, gold, gold) == pytest.approx(1)
+    assert judge(name, "", gold) == 0
+    assert 0 < judge(name, "Two dogs run.", gold) < 1
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "value"),
+    [  # torchmetrics 1.9.0, squad()["f1"] / 100
+        ("The cat sat.", "a cat, sitting", 0.5),
+        ("Denver Broncos", "the Denver Broncos!", 1.0),
+        ("in 1912", "1912", 2 / 3),
+        ("no", "yes", 0.0),
+        ("to be or not to be", "to be", 0.5),
+        ("U.S.A.", "USA", 1.0),
+        ("", "x", 0.0),
+        ("l'eau", "eau", 0.0),
+    ],
+)
+def test_token_f1_equals_torchmetrics(output: str, gold: str, value: float) -> None:
+    assert judge("token_f1", output, gold) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("from 10-12", 12),
+        ("it is -4 degrees", -4),
+        ("x=-4", -4),
+        ("(3)-4", 4),
+        ("it fell to −1,000", -1000),
+        ("-$3.50 in all", -3.5),
+        ("$-3.50 in all", -3.5),
+        ("1,2,3", 3),
+        ("the 1,234,567.", 1234567),
+        ("it is .5", 0.5),
+        ("#### 70%", 70),
+        ("#### $1,080.00 a year, or 90 a month", 1080),
+        ("#### none, but 7 before", 7),
+        ("7 eggs\n####", 7),
+    ],
+)
+def test_numbers_are_read_as_people_write_them(text: str, number: float) -> None:
+    from iclkit.eval._metrics import last_number
+
+    assert last_number(text) == number
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points of the group ``iclkit.metrics`` that name the functions of this file."""
+    module = sys.modules[__name__]
+    monkeypatch.setitem(sys.modules, "iclkit_test_metrics", module)
+    points = [
+        EntryPoint(n, f"iclkit_test_metrics:{n}", "iclkit.metrics") for n in ("same_start", "starts", "wrong_made")
+    ]
+    monkeypatch.setattr("iclkit.registry.entry_points", lambda group: points if group == "iclkit.metrics" else [])
+
+
+def same_start(output: str, gold: str) -> float:
+    return float(output[:1] == gold[:1])
+
+
+def starts(*, length: int) -> Metric:
+    return Metric("starts", judge=lambda output, gold: float(output[:length] == gold[:length]))
+
+
+def wrong_made(**_: Any) -> str:
+    return "no metric"
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_function_of_two_texts_is_a_metric_and_so_is_what_a_factory_makes() -> None:
+    assert judge("same_start", "cat", "cow") == 1
+    metric = METRICS.get("starts,length=2")
+    assert (metric.name, metric.figure(["cat"], ["cow"])) == ("starts,length=2", 0)
+    assert not METRICS.get("same_start").bounded
+
+
+@pytest.mark.usefixtures("plugins")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("starts", "missing a required .*argument: 'length'"),
+        ("starts,size=2", "missing a required|unexpected keyword"),
+        ("wrong_made,a=1", "gave str; it must give an iclkit.eval.Metric"),
+        ("accuracy,k=1", "the metric 'accuracy' takes no settings"),
+        ("sql_execution", "missing a required argument: 'database'"),
+    ],
+)
+def test_wrong_settings_of_a_metric_are_told(name: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        METRICS.get(name)
+
+
+@pytest.mark.parametrize(("name", "library"), [("chrf", "sacrebleu"), ("rouge_l", "rouge_score.rouge_scorer")])
+def test_without_the_extra_a_metric_says_what_to_install(
+    name: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    monkeypatch.delitem(
+        sys.modules, {"chrf": "iclkit.eval._bleu", "rouge_l": "iclkit.eval._rouge"}[name], raising=False
+    )
+    with pytest.raises(UsageError, match=r"pip install 'iclkit\[metrics\]'"):
+        METRICS.get(name)
