@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iclkit.prompts._assemble import assemble
 from iclkit.prompts._orders import ORDERS, order_picks
-from iclkit.prompts._parse import Block, input_head, parse_blocks
+from iclkit.prompts._parse import Block, open_prompt, parse_blocks, parse_continued
 from iclkit.prompts._template import Piece, Template
 
 __all__ = [
@@ -13,7 +13,8 @@ __all__ = [
     "Piece",
     "Template",
     "assemble",
-    "input_head",
+    "open_prompt",
     "order_picks",
     "parse_blocks",
+    "parse_continued",
 ]

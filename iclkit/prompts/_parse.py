@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from string import ascii_uppercase
+from typing import Any
 
 from iclkit.errors import UsageError
+from iclkit.prompts._assemble import assemble
 from iclkit.prompts._template import Template
-from iclkit.records import Example
+from iclkit.records import Example, Fields, Query
 
+_MARK = "\ue000"  # stands for the input that is about to be written
+_ANSWERS = ("output", "letter")
 _CHOICE = re.compile(r"^(?:[A-Z]|\d+)[.)] +(.+)$", re.MULTILINE)
 
 
@@ -26,19 +30,24 @@ class Block:
     asks: bool
     complete: bool
 
+    @property
+    def input(self) -> Fields:
+        """The fields before the answer, choices left out; the text itself when that is all there is."""
+        fields = {k: v for k, v in self.fields.items() if k not in (*_ANSWERS, "choices")}
+        return fields["input"] if [*fields] == ["input"] else fields
+
     def example(self, *, task: str = "") -> Example | None:
         """The example that the block shows, or None when a field is missing or a letter names no choice."""
         if not self.complete:
             return None
-        fields = dict(self.fields)
-        choices = tuple(m.group(1).strip() for m in _CHOICE.finditer(fields.pop("choices", "")))
-        if "letter" in fields:
-            at = ascii_uppercase.find(fields.pop("letter").strip(" .()").upper()[:1] or "?")
+        choices = tuple(m.group(1).strip() for m in _CHOICE.finditer(self.fields.get("choices", "")))
+        output = self.fields.get("output", "")
+        if "letter" in self.fields:
+            at = ascii_uppercase.find(self.fields["letter"].strip(" .()").upper()[:1] or "?")
             if not 0 <= at < len(choices):
                 return None
-            fields["output"] = choices[at]
-        output = fields.pop("output")
-        return Example(fields["input"] if [*fields] == ["input"] else fields, output, task, choices)
+            output = choices[at]
+        return Example(self.input, output, task, choices)
 
 
 def parse_blocks(template: Template, text: str) -> list[Block]:
@@ -49,9 +58,30 @@ def parse_blocks(template: Template, text: str) -> list[Block]:
     return [_read(template, b) for b in _cut(template, text) if b.strip()]
 
 
-def input_head(template: Template) -> str:
-    """The template's words before its first field: what a model is given to write a new input after."""
-    return _fields(template)[0][0][0]
+def open_prompt(template: Template, examples: Sequence[Example], **settings: Any) -> str:
+    """A plain text that shows the examples (best first) and ends where the input of one more would begin.
+
+    For a model that is to go on with demonstrations of its own; ``settings`` are those of ``assemble`` (budget,
+    count_tokens, reserve, order, seed). A chat would be answered rather than continued, so chat templates are made
+    plain, with their system message in front. Read what comes back with ``parse_continued``.
+    """
+    template = plain(template)
+    names = [f for f in template.fields if f not in _ANSWERS]
+    choices = (_MARK,) if "choices" in names else ()
+    blank = Query(_MARK if "input" in names else dict.fromkeys(names, _MARK), choices)
+    text = assemble(template, blank, examples, **settings).text
+    return text[: text.index(_MARK)].rstrip(" \t")
+
+
+def parse_continued(template: Template, text: str) -> list[Block]:
+    """The demonstrations in what a model wrote after ``open_prompt``."""
+    return parse_blocks(template, _fields(template)[0][0][0] + text)
+
+
+def plain(template: Template) -> Template:
+    """The same template without a chat: the system message is part of the instruction."""
+    instruction = template.separator.join(t for t in (template.system, template.instruction) if t)
+    return replace(template, chat=False, system="", instruction=instruction)
 
 
 def _fields(template: Template) -> tuple[list[tuple[str, str]], str]:
@@ -78,7 +108,7 @@ def _cut(template: Template, text: str) -> list[str]:
         blocks = text.split("\n")
     else:
         blocks = [text]  # what stands between demonstrations stands inside them too
-    head = input_head(template).strip()
+    head = _fields(template)[0][0][0].strip()
     if not head:
         return blocks
     again = re.compile(rf"^(?=[ \t]*{_loose(head)})", re.MULTILINE)
@@ -98,7 +128,7 @@ def _read(template: Template, block: str) -> Block:
         found.setdefault(name, block[at : end.start() if end else len(block)].strip())
         at = end.end() if end else len(block)
     names = [name for _, name in pairs]
-    before = names[: next(n for n, name in enumerate(names) if name in ("output", "letter"))]
+    before = names[: next(n for n, name in enumerate(names) if name in _ANSWERS)]
     return Block(block, found, bool(before) and all(map(found.get, before)), all(map(found.get, names)))
 
 

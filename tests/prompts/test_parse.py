@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
-from iclkit.prompts import Template, input_head, parse_blocks
+from iclkit.prompts import Template, open_prompt, parse_blocks, parse_continued
 from iclkit.records import Example
 
 WORDS = st.lists(st.sampled_from(["red", "blue", "fish", "{x}", "a.b", "(c)", "cat,", "7"]), min_size=1, max_size=6)
@@ -61,9 +61,15 @@ def test_a_letter_is_read_as_the_choice_it_names():
     assert read_back(template, "Question: which?\nA. red\nB. blue\nAnswer: D") == [None]
 
 
-def test_words_before_the_first_field_start_a_new_input():
-    assert input_head(Template()) == "Input: "
-    assert input_head(Template("{input} => {output}")) == ""
+def test_an_open_prompt_ends_where_a_new_input_begins_and_what_follows_is_read_back():
+    one = Example("red", "1")
+    assert open_prompt(Template(instruction="Count."), [one]) == "Count.\n\nInput: red\nOutput: 1\n\nInput:"
+    assert open_prompt(Template("{input} => {output}"), [one]) == "red => 1\n\n"
+    assert open_prompt(Template(chat=True, system="Be brief."), []) == "Be brief.\n\nInput:"
+    (block,) = parse_continued(Template(), " blue\nOutput: 2")
+    assert block.example() == Example("blue", "2")
+    fields = Template("Q: {question}\nC: {context}\nA: {output}")
+    assert open_prompt(fields, [Example({"question": "q", "context": "c"}, "a")]).endswith("A: a\n\nQ:")
 
 
 def test_fields_that_touch_cannot_be_told_apart():
