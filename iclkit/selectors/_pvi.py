@@ -1,0 +1,190 @@
+"""How much an input tells the LM about its own label, and selectors that mistrust examples where it tells little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.lm import ScoreRequest
+from iclkit.pool import PoolView
+from iclkit.prompts import Template
+from iclkit.records import Example, Query
+from iclkit.selectors._asking import Asker, label_set
+from iclkit.selectors._base import BoolArray, Chosen, FloatArray, IntArray, Kit, Needs
+from iclkit.selectors._inner import OuterSelector
+from iclkit.selectors._maths import DIGITS, best_rows, shuffle_keys, smallest_rows, stable_keys
+
+
+def null_template(template: Template) -> Template:
+    """The template without its inputs: of what stands before the answer, only the words right before it.
+
+    >>> null_template(Template("Input: {input}\\nOutput: {output}")).demo
+    'Output: {output}'
+    """
+    answer = "{letter}" if "letter" in template.fields else "{output}"
+    before, _, after = template.demo.partition(answer)
+    return replace(template, demo=before.rpartition("}")[2].lstrip() + answer + after.partition("{")[0])
+
+
+def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArray:
+    """Pointwise V-usable information of every pool example, in context (Lu et al. 2023, arXiv 2310.12300).
+
+    (sets, n) float64 in nats, a row per demonstration set: log p(y | D, x) - log p(y | D0), where D are ``shots``
+    random examples without the one in question and D0 are their answers alone. Low or negative: hard, ambiguous or
+    mislabelled. Average over the rows for one number per example; divide by ln 2 for bits. All 2 * sets * n requests
+    go to the LM in one call; those of the second term repeat a lot and are computed once.
+    """
+    asker, keys = Asker.of(pool, kit), stable_keys(pool.ids)
+    asker = replace(asker, reserve=max(asker.lm.count_tokens(e.output) for e in pool.examples))
+    null = null_template(asker.template)
+    everything, requests = np.ones(len(pool), np.bool_), list[ScoreRequest]()
+    for number in range(sets):
+        drawn = smallest_rows(shuffle_keys(keys, "pvi", kit.seed, number), shots + 1, everything)
+        for row, example in enumerate(pool.examples):
+            demos = [pool.examples[r] for r in drawn if r != row][:shots]
+            for template in (asker.template, null):
+                requests.append(_gold_request(asker, template, example, demos))
+    values = np.array([s.logprob for s in asker.lm.score(requests)]).reshape(sets, len(pool), 2)
+    gain: FloatArray = values[:, :, 0] - values[:, :, 1]
+    return gain
+
+
+def _gold_request(asker: Asker, template: Template, example: Example, demos: Sequence[Example]) -> ScoreRequest:
+    # without its inputs every query is the same, so that equal prompts are seen to be equal
+    query = Query(example.input, example.choices, id="pvi")
+    prompt = asker.prompt(query, demos, template)
+    return ScoreRequest(prompt.text, prompt.answer_prefix + template.answer(example.output, example.choices))
+
+
+def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) -> IntArray:
+    """Rows of the lowest ``share`` of each label's values (rounded down), ascending; ties go to the higher row."""
+    names, of = np.unique(np.asarray(labels), return_inverse=True)
+    out = list[int]()
+    for label in range(len(names)):
+        rows = np.flatnonzero(of == label)[::-1]
+        worst = rows[np.argsort(np.round(values[rows], DIGITS), kind="stable")]
+        out += worst[: math.floor(share * len(rows) + 1e-9)].tolist()
+    return np.array(sorted(out), dtype=np.int64)
+
+
+def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
+    """(n,) in (0, 1): where each value stands among those of its label; equal values (to 1e-6) stand together.
+
+    The share of the label's values below, and half of those equal.
+    """
+    rounded, out = np.round(values, DIGITS), np.empty(len(values))
+    names, of = np.unique(np.asarray(labels), return_inverse=True)
+    for label in range(len(names)):
+        own = np.sort(rounded[of == label])
+        ends = np.searchsorted(own, rounded[of == label], "left"), np.searchsorted(own, rounded[of == label], "right")
+        out[of == label] = (ends[0] + ends[1]) / (2 * len(own))
+    return out
+
+
+@dataclass
+class _Judging(OuterSelector):
+    """What filter and weight share: the PVI of the pool, asked for when the first query comes."""
+
+    needs: ClassVar[Needs] = Needs(lm=True, lm_calls_per_task="2 * sets * n")
+    source: ClassVar[str] = "the signal: Lu et al. 2023, arXiv 2310.12300; its use here: ours"
+
+    of: str = "knn"  # the selector
+    shots: int = 8  # demonstrations in a set that examples are judged by
+    sets: int = 3  # how many such sets are averaged over
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.parts_) != 1:
+            raise UsageError(f"{self.name}: of is {self.of!r}; give one selector, e.g. of=knn")
+        if self.shots < 0 or self.sets < 1:
+            raise UsageError(f"{self.name}: shots is {self.shots}, sets {self.sets}; give at least 0 and 1")
+
+    def prepare(self) -> None:
+        """Fit the inner selector; forget what was asked about another pool."""
+        super().prepare()
+        self.pvi_: FloatArray | None = None
+
+    def lm_calls(self, k: int) -> tuple[int, int]:
+        """The pool twice for each demonstration set, and what the inner selector asks."""
+        task, query = super().lm_calls(k)
+        return task + 2 * self.sets * len(self.pool_), query
+
+    def values(self) -> FloatArray:
+        """(n,): mean PVI of each pool example over the demonstration sets, in nats."""
+        if self.pvi_ is None:
+            self.pvi_ = pvi(self.pool_, self.kit_, shots=self.shots, sets=self.sets).mean(axis=0)
+        return self.pvi_
+
+    def labels(self) -> list[str]:
+        """The label of each example; all alike where the outputs are no labels."""
+        labelled = bool(label_set(self.pool_, self.kit_))
+        return [e.output if labelled else "" for e in self.pool_.examples]
+
+
+@dataclass
+class PVIFilterSelector(_Judging):
+    """another selector on the pool without each label's hardest examples, which are often mislabelled"""
+
+    name: ClassVar[str] = "pvi-filter"
+
+    drop: float = 0.1  # share of each label's examples, those of lowest PVI, that is never shown
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.drop < 1:
+            raise UsageError(f"pvi-filter: drop is {self.drop}; give a share from 0 to below 1")
+
+    def dropped(self) -> IntArray:
+        """Rows of the examples that are never shown, ascending."""
+        return lowest_per_label(self.values(), self.labels(), self.drop)
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+        """As the inner selector chooses when the dropped examples are excluded; its scores."""
+        gone = frozenset(self.pool_.ids[row] for row in self.dropped())
+        selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in queries], k)
+        return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
+
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """Says how many examples are left out."""
+        gone = len(self.dropped())
+        return (f"{gone} of the pool's {len(self.pool_)} examples are left out for their low PVI",) if gone else ()
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        if got == k or not k:
+            return ()
+        kept = allowed.copy()
+        kept[self.dropped()] = False
+        return (f"{got} of {k} demonstrations: {int(kept.sum())} of the pool's {len(kept)} examples were allowed",)
+
+
+@dataclass
+class PVIWeightSelector(_Judging):
+    """another selector whose scores are raised for examples that tell the LM much about their label"""
+
+    name: ClassVar[str] = "pvi-weight"
+
+    weight: float = 0.1  # what the best of a label gains on the worst, in the inner selector's scores (knn: cosine)
+    candidates: int = 30  # how many of the inner selector's picks are ranked anew; k when k is larger
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weight < 0 or self.candidates < 1:
+            raise UsageError(
+                f"pvi-weight: weight is {self.weight}, candidates {self.candidates}; give at least 0 and 1"
+            )
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+        """Score plus weight times where the example's PVI stands in its label, from 0 to 1; ties to the inner order."""
+        bonus = self.weight * standing(self.values(), self.labels())
+        chosen = []
+        for selection in self.parts_[0].select_many(queries, max(k, self.candidates)):
+            rows = self._rows(selection)
+            scores = np.array([p.score for p in selection]) + bonus[rows]
+            best = best_rows(scores, k)
+            chosen.append((rows[best], scores[best]))
+        return chosen
