@@ -145,6 +145,7 @@ class OpenAILM:
         self.context_size = config.context or int(told or 4096)
         self.endpoint = self._find_endpoint() if config.endpoint == "auto" else config.endpoint
         self.codec = self._find_codec()
+        self.scoring = ""  # not known yet
         self.scoring = self._find_scoring()
         client.patience = client.config.retries
         if not (config.context or told):
@@ -458,10 +459,11 @@ class OpenAILM:
                 return Look(token, token.logprob, token.logprob >= tops[0].logprob)
             if len(tops) < width:  # all there are, or all that this server gives
                 break
-        self._note(
-            f"scoring {self.scoring}: a label was not among the {len(tops)} candidates that the server tells; its "
-            "score is the upper bound that the last of them gives"
-        )
+        if self.scoring:
+            self._note(
+                f"scoring next-token: a label was not among the {len(tops)} candidates that the server tells; its "
+                "score is the upper bound that the last of them gives"
+            )
         return Look(None, tops[-1].logprob, False)
 
     def _with_id(self, wanted: int, tops: Sequence[Token]) -> Token | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 
 from iclkit import models
 from iclkit.errors import ModelError
 from iclkit.models._convert import gguf_to_safetensors
 
-HEADS, KV_HEADS, HIDDEN = 4, 2, 32
+from ..gguf_files import write_gguf
 
 
 def byte_level_vocabulary() -> list[str]:
@@ -22,62 +19,17 @@ def byte_level_vocabulary() -> list[str]:
     return [stand_in[b] for b in range(256)]
 
 
-def rotary_halves_to_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two halves of each rotary head interleaved."""
-    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-
-
-def write_gguf(path: Path, model, vocabulary: list[str], merges: list[str]) -> None:
-    from gguf import GGUFWriter
-
-    config, names = model.config, {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k"}
-    names |= {"self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate"}
-    names |= {"mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm"}
-    names |= {"post_attention_layernorm": "ffn_norm", "model.layers": "blk", "model.embed_tokens": "token_embd"}
-    writer = GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(vocabulary)
-    writer.add_token_types([3 if token.startswith("<|") else 1 for token in vocabulary])
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(len(vocabulary) - 1)
-    writer.add_eos_token_id(len(vocabulary) - 1)
-    for name, tensor in model.state_dict().items():
-        array = tensor.float().numpy()
-        if "q_proj" in name or "k_proj" in name:
-            array = rotary_halves_to_pairs(array, HEADS if "q_proj" in name else KV_HEADS)
-        if name == "lm_head.weight":
-            continue  # tied
-        name = name.replace("model.norm", "output_norm")
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        writer.add_tensor(name, np.ascontiguousarray(array))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def test_a_gguf_becomes_the_same_weights_in_bf16_without_a_word_on_the_terminal(tmp_path, capfd):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     vocabulary = [*byte_level_vocabulary(), "ĊĊ", "he", "<|end|>"]
     torch.manual_seed(0)
-    shape = {"hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
-    heads = {"num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS}
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(vocab_size=len(vocabulary), tie_word_embeddings=True, **shape, **heads)
     model = LlamaForCausalLM(config).eval()
-    write_gguf(tmp_path / "tiny.gguf", model, vocabulary, ["Ċ Ċ", "h e"])
+    write_gguf(tmp_path / "tiny.gguf", model, vocabulary, ["Ċ Ċ", "h e"], [len(vocabulary) - 1])
     capfd.readouterr()
 
     steps: list[float] = []

@@ -1,0 +1,77 @@
+"""Writes a Llama-shaped transformers model as a GGUF file, for tests that need one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "model.layers": "blk",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+}
+
+
+def rotary_halves_to_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF keeps the two halves of each rotary head interleaved."""
+    return weight.reshape(heads, 2, weight.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(
+    path: Path, model: Any, vocabulary: Sequence[str], merges: Sequence[str], special: Sequence[int], chat: str = ""
+) -> None:
+    """A tied model's weights in float32, with a byte-level BPE tokenizer of the kind "smollm".
+
+    ``special`` are the ids of control tokens; the first is BOS, the last EOS.
+    """
+    from gguf import GGUFWriter
+
+    config = model.config
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*vocabulary])
+    writer.add_token_types([3 if i in set(special) else 1 for i in range(len(vocabulary))])
+    writer.add_token_merges([*merges])
+    writer.add_bos_token_id(special[0])
+    writer.add_eos_token_id(special[-1])
+    writer.add_add_bos_token(False)
+    if chat:
+        writer.add_chat_template(chat)
+    for name, tensor in model.state_dict().items():
+        array = tensor.float().numpy()
+        if "q_proj" in name:
+            array = rotary_halves_to_pairs(array, config.num_attention_heads)
+        if "k_proj" in name:
+            array = rotary_halves_to_pairs(array, config.num_key_value_heads)
+        if name == "lm_head.weight":
+            continue  # tied
+        for ours, theirs in NAMES.items():
+            name = name.replace(ours, theirs)
+        writer.add_tensor(name, np.ascontiguousarray(array))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
