@@ -7,13 +7,14 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from iclkit.datasets import _hub
 from iclkit.datasets._readers import Columns, make_columns, to_examples
+from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UnknownName
 
 _FILE = Path(__file__).with_name("catalogue.toml")
@@ -108,6 +109,23 @@ def pulled(name: str) -> Path:
     return folder
 
 
+def by_source(source: str) -> Entry | None:
+    """The entry of the set that ``hf:owner/name[:config]`` names, if the catalogue has it."""
+    return next((item for item in catalogue().values() if item.source == source), None)
+
+
+def fetch(item: Entry) -> dict[str, list[Located]]:
+    """The rows of a set from the hub, as the catalogue maps them. DataError as in ``pull``."""
+    found = _hub.hub_splits(item.source, item.revision or None)
+    rows = {}
+    for ours, theirs in item.splits.items():
+        records = _hub.object_records(_hub.pick_split(item.source, found, theirs), f"{item.source} {theirs}")
+        rows[ours] = to_examples(records, item.columns, item.name)
+        if item.remove:
+            rows[ours] = [(w, replace(e, output=re.sub(item.remove, "", e.output), id="")) for w, e in rows[ours]]
+    return rows
+
+
 def pull(name: str, *, again: bool = False) -> Path:
     """Fetch a set from the hub into the layout that ``load_task`` reads (train.jsonl, test.jsonl, card.md); its folder.
 
@@ -118,15 +136,7 @@ def pull(name: str, *, again: bool = False) -> Path:
     folder = folder_of(name)
     if is_pulled(name) and not again:
         return folder
-    found = _hub.hub_splits(item.source, item.revision or None)
-    rows = {
-        ours: to_examples(
-            _hub.object_records(_hub.pick_split(item.source, found, theirs), f"{item.source} {theirs}"),
-            item.columns,
-            name,
-        )
-        for ours, theirs in item.splits.items()
-    }
+    rows = fetch(item)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
@@ -138,7 +148,7 @@ def pull(name: str, *, again: bool = False) -> Path:
                         line: dict[str, object] = {
                             "id": f"{name}-{split}-{i:05d}",
                             "input": e.input,
-                            "output": re.sub(item.remove, "", e.output) if item.remove else e.output,
+                            "output": e.output,
                         }
                         if e.choices:
                             line["choices"] = list(e.choices)

@@ -67,6 +67,10 @@ def _open(name: str | Path, columns: Columns) -> tuple[str, dict[str, list[Locat
     """Title, located rows per split, and card."""
     text = str(name)
     if text.startswith("hf:"):
+        item = _catalogue.by_source(text)
+        if item and columns == Columns():  # the catalogue knows its columns, and the caller does not say others
+            rows = _catalogue.fetch(item)
+            return item.name, rows, Card.parse(_catalogue.card_text(item, {s: len(r) for s, r in rows.items()}))
         title = text.removeprefix("hf:").replace(":", "/").rsplit("/", 1)[-1]
         return title, _from_objects(text, _hub.hub_splits(text), columns, title), Card(source=text)
     path = Path(name)

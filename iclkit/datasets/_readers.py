@@ -7,7 +7,7 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ _SUFFIXES = {
     ".parquet": "parquet",
 }
 
+_ANSWER_COLUMNS = {"answer", "completion", "gold", "intent", "label", "output", "response", "summary", "target"}
+_SIDE_COLUMNS = {"id", "idx", "index", "meta", "task"}
+
 Record = tuple[str, Mapping[str, Any]]
 """Where a row stands and what it holds."""
 
@@ -34,14 +37,15 @@ Record = tuple[str, Mapping[str, Any]]
 class Columns:
     """Which columns make an example. A dot reaches into a nested value: ``answers.text.0``.
 
-    ``input``: one column gives a text, several give named fields (called like the last part of their path), none means
-    the column ``input``. ``choices``: one list column, or one column per option. ``choice_keys``: a list column with
-    the key of each option, where ``output`` holds a key. ``labels``: label ids, or texts, to names. ``meta``: columns
-    to keep. ``skip``: outputs whose rows are left out.
+    ``input``: one column gives a text, several give named fields (called like the last part of their path). Where
+    neither ``input`` nor ``output`` is given they are the columns of those names, else those of a file that has but
+    two columns, one of them called label, answer or the like. ``choices``: one list column, or one column per option.
+    ``choice_keys``: a list column with the key of each option, where ``output`` holds a key. ``labels``: label ids, or
+    texts, to names. ``meta``: columns to keep. ``skip``: outputs whose rows are left out.
     """
 
     input: tuple[str, ...] = ()
-    output: str = "output"
+    output: str = ""
     choices: tuple[str, ...] = ()
     choice_keys: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +66,7 @@ def make_columns(
     names = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names or ()))
     return Columns(
         input=_names(input),
-        output=output or "output",
+        output=output or "",
         choices=_names(choices),
         choice_keys=choice_keys or "",
         labels={_key(k): v for k, v in names.items()},
@@ -303,7 +307,20 @@ _READERS: Mapping[str, Callable[[Path], Iterable[Record]]] = {
 
 def to_examples(rows: Iterable[Record], columns: Columns, task: str = "") -> list[Located]:
     """Each row as an example, with the place it came from. DataError on the first row that does not make one."""
+    rows = list(rows)
+    columns = _settled(columns, rows[0][1] if rows else {})
     return [(where, _example(where, row, columns, task)) for where, row in rows if not _skipped(row, columns)]
+
+
+def _settled(columns: Columns, first: Mapping[str, Any]) -> Columns:
+    """The columns with input and output named, from the first row's where the caller names neither."""
+    if not columns.input and not columns.output and not {"input", "output"} & set(first):
+        names = [c for c in first if c not in _SIDE_COLUMNS]
+        answers = [c for c in names if c in _ANSWER_COLUMNS]
+        if len(names) == 2 and len(answers) == 1:
+            (question,) = set(names) - set(answers)
+            return replace(columns, input=(question,), output=answers[0])
+    return replace(columns, input=columns.input or ("input",), output=columns.output or "output")
 
 
 def _skipped(row: Mapping[str, Any], columns: Columns) -> bool:
@@ -317,7 +334,7 @@ def _example(where: str, row: Mapping[str, Any], columns: Columns, task: str) ->
             raise DataError(f"{where}: the fields {', '.join(fields)} are all empty; remove the row or fill one in")
         inputs: Fields = fields
     else:
-        inputs = _input(where, row, columns.input[0] if columns.input else "input")
+        inputs = _input(where, row, columns.input[0])
     options = _choices(where, row, columns)
     output = _answer(where, row, columns, options)
     own = row.get("task")

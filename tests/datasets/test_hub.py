@@ -113,6 +113,17 @@ def test_pull_maps_choices_cuts_what_a_card_says_and_skips_hidden_labels(
     assert [(e.input, e.output) for e in load_task("snli").test] == [({"premise": "a", "hypothesis": "c"}, "neutral")]
 
 
+def test_a_catalogue_set_by_its_hub_name_needs_no_mapping(hub: dict[tuple[str, str | None], Any], home: Path) -> None:
+    sums = {"question": ["2*3?"], "answer": ["2*3 = <<2*3=6>>6\n#### 6"]}
+    hub["openai/gsm8k", "main"] = datasets.DatasetDict({s: datasets.Dataset.from_dict(sums) for s in ("train", "test")})
+    task = load_task("hf:openai/gsm8k:main")
+    assert (task.name, task.kind, task.card.licence) == ("gsm8k", "reasoning", "MIT")
+    pull("gsm8k")
+    assert load_task("gsm8k").hash == task.hash
+    turned = load_task("hf:openai/gsm8k:main", input="answer", output="question")
+    assert turned.train[0].output == "2*3?"
+
+
 def test_a_pull_that_fails_leaves_nothing_and_a_second_one_fetches_nothing(
     hub: dict[tuple[str, str | None], Any], home: Path
 ) -> None:

@@ -186,10 +186,23 @@ def test_a_malformed_line_17_is_named_and_nothing_is_returned(tmp_path: Path) ->
 
 def test_a_wrong_column_names_those_that_exist_and_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path / "w.jsonl", [{"text": "x", "label": "y"}])
-    assert "no field 'input'; the row has: text, label. Name the field with --input" in refusal(path)
+    assert "no field 'input'; the row has: text, label. Name the field with --input" in refusal(path, output="label")
     assert "no field 'lable'; the row has: text, label. Did you mean 'label'?" in refusal(
         path, input="text", output="lable"
     )
+
+
+@pytest.mark.parametrize("side", [{}, {"id": "r-1"}, {"idx": 3, "meta": {}}])
+def test_two_columns_of_which_one_is_an_answer_need_no_naming(tmp_path: Path, side: dict[str, object]) -> None:
+    (example,) = read_examples(write(tmp_path / "two.jsonl", [{**side, "label": "y", "text": "x"}]))
+    assert (example.input, example.output) == ("x", "y")
+
+
+@pytest.mark.parametrize(
+    "row", [{"a": "x", "b": "y"}, {"label": "x", "answer": "y"}, {"q": "x", "context": "c", "answer": "y"}]
+)
+def test_columns_are_not_guessed_where_more_than_one_reading_is_possible(tmp_path: Path, row: dict[str, str]) -> None:
+    assert f"no field 'input'; the row has: {', '.join(row)}" in refusal(write(tmp_path / "g.jsonl", [row]))
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv"])
