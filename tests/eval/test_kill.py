@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from .worlds import rows_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,3 +78,58 @@ def test_killed_runs_end_in_the_same_rows_and_repeat_no_finished_call(tmp_path, 
     calls = [line for line in (broken / "log").read_text().splitlines(True) if line.endswith("\n")]
     assert len(calls) == len(set(calls))
     assert sorted(calls) == sorted((whole / "log").read_text().splitlines(True))
+
+
+REAL = """
+import sys
+sys.path[:0] = [{root!r}]
+from pathlib import Path
+from iclkit.datasets import load_task
+from iclkit.eval import evaluate, make_bench
+from iclkit.lm import load_lm
+lm = load_lm("smollm2-135m", cache=Path({cache!r}))
+bench = make_bench(load_task("support"), limit=130)
+print("ready", flush=True)
+for seed in (0, 1):
+    evaluate(bench, "random", lm, k=2, seed=seed, out={out!r})
+"""
+
+
+@pytest.mark.models
+@pytest.mark.slow
+def test_a_real_model_killed_three_times_gives_the_same_rows_from_a_cache_written_once(tmp_path, smollm2_path):
+    def start(name: str) -> subprocess.Popen[str]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        code = REAL.format(root=str(ROOT), cache=str(folder / "cache.db"), out=str(folder / "runs"))
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    def ready(process: subprocess.Popen[str]) -> float:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return time.monotonic()
+
+    with start("whole") as process:
+        begun = ready(process)
+        assert process.wait(600) == 0
+        needed = time.monotonic() - begun
+    rng = random.Random(time.time_ns())
+    for _ in range(3):
+        with start("broken") as process:
+            ready(process)
+            time.sleep(rng.uniform(0.1, 0.35) * needed)
+            process.send_signal(signal.SIGKILL)
+            process.wait(10)
+    with start("broken") as process:
+        assert process.wait(600) == 0
+    assert rows_file(tmp_path / "broken" / "runs") == rows_file(tmp_path / "whole" / "runs")
+    # every call of the unbroken run is in the cache once, and no other
+    keys = [read_keys(tmp_path / name / "cache.db") for name in ("whole", "broken")]
+    assert keys[0] == keys[1]
+
+
+def read_keys(file: Path) -> list[bytes]:
+    import sqlite3
+
+    with sqlite3.connect(file) as cache:
+        return sorted(key for (key,) in cache.execute("SELECT key FROM entry"))
