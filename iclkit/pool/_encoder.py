@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from iclkit.errors import ModelError, UsageError
+from iclkit.errors import IclkitError, ModelError, UsageError
 from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
 from iclkit.records import Json, digest
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 Dtype = Literal["auto", "fp32", "bf16"]
 SHORTEST = 16  # tokens a text must keep; examples give way before that
 SHARED = 8  # tokens of a common front from which on its keys and values are computed once
+FEWEST = 8  # tokens per forward pass below which rows are repeated
 TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
@@ -64,11 +65,11 @@ def load_embedder(
     folder = models.resolve(rest if is_lm else name_or_path, "lm" if is_lm else "embedder")
     try:
         return _load(name_or_path, folder, dtype, device, threads, template)
-    except (ImportError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        why = str(error).strip().splitlines()
-        raise ModelError(
-            f"cannot load the embedder {name_or_path!r} from {folder}: {why[0] if why else error!r}"
-        ) from error
+    except IclkitError:
+        raise
+    except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"cannot load the embedder {name_or_path!r} from {folder}: {why[0]}") from error
 
 
 def _load(
@@ -196,12 +197,14 @@ class Backbone:
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging as talk
 
-        shown = talk.is_progress_bar_enabled()
+        shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
         talk.disable_progress_bar()
+        talk.set_verbosity_error()  # it reports that the head of a language model is not used
         try:
             model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(device)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         finally:
+            talk.set_verbosity(level)
             if shown:
                 talk.enable_progress_bar()
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
@@ -224,7 +227,7 @@ class Backbone:
         if not texts:
             return []
         cut = {"truncation": True, "max_length": limit} if limit else {}
-        found: list[list[int]] = self.tokenizer([*texts], add_special_tokens=special, **cut)["input_ids"]
+        found: list[list[int]] = self.tokenizer([*texts], add_special_tokens=special, verbose=False, **cut)["input_ids"]
         return found
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
@@ -314,7 +317,7 @@ class TextEmbedder:
             for length, members in sorted(by_length.items()):
                 step = max(1, TOKENS.get(self._backbone.device.type, 1024) // length)
                 for some in (members[i : i + step] for i in range(0, len(members), step)):
-                    vectors = self._forward([plans[n] for n in some])
+                    vectors = self._forward([plans[n] for n in some], side)
                     out.update(zip(some, vectors, strict=True))
                     done += len(some)
                     if progress:
@@ -329,7 +332,7 @@ class TextEmbedder:
             start = len(model.bos) + len(model.ids([side.open])[0]) if side.open else len(model.bos)
             for ids in model.ids([side.open + t for t in texts], special=True, limit=self._limit):
                 ids = ids or self._nothing()
-                yield ids, min(start, len(ids) - 1) if self.template.text_only else 0, len(ids)
+                yield ids, start, len(ids)
             return
         # a space at the end of the front belongs to the text's first token in most vocabularies
         space = side.open[len(side.open.rstrip(" ")) :]
@@ -353,17 +356,13 @@ class TextEmbedder:
             room = self._limit - len(front) - len(close)
             words = words[: min(room, self.template.max_text_tokens or room)]
             ids = front + words + close
-            yield (
-                ids or self._nothing(),
-                len(front) if words else 0,
-                len(front) + len(words) if words else max(1, len(ids)),
-            )
+            yield ids or self._nothing(), len(front), len(front) + len(words)
 
     def _nothing(self) -> list[int]:
         tokenizer = self._backbone.tokenizer
         return [next(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)]
 
-    def _forward(self, plans: Sequence[tuple[list[int], int, int]]) -> FloatArray:
+    def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: Side) -> FloatArray:
         """Vectors of texts of equal length."""
         import torch
 
@@ -375,35 +374,37 @@ class TextEmbedder:
             start = torch.tensor([[s] for _, s, _ in plans], device=x.device)
             end = torch.tensor([[e] for _, _, e in plans], device=x.device)
             mask = (where >= start) & (where < end)
-        states = self._states(x, min(s for _, s, _ in plans)).float()
+            mask |= ~mask.any(1, keepdim=True)  # an empty text: everything is pooled
+        shared = self._share and model.causal and not self.template.joint and side.provider is None
+        front = plans[0][1] if shared and SHARED <= plans[0][1] < x.shape[1] else 0
+        # products of one or two rows are computed in another way, with other last bits
+        rows = max(len(x), -(-FEWEST // (x.shape[1] - front)))
+        states = self._states(x if rows == len(x) else x.repeat(-(-rows // len(x)), 1), front)[: len(x)].float()
         vectors = pool_states(states, mask, self.template.pooling)
         for head in self._heads:
             vectors = head(vectors)
         unit: FloatArray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return unit
 
-    def _states(self, x: torch.Tensor, text_start: int) -> torch.Tensor:
-        """Last hidden states; with a causal model the common front of all texts goes through it once."""
+    def _states(self, x: torch.Tensor, front: int) -> torch.Tensor:
+        """Last hidden states (n, t, d). The first ``front`` tokens, equal in all rows, go through the model once."""
         import torch
 
         model = self._backbone
-        front = tuple(x[0, :text_start].tolist()) if self._shares_front(text_start, x.shape[1]) else ()
-        if not front or not bool((x[:, : len(front)] == x[0, : len(front)]).all()):
+        if not front:
             states: torch.Tensor = model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state
             return states
-        if front not in self._fronts:
-            head = model.model(input_ids=x[:1, : len(front)], use_cache=True)
-            self._fronts = {front: (head.past_key_values, head.last_hidden_state)}
-        past, before = self._fronts[front]
+        key = tuple(x[0, :front].tolist())
+        if key not in self._fronts:
+            head = model.model(input_ids=x[:1, :front], use_cache=True)
+            self._fronts = {key: (head.past_key_values, head.last_hidden_state)}
+        past, before = self._fronts[key]
         past = copy.deepcopy(past)  # a forward pass appends to it
         past.batch_repeat_interleave(len(x))
         after = model.model(
-            input_ids=x[:, len(front) :], attention_mask=torch.ones_like(x), past_key_values=past, use_cache=True
+            input_ids=x[:, front:], attention_mask=torch.ones_like(x), past_key_values=past, use_cache=True
         ).last_hidden_state
         return torch.cat([before.expand(len(x), -1, -1), after], 1)
-
-    def _shares_front(self, front: int, length: int) -> bool:
-        return self._share and not self.template.joint and self._backbone.causal and SHARED <= front < length
 
 
 class WholeModel:
