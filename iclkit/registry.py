@@ -66,6 +66,25 @@ def parse_spec(text: str) -> Spec:
     return Spec(name, settings)
 
 
+def parse_specs(text: str) -> list[Spec]:
+    """``"[bm25,mmr,trade_off=0.3]"`` -> the Specs of bm25 and of mmr with its setting; ``"knn"`` -> one Spec.
+
+    A ``key=value`` belongs to the name before it; a JSON list of texts is read as well. UsageError for no name at all.
+    """
+    body = text.strip()
+    if body.startswith("[") and body.endswith("]"):
+        body = body[1:-1]
+    groups: list[list[str]] = []
+    for part in (p.strip().strip('"') for p in _split(body)):
+        if groups and "=" in part.partition("[")[0]:
+            groups[-1].append(part)
+        elif part:
+            groups.append([part])
+    if not groups:
+        raise UsageError(f"{text!r} holds no name; write e.g. [bm25,knn]")
+    return [parse_spec(",".join(group)) for group in groups]
+
+
 def _split(text: str) -> list[str]:
     parts, depth = [""], 0
     for char in text:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Kit, Needs, Selector, describe
+from iclkit.selectors._base import (
+    BaseSelector,
+    BoolArray,
+    Chosen,
+    FloatArray,
+    IntArray,
+    Kit,
+    Needs,
+    Reranker,
+    Selector,
+    describe,
+)
+from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import best_rows
 from iclkit.selectors._registry import BUILTINS, SELECTORS, make_selector, selectors_table
 
@@ -16,9 +28,11 @@ __all__ = [
     "IntArray",
     "Kit",
     "Needs",
+    "Reranker",
     "Selector",
     "best_rows",
     "describe",
+    "label_recall",
     "make_selector",
     "selectors_table",
 ]

@@ -39,6 +39,7 @@ class Needs:
     embedder: bool = False
     lm: bool = False
     labels: bool = False
+    reranker: bool = False
     pool: bool = True
     """False for a selector that has an answer on an empty pool."""
     lm_calls_per_query: str = "0"
@@ -61,6 +62,18 @@ class Kit:
     seed: int = 0
     order: str = "best-last"
     reserve: int = 0
+    reranker: Reranker | None = None
+
+
+class Reranker(Protocol):
+    """A model that reads query and example together, e.g. a cross-encoder (``iclkit.pool.load_reranker``)."""
+
+    name: str
+    fingerprint: str
+
+    def score(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        """(n,): how well the second text of each pair serves the first; the more the better."""
+        ...
 
 
 @runtime_checkable
@@ -115,7 +128,7 @@ class BaseSelector(ABC):
 
         NeedError names what is missing and the flag that gives it; DataError when the pool has no examples.
         """
-        for part, label in (("embedder", "an embedder"), ("lm", "an LM")):
+        for part, label in (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker")):
             if getattr(self.needs, part) and getattr(kit, part) is None:
                 raise NeedError(f"selector {self.name!r} needs {label}; give one with --{part}")
         if self.needs.pool and not len(pool):
@@ -229,12 +242,14 @@ class BaseSelector(ABC):
 def describe(cls: Any) -> dict[str, Json]:
     """One row of the table: name, summary, needs, LM calls, settings with their defaults, source."""
     settings = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+    # a selector made of others has needs of its own settings: ask one as it comes
+    needs = cls.needs if any(v is dataclasses.MISSING for v in settings.values()) else cls().needs
     return {
         "name": cls.name,
         "summary": (cls.__doc__ or "").strip().splitlines()[0],
-        "needs": [p for p in ("embedder", "lm", "labels") if getattr(cls.needs, p)],
-        "lm_calls_per_query": cls.needs.lm_calls_per_query,
-        "lm_calls_per_task": cls.needs.lm_calls_per_task,
+        "needs": [p for p in ("embedder", "lm", "labels", "reranker") if getattr(needs, p)],
+        "lm_calls_per_query": needs.lm_calls_per_query,
+        "lm_calls_per_task": needs.lm_calls_per_task,
         "settings": {k: v for k, v in settings.items() if v is not dataclasses.MISSING},
         "source": cls.source,
     }

@@ -24,10 +24,23 @@ _BUILTINS = {
     "set-bsr": "_coverage:SetBSRSelector",
     "cosine-coverage": "_coverage:CosineCoverageSelector",
     "bm25-coverage": "_coverage:BM25CoverageSelector",
+    "many-labels": "_many_labels:ManyLabelsSelector",
+    "kmeans": "_facility:KMeansSelector",
+    "mfl": "_facility:FacilitySelector",
+    "diverse": "_facility:DiverseSelector",
+    "vote-k": "_votek:VoteKSelector",
+    "vote-k-confidence": "_votek:VoteKConfidenceSelector",
+    "hybrid": "_hybrid:HybridSelector",
+    "rrf": "_fusion:RRFSelector",
+    "borda": "_fusion:BordaSelector",
+    "filter": "_filter:FilterSelector",
+    "rerank": "_rerank:RerankSelector",
     "mdl": "_mdl:MDLSelector",
     "cone": "_cone:ConESelector",
     "globale": "_order_search:GlobalESelector",
     "locale": "_order_search:LocalESelector",
+    "pvi-filter": "_pvi:PVIFilterSelector",
+    "pvi-weight": "_pvi:PVIWeightSelector",
 }
 SELECTORS = Registry("selector", "iclkit.selectors", {k: f"iclkit.selectors.{v}" for k, v in _BUILTINS.items()})
 BUILTINS = tuple(_BUILTINS)

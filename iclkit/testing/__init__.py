@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from iclkit.testing._embedder import HashEmbedder, TableEmbedder
+from iclkit.testing._embedder import HashEmbedder, OverlapReranker, TableEmbedder
 from iclkit.testing._lm import FakeLM, ScriptedLM
 
 if TYPE_CHECKING:
     from iclkit.testing._contract import SelectorContract
 
-__all__ = ["FakeLM", "HashEmbedder", "ScriptedLM", "SelectorContract", "TableEmbedder"]
+__all__ = ["FakeLM", "HashEmbedder", "OverlapReranker", "ScriptedLM", "SelectorContract", "TableEmbedder"]
 
 
 def __getattr__(name: str) -> Any:

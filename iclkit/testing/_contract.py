@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from iclkit.pool import Pool, PoolView
 from iclkit.prompts import Template
 from iclkit.records import Example, Query, Selection
 from iclkit.selectors import Kit, make_selector
-from iclkit.testing._embedder import HashEmbedder
+from iclkit.testing._embedder import HashEmbedder, OverlapReranker
 from iclkit.testing._lm import FakeLM
 
 _LINES = {
@@ -58,6 +58,8 @@ _LINES = {
     ),
 }
 
+_TIE = 2e-6
+
 
 class SelectorContract:
     """Subclass it in a test module and give it a ``selector`` fixture that returns a fresh selector, not fitted.
@@ -68,7 +70,7 @@ class SelectorContract:
                 return make_selector(request.param)
 
     Override ``kit``, ``examples`` or ``queries`` where a selector wants other material, and ``expected_size`` where it
-    may show fewer than it could. Scores that agree to 1e-6 tie, and tied examples may stand for each other.
+    may show fewer than it could. Scores that agree to a millionth tie, and tied examples may stand for each other.
     """
 
     @pytest.fixture
@@ -91,7 +93,9 @@ class SelectorContract:
     def kit(self) -> Kit:
         """Everything a selector may need, without models."""
         template = Template("Text: {input}\nKind: {output}")
-        return Kit(embedder=HashEmbedder(), lm=FakeLM(), template=template, labels=tuple(_LINES), seed=7)
+        reranker = OverlapReranker()
+        labels = tuple(_LINES)
+        return Kit(HashEmbedder(), FakeLM(), template=template, labels=labels, seed=7, reranker=reranker)
 
     def expected_size(self, selector: Any, k: int, allowed: int) -> int:  # noqa: ARG002
         """How many picks there are for k when ``allowed`` examples may be shown."""
@@ -179,7 +183,7 @@ class SelectorContract:
         ours = copy.deepcopy(selector).fit(_view(examples), kit).select_many(queries, 6)
         theirs = copy.deepcopy(selector).fit(_view(turned), kit).select_many(queries, 6)
         for one, other in zip(ours, theirs, strict=True):
-            assert _up_to_ties(one) == _up_to_ties(other)
+            assert _same_up_to_ties(one, other)
 
     def test_an_empty_pool_is_refused_in_one_line(self, selector: Any, queries: list[Query], kit: Kit) -> None:
         if selector.needs.pool:
@@ -189,12 +193,10 @@ class SelectorContract:
             assert selector.fit(_view([]), kit).select(queries[0], 3).ids == ()
 
     def test_what_it_needs_is_asked_for_before_the_work(self, selector: Any, examples: list[Example], kit: Kit) -> None:
-        if selector.needs.embedder:
-            with pytest.raises(NeedError, match="--embedder"):
-                copy.deepcopy(selector).fit(_view(examples), Kit(lm=kit.lm, template=kit.template, labels=kit.labels))
-        if selector.needs.lm:
-            with pytest.raises(NeedError, match="--lm"):
-                copy.deepcopy(selector).fit(_view(examples), Kit(embedder=kit.embedder, template=kit.template))
+        for part in ("embedder", "lm", "reranker"):
+            if getattr(selector.needs, part):
+                with pytest.raises(NeedError, match=f"--{part}"):
+                    copy.deepcopy(selector).fit(_view(examples), replace(kit, **{part: None}))  # type: ignore[arg-type]
 
     def test_asking_before_fitting_or_for_less_than_nothing_is_an_error(
         self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
@@ -227,11 +229,19 @@ def _without(query: Query, ids: frozenset[str]) -> Query:
     return Query(query.input, query.choices, ids, query.id)
 
 
-def _up_to_ties(selection: Selection) -> list[tuple[float, frozenset[str] | int]]:
-    """Scores with the ids that have them; of the last score only how many, since others may tie with them."""
-    groups: dict[float, list[str]] = defaultdict(list)
-    for pick in selection:
-        groups[round(pick.score, 5)].append(pick.example_id)
-    last = round(selection.picks[-1].score, 5) if len(selection) else None
-    tied = [s for s, ids in groups.items() if s == last and len(ids) > 1]
-    return [(s, len(ids) if s in tied else frozenset(ids)) for s, ids in groups.items()]
+def _same_up_to_ties(one: Selection, other: Selection) -> bool:
+    """Equal scores in order, and the same ids for each score. Others may tie with the last, so its ids may differ.
+
+    Where all scores are equal, nothing but the ids tells the picks apart: then they must be the same, in order.
+    """
+    scores, others = ([p.score for p in s] for s in (one, other))
+    if len(scores) != len(others) or not np.allclose(scores, others, rtol=0, atol=_TIE):
+        return False
+    by_score = np.argsort(scores)
+    breaks = np.flatnonzero(np.diff(np.array(scores)[by_score]) > _TIE) + 1
+    groups = [g.tolist() for g in np.split(by_score, breaks)]
+    if len(groups) == 1:
+        return one.ids == other.ids
+    return all(
+        {one.ids[n] for n in group} == {other.ids[n] for n in group} for group in groups if len(scores) - 1 not in group
+    )

@@ -7,7 +7,22 @@ import pytest
 from iclkit.selectors import BUILTINS, make_selector
 from iclkit.testing import SelectorContract
 
-VARIANTS = ["mmr,trade_off=0.2,candidates=5", "mmr,trade_off=1", "bm25,tokenizer=trigrams,b=0.2"]
+VARIANTS = [
+    "mmr,trade_off=0.2,candidates=5",
+    "mmr,trade_off=1",
+    "bm25,tokenizer=trigrams,b=0.2",
+    "dpp,sort=picks,candidates=10",
+    "set-bsr,weights=idf,sort=picks",
+    "bm25-coverage,sort=relevance",
+    "many-labels,min_labels=3",
+    "vote-k,budget=8,neighbours=5",
+    "vote-k-confidence,budget=12,seeds=4,neighbours=5",
+    "rrf,of=[bm25,mmr,trade_off=0.3,random]",
+    "borda,of=[knn,cosine-coverage],depth=40",
+    "hybrid,near=2,fixed=mfl,of=bm25",
+    "rerank,of=[mmr,trade_off=0.9],depth=12",
+    "filter,of=[rrf,of=[bm25,knn],depth=40]",
+]
 
 
 class TestBuiltins(SelectorContract):
@@ -16,4 +31,6 @@ class TestBuiltins(SelectorContract):
         return make_selector(request.param)
 
     def expected_size(self, selector: Any, k: int, allowed: int) -> int:
-        return 0 if selector.name == "zero" else min(k, allowed)
+        if selector.name == "zero":
+            return 0
+        return min(k, allowed, getattr(selector, "budget", allowed))

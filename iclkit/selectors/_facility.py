@@ -1,0 +1,147 @@
+"""One set for the task that stands for the pool: facility location, least similar to each other, cluster centres."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys, stable_keys
+from iclkit.selectors._ranked import RankedOnceSelector
+
+_BLOCK = 1 << 25  # cosines that are held at once
+
+
+def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]:
+    """Greedy facility location: the set that maximises the sum over all v of the cosine to the nearest of the set.
+
+    vectors (n, d): unit rows. Gains only shrink as the set grows, so a candidate is looked at again only while its last
+    known gain could still win (Minoux 1978). Returns at most m rows in pick order with their gains, the first one's
+    counted from a cosine of -1; ties go to the lower row.
+    """
+    n, vectors = len(vectors), vectors.astype(np.float64)
+    covered = np.full(n, -1.0)
+    size = max(1, _BLOCK // max(1, n))
+    gains = np.concatenate([_gains(vectors, slice(at, at + size), covered) for at in range(0, n, size)])
+    order, values = list[int](), list[float]()
+    fresh = np.ones(n, dtype=np.bool_)
+    while len(order) < min(m, n):
+        row = first_best(gains)
+        while not fresh[row]:
+            stale = np.flatnonzero(~fresh & (gains >= gains[row] - 10.0**-DIGITS))[:32]
+            for start in stale.tolist():
+                gains[start] = _gains(vectors, slice(start, start + 1), covered)[0]
+            fresh[stale] = True
+            row = first_best(gains)
+        order.append(row)
+        values.append(float(gains[row]))
+        covered = np.maximum(covered, vectors @ vectors[row])
+        fresh[:] = False
+        gains[order] = -np.inf
+        fresh[order] = True
+    return order, values
+
+
+def _gains(vectors: FloatArray, rows: slice, covered: FloatArray) -> FloatArray:
+    """(rows,): what each of these rows would add."""
+    gains: FloatArray = np.maximum(vectors[rows] @ vectors.T - covered, 0).sum(axis=1)
+    return gains
+
+
+@dataclass
+class FacilitySelector(RankedOnceSelector):
+    """one set for all queries whose members are near to everything in the pool (maximum facility location)"""
+
+    name: ClassVar[str] = "mfl"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
+
+    def prepare(self) -> None:
+        """Vectors of the pool."""
+        super().prepare()
+        self.vectors_ = self._vectors()
+
+    def rank(self, m: int) -> Chosen:
+        """Greedy; a score is the gain at its step."""
+        order, gains = facility_order(self.vectors_, m)
+        return np.array(order, dtype=np.int64), np.array(gains)
+
+
+def spread_order(vectors: FloatArray, m: int, start: int) -> tuple[list[int], list[float]]:
+    """Greedy least sum of cosines to those taken, from a given start. vectors (n, d): unit rows; ties to the lower."""
+    total = np.zeros(len(vectors))
+    order, values = list[int](), list[float]()
+    while len(order) < min(m, len(vectors)):
+        row = first_best(-total) if order else start
+        order.append(row)
+        values.append(float(-total[row]))
+        total = np.where(
+            np.isin(np.arange(len(vectors)), order), np.inf, total + np.round(vectors @ vectors[row], DIGITS)
+        )
+    return order, values
+
+
+@dataclass
+class DiverseSelector(RankedOnceSelector):
+    """one set for all queries whose members are as unlike each other as can be"""
+
+    name: ClassVar[str] = "diverse"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
+
+    def prepare(self) -> None:
+        """Vectors of the pool, and a random first member."""
+        super().prepare()
+        self.vectors_ = self._vectors()
+        keys = shuffle_keys(stable_keys(self.pool_.ids), "diverse", self.kit_.seed)
+        self.start_ = int(np.argmin(keys))
+
+    def rank(self, m: int) -> Chosen:
+        """Greedy; a score is minus the sum of cosines at its step."""
+        order, values = spread_order(self.vectors_, m, self.start_)
+        return np.array(order, dtype=np.int64), np.array(values)
+
+
+@dataclass
+class KMeansSelector(BaseSelector):
+    """one set for all queries: the example nearest to the centre of each of k clusters, large clusters first"""
+
+    name: ClassVar[str] = "kmeans"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "diversity baseline; Baek et al. 2024, arXiv 2412.16926"
+
+    def prepare(self) -> None:
+        """Vectors of the pool; clusters are made when k is known."""
+        self.vectors_ = self._vectors()
+        self.clusters_: dict[int, tuple[IntArray, FloatArray]] = {}
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+        """Of each cluster the allowed member nearest to its centre, then the nearest to any; scores are cosines."""
+        if k not in self.clusters_:
+            self.clusters_[k] = self._clusters(k)
+        own, near = self.clusters_[k]
+        heads = list[int]()
+        for label in np.argsort(-np.bincount(own), kind="stable"):
+            heads += best_rows(near, 1, allowed & (own == label)).tolist()
+        left = allowed.copy()
+        left[heads] = False
+        rows = np.array([*heads, *best_rows(near, k - len(heads), left)], dtype=np.int64)
+        return rows, near[rows]
+
+    def _clusters(self, k: int) -> tuple[IntArray, FloatArray]:
+        """(n,) cluster of each row, and its cosine to the centre."""
+        from sklearn.cluster import KMeans
+
+        by_id = np.argsort(self.pool_.ids, kind="stable")  # the start of the search must not depend on the row order
+        vectors = self.vectors_[by_id].astype(np.float64)
+        k = min(k, len(np.unique(np.round(vectors, DIGITS), axis=0)))
+        found = KMeans(k, n_init=1, random_state=self.kit_.seed).fit(vectors)
+        centres = found.cluster_centers_[found.labels_]
+        norms = np.maximum(np.linalg.norm(centres, axis=1), 1e-12)
+        own, near = np.empty(len(by_id), np.int64), np.empty(len(by_id))
+        own[by_id] = found.labels_
+        near[by_id] = np.round((vectors * centres).sum(axis=1) / norms, DIGITS)
+        return own, near

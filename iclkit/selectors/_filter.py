@@ -1,0 +1,70 @@
+"""Another selector on part of the pool: by metadata, or by task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import DataError, UsageError
+from iclkit.records import Example, Json, Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
+from iclkit.selectors._inner import OuterSelector
+
+
+@dataclass
+class FilterSelector(OuterSelector):
+    """another selector on the part of the pool with given metadata or task"""
+
+    name: ClassVar[str] = "filter"
+    source: ClassVar[str] = "plain selection"
+
+    of: str = "knn"  # the selector
+    where: str = "{}"  # metadata the examples must have, e.g. where={"language":"de"}
+    task: str = ""  # the task they must belong to; any if empty
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.parts_) != 1:
+            raise UsageError(f"filter: of is {self.of!r}; give one selector, e.g. of=knn or of=[mmr,trade_off=0.3]")
+        try:
+            self.conditions_: Mapping[str, Json] = json.loads(self.where)
+        except json.JSONDecodeError as error:
+            raise UsageError(f'filter: where is {self.where!r}; give JSON, e.g. where={{"language":"de"}}') from error
+        if not isinstance(self.conditions_, dict):
+            raise UsageError(f'filter: where is {self.where!r}; give a JSON object, e.g. where={{"language":"de"}}')
+        self.where = json.dumps(self.conditions_, sort_keys=True, ensure_ascii=False)
+
+    def prepare(self) -> None:
+        """Fit the selector on the part; DataError when nothing is left of the pool."""
+        self.rows_ = np.array([n for n, e in enumerate(self.pool_.examples) if self._fits(e)], dtype=np.int64)
+        if not len(self.rows_):
+            raise DataError(
+                f"filter: none of the pool's {len(self.pool_)} examples has {self.where} {self.task}".rstrip()
+            )
+        self._fit_parts(self.pool_.only(self.rows_), self.kit_)
+
+    def _fits(self, example: Example) -> bool:
+        missing = object()
+        return (not self.task or example.task == self.task) and all(
+            example.meta.get(key, missing) == value for key, value in self.conditions_.items()
+        )
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+        """As the inner selector chooses; ids that a query excludes are excluded there too."""
+        selections = self.parts_[0].select_many(queries, k)
+        return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
+
+    def fillers(self, chosen: Chosen) -> int:
+        """What the inner selector says of its scores."""
+        part = self.parts_[0]
+        return part.fillers(chosen) if isinstance(part, BaseSelector) else 0
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        if got == k:
+            return ()
+        here = int(allowed[self.rows_].sum())
+        return (f"{got} of {k} demonstrations: {here} of the {len(self.rows_)} examples that fit were allowed",)

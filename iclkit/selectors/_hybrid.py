@@ -1,0 +1,63 @@
+"""A fixed part that all prompts share, so that it is read once, and the nearest next to the query."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BoolArray, Chosen
+from iclkit.selectors._inner import OuterSelector
+
+_EVERYBODY = Query("", id="every query")
+
+
+@dataclass
+class HybridSelector(OuterSelector):
+    """a few near the query, after a fixed part that all prompts share (and an engine reads once)"""
+
+    name: ClassVar[str] = "hybrid"
+    source: ClassVar[str] = "fixed and retrieved demonstrations together; cf. Bertsch et al. 2024, arXiv 2405.00200"
+
+    near: int = 4  # how many of the k are the query's own; the rest is fixed
+    of: str = "knn"  # the selector of the query's own
+    fixed: str = "random-fixed"  # the selector of the fixed part
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.near < 0:
+            raise UsageError(f"hybrid: near is {self.near}; give 0 or more")
+        if len(self.parts_) != 2:
+            raise UsageError("hybrid: give one selector as of and one as fixed")
+
+    def inner(self) -> Sequence[str]:
+        """The query's own, and the fixed part."""
+        return [self.of, self.fixed]
+
+    def lm_calls(self, k: int) -> tuple[int, int]:
+        """The fixed part is asked once."""
+        own, fixed = (p.lm_calls(k) if hasattr(p, "lm_calls") else (0, 0) for p in self.parts_)
+        return own[0] + sum(fixed), own[1]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """The query's own first, so that best-last shows them last; the fixed part in one order for all, with score 0.
+
+        What the fixed part shows is not shown again; a query that excludes some of it gets more of its own instead.
+        """
+        own, fixed = self.parts_
+        shared = self._rows(fixed.select(_EVERYBODY, max(0, k - self.near)))
+        shown = frozenset(self.pool_.ids[int(r)] for r in shared)
+        parts = [shared[mask[shared]] for mask in allowed]
+        asked = [replace(q, exclude=q.exclude | shown) for q in queries]
+        sizes = {len(part) for part in parts}
+        found = {size: own.select_many(asked, k - size) for size in sizes}  # nearly always one size
+        chosen = []
+        for q, part in enumerate(parts):
+            picks = found[len(part)][q]
+            scores = np.r_[[p.score for p in picks], np.zeros(len(part))]
+            chosen.append((np.r_[self._rows(picks), part], scores))
+        return chosen

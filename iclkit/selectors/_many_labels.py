@@ -1,0 +1,92 @@
+"""Near the query while covering the label space: for tasks with more labels than demonstrations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, IntArray, Needs
+
+
+def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
+    """Share of queries whose gold label is among the labels shown: the accuracy of a reader that answers with any
+    shown label and picks the right one (Milios, Reddy & Bahdanau 2023, arXiv 2309.10954).
+
+    shown (q,): labels of the demonstrations of each query. gold (q,): its label. 0 for no queries.
+    """
+    return sum(g in s for s, g in zip(shown, gold, strict=True)) / len(gold) if gold else 0.0
+
+
+def cover_labels(labels: Sequence[str] | IntArray, k: int, cap: int, least: int) -> list[int]:
+    """Positions of at most k of the ranked candidates, best first, with a cap and a floor on labels.
+
+    labels (n,): label of each candidate, nearest first. No label is taken more than ``cap`` times (0: no cap). Where
+    the k nearest show fewer than ``least`` different labels, the nearest of each missing label, in order of nearness,
+    take the places of the farthest whose label is shown more than once.
+    """
+    count, taken = Counter[str | int](), list[int]()
+    for place, label in enumerate(labels):
+        if len(taken) == k:
+            break
+        if not cap or count[label] < cap:
+            taken.append(place)
+            count[label] += 1
+    for place, label in enumerate(labels):
+        if len(count) >= min(least, k):
+            break
+        if count[label]:
+            continue
+        spare = next((t for t in reversed(taken) if count[labels[t]] > 1), None)
+        if spare is None:
+            break
+        taken.remove(spare)
+        count[labels[spare]] -= 1
+        taken.append(place)
+        count[label] += 1
+    return sorted(taken)
+
+
+@dataclass
+class ManyLabelsSelector(BaseSelector):
+    """the nearest inputs, at most so many of a label and at least so many labels"""
+
+    name: ClassVar[str] = "many-labels"
+    needs: ClassVar[Needs] = Needs(embedder=True, labels=True)
+    source: ClassVar[str] = "Milios, Reddy & Bahdanau 2023, arXiv 2309.10954 (nearest only); cap and floor are ours"
+
+    per_label_cap: int = 0  # at most so many of one label; 0 for no cap
+    min_labels: int = 0  # at least so many different labels, as far as k and the candidates allow
+    candidates: int = 1000  # how many of the nearest are looked at; k when k is larger
+
+    def __post_init__(self) -> None:
+        if self.per_label_cap < 0 or self.min_labels < 0 or self.candidates < 1:
+            raise UsageError("many-labels: give per_label_cap >= 0, min_labels >= 0 and candidates >= 1")
+
+    def prepare(self) -> None:
+        """Vectors of the pool, and its labels as numbers."""
+        self._vectors()
+        self.labels_ = np.unique([e.output for e in self.pool_.examples], return_inverse=True)[1]
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """Scores are cosines."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Encode and search together."""
+        chosen = []
+        for rows, scores in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed):
+            places = cover_labels(self.labels_[rows].tolist(), k, self.per_label_cap, self.min_labels)
+            chosen.append((rows[places], scores[places]))
+        return chosen
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        short = super()._shortfall(k, got, allowed)
+        if short and self.per_label_cap and got < int(allowed.sum()):
+            return (f"{got} of {k} demonstrations: at most {self.per_label_cap} of a label are shown",)
+        return short

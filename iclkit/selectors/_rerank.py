@@ -1,0 +1,49 @@
+"""The candidates of another selector, put in order by a model that reads query and example together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import BoolArray, Chosen, Needs
+from iclkit.selectors._inner import OuterSelector
+from iclkit.selectors._maths import best_rows
+
+
+@dataclass
+class RerankSelector(OuterSelector):
+    """another selector's candidates in the order of a cross-encoder"""
+
+    name: ClassVar[str] = "rerank"
+    needs: ClassVar[Needs] = Needs(reranker=True)
+    source: ClassVar[str] = "Nogueira & Cho 2019, arXiv 1901.04085"
+
+    of: str = "knn"  # the selector of the candidates
+    depth: int = 50  # how many of them are read; k when k is larger
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.parts_) != 1 or self.depth < 1:
+            raise UsageError(f"rerank: of is {self.of!r}, depth {self.depth}; give one selector, and depth 1 or more")
+
+    def lm_calls(self, k: int) -> tuple[int, int]:
+        """What the inner selector asks for lists of ``depth``."""
+        return super().lm_calls(max(k, self.depth))
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+        """All pairs in one call; scores are the reranker's."""
+        assert self.kit_.reranker is not None
+        found = [self._rows(s) for s in self.parts_[0].select_many(queries, max(k, self.depth))]
+        texts = [(q.text, e.text) for q, rows in zip(queries, found, strict=True) for e in self._examples(rows)]
+        scores = np.asarray(self.kit_.reranker.score(texts), dtype=np.float64)
+        chosen = []
+        for rows, own in zip(found, np.split(scores, np.cumsum([len(r) for r in found])[:-1]), strict=True):
+            rows, own = rows[order := np.argsort(rows)], own[order]  # ties go to the lower row
+            best = best_rows(own, k)
+            chosen.append((rows[best], own[best]))
+        return chosen

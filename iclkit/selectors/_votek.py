@@ -1,0 +1,200 @@
+"""What is worth labelling: vote-k picks a budget of examples, and queries are served from those alone."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.lm import GenerateRequest, ScoreRequest
+from iclkit.records import Query
+from iclkit.selectors._asking import Asker
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS, best_rows, shuffle_keys, smallest_rows, stable_keys
+
+
+def neighbour_rows(vectors: FloatArray, k: int) -> IntArray:
+    """(n, min(k, n - 1)): for each row the rows nearest to it, itself left out, nearest first; ties to the lower row.
+
+    vectors (n, d): unit rows.
+    """
+    n = len(vectors)
+    found = np.empty((n, min(k, n - 1)), dtype=np.int64)
+    for at in range(0, n, 512):
+        near = vectors[at : at + 512] @ vectors.T
+        for row, scores in enumerate(near, start=at):
+            scores[row] = -np.inf
+            found[row] = best_rows(scores, k)
+    return found
+
+
+def fast_vote_order(
+    neighbours: IntArray, m: int, density: FloatArray, first: IntArray | None = None, among: BoolArray | None = None
+) -> list[int]:
+    """Fast vote-k (Su et al. 2023, arXiv 2209.01975): what many others vote for, and those not yet heard.
+
+    neighbours (n, v): the rows that each row votes for. Each step takes the row u with the largest sum, over voters w
+    of u that are not taken, of 10 ** -h(w), where h(w) counts the rows taken so far that w voted for. Ties go to the
+    row of larger ``density`` (n,), then to the lower. ``first``: rows that are already taken; ``among`` (n,): rows that
+    may be. Returns at most m new rows in pick order.
+    """
+    n = len(neighbours)
+    free = np.ones(n, dtype=np.bool_) if among is None else among.copy()
+    weight, votes = np.ones(n), np.ones(neighbours.shape, dtype=np.float64)
+    order = list[int]()
+
+    def take(row: int) -> None:
+        free[row] = False
+        weight[(neighbours == row).any(axis=1)] /= 10
+        weight[row] = 0
+
+    for row in [] if first is None else first.tolist():
+        take(row)
+    while len(order) < m and free.any():
+        votes[:] = weight[:, None]
+        score = np.where(free, np.bincount(neighbours.ravel(), votes.ravel(), minlength=n), -np.inf)
+        tied = np.flatnonzero(score >= score.max() - 10.0**-DIGITS)
+        row = int(tied[best_rows(density[tied], 1)[0]])
+        order.append(row)
+        take(row)
+    return order
+
+
+@dataclass
+class _AnnotatedSelector(BaseSelector):
+    budget: int = 100  # how many examples of the pool are worth a label
+    neighbours: int = 150  # how many others each example votes for
+    centre: bool = True  # subtract the pool's mean vector first, as the source does
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.neighbours < 1:
+            raise UsageError(
+                f"{self.name}: budget is {self.budget}, neighbours {self.neighbours}; give 1 or more for both"
+            )
+
+    @abstractmethod
+    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+        """At most ``budget`` rows, in the order in which to label them."""
+
+    def prepare(self) -> None:
+        """Vectors of the pool, about its mean."""
+        vectors = self._vectors()
+        self.mean_ = vectors.mean(axis=0, dtype=np.float64).astype(np.float32) if self.centre else np.float32(0)
+        self.vectors_ = _unit(vectors - self.mean_)
+        self.__dict__.pop("labelled_", None)
+
+    @cached_property
+    def labelled_(self) -> IntArray:
+        """Row numbers worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
+        near = neighbour_rows(self.vectors_, self.neighbours)
+        density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), DIGITS)
+        rows = np.array(self.annotate(near, density), dtype=np.int64)
+        assert len(rows) <= self.budget
+        return rows
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """The nearest among what is labelled; scores are cosines about the pool's mean."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Encode together."""
+        rows = np.sort(self.labelled_)
+        labelled, chosen = self.vectors_[rows], []
+        for vector, mask in zip(_unit(self._query_vectors(queries) - self.mean_), allowed, strict=True):
+            scores = np.round(labelled @ vector, DIGITS)
+            best = best_rows(scores, k, mask[rows])
+            chosen.append((rows[best], scores[best]))
+        return chosen
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        if got == k:
+            return ()
+        here = int(allowed[self.labelled_].sum())
+        return (f"{got} of {k} demonstrations: {here} of the {len(self.labelled_)} labelled examples were allowed",)
+
+
+def _unit(vectors: FloatArray) -> FloatArray:
+    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    result: FloatArray = vectors / np.maximum(norms, 1e-12)
+    return result
+
+
+@dataclass
+class VoteKSelector(_AnnotatedSelector):
+    """the nearest among a budget of labelled examples that vote-k found representative and unlike each other"""
+
+    name: ClassVar[str] = "vote-k"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "fast vote-k; Su et al. 2023, arXiv 2209.01975"
+
+    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+        """Fast vote-k over the whole pool."""
+        return fast_vote_order(near, self.budget, density)
+
+
+@dataclass
+class VoteKConfidenceSelector(_AnnotatedSelector):
+    """vote-k that also asks the LM, so that sure and unsure examples are both labelled"""
+
+    name: ClassVar[str] = "vote-k-confidence"
+    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, lm_calls_per_task="(n - seeds) * labels")
+    source: ClassVar[str] = "vote-k; Su et al. 2023, arXiv 2209.01975"
+
+    seeds: int = 10  # how many are labelled by fast vote-k before the LM is asked about the rest
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1:
+            raise UsageError(f"vote-k-confidence: seeds is {self.seeds}; give 1 or more")
+
+    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+        """Each unlabelled example with each label, once."""
+        labels = len(Asker.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
+        return max(0, len(self.pool_) - self.seeds) * labels, 0
+
+    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+        """Seeds by fast vote-k; then one of each bucket of the rest, from the least to the most confident.
+
+        The most confident tenth is never labelled; buckets are of equal size, and what is missing in the end is random.
+        """
+        order = fast_vote_order(near, min(self.seeds, self.budget), density)
+        rest = np.setdiff1d(np.arange(len(near)), order)
+        wanted = self.budget - len(order)
+        if not wanted or not len(rest):
+            return order
+        confidence = self._confidence(rest, np.array(order))
+        rest = rest[np.lexsort((rest, np.round(confidence, DIGITS)))]
+        size = int(0.9 * len(rest) / wanted)
+        for bucket in range(wanted if size else 0):
+            among = np.zeros(len(near), dtype=np.bool_)
+            among[rest[bucket * size : (bucket + 1) * size]] = True
+            order += fast_vote_order(near, 1, density, first=np.array(order), among=among)
+        left = np.ones(len(near), dtype=np.bool_)
+        left[order] = False
+        keys = shuffle_keys(stable_keys(self.pool_.ids), self.name, self.kit_.seed)
+        return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
+
+    def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
+        """(rows,): the LM's highest label log-probability, or the mean token log-probability of what it generates.
+
+        Each example is asked about with the seeds shown, the nearest best.
+        """
+        asker = Asker.of(self.pool_, self.kit_)
+        queries, shots = list[Query](), list[IntArray]()
+        for row in rows.tolist():
+            example = self.pool_.examples[row]
+            queries.append(Query(example.input, example.choices, id=example.id))
+            shots.append(shown[best_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
+        asked = [(q, self._examples(s)) for q, s in zip(queries, shots, strict=True)]
+        if asker.labels or all(q.choices for q in queries):
+            return np.array([scores.max() for scores in asker.label_logprobs(asked, "mean")])
+        prompts = [asker.prompt(q, examples) for q, examples in asked]
+        stop = asker.template.stop_strings
+        answers = asker.lm.generate([GenerateRequest(p.text, asker.reserve or 64, stop) for p in prompts])
+        scores = asker.lm.score([ScoreRequest(p.text, a.text) for p, a in zip(prompts, answers, strict=True)])
+        return np.array([s.logprob / max(1, s.tokens) for s in scores])
