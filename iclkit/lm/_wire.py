@@ -14,7 +14,8 @@ from iclkit.lm._tokens import Ids
 from iclkit.records import fold_text
 
 Prompt: TypeAlias = "str | Ids"
-_PIECES = re.compile(r"[A-Za-z]+|\s+|[!-~]|[^\s!-~]+")
+# a space before a letter is not a piece: tokenizers join it to the word
+_PIECES = re.compile(r"[A-Za-z]+|[^\S ]| +(?![A-Za-z])|[!-~]|[^\s!-~]+")
 
 
 class NotOffered(ModelError):
@@ -116,8 +117,7 @@ def likeness(answer: str, label: str) -> float:
 
 
 def estimate_tokens(text: str) -> int:
-    """An estimate on the high side: one per digit, sign, run of white space and 3 letters, 2 per other character."""
+    """An estimate on the high side: one per digit, sign, white space and 3 letters of a word, 2 per other character."""
     return 4 + sum(
-        1 if part[0].isspace() else -(-len(part) // 3) if part.isascii() and part.isalpha() else 2 * len(part)
-        for part in _PIECES.findall(text)
+        2 * len(p) if not p.isascii() else -(-len(p) // 3) if p.isalpha() else 1 for p in _PIECES.findall(text)
     )
