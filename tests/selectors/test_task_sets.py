@@ -1,0 +1,199 @@
+"""Sets chosen once for the task: facility location, least similar, clusters, vote-k."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import UsageError
+from iclkit.pool import Pool
+from iclkit.prompts import Template
+from iclkit.records import Example, Query
+from iclkit.selectors import Kit, make_selector
+from iclkit.selectors._facility import facility_order, spread_order
+from iclkit.selectors._votek import fast_vote_order, neighbour_rows
+from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
+
+
+def unit_rows(seed, n, dim=6):
+    rows = np.random.default_rng(seed).standard_normal((n, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def coverage(near, rows):
+    return float(np.maximum(near[list(rows)].max(axis=0), -1).sum())
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 12), m=st.integers(1, 12))
+def test_lazy_facility_location_equals_plain_greedy(seed, n, m):
+    vectors = unit_rows(seed, n)
+    near = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    order, gains = facility_order(vectors, m)
+    assert len(set(order)) == len(order) == min(m, n)
+    for size, row in enumerate(order):
+        value = {r: coverage(near, [*order[:size], r]) for r in range(n) if r not in order[:size]}
+        assert value[row] >= max(value.values()) - 2e-6
+        before = coverage(near, order[:size]) if size else -n
+        assert gains[size] == pytest.approx(value[row] - before, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 9), m=st.integers(1, 4))
+def test_facility_location_reaches_the_guaranteed_share(seed, n, m):
+    vectors = unit_rows(seed, n)
+    near = vectors.astype(np.float64) @ vectors.astype(np.float64).T
+    best = max(coverage(near, rows) for rows in combinations(range(n), min(m, n))) + n
+    assert coverage(near, facility_order(vectors, m)[0]) + n >= (1 - 1 / np.e) * best - 1e-6
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 12), m=st.integers(1, 12))
+def test_the_least_similar_come_next(seed, n, m):
+    vectors, start = unit_rows(seed, n), seed % n
+    near = np.round(vectors @ vectors.T, 6)
+    order, _ = spread_order(vectors, m, start)
+    assert order[0] == start
+    assert len(set(order)) == len(order) == min(m, n)
+    for size in range(1, len(order)):
+        total = {r: near[r, order[:size]].sum() for r in range(n) if r not in order[:size]}
+        assert total[order[size]] <= min(total.values()) + 2e-6
+
+
+def test_a_set_for_the_task_is_the_same_for_every_query_and_grows(world):
+    w = world(3, 25, dim=5)
+    for name in ("mfl", "diverse"):
+        one = make_selector(name).fit(w.view, w.kit)
+        assert one.select(Query("q"), 9).ids == one.select(Query("d3"), 9).ids
+        assert one.select(Query("q"), 4).ids == one.select(Query("q"), 9).ids[:4]
+        gone = frozenset(one.select(Query("q"), 9).ids[:3])
+        rest = one.select(Query("q", exclude=gone), 6).ids
+        assert rest == one.select(Query("q"), 9).ids[3:]
+
+
+def test_kmeans_shows_one_of_each_cluster_large_ones_first():
+    tight = {f"a{n}": "red fish" for n in range(5)} | {f"b{n}": "blue dog" for n in range(3)} | {"c0": "green grass"}
+    view = Pool.of(Example(f"{text} {name}", "y") for name, text in tight.items()).view()
+    one = make_selector("kmeans").fit(view, Kit(embedder=HashEmbedder(256)))
+    shown = [view.examples[view.row_of(i)].text for i in one.select(Query("x"), 3).ids]
+    assert [t.split()[0] for t in shown] == ["red", "blue", "green"]
+    heads = one.select(Query("x"), 3).ids
+    without = one.select(Query("x", exclude=frozenset(heads[:1])), 3).ids
+    assert view.examples[view.row_of(without[0])].text.startswith("red")
+    assert without[1:] == heads[1:]
+
+
+def test_kmeans_with_fewer_different_texts_than_k_still_gives_k():
+    view = Pool.of(Example("same", f"y{n}") for n in range(5)).view()
+    assert len(make_selector("kmeans").fit(view, Kit(embedder=HashEmbedder())).select(Query("x"), 4)) == 4
+
+
+def naive_votes(neighbours, m, density):
+    """The definition, with sets."""
+    n, order = len(neighbours), []
+    votes_for = [set(map(int, row)) for row in neighbours]
+    while len(order) < min(m, n):
+
+        def score(u):
+            voters = [v for v in range(n) if u in votes_for[v] and v not in order]
+            return round(sum(10.0 ** -len(votes_for[v] & set(order)) for v in voters), 9)
+
+        left = [u for u in range(n) if u not in order]
+        order.append(min(left, key=lambda u: (-score(u), -density[u], u)))
+    return order
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 14), k=st.integers(1, 6), m=st.integers(1, 14))
+def test_fast_vote_k_equals_the_definition(seed, n, k, m):
+    rng = np.random.default_rng(seed)
+    near = np.array([rng.permutation(np.delete(np.arange(n), v))[: min(k, n - 1)] for v in range(n)])
+    density = rng.integers(0, 3, n) / 4
+    assert fast_vote_order(near, m, density) == naive_votes(near, m, density)
+
+
+def test_the_first_vote_goes_to_the_row_most_vote_for_and_its_voters_then_count_a_tenth():
+    near = np.array([[1], [2], [1], [1], [5], [4]])  # row 1 has three voters, 4 and 5 one each, 2 one: row 1 itself
+    assert fast_vote_order(near, 1, np.zeros(6)) == [1]
+    # then 4 and 5 have one unheard voter each and tie; once 4 is taken, its vote for 5 is void, and nothing is left
+    assert fast_vote_order(near, 3, np.zeros(6)) == [1, 4, 0]
+    assert fast_vote_order(near, 2, np.array([0, 0, 0, 0, 0, 0.5])) == [1, 5]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 20), k=st.integers(1, 22))
+def test_neighbours_leave_oneself_out(seed, n, k):
+    vectors = unit_rows(seed, n)
+    near = np.round(vectors @ vectors.T, 6)
+    found = neighbour_rows(vectors, k)
+    for v in range(n):
+        others = sorted((u for u in range(n) if u != v), key=lambda u: (-near[v, u], u))
+        assert found[v].tolist() == others[: min(k, n - 1)]
+
+
+def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
+    w = world(8, 40, dim=6)
+    one = make_selector("vote-k,budget=10,neighbours=5,centre=false").fit(w.view, w.kit)
+    labelled = {w.view.ids[r] for r in one.labelled_}
+    assert len(labelled) == 10
+    selection = one.select(w.query, 15)
+    assert set(selection.ids) == labelled
+    assert selection.notes == ("10 of 15 demonstrations: 10 of the 10 labelled examples were allowed",)
+    sims = [w.sim[w.view.row_of(i)] for i in selection.ids]
+    assert sims == sorted(sims, reverse=True)
+
+
+def test_vote_k_about_the_mean_uses_one_mean_for_pool_and_query(world):
+    w = world(9, 30, dim=6)
+    one = make_selector("vote-k,budget=30,neighbours=5").fit(w.view, w.kit)
+    mean = w.kit.embedder.encode_documents([e.text for e in w.view.examples]).mean(axis=0)
+    vectors = w.kit.embedder.encode_documents([e.text for e in w.view.examples]) - mean
+    target = w.kit.embedder.encode_queries(["q"])[0] - mean
+    cosine = vectors @ target / np.linalg.norm(vectors, axis=1) / np.linalg.norm(target)
+    np.testing.assert_allclose([p.score for p in one.select(w.query, 30)], np.sort(cosine)[::-1], atol=1e-5)
+
+
+POOL = [Example(f"{'good' if n % 2 else 'bad'} number {n}", "yes" if n % 2 else "no") for n in range(24)]
+TEMPLATE = Template("Text: {input}\nLabel: {output}")
+
+
+def test_confident_vote_k_never_labels_the_surest_tenth_and_takes_one_of_each_bucket():
+    def logprob(context: str, continuation: str) -> float:
+        number = int(context.rsplit("number ", 1)[1].split("\n")[0])
+        return -1.0 / (1 + number) if continuation == " yes" else -9.0  # the higher the number, the surer
+
+    lm = ScriptedLM(logprob)
+    view = Pool.of(POOL).view()
+    kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE, labels=("yes", "no"))
+    one = make_selector("vote-k-confidence,budget=8,seeds=3,neighbours=4").fit(view, kit)
+    assert lm.scored == []  # fitting is free: the LM is asked with the first query
+    assert one.lm_calls(4) == ((24 - 3) * 2, 0)
+    one.select(Query("x"), 4)
+    assert len(lm.scored) == (24 - 3) * 2
+    seeds, rest = one.labelled_[:3].tolist(), one.labelled_[3:].tolist()
+    by_confidence = [r for r in range(24) if r not in seeds]
+    size = int(0.9 * 21 / 5)
+    assert [by_confidence.index(r) // size for r in rest] == [0, 1, 2, 3, 4]
+    one.select(Query("y"), 4)
+    assert len(lm.scored) == (24 - 3) * 2
+
+
+def test_confident_vote_k_reads_generations_where_there_are_no_labels():
+    view = Pool.of(Example(f"text {n}", f"answer {n}") for n in range(12)).view()
+    lm = FakeLM()
+    kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE)
+    one = make_selector("vote-k-confidence,budget=6,seeds=2,neighbours=3").fit(view, kit)
+    assert len(one.select(Query("x"), 6)) == 6
+    assert len(lm.generated) == len(lm.scored) == 10
+    assert Counter(one.labelled_.tolist()).most_common(1)[0][1] == 1
+
+
+@pytest.mark.parametrize("spec", ["vote-k,budget=0", "vote-k,neighbours=0", "vote-k-confidence,seeds=0"])
+def test_settings_are_checked(spec):
+    with pytest.raises(UsageError, match="give 1 or more"):
+        make_selector(spec)
