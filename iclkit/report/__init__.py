@@ -1,6 +1,8 @@
 """Who won: boards out of runs, and boards as text."""
 
 from iclkit.report._board import Board, Group, Line, leaderboard
+from iclkit.report._html import headline, to_html
+from iclkit.report._rows import Texts
 from iclkit.report._text import (
     bar,
     cells,
@@ -19,15 +21,18 @@ __all__ = [
     "Board",
     "Group",
     "Line",
+    "Texts",
     "bar",
     "cells",
     "figure_of",
     "group_notes",
+    "headline",
     "heads",
     "leaderboard",
     "legend",
     "plain_words",
     "to_csv",
+    "to_html",
     "to_json",
     "to_latex",
     "to_markdown",

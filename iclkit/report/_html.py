@@ -1,0 +1,158 @@
+"""A board as one HTML file that needs nothing else: style and script inside, numbers as JSON that is never run."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable
+from importlib import resources
+from statistics import median
+from typing import Any
+
+from iclkit.eval import Difference, Estimate
+from iclkit.records import Run
+from iclkit.report._board import BETTER, OPEN, WORSE, Board, Group, Line
+from iclkit.report._rows import Texts, pack
+from iclkit.report._text import group_notes, interval, legend, plain_words, signed
+
+DRILL_LIMIT = 7_000_000
+"""Characters of the page that the rows of single queries may take."""
+
+_NOT_CHOSEN = {"zero", "random", "random-fixed"}
+
+
+def to_html(
+    board: Board, runs: Iterable[Run], texts: Texts | None = None, *, title: str = "", limit: int = DRILL_LIMIT
+) -> str:
+    """The page of a board, with the rows of its runs for looking at single queries.
+
+    ``runs`` are those the board was made of. ``texts`` brings the words of queries and demonstrations (see ``Texts``);
+    what is not there is shown by id. ``limit`` bounds the rows' share of the page in characters: where they do not fit,
+    evenly spaced queries are kept, and the page says how many. The same runs give the same bytes.
+    """
+    known = {run.id: run for run in runs}
+    groups, sheets = pack(board, known, texts or {}, limit)
+    data = {"title": title, "baseline": board.baseline, "headline": headline(board), "legend": legend(board),
+            "groups": [_group(board, group) for group in board.groups]}  # fmt: skip
+    blocks = [f'<script type="application/json" id="board">{_inert(data)}</script>']
+    blocks += [f'<script type="text/plain" id="rows-{n}">{text}</script>' for n, text in enumerate(groups)]
+    blocks += [f'<script type="text/plain" id="sheet-{n}">{text}</script>' for n, text in enumerate(sheets)]
+    page = resources.files("iclkit.report") / "page"
+    style, script = ((page / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    parts = {"STYLE": style, "SCRIPT": script, "STYLE_HASH": _hash(style), "SCRIPT_HASH": _hash(script),
+             "DATA": "\n".join(blocks)}  # fmt: skip
+    template = (page / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"%%(\w+)%%", lambda found: parts[found[1]], template)
+
+
+def headline(board: Board) -> dict[str, str]:
+    """Does choosing beat the baseline, by how much, for what cost: a short answer, and the evidence in sentences.
+
+    A setting is a group with a baseline and at least one way of choosing; drawing at random and showing nothing are
+    none.
+    """
+    base = board.baseline
+    settings = [(g, lines) for g in board.groups if (lines := [x for x in g.lines if x.diff and _chosen(x, base)])]
+    if not settings:
+        return {"answer": "Nothing can be said yet.",
+                "detail": f"There is no way of choosing beside a run of {base} to compare it with."}  # fmt: skip
+    lines = [line for _, found in settings for line in found]
+    best = [(g, next(x for x in found if x.verdict == BETTER)) for g, found in settings
+            if any(x.verdict == BETTER for x in found)]  # fmt: skip
+    tally = f"Of {_count(len(lines), 'comparison')} with {base}, {_tally(lines)}."
+    if not best:
+        missed = [x.diff.least for x in lines if x.diff and math.isfinite(x.diff.least)]
+        size = f"A true gain of less than about {100 * median(missed):.1f} points could have been missed."
+        where = "in the one setting" if len(settings) == 1 else f"in any of the {len(settings)} settings"
+        return {
+            "answer": f"No: no way of choosing was shown to beat {base} {where}.",
+            "detail": f"{tally} {size if missed else ''}".strip(),
+        }
+    group, line = max(best, key=lambda pair: _diff(pair[1]).value)
+    top = (f"{line.name} gains {signed(_diff(line).value)} points over {base} "
+           f"({interval(_diff(line).low, _diff(line).high, sign=True)}) on {group.task} with {group.lm} "
+           f"and {group.k} demonstrations")  # fmt: skip
+    costs = [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None]
+    if len(settings) == 1:
+        cost = f", for {_times(costs, base)}" if costs else ""
+        return {"answer": f"Yes: {top}{cost}.", "detail": tally}
+    gains = sorted(_diff(x).value for _, x in best)
+    low, middle, high = (signed(g) for g in (gains[0], median(gains), gains[-1]))
+    spread = f"gains {low} points there" if len(best) == 1 else f"gains {low} to {high} points there, {middle} in the middle"
+    everywhere, some = f"in all {len(settings)} settings", f"in {len(best)} of {len(settings)} settings"
+    answer = f"Yes, {everywhere}." if len(best) == len(settings) else f"Yes {some}; not shown in the others."
+    cost = f", for {_times(costs, base)}" if costs else ""
+    return {
+        "answer": answer,
+        "detail": f"A setting is a task, a model and k. The best way of choosing {spread}{cost}. Most: {top}. The largest of many differences is partly "
+        f"luck. {tally}",
+    }
+
+
+def _chosen(line: Line, baseline: str) -> bool:
+    name = re.split(r"[ ,]", line.selector)[0]
+    return name not in _NOT_CHOSEN and line.selector != baseline
+
+
+def _diff(line: Line) -> Difference:
+    assert line.diff is not None
+    return line.diff
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def _tally(lines: list[Line]) -> str:
+    counts = [(sum(x.verdict == v for x in lines), v) for v in (BETTER, OPEN, WORSE)]
+    words = {BETTER: "came out better", OPEN: "showed no difference", WORSE: "came out worse"}
+    return ", ".join(f"{n} {words[v]}" for n, v in counts)
+
+
+def _cost(board: Board, group: Group, line: Line) -> float | None:
+    base = group.baseline_of(line, board.baseline)
+    return line.tokens / base.tokens if base is not None and base.tokens else None
+
+
+def _times(ratios: list[float], baseline: str) -> str:
+    low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+    if low == high == "1.00":
+        return f"as many prompt tokens as {baseline}"
+    return f"{low if low == high else f'{low} to {high}'} times the prompt tokens of {baseline}"
+
+
+def _group(board: Board, group: Group) -> dict[str, Any]:
+    return {
+        "task": group.task, "lm": group.lm, "k": group.k, "tag": group.tag, "title": group.title,
+        "metric": group.metric.replace("_", " "), "queries": group.queries,
+        "words": plain_words(board, group), "notes": group_notes(group),
+        "lines": [_line(line) for line in group.lines],
+    }  # fmt: skip
+
+
+def _line(line: Line) -> dict[str, Any]:
+    d = line.diff
+    tie = line.verdict == OPEN and d is not None and d.value == 0
+    return {
+        "name": line.name, "figure": _ends(line.figure), "diff": _ends(d) if d else None,
+        "p": None if math.isnan(line.p) else line.p, "verdict": "tie" if tie else line.verdict,
+        "ranks": line.ranks, "tokens": line.tokens, "seeds": line.seeds,
+        "series": [line.selector, line.order, line.calibrate],
+    }  # fmt: skip
+
+
+def _ends(value: Estimate | Difference) -> list[float | None]:
+    return [x if math.isfinite(x) else None for x in (value.value, value.low, value.high)]
+
+
+def _inert(value: object) -> str:
+    """JSON that no HTML parser can leave: no ``<`` in it."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _hash(text: str) -> str:
+    """A content security policy's name for an inline style or script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
