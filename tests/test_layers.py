@@ -21,6 +21,7 @@ LEVEL = {
     "prompts": 3,
     "lm": 3,
     "selectors": 4,
+    "augment": 4,
     "datasets": 4,
     "trainers": 5,
     "eval": 5,

@@ -1,0 +1,138 @@
+"""A long context makes its own demonstrations: questions about single paragraphs of it (DoubleDipper).
+
+After "Can Few-shot Work in Long-Context? Recycling the Context to Generate Demonstrations", arXiv 2406.13632. The
+context stands once in the prompt, before demonstrations and query, so that all questions about it share a prefix.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from iclkit.augment._made import Made, Rejected, Writer
+from iclkit.errors import UsageError
+from iclkit.lm import LM, GenerateRequest
+from iclkit.prompts import Template
+from iclkit.records import Example, clean_text, digest
+
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]]*(?=\s|$)")
+_PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_INSTRUCTION = "Answer the question from the numbered paragraphs. Name the paragraphs that support the answer first."
+_PLAIN_INSTRUCTION = "Answer the question from the numbered paragraphs."
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A long context as paragraphs. They are numbered from 1, everywhere."""
+
+    paragraphs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Document:
+        """Paragraphs are parted by blank lines."""
+        return cls(tuple(clean_text(p) for p in _PARAGRAPHS.split(clean_text(text)) if p.strip()))
+
+    @property
+    def id(self) -> str:
+        """Hash of the paragraphs."""
+        return digest([*self.paragraphs])
+
+    @property
+    def numbered(self) -> str:
+        """The text as it stands in a prompt: ``[1] …`` and so on."""
+        return "\n".join(f"[{n}] {p}" for n, p in enumerate(self.paragraphs, start=1))
+
+
+def recycled_template(document: Document, *, evidence: bool = True) -> Template:
+    """Instruction and document, once, then demonstrations and query. Without ``evidence``, answers alone."""
+    lead, field = (_INSTRUCTION, "Evidence") if evidence else (_PLAIN_INSTRUCTION, "Answer")
+    return Template(f"Question: {{input}}\n{field}: {{output}}", instruction=f"{lead}\n\n{document.numbered}")
+
+
+def parse_recycled(text: str) -> tuple[tuple[int, ...], str]:
+    """The paragraph numbers and the answer of ``2, 5\\nAnswer: blue``; () or "" where one is missing.
+
+    >>> parse_recycled("Evidence: 2, 5\\nAnswer: blue")
+    ((2, 5), 'blue')
+    """
+    before, mark, answer = text.partition("Answer:")
+    numbers = tuple(int(n) for n in re.findall(r"\d+", before))
+    return numbers, answer.strip() if mark else ""
+
+
+def recycle(
+    lm: LM,
+    documents: Sequence[Document],
+    *,
+    k: int = 3,
+    evidence: bool = True,
+    sentences: int = 2,
+    max_words: int = 15,
+    max_tokens: int = 80,
+    seed: int = 0,
+    task: str = "",
+) -> Made:
+    """For each document ``k`` questions with short answers, each made from one random paragraph alone.
+
+    Paragraphs have at least ``sentences`` sentences; one whose question cannot be read, or whose answer is empty or
+    longer than ``max_words``, is rejected and another is drawn. Fewer than k come back when the paragraphs run out. The
+    questions depend on document and seed only. Greedy; k calls per document when nothing is rejected, one round of the
+    LM for all documents together, and one more for each redraw. ``meta`` adds ``generated_paragraph``.
+    """
+    if k < 0 or max_words < 1:
+        raise UsageError(f"k is {k}, max_words {max_words}; give at least 0 and 1")
+    writer, rejected, calls = Writer("recycle", lm, seed), list[Rejected](), 0
+    left = [_drawn(d, sentences, seed) for d in documents]
+    found: list[list[Example]] = [[] for _ in documents]
+    while wave := [(n, number) for n in range(len(documents)) for number in _next(left[n], k - len(found[n]))]:
+        contexts = [_ask_about(documents[n].paragraphs[number - 1]) for n, number in wave]
+        replies = lm.generate([GenerateRequest(c, max_tokens, ("\n\n",)) for c in contexts])
+        calls += len(contexts)
+        for (n, number), context, reply in zip(wave, contexts, replies, strict=True):
+            question, answer, problem = _read(reply.text, max_words, reply.finish == "length")
+            if problem:
+                rejected.append(Rejected(problem, reply.text))
+                continue
+            output = f"[{number}]\nAnswer: {answer}" if evidence else answer
+            example = Example(question, output, task)
+            found[n].append(writer.signed(example, context, [documents[n].id], paragraph=number))
+    return Made("recycle", tuple(e for own in found for e in own), tuple(rejected), calls)
+
+
+def _drawn(document: Document, sentences: int, seed: int) -> list[int]:
+    """Paragraph numbers in random order, keyed by the document, those with too few sentences left out."""
+    long = [n for n, p in enumerate(document.paragraphs, 1) if len(_SENTENCE_END.findall(p)) >= sentences]
+    rng = np.random.default_rng([seed, int(document.id[:12], 16)])
+    return [long[int(i)] for i in rng.permutation(len(long))]
+
+
+def _next(numbers: list[int], count: int) -> list[int]:
+    taken = numbers[:count]
+    del numbers[:count]
+    return taken
+
+
+def _ask_about(paragraph: str) -> str:
+    return (
+        "Read the paragraph. Write one question that it answers, then the answer in a few words.\n\n"
+        f"Paragraph: {paragraph}\n\nQuestion:"
+    )
+
+
+def _read(text: str, max_words: int, cut: bool) -> tuple[str, str, str]:
+    """Question, answer, and what is wrong with them ("" if nothing); ``cut``: the text ended for want of tokens."""
+    question, mark, answer = text.partition("Answer:")
+    question, (answer, *more) = " ".join(question.split()), answer.strip().split("\n")
+    answer = " ".join(answer.split())
+    if not question or not mark:
+        return "", "", "no question and answer"
+    if not answer:
+        return "", "", "empty answer"
+    if cut and not more:
+        return "", "", "cut off"
+    if len(answer.split()) > max_words:
+        return "", "", f"an answer of more than {max_words} words"
+    return question, answer, ""

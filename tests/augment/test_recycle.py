@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.augment import Document, parse_recycled, recycle, recycled_template
+from iclkit.errors import UsageError
+from iclkit.prompts import assemble
+from iclkit.records import Query
+from iclkit.testing import ScriptedLM
+
+
+def document(n, start=0):
+    return Document(
+        tuple(f"Person{i} lives in City{i}. The job of Person{i} is baking." for i in range(start, start + n))
+    )
+
+
+def asking(context):
+    """A rule-made question about the one paragraph that is shown."""
+    (who,) = {*re.findall(r"Person\d+", context)}
+    return f" Where does {who} live?\nAnswer: City{who[6:]}\n\n"
+
+
+@settings(max_examples=100)
+@given(n=st.integers(0, 8), k=st.integers(0, 6), seed=st.integers(0, 99))
+def test_questions_come_from_single_paragraphs_and_name_them(n, k, seed):
+    lm, doc = ScriptedLM(reply=asking), document(n)
+    made = recycle(lm, [doc], k=k, seed=seed)
+    assert len(made.examples) == min(n, k) == made.calls == len(lm.generated)
+    for example, request in zip(made.examples, lm.generated, strict=True):
+        evidence, answer = parse_recycled(f"Evidence: {example.output}")
+        assert evidence == (example.meta["generated_paragraph"],)
+        paragraph = doc.paragraphs[evidence[0] - 1]
+        assert paragraph in request.context
+        assert sum(p in request.context for p in doc.paragraphs) == 1
+        assert answer in paragraph
+        assert example.meta["generated_from"] == [doc.id]
+
+
+def test_demonstrations_depend_on_document_and_seed_alone():
+    lm, docs = ScriptedLM(reply=asking), [document(6), document(5, start=20)]
+    both = recycle(lm, docs, k=3, seed=1)
+    assert both.examples == (*recycle(lm, docs[:1], k=3, seed=1).examples, *recycle(lm, docs[1:], k=3, seed=1).examples)
+    assert both.examples != recycle(lm, docs, k=3, seed=2).examples
+
+
+def test_the_document_stands_in_the_prompt_once_before_the_demonstrations():
+    doc = document(5)
+    made = recycle(ScriptedLM(reply=asking), [doc], k=2)
+    text = assemble(recycled_template(doc), Query("Where does Person4 live?"), made.examples).text
+    assert all(text.count(p) == 1 for p in doc.paragraphs)
+    assert text.index(doc.paragraphs[-1]) < text.index("Question:")
+    assert text.endswith("Question: Where does Person4 live?\nEvidence:")
+    zero = assemble(recycled_template(doc), Query("Where does Person4 live?"), []).text
+    assert zero == text.replace(
+        "".join(f"Question: {e.input}\nEvidence: {e.output}\n\n" for e in made.examples[::-1]), ""
+    )
+    plain = recycle(ScriptedLM(reply=asking), [doc], k=2, evidence=False)
+    assert "Evidence" not in assemble(recycled_template(doc, evidence=False), Query("q"), plain.examples).text
+
+
+def test_what_cannot_be_read_is_reported_and_another_paragraph_is_drawn():
+    bad = {
+        "Person0": " no idea",
+        "Person1": " Why?\nAnswer:",
+        "Person2": " Why?\nAnswer: " + "so " * 16,
+        "Person3": " Wh",
+    }
+
+    def reply(context):
+        return next((v for k, v in bad.items() if k in context), None) or asking(context)
+
+    made = recycle(ScriptedLM(reply=reply), [document(7)], k=3)
+    assert {e.meta["generated_paragraph"] for e in made.examples} == {5, 6, 7}
+    short = recycle(ScriptedLM(reply=reply), [document(5)], k=3)
+    assert len(short.examples) == 1
+    assert short.reasons == {"no question and answer": 2, "empty answer": 1, "an answer of more than 15 words": 1}
+    assert short.calls == 5
+    cut = recycle(ScriptedLM(reply=lambda _: " Why? Answer: because of"), [document(1)], max_tokens=5)
+    assert cut.reasons == {"cut off": 1}
+
+
+def test_paragraphs_of_one_sentence_are_left_out():
+    doc = Document.of("Only one here.\n\nOne here. Two here!\n\n\n  \nA heading")
+    assert doc.paragraphs == ("Only one here.", "One here. Two here!", "A heading")
+    made = recycle(ScriptedLM(reply=lambda _: " Q?\nAnswer: a\n"), [doc], k=3)
+    assert [e.meta["generated_paragraph"] for e in made.examples] == [2]
+    assert doc.numbered.startswith("[1] Only one here.\n[2] One")
+
+
+def test_numbers_and_answers_are_read_back():
+    assert parse_recycled("Evidence: 2, 5\nAnswer: blue") == ((2, 5), "blue")
+    assert parse_recycled(" [3]\nAnswer: a b ") == ((3,), "a b")
+    assert parse_recycled("no") == ((), "")
+    with pytest.raises(UsageError, match="k is -1"):
+        recycle(ScriptedLM(), [], k=-1)
