@@ -14,7 +14,7 @@ from typing import Any
 
 from iclkit.datasets import _hub
 from iclkit.datasets._readers import Columns, make_columns, to_examples
-from iclkit.datasets._task import Located
+from iclkit.datasets._task import Located, shuffled
 from iclkit.errors import DataError, UnknownName
 
 _FILE = Path(__file__).with_name("catalogue.toml")
@@ -115,12 +115,12 @@ def by_source(source: str) -> Entry | None:
 
 
 def fetch(item: Entry) -> dict[str, list[Located]]:
-    """The rows of a set from the hub, as the catalogue maps them. DataError as in ``pull``."""
+    """The rows of a set from the hub, shuffled, as the catalogue maps them. DataError as in ``pull``."""
     found = _hub.hub_splits(item.source, item.revision or None)
     rows = {}
     for ours, theirs in item.splits.items():
         records = _hub.object_records(_hub.pick_split(item.source, found, theirs), f"{item.source} {theirs}")
-        rows[ours] = to_examples(records, item.columns, item.name)
+        rows[ours] = shuffled(to_examples(records, item.columns, item.name))
         if item.remove:
             rows[ours] = [(w, replace(e, output=re.sub(item.remove, "", e.output), id="")) for w, e in rows[ours]]
     return rows

@@ -8,7 +8,7 @@ from typing import Any
 
 from iclkit.datasets import _catalogue, _hub
 from iclkit.datasets._readers import Columns, make_columns, records, to_examples
-from iclkit.datasets._task import SPLITS, Card, Located, Task, build_task, hold_out, sample_rows
+from iclkit.datasets._task import SPLITS, Card, Located, Task, build_task, hold_out, sample_rows, shuffled
 from iclkit.errors import DataError, UnknownName
 from iclkit.prompts import Template
 
@@ -18,7 +18,7 @@ _SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
 def load_task(
-    name: str | Path,
+    name: str | Path | Mapping[str, Any],
     *,
     limit: int | None = None,
     seed: int = 0,
@@ -40,8 +40,8 @@ def load_task(
 
     ``name``: the bundled ``support``; a catalogue name, once pulled; a folder with ``train`` and ``test`` (``dev``) as
     .jsonl, .json, .csv, .tsv or .parquet and perhaps a ``card.md``; a folder of ``save_to_disk``; one file;
-    ``hf:owner/name[:config]``, the only form that uses the network. Write ``./sst2`` for a folder named like a
-    catalogue set.
+    ``hf:owner/name[:config]``, the only form that uses the network; or a ``datasets.DatasetDict``. Rows of Hugging Face
+    sets are shuffled, always alike. Write ``./sst2`` for a folder named like a catalogue set.
 
     ``limit``: at most so many test rows, drawn by ``seed``; a smaller limit's rows are among a larger one's. ``dev``,
     ``test``: rows to hold out of train where the set has no such split; nothing is held out unless asked.
@@ -63,8 +63,10 @@ def load_task(
     return Task(**{**vars(whole), "test": kept})
 
 
-def _open(name: str | Path, columns: Columns) -> tuple[str, dict[str, list[Located]], Card]:
+def _open(name: str | Path | Mapping[str, Any], columns: Columns) -> tuple[str, dict[str, list[Located]], Card]:
     """Title, located rows per split, and card."""
+    if isinstance(name, Mapping):
+        return "dataset", _from_objects("dataset", name, columns, "dataset"), Card()
     text = str(name)
     if text.startswith("hf:"):
         item = _catalogue.by_source(text)
@@ -127,6 +129,6 @@ def _split_file(folder: Path, split: str) -> Path | None:
 
 def _from_objects(source: str, splits: Mapping[str, Any], columns: Columns, title: str) -> dict[str, list[Located]]:
     return {
-        split: to_examples(_hub.object_records(rows, f"{source} {split}"), columns, title)
+        split: shuffled(to_examples(_hub.object_records(rows, f"{source} {split}"), columns, title))
         for split, rows in _hub.task_splits(source, splits).items()
     }

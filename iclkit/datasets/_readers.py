@@ -80,7 +80,7 @@ def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def read_examples(
-    path: str | Path,
+    path: str | Path | Any,
     *,
     input: str | Sequence[str] | None = None,
     output: str | None = None,
@@ -92,8 +92,8 @@ def read_examples(
     meta: Sequence[str] | None = None,
     split: str | None = None,
 ) -> list[Example]:
-    """All examples of a JSONL, JSON (array), CSV, TSV or Parquet file, of ``hf:owner/name[:config]``, or of a folder
-    written by Hugging Face ``save_to_disk`` (``split`` then says which split).
+    """All examples of a JSONL, JSON (array), CSV, TSV or Parquet file, of ``hf:owner/name[:config]``, of a folder
+    written by Hugging Face ``save_to_disk`` (``split`` then says which split), or of a ``datasets.Dataset``.
 
     ``format`` defaults to what the file's ending says. Columns: see ``Columns``; a row's own ``id`` and a ``meta``
     object are kept in ``meta``, and ``task`` and ``choices`` are read where the file has them, so a pool's export reads
@@ -104,10 +104,13 @@ def read_examples(
     return [e for _, e in to_examples(records(path, format, split), columns, task)]
 
 
-def records(source: str | Path, format: str | None = None, split: str | None = None) -> list[Record]:
+def records(source: str | Path | Any, format: str | None = None, split: str | None = None) -> list[Record]:
     """The rows of a file, hub set or saved folder, unmapped."""
     from iclkit.datasets import _hub  # the Hugging Face library is an extra
 
+    if not isinstance(source, str | Path):
+        rows = _hub.pick_split("dataset", source, split or "train") if isinstance(source, Mapping) else source
+        return _hub.object_records(rows, "dataset")
     if str(source).startswith("hf:"):
         return _hub.hub_records(str(source), split)
     path = Path(source)

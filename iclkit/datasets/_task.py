@@ -291,6 +291,12 @@ def sample_rows(rows: Sequence[Located], limit: int | None, *, seed: int) -> lis
     return [rows[i] for i in sorted(order[:limit])]
 
 
+def shuffled(rows: Sequence[Located]) -> list[Located]:
+    """The rows in an order drawn once and for all: sets of the hub are often sorted by label, and the first k rows of a
+    split should be a random sample."""
+    return [rows[i] for i in np.random.default_rng(len(rows)).permutation(len(rows))]
+
+
 def hold_out(train: Sequence[Located], count: int, *, seed: int) -> tuple[list[Located], list[Located]]:
     """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together.
 

@@ -45,7 +45,16 @@ def test_a_hub_set_becomes_a_task_with_label_names(hub: dict[tuple[str, str | No
     task = load_task("hf:owner/intents:plus", input="text", output="intent")
     assert (task.kind, task.labels) == ("classification", ("card arrival", "lost card", "oos"))
     assert [len(task.split(s)) for s in ("train", "dev", "test")] == [12, 0, 6]  # validation is the test
-    assert task.test[1].input == "asked number 1"
+    assert {e.text for e in task.test} == {f"asked number {i}" for i in range(6)}
+
+
+def test_a_hub_set_that_is_sorted_by_label_is_shuffled_always_alike(hub: dict[tuple[str, str | None], Any]) -> None:
+    rows = datasets.Dataset.from_dict({"text": [f"row {i}" for i in range(100)], "label": ["bad"] * 50 + ["good"] * 50})
+    hub["owner/sorted", None] = datasets.DatasetDict({"train": rows, "test": rows})
+    task = load_task("hf:owner/sorted")
+    assert sorted(e.text for e in task.test) == sorted(f"row {i}" for i in range(100))
+    assert {e.output for e in task.test[:10]} == {"bad", "good"}
+    assert load_task("hf:owner/sorted").test == task.test
 
 
 def test_a_hub_set_without_test_rows_says_how_to_get_some(hub: dict[tuple[str, str | None], Any]) -> None:
@@ -71,6 +80,19 @@ def test_a_saved_folder_is_read_split_by_split_and_as_a_task(tmp_path: Path) -> 
         read_examples(tmp_path / "saved", input="text", output="intent", split="test")
 
 
+def test_objects_in_memory_are_read_as_they_are() -> None:
+    sets = intents()
+    examples = read_examples(sets["validation"], input="text", output="intent", task="t")
+    assert [(e.text, e.output, e.task) for e in examples[:2]] == [
+        ("asked number 0", "card arrival", "t"),
+        ("asked number 1", "lost card", "t"),
+    ]
+    assert read_examples(sets, split="validation", input="text", output="intent", task="t") == examples
+    assert load_task(sets).labels == ("card arrival", "lost card", "oos")
+    with pytest.raises(DataError, match="dataset, row 1: no field 'words'; the row has: text, intent"):
+        read_examples(sets["train"], input="words")
+
+
 def test_pull_writes_a_folder_that_load_task_reads(hub: dict[tuple[str, str | None], Any], home: Path) -> None:
     rows = {"text": ["How far ?", "Who ?"], "label_coarse_original": ["NUM", "HUM"], "label": [1, 2]}
     hub["SetFit/TREC-QC", None] = datasets.DatasetDict({s: datasets.Dataset.from_dict(rows) for s in ("train", "test")})
@@ -82,7 +104,7 @@ def test_pull_writes_a_folder_that_load_task_reads(hub: dict[tuple[str, str | No
     task = load_task("trec")
     item = catalogue()["trec"]
     assert (task.name, task.kind, task.metric) == ("trec", item.kind, item.metric)
-    assert [e.output for e in task.train] == ["number", "human"]
+    assert {e.text: e.output for e in task.train} == {"How far ?": "number", "Who ?": "human"}
     assert task.template.demo == item.template
     assert (task.card.licence, task.card.citation, task.card.homepage) == (item.licence, item.citation, item.homepage)
     assert task.queries()[0].id == "trec-test-00001"
