@@ -91,7 +91,6 @@ METRICS = MetricRegistry(
         "bleu": "iclkit.eval._bleu:BLEU",
         "corpus_bleu": "iclkit.eval._bleu:CORPUS_BLEU",
         "chrf": "iclkit.eval._bleu:CHRF",
-        "corpus_chrf": "iclkit.eval._bleu:CORPUS_CHRF",
         "rouge_1": "iclkit.eval._rouge:ROUGE_1",
         "rouge_2": "iclkit.eval._rouge:ROUGE_2",
         "rouge_l": "iclkit.eval._rouge:ROUGE_L",
