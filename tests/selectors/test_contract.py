@@ -21,6 +21,10 @@ VARIANTS = [
     "borda,of=[knn,cosine-coverage],depth=40",
     "hybrid,near=2,fixed=mfl,of=bm25",
     "rerank,of=[mmr,trade_off=0.9],depth=12",
+    "mdl,window=3,candidates=6,prefer=highest,normalise=sum",
+    "cone,candidates=3",
+    "locale,probe=pool,probes=4,orders=5",
+    "pvi-weight,of=bm25,weight=2.0,candidates=4",
     "filter,of=[rrf,of=[bm25,knn],depth=40]",
 ]
 
@@ -33,4 +37,5 @@ class TestBuiltins(SelectorContract):
     def expected_size(self, selector: Any, k: int, allowed: int) -> int:
         if selector.name == "zero":
             return 0
-        return min(k, allowed, getattr(selector, "budget", allowed))
+        gone = len(selector.dropped()) if selector.name == "pvi-filter" else 0
+        return min(k, allowed - gone, getattr(selector, "budget", allowed))
