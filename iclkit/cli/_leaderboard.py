@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._board import say, show
 from iclkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from iclkit.records import Run
+    from iclkit.report import Board
 
 
 @click.command()
@@ -17,6 +25,11 @@ from iclkit.errors import UsageError
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--latex", is_flag=True, help="Print LaTeX tables.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write the page: "
+              "one file with tables, figures and every query, that works offline.")  # fmt: skip
+@click.option("--title", default="", help="The page's title.")
+@click.option("--harness", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Also write results "
+              "and samples in lm-evaluation-harness's layout.")  # fmt: skip
 def command(
     runs: tuple[Path, ...],
     baseline: str,
@@ -25,9 +38,11 @@ def command(
     as_json: bool,
     as_csv: bool,
     latex: bool,
+    html: Path | None,
+    title: str,
+    harness: Path | None,
 ) -> None:
     """Rank the runs in the folders RUNS, with intervals and tests against a baseline."""
-    from iclkit.cli._board import show
     from iclkit.eval import load_runs
     from iclkit.report import leaderboard, to_csv, to_json, to_latex, to_markdown
 
@@ -38,9 +53,43 @@ def command(
     for task in tasks:
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
-    board = leaderboard([r for r in found.values() if not tasks or r.spec["task"]["name"] in tasks], baseline)
+    kept = [r for r in found.values() if not tasks or r.spec["task"]["name"] in tasks]
+    board = leaderboard(kept, baseline)
+    if html or harness:
+        _write(board, kept, _texts(runs, kept), html, title, harness)
     for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
         if flag:
             click.echo(render(board), nl=False)
             return
     show(board)
+
+
+def _texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """The words of queries and demonstrations, by task and id."""
+    from iclkit.eval import load_texts
+
+    texts: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for folder in folders:
+            place = folder if (folder / "run.json").exists() else folder / run.id
+            if place.name == run.id:
+                texts.setdefault(run.spec["task"]["hash"], {}).update(load_texts(place))
+    return texts
+
+
+def _write(
+    board: Board, runs: Sequence[Run], texts: Mapping[str, Any], html: Path | None, title: str, harness: Path | None
+) -> None:
+    from iclkit.report import to_html, write_harness
+
+    if html:
+        page = to_html(board, runs, texts, title=title)
+        try:
+            html.parent.mkdir(parents=True, exist_ok=True)
+            html.write_text(page, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise UsageError(f"cannot write {html} ({error.strerror}); give another file") from error
+        say(f"wrote {html} ({len(page) / 1e6:.1f} MB); open it in a browser")
+    if harness:
+        files = write_harness(runs, harness, texts, date=datetime.now())
+        say(f"wrote {len(files)} files to {harness}")

@@ -81,14 +81,14 @@ def headline(board: Board) -> dict[str, str]:
         return {"answer": f"Yes: {top}{cost}.", "detail": tally}
     gains = sorted(_diff(x).value for _, x in best)
     low, middle, high = (signed(g) for g in (gains[0], median(gains), gains[-1]))
-    spread = f"gains {low} points there" if len(best) == 1 else f"gains {low} to {high} points there, {middle} in the middle"
+    spread = f"gains {low}" if len(best) == 1 else f"gains {low} to {high} (median {middle})"
     everywhere, some = f"in all {len(settings)} settings", f"in {len(best)} of {len(settings)} settings"
     answer = f"Yes, {everywhere}." if len(best) == len(settings) else f"Yes {some}; not shown in the others."
     cost = f", for {_times(costs, base)}" if costs else ""
     return {
         "answer": answer,
-        "detail": f"A setting is a task, a model and k. The best way of choosing {spread}{cost}. Most: {top}. The largest of many differences is partly "
-        f"luck. {tally}",
+        "detail": f"A setting is a task, a model and k. The best way of choosing {spread} points there{cost}. "
+        f"Most: {top}. The largest of many differences is partly luck. {tally}",
     }
 
 

@@ -331,6 +331,10 @@
   };
   const mean = (runs, q) => runs.reduce((sum, run) => sum + (run.value[q] ?? 0), 0) / runs.length;
   const judged = (value) => (value === 1 ? "✓ right" : value === 0 ? "✗ wrong" : `${pct(value, 0)} %`);
+  const judgedAll = (runs, q) => { // several seeds that differ are counted
+    const values = runs.map((run) => run.value[q]), right = values.filter((v) => v === 1).length;
+    return right && values.every((v) => v === 0 || v === 1) && right < values.length ? `${right} of ${values.length} right` : judged(mean(runs, q));
+  };
   const textOf = (sheet, q) => {
     const pieces = sheet.queries[q];
     return pieces ? pieces.filter(([kind]) => kind === "query").map(([, text]) => text).join(" ") : sheet.queryIds[q];
@@ -378,7 +382,7 @@
     };
     const answer = (runs, q) => {
       const said = unique(runs.map((run) => rows.answers[run.output[q]]));
-      return h("td", {}, judged(mean(runs, q)), h("div", { class: "soft" }, clip(said.join(" / "), 90) || "(no answer)"));
+      return h("td", {}, judgedAll(runs, q), h("div", { class: "soft" }, clip(said.join(" / "), 90) || "(no answer)"));
     };
     const draw = () => {
       const [a, b] = [at(one), at(two)], pages = Math.max(1, Math.ceil(state.found.length / PAGE));
@@ -417,13 +421,13 @@
         ["Judged", value === null ? "–" : `${judged(value)} (${group.metric})`],
         chance === null ? null : ["Chance of the expected answer", `${pct(chance)} % among the labels`],
         ["Prompt", `${run.tokens[q].toLocaleString("en")} tokens, ${run.shown[q].length} demonstrations` + (run.dropped[q] ? `; ${run.dropped[q]} dropped for the budget` : "")],
-        note >= 0 ? ["Note", rows.answers[note]] : null, ["Run", run.id],
+        note >= 0 ? ["Note", rows.answers[note]] : null, ["Query", sheet.queryIds[query]], ["Run", run.id],
       ].filter(Boolean);
       dialog.replaceChildren(
-        h("div", { class: "head" }, h("h2", { id: "query-head" }, `Query ${sheet.queryIds[query]}`), h("button", { type: "button", class: "quiet", "data-close": true, click: () => dialog.close() }, "Close")),
+        h("div", { class: "head" }, h("h2", { id: "query-head" }, clip(textOf(sheet, query), 140)), h("button", { type: "button", class: "quiet", "data-close": true, click: () => dialog.close() }, "Close")),
         h("div", { class: "controls" }, opener("Selector", group.lines.map((x) => x.name), state.line, (i) => { state.line = i; state.run = 0; }),
           rows.lines[state.line].length > 1 ? opener("Seed", rows.lines[state.line].map((x) => `${x.seed}`), state.run, (i) => { state.run = i; }) : null,
-          step(-1, "← Earlier"), step(1, "Later →")),
+          h("div", { class: "pager" }, step(-1, "← Earlier"), step(1, "Later →"))),
         h("dl", {}, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
         h("h3", { id: "prompt-head" }, "The prompt as it was read"),
         h("p", { class: "soft key" }, "Numbered: ", h("span", { class: "demo" }, "a demonstration"), ", its ", h("span", { class: "output" }, "answer"), "; ", h("span", { class: "asked" }, "the query"), ". Grey: the template's own words."),
