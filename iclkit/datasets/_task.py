@@ -190,7 +190,7 @@ def build_task(
     for split, rows in (("train", train), ("test", test)):
         if not rows:
             raise DataError(f"task {name!r} has no {split} rows; a task needs train rows to show and test rows to ask")
-    kind = kind or card.kind or infer_kind(train)
+    kind = kind or card.kind or ("classification" if labels else infer_kind(train))
     if kind not in KINDS:
         raise UsageError(f"no task kind {kind!r}; use one of {', '.join(KINDS)}")
     known: tuple[str, ...] = ()

@@ -105,6 +105,11 @@ def test_the_kind_is_inferred_from_the_outputs(outputs: list[str], kind: str) ->
     assert make_task("t", train, [Example("asked", outputs[0])]).kind == kind
 
 
+def test_a_label_set_makes_a_classification_of_a_few_rows() -> None:
+    task = make_task("few", rows(3), rows(1), labels=["yes", "no"])
+    assert (task.kind, task.labels) == ("classification", ("yes", "no"))
+
+
 def test_rows_with_choices_are_a_multiple_choice_task() -> None:
     train = [Example(f"q {i}", "b", choices=("a", "b")) for i in range(3)]
     task = make_task("quiz", train, [Example("q", "a", choices=("a", "c"))])
