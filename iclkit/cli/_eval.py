@@ -56,6 +56,14 @@ class Numbers(click.ParamType[tuple[int, ...]]):
 @click.option("--budget", type=click.IntRange(1), help="Tokens for prompt and answer.  [default: the LM's context]")
 @click.option("--normalise", default="sum", show_default=True, help="Compare labels by the sum, or the mean per token, "
               "of log-probabilities.")  # fmt: skip
+@click.option(
+    "--calibrate",
+    "calibrations",
+    multiple=True,
+    default=("none",),
+    show_default=True,
+    help="none, contextual, domain or batch; repeat for several.",
+)
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
@@ -76,6 +84,7 @@ def command(
     limit: int | None,
     budget: int | None,
     normalise: str,
+    calibrations: tuple[str, ...],
     on_leak: str,
     dtype: str,
     device: str | None,
@@ -92,7 +101,15 @@ def command(
     from iclkit.eval import Grid, make_bench
     from iclkit.report import leaderboard, to_json
 
-    grid = Grid(dedupe(selectors), dedupe(k for part in ks for k in part), seeds, dedupe(orders), budget, normalise)
+    grid = Grid(
+        dedupe(selectors),
+        dedupe(k for part in ks for k in part),
+        seeds,
+        dedupe(orders),
+        budget,
+        normalise,
+        dedupe(calibrations),
+    )
     loaded = [load_task(name) for name in dedupe(tasks)]
     pool = open_pool(pool_path) if pool_path else None
     benches = [make_bench(task, pool, limit=limit, on_leak=on_leak) for task in loaded]

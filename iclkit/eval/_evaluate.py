@@ -15,6 +15,7 @@ import numpy as np
 from iclkit import __version__
 from iclkit.datasets import Task, find_leaks
 from iclkit.errors import DataError, LeakError, UsageError
+from iclkit.eval._calibrate import CALIBRATIONS, blank, by_batch, divide, free_inputs, log_shares, prior
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._store import RunFolder, chunks
 from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest
@@ -99,7 +100,7 @@ class Settings:
     """How a run is made; all of it is part of the run's identity.
 
     ``budget`` in tokens for prompt and answer (None: the LM's context). ``normalise``: ``sum`` compares labels by their
-    summed log-probability, ``mean`` by that divided by the label's tokens.
+    summed log-probability, ``mean`` by that divided by the label's tokens. ``calibrate``: see ``CALIBRATIONS``.
     """
 
     k: int = 8
@@ -107,10 +108,13 @@ class Settings:
     order: str = "best-last"
     budget: int | None = None
     normalise: str = "sum"
+    calibrate: str = "none"
 
     def __post_init__(self) -> None:
         if self.k < 0:
             raise UsageError(f"k is {self.k}; give 0 or more")
+        if self.calibrate not in CALIBRATIONS:
+            raise UsageError(f"calibrate is {self.calibrate!r}; choose from {', '.join(CALIBRATIONS)}")
         if self.normalise not in NORMALISE:
             raise UsageError(f"normalise is {self.normalise!r}; choose from {', '.join(NORMALISE)}")
         ORDERS.get(self.order)
@@ -130,6 +134,7 @@ def evaluate(
     limit: int | None = None,
     budget: int | None = None,
     normalise: str = "sum",
+    calibrate: str = "none",
     on_leak: str = "exclude",
     out: str | Path | None = None,
     progress: Progress | None = None,
@@ -145,7 +150,7 @@ def evaluate(
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
     if k == 0 or chooser.spec.name == "zero":
         k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
-    settings = Settings(k, seed, order, budget, normalise)
+    settings = Settings(k, seed, order, budget, normalise, calibrate)
     work = _Work(bench, chooser, lm, embedder, template or bench.task.template, settings, progress)
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]
@@ -188,6 +193,21 @@ def run_spec(
     }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer, and what it would be without calibration; for scored labels their summed log-probabilities, and the
+    log-probabilities, normed over the labels, by which the answer was chosen."""
+
+    output: str
+    raw: str
+    logprobs: Mapping[str, float]
+    shares: Mapping[str, float]
+
+
+def _by_label(labels: Sequence[str], values: Any) -> dict[str, float]:
+    return {label: float(value) for label, value in zip(labels, values, strict=True)}
+
+
 def short_name(spec: Spec) -> str:
     """A selector's spec without the settings that are its defaults."""
     if spec.name not in SELECTORS.names():
@@ -220,6 +240,11 @@ class _Work:
         task = bench.task
         self.scored = bool(task.labels) or task.kind == "multiple_choice"
         self.stops = template.stop_strings if self.scored else _stops(template, task)
+        if settings.calibrate != "none" and not self.scored:
+            raise UsageError(f"task {task.name!r} has no labels to calibrate; leave --calibrate out")
+        if settings.calibrate == "batch" and task.kind == "multiple_choice":
+            raise UsageError("batch calibration needs one label set for all queries; use contextual or domain")
+        self.free = free_inputs(settings.calibrate, bench.view.examples, settings.seed)
         longest = max(bench_answers(bench), key=len, default="")
         self.reserve = lm.count_tokens(longest) if self.scored else task.max_answer_tokens
 
@@ -244,7 +269,7 @@ class _Work:
             answers = self._scored(queries, prompts) if self.scored else self._generated(prompts)
         self._step(len(part))
         return [
-            self._row(q, gold, s, p, *answer)
+            self._row(q, gold, s, p, answer)
             for q, gold, s, p, answer in zip(queries, golds, selections, prompts, answers, strict=True)
         ]
 
@@ -269,43 +294,72 @@ class _Work:
             reserve=self.reserve,
         )
 
-    def _scored(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, float]]]:
+    def _scored(self, queries: Sequence[Query], prompts: Sequence[Prompt]) -> list[_Answer]:
         options = [options_of(self.bench.task, q) for q in queries]
-        requests = [
-            ScoreRequest(p.text, p.answer_prefix + self.template.answer(o, q.choices))
-            for q, p, answers in zip(queries, prompts, options, strict=True)
-            for o in answers
-        ]
-        scores = iter(self.lm.score(requests))
-        found = []
-        for answers in options:
+        asked = [*zip(queries, prompts, options, strict=True)]
+        # the content-free prompts of a query stand beside it, so that the LM reads their demonstrations once
+        asked = [each for one in asked for each in (one, *self._blanks(*one))]
+        scores = iter(
+            self.lm.score(
+                [
+                    ScoreRequest(p.text, p.answer_prefix + self.template.answer(o, q.choices))
+                    for q, p, answers in asked
+                    for o in answers
+                ]
+            )
+        )
+        summed, judged = [], []
+        for _, _, answers in asked:
             these = [next(scores) for _ in answers]
-            summed = {o: s.logprob for o, s in zip(answers, these, strict=True)}
-            judged = [s.logprob / max(1, s.tokens) if self.settings.normalise == "mean" else s.logprob for s in these]
-            found.append((answers[int(np.argmax(judged))], summed))  # ties go to the first label
-        return found
+            summed.append(np.array([s.logprob for s in these]))
+            tokens = np.array([max(1, s.tokens) for s in these])
+            judged.append(summed[-1] / tokens if self.settings.normalise == "mean" else summed[-1])
+        step = 1 + len(self.free)
+        raw, final = judged[::step], [log_shares(j) for j in judged[::step]]
+        if self.free:
+            priors = [prior(np.stack(judged[i + 1 : i + step])) for i in range(0, len(judged), step)]
+            final = [divide(r, p) for r, p in zip(raw, priors, strict=True)]
+        elif self.settings.calibrate == "batch" and len(raw) > 1:
+            final = list(by_batch(np.stack(raw)))
+        # ties go to the first label
+        return [
+            _Answer(o[int(np.argmax(f))], o[int(np.argmax(r))], _by_label(o, s), _by_label(o, f))
+            for o, s, r, f in zip(options, summed[::step], raw, final, strict=True)
+        ]
 
-    def _generated(self, prompts: Sequence[Prompt]) -> list[tuple[str, dict[str, float]]]:
+    def _blanks(
+        self, query: Query, prompt: Prompt, options: tuple[str, ...]
+    ) -> list[tuple[Query, Prompt, tuple[str, ...]]]:
+        if not self.free:
+            return []
+        view = self.bench.view
+        shown = [view.examples[row] for i in prompt.shown if (row := view.row_of(i)) is not None]
+        blanks = [blank(query, text) for text in self.free]
+        return [(b, prompt_of(self.template, b, shown, self.lm), options) for b in blanks]
+
+    def _generated(self, prompts: Sequence[Prompt]) -> list[_Answer]:
         requests = [GenerateRequest(p.text, self.bench.task.max_answer_tokens, self.stops) for p in prompts]
-        return [(g.text.strip(), {}) for g in self.lm.generate(requests)]
+        return [_Answer(g.text.strip(), g.text.strip(), {}, {}) for g in self.lm.generate(requests)]
 
-    def _row(
-        self, query: Query, gold: str, selection: Selection, prompt: Prompt, output: str, logprobs: dict[str, float]
-    ) -> Row:
-        metrics = {self.metric.name: self.metric.judge(output, gold)} if self.metric.judge else {}
-        if gold in logprobs:
-            metrics["gold_logprob"] = logprobs[gold] - float(np.logaddexp.reduce([*logprobs.values()]))
+    def _row(self, query: Query, gold: str, selection: Selection, prompt: Prompt, answer: _Answer) -> Row:
+        metrics = {}
+        if self.metric.judge:
+            metrics[self.metric.name] = self.metric.judge(answer.output, gold)
+            if self.settings.calibrate != "none":
+                metrics[f"{self.metric.name}_raw"] = self.metric.judge(answer.raw, gold)
+        if gold in answer.shares:
+            metrics["gold_logprob"] = answer.shares[gold]
         return Row(
             query_id=query.id,
             gold=gold,
-            output=output,
+            output=answer.output,
             metrics=metrics,
             picks=tuple((p.example_id, p.score) for p in selection.picks),
             shown=prompt.shown,
             dropped=prompt.dropped,
             prompt_hash=prompt.hash,
             prompt_tokens=prompt.tokens,
-            label_logprobs=logprobs,
+            label_logprobs=answer.logprobs,
             notes=selection.notes,
         )
 

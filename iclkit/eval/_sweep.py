@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from iclkit.errors import UsageError
+from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import Bench, Settings, bench_answers, evaluate, options_of, run_spec, seed_matters
 from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
@@ -30,19 +31,20 @@ class Grid:
     orders: tuple[str, ...] = ("best-last",)
     budget: int | None = None
     normalise: str = "sum"
+    calibrations: tuple[str, ...] = ("none",)
 
     def __post_init__(self) -> None:
-        if not self.selectors or not self.ks or not self.orders:
-            raise UsageError("a grid needs at least one selector, one k and one order")
+        if not (self.selectors and self.ks and self.orders and self.calibrations):
+            raise UsageError("a grid needs at least one selector, one k, one order and one calibration")
         if self.seeds < 1:
             raise UsageError(f"seeds is {self.seeds}; it must be at least 1")
         for selector in self.selectors:
             make_selector(selector)
-        for k, order in product(self.ks, self.orders):
-            Settings(k, 0, order, self.budget, self.normalise)
+        for k, order, calibrate in product(self.ks, self.orders, self.calibrations):
+            Settings(k, 0, order, self.budget, self.normalise, calibrate)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run to be made. ``title`` says which."""
 
@@ -57,7 +59,8 @@ class Job:
     def title(self) -> str:
         """Task, selector, and the settings that tell it from its siblings."""
         s = self.settings
-        return f"{self.bench.task.name} {self.selector} k={s.k} {s.order} seed {s.seed}"
+        more = "" if s.calibrate == "none" else f" {s.calibrate}"
+        return f"{self.bench.task.name} {self.selector} k={s.k} {s.order}{more} seed {s.seed}"
 
     @cached_property
     def run_id(self) -> str:
@@ -76,7 +79,8 @@ class Job:
         s = self.settings
         return evaluate(
             self.bench, self.selector, self.lm, k=s.k, seed=s.seed, order=s.order, embedder=self.embedder,
-            template=self.template, budget=s.budget, normalise=s.normalise, out=out, progress=progress,
+            template=self.template, budget=s.budget, normalise=s.normalise,
+            calibrate=s.calibrate, out=out, progress=progress,
         )  # fmt: skip
 
 
@@ -90,7 +94,8 @@ def plan(
     """
     jobs: dict[tuple[int, str, Settings], Job] = {}
     for at, bench in enumerate(benches):
-        for selector, k, order in product(grid.selectors, grid.ks, grid.orders):
+        seeds_of: dict[tuple[str, int, str], int] = {}
+        for selector, k, order, calibrate in product(grid.selectors, grid.ks, grid.orders, grid.calibrations):
             if make_selector(selector).spec.name == "zero" or k == 0:
                 k, order = 0, "best-last"
             if k > len(bench.view):
@@ -98,10 +103,13 @@ def plan(
                     f"k is {k}, and the pool for {bench.task.name!r} has {len(bench.view)} examples; "
                     f"give -k {len(bench.view)} or less"
                 )
-            kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, order=order)
-            seeds = grid.seeds if k and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order) else 1
-            for seed in range(seeds):
-                settings = Settings(k, seed, order, grid.budget, grid.normalise)
+            way = (selector, k, order)
+            if way not in seeds_of:
+                kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, order=order)
+                many = k > 0 and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order)
+                seeds_of[way] = grid.seeds if many else 1
+            for seed in range(seeds_of[way]):
+                settings = Settings(k, seed, order, grid.budget, grid.normalise, calibrate)
                 jobs.setdefault((at, selector, settings), Job(bench, selector, lm, embedder, settings, template))
     return list(jobs.values())
 
@@ -129,9 +137,9 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
     """
     todo = [job for job in jobs if out is None or not job.finished(out)]
     mean = {key: _mean_tokens(job) for job in todo for key in [_shape(job)]}
-    scores = sum(
-        len(options_of(j.bench.task, q)) if bench_answers(j.bench) else 1 for j in todo for q in j.bench.queries
-    )
+    # a content-free prompt beside each prompt, for the calibrations that have them
+    times = {job: 1 + len(free_inputs(job.settings.calibrate, job.bench.view.examples, 0)) for job in todo}
+    scores = sum(_answers(job.bench) * times[job] for job in todo)
     notes = []
     for selector in dict.fromkeys(job.selector for job in todo):
         needs = make_selector(selector).needs
@@ -143,9 +151,9 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
     return Cost(
         runs=len(todo),
         finished=len(jobs) - len(todo),
-        prompts=sum(len(job.bench.queries) for job in todo),
+        prompts=sum(len(job.bench.queries) * times[job] for job in todo),
         scores=scores,
-        tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) for job in todo)),
+        tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) * times[job] for job in todo)),
         notes=tuple(notes),
     )
 

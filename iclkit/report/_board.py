@@ -247,6 +247,9 @@ def _draft_line(
         if all("gold_logprob" in r.metrics for r in runs[0].rows):
             logs = np.array([[r.metrics["gold_logprob"] for r in run.rows] for run in runs])
             others["gold_logprob"] = estimate(logs, bounded=False)
+    raw = f"{metric.name}_raw"
+    if calibrate != "none" and all(raw in r.metrics for r in runs[0].rows):
+        others[raw] = estimate(np.array([[r.metrics[raw] for r in run.rows] for run in runs]), bounded=metric.bounded)
     queries = len(runs) * len(ids)
     line = Line(
         selector=name,
