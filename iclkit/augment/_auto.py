@@ -107,7 +107,7 @@ def label_inputs(
     kept when its share reaches ``agreement``.
     """
     wanted = [(value, "", "") for value in inputs]
-    return _answered(Writer("auto-icl", lm, seed), template, wanted, labels, cue, votes, agreement, max_tokens, task)
+    return _answered(Writer("answer", lm, seed), template, wanted, labels, cue, votes, agreement, max_tokens, task)
 
 
 def _answered(
@@ -159,7 +159,7 @@ def _answered(
             more = {"for": query_id} if query_id else {}
             output = f"{cue} {answer}" if cue else answer
             examples.append(writer.signed(Example(value, output, task), context or prompt_text, **more))
-    return Made("auto-icl", tuple(examples), tuple(rejected), len(requests))
+    return Made(writer.method, tuple(examples), tuple(rejected), len(requests))
 
 
 def write_for_labels(

@@ -11,7 +11,7 @@ from iclkit.lm import LM
 from iclkit.pool import AddReport, Pool
 from iclkit.records import Example, Json, digest, fold_text
 
-METHODS = ("auto-icl", "labels", "recycle", "bootstrap", "synthesise")
+METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesise")
 """What ``meta["generated"]`` may be."""
 
 

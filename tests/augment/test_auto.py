@@ -72,6 +72,7 @@ def test_a_list_is_read_whatever_its_marks(items, mark):
 
 def test_labels_bound_the_answers_and_a_cue_becomes_part_of_them():
     made = label_inputs(FakeLM(), TEMPLATE, ["a", "b"], labels=("yes", "no"))
+    assert made.method == "answer" == made.examples[0].meta["generated"]
     assert {e.output for e in made.examples} <= {"yes", "no"}
     made = label_inputs(ScriptedLM(reply=lambda c: " So it is 5."), TEMPLATE, ["a"], cue="Let's think.")
     assert made.examples[0].output == "Let's think. So it is 5."

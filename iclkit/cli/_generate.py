@@ -1,0 +1,227 @@
+"""``iclkit generate``: let a model write demonstrations into a pool."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iclkit.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from iclkit.augment import Made
+    from iclkit.datasets import Task
+    from iclkit.lm import LM
+    from iclkit.pool import Pool
+    from iclkit.prompts import Template
+    from iclkit.records import Query
+
+METHODS = {
+    "auto-icl": "new inputs like each of --queries, answered by the model itself",
+    "answer": "the model's own answers to the unlabelled inputs of --queries",
+    "labels": "-n inputs for each label of --labels",
+    "recycle": "-n questions and answers about paragraphs of each --document",
+    "bootstrap": "-n traces for the pool's examples that --metric accepts",
+    "synthesise": "-n new examples after random ones of the pool, the better half kept",
+}
+
+
+@click.command(epilog="\n\n".join(f"{name}: {text}." for name, text in METHODS.items()))
+@click.argument("pool", type=click.Path(path_type=Path))
+@click.option("--method", required=True, type=click.Choice([*METHODS]), help="See below.")
+@click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Who writes.")
+@click.option("-n", "--count", type=click.IntRange(0), help="How many.  [default: the method's own]")
+@click.option("--task", "task_name", help="Take template, labels and metric from this data set, and keep its test and "
+              "dev inputs out.")  # fmt: skip
+@click.option("--template", "template_text", help="Demonstration with {input} and {output}, instruction above it.")
+@click.option("--labels", help="The label set, with commas.")
+@click.option(
+    "--queries", type=click.Path(path_type=Path), help="A file of queries: .jsonl rows with `input`, or lines."
+)
+@click.option("--document", "documents", multiple=True, type=click.Path(path_type=Path), help="A text file with blank "
+              "lines between paragraphs; may repeat.")  # fmt: skip
+@click.option("--metric", help="What accepts a trace.  [default: the task's, or number_match]")
+@click.option("--cue", default="", help='Words that an answer or trace begins with, e.g. "Let\'s think step by step."')
+@click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the method's own]")
+@click.option("--seed", default=0, show_default=True, help="For whatever is random.")
+@click.option("--dry-run", is_flag=True, help="Generate and report, but leave the pool alone.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made and what was rejected as JSON.")
+def command(
+    pool: Path,
+    method: str,
+    lm_name: str,
+    count: int | None,
+    task_name: str | None,
+    template_text: str | None,
+    labels: str | None,
+    queries: Path | None,
+    documents: tuple[Path, ...],
+    metric: str | None,
+    cue: str,
+    temperature: float | None,
+    seed: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Let an LM write demonstrations into POOL, which is made when it is not there.
+
+    What it writes carries its provenance as metadata, so that it can be listed and removed:
+    iclkit pool ls POOL --where generated=recycle. The same command again takes what was done from the LM's cache.
+    """
+    from iclkit.augment import add_generated
+    from iclkit.lm import load_lm
+    from iclkit.pool import Pool
+
+    order = _Order(method, count, template_text, labels, queries, documents, metric, cue, temperature, seed)
+    task = _load_task(task_name) if task_name else None
+    order.check(task)
+    if method in ("bootstrap", "synthesise") and not pool.exists():
+        raise DataError(f"{method} starts from real examples and there is no pool at {pool}; see --method labels")
+    with Pool.open(pool) as store:
+        made = order.run(load_lm(lm_name), store, task)
+        added = None if dry_run else add_generated(store, made)
+        total = len(store)
+    if as_json:
+        click.echo(json.dumps(_facts(made, added.added if added else 0), indent=2, ensure_ascii=False))
+        return
+    for reason, times in made.reasons.items():
+        click.echo(f"rejected {times:,}: {reason}", err=True)
+    if added is None:
+        click.echo(f"made {len(made.examples):,} examples with {made.calls:,} LM calls; {pool} is as it was")
+        return
+    known = f"; {added.known:,} were there already" if added.known else ""
+    click.echo(f"added {added.added:,} examples{known}; {pool} holds {total:,}")
+    click.echo(f"list them with: iclkit pool ls {pool} --where generated={made.method}", err=True)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What the command line asked for."""
+
+    method: str
+    count: int | None
+    template: str | None
+    labels: str | None
+    queries: Path | None
+    documents: tuple[Path, ...]
+    metric: str | None
+    cue: str
+    temperature: float | None
+    seed: int
+
+    def check(self, task: Task | None) -> None:
+        """What is missing is said before a model is loaded."""
+        if self.method in ("auto-icl", "answer") and not self.queries:
+            raise UsageError(f"--method {self.method} needs --queries FILE")
+        if self.method == "recycle" and not self.documents:
+            raise UsageError("--method recycle needs --document FILE")
+        if self.method == "labels" and not self._labels(task):
+            raise UsageError("--method labels needs --labels A,B,..., or a --task with labels")
+
+    def run(self, lm: LM, pool: Pool, task: Task | None) -> Made:
+        """Call the method once; says before how often it may ask the LM."""
+        from iclkit import augment
+
+        template, labels = self._template(task), self._labels(task)
+        shared: dict[str, Any] = {"seed": self.seed, "task": task.name if task else ""}
+        if self.method == "recycle":
+            texts = [augment.Document.of(_read(path)) for path in self.documents]
+            _say_cost(sum(len(d.paragraphs) for d in texts))
+            return augment.recycle(lm, texts, **self._given("k"), **shared)
+        if self.method == "labels":
+            _say_cost(len(labels) * self._number(2))
+            return augment.write_for_labels(lm, template, labels, **self._given("per_label", heat=True), **shared)
+        if self.method == "auto-icl":
+            queries = self._queries()
+            _say_cost(len(queries) * (1 + self._number(4)))
+            given = self._given("questions", heat=True)
+            return augment.auto_icl(lm, template, queries, labels=labels, cue=self.cue, **given, **shared)
+        if self.method == "answer":
+            inputs = [q.input for q in self._queries()[: self.count]]
+            _say_cost(len(inputs))
+            return augment.label_inputs(lm, template, inputs, labels=labels, cue=self.cue, **shared)
+        real = [e for e in pool if "generated" not in e.meta and (task is None or e.task in ("", task.name))]
+        if self.method == "bootstrap":
+            judge = self._judge(task)
+            _say_cost(len(real))
+            given = self._given("most")
+            return augment.bootstrap(lm, template, real, judge, cue=self.cue, seed=self.seed, **given)
+        hidden = [e.text for e in (*task.test, *task.dev)] if task else []
+        outputs = labels or _repeated([e.output for e in real])
+        _say_cost(self._number(100) * (1 + 5 * 3))
+        given = self._given("count", heat=True)
+        return augment.synthesise(lm, template, real, labels=outputs, avoid=hidden, **given, **shared)
+
+    def _number(self, default: int) -> int:
+        return default if self.count is None else self.count
+
+    def _given(self, count: str, heat: bool = False) -> dict[str, Any]:
+        """What was said about number and temperature, under the names of the method."""
+        found: dict[str, Any] = {} if self.count is None else {count: self.count}
+        return found | ({"temperature": self.temperature} if heat and self.temperature is not None else {})
+
+    def _template(self, task: Task | None) -> Template:
+        from iclkit.prompts import Template
+
+        if self.template:
+            return Template.parse(self.template.replace("\\n", "\n"))
+        return task.template if task else Template()
+
+    def _labels(self, task: Task | None) -> tuple[str, ...]:
+        if self.labels is not None:
+            return tuple(part.strip() for part in self.labels.split(",") if part.strip())
+        return task.labels if task else ()
+
+    def _queries(self) -> list[Query]:
+        from iclkit.cli._select import _read_queries
+
+        assert self.queries is not None
+        return _read_queries(self.queries, frozenset())
+
+    def _judge(self, task: Task | None) -> Any:
+        from iclkit.eval import METRICS
+
+        name = self.metric or (task.metric if task else "number_match")
+        judge = METRICS.get(name).judge
+        if judge is None:
+            raise UsageError(f"metric {name!r} judges whole runs, not single answers; choose e.g. number_match")
+        return judge
+
+
+def _say_cost(calls: int) -> None:
+    click.echo(f"the LM is asked at most {calls:,} times", err=True)
+
+
+def _load_task(name: str) -> Task:
+    from iclkit.datasets import load_task
+
+    return load_task(name)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+
+
+def _repeated(outputs: Sequence[str]) -> tuple[str, ...]:
+    """The outputs, where they look like labels: each said four times on average."""
+    labels = sorted({*outputs})
+    return tuple(labels) if 4 * len(labels) <= len(outputs) else ()
+
+
+def _facts(made: Made, added: int) -> Mapping[str, Any]:
+    from iclkit.pool import example_dict
+
+    return {
+        "method": made.method,
+        "added": added,
+        "calls": made.calls,
+        "examples": [example_dict(e) for e in made.examples],
+        "rejected": [{"reason": r.reason, "text": r.text} for r in made.rejected],
+    }
