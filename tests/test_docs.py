@@ -1,0 +1,80 @@
+"""The documentation names only what exists: commands, options, selectors, modules, files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from iclkit.cli import COMMANDS, cli
+from iclkit.registry import parse_spec
+from iclkit.selectors import make_selector, selectors_table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, *kinds: str) -> Iterator[str]:
+    for kind, text in BLOCK.findall(page.read_text()):
+        if kind in kinds:
+            yield text
+
+
+def commands() -> Iterator[tuple[Path, list[str]]]:
+    for page in PAGES:
+        for block in blocks(page, "console", "sh", "bash"):
+            text = block.replace("\\\n", " ")
+            for line in text.splitlines():
+                call = line.strip().removeprefix("$ ").split(" | ")[0].split(" > ")[0]
+                if call.startswith("iclkit "):
+                    yield page, shlex.split(call, comments=True)[1:]
+
+
+@pytest.mark.parametrize(("page", "words"), [*commands()], ids=lambda v: " ".join(v) if isinstance(v, list) else v.stem)
+def test_a_command_in_the_docs_parses(page: Path, words: list[str]) -> None:
+    command: click.Command = cli
+    ctx = click.Context(cli, info_name="iclkit")
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        name, *words = words
+        found = command.get_command(ctx, name)
+        assert found is not None, f"{page.name}: no command {name}"
+        command = found
+        ctx = click.Context(command, parent=ctx, info_name=name)
+    if not {"--help", "--version"} & set(words):
+        command.make_context(ctx.info_name, words, parent=ctx.parent)
+    for flag, value in zip(words, words[1:], strict=False):
+        if flag in ("-s", "--selector") and "…" not in value and not value.endswith(".json"):
+            make_selector(parse_spec(value))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_in_the_docs_compiles_and_imports_what_exists(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iclkit"):
+                module = import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{page.name}: {node.module} has no {alias.name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_command_is_mentioned_in_the_docs() -> None:
+    text = "\n".join(p.read_text() for p in PAGES)
+    assert [c for c in COMMANDS if f"iclkit {c}" not in text] == []
+
+
+def test_the_table_of_selectors_is_the_one_the_code_gives() -> None:
+    page = ROOT / "docs" / "selectors.md"
+    assert selectors_table().strip() in page.read_text(), "run: iclkit selectors ls --markdown, and paste it in"
