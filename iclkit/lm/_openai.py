@@ -52,8 +52,7 @@ from iclkit.registry import parse_spec
 
 SCORINGS = ("echo", "prompt-logprobs", "next-token", "first-token", "generate")
 ENDPOINTS = ("completions", "chat")
-_DEFAULT_URL = "https://api.openai.com/v1"
-_ADDRESS = re.compile(r"openai:(?P<model>.+?)(?:@(?P<url>https?://\S+))?")
+_ADDRESS = re.compile(r"openai:(?:(?P<served>.+?)@(?P<url>https?://\S+)|(?P<model>[^@]+))")
 _WIDTHS = (64, 4096, 1 << 20)
 """How many next-token candidates are asked for; more only when a needed token is not among the fewer."""
 _CHAT_TOPS = 20
@@ -101,13 +100,18 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
     """The LM at ``openai:MODEL@URL``.
 
     Settings (those of OpenAIConfig and HttpConfig) are keywords, or ride on the name: ``openai:MODEL@URL,key=value``.
-    Without a URL it is OPENAI_BASE_URL, or OpenAI itself. The key is ICLKIT_API_KEY or OPENAI_API_KEY, if set.
+    Without @URL it is OPENAI_BASE_URL; nothing is sent to a place that was not named. The key is ICLKIT_API_KEY, else
+    OPENAI_API_KEY, if set.
     UsageError for a spec or setting that cannot be; ModelError when the server cannot be used.
     """
     parsed = parse_spec(spec)
     found = _ADDRESS.fullmatch(parsed.name)
-    if not found:
-        raise UsageError(f"{spec!r} is not openai:MODEL@URL, e.g. openai:my-model@http://127.0.0.1:8000/v1")
+    url = ((found and found["url"]) or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+    if not found or not url:
+        raise UsageError(
+            f"{spec!r} is not openai:MODEL@URL, e.g. openai:my-model@http://127.0.0.1:8000/v1 (without @URL, set "
+            "OPENAI_BASE_URL)"
+        )
     wanted = {**parsed.settings, **settings}
     known = {f.name: kind for kind in (OpenAIConfig, HttpConfig) for f in fields(kind)}
     for name in wanted:
@@ -115,14 +119,13 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
             raise UnknownName("setting of openai:MODEL@URL", name, known)
     own, http = ({k: v for k, v in wanted.items() if known[k] is kind} for kind in (OpenAIConfig, HttpConfig))
     key = os.environ.get("ICLKIT_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    url = (found["url"] or os.environ.get("OPENAI_BASE_URL") or _DEFAULT_URL).rstrip("/")
     try:
         config, http_config = OpenAIConfig(**own), HttpConfig(**http)  # type: ignore[arg-type]
     except TypeError as error:
         raise UsageError(f"{spec!r} has a setting of the wrong type: {error}") from error
     if not re.search(r"//[^/]+/", url):  # a bare host: the API is below /v1 by custom
         url += "/v1"
-    return OpenAILM(found["model"], Client(url, key, http_config), config)
+    return OpenAILM(found["served"] or found["model"], Client(url, key, http_config), config)
 
 
 class OpenAILM:

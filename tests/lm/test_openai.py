@@ -435,8 +435,17 @@ def test_settings_ride_on_the_name_and_a_wrong_one_is_named(start: Start, monkey
         open_openai("openai:toy@http://127.0.0.1:9,concurrency=many")
     with pytest.raises(UsageError, match="at least 1"):
         open_openai("openai:toy@http://127.0.0.1:9,concurrency=0")
-    with pytest.raises(UsageError, match="openai:MODEL@URL"):
-        open_openai("openai:")
+
+
+@pytest.mark.parametrize("spec", ["openai:", "openai:toy", "openai:toy@", "openai:toy@localhost:8000", "openai:@x"])
+def test_nothing_is_sent_to_a_server_that_was_not_named(monkeypatch, spec):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UsageError, match="is not openai:MODEL@URL"):
+        open_openai(spec)
+    if "@" in spec:
+        monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9")
+        with pytest.raises(UsageError, match="is not openai:MODEL@URL"):
+            open_openai(spec)
 
 
 def test_a_bare_host_gets_the_customary_path(start: Start):
