@@ -8,6 +8,7 @@ from iclkit.pool._embedder import Embedder, Progress
 from iclkit.pool._encoder import load_embedder
 from iclkit.pool._export import example_dict
 from iclkit.pool._readonly import run_read_only
+from iclkit.pool._reranker import load_reranker
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
 from iclkit.pool._template import EmbedTemplate, ExampleProvider, Side, bge_icl, prompt_eol, rare
 from iclkit.pool._view import PoolView
@@ -26,6 +27,7 @@ __all__ = [
     "bge_icl",
     "example_dict",
     "load_embedder",
+    "load_reranker",
     "prompt_eol",
     "rare",
     "run_read_only",

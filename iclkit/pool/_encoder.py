@@ -195,18 +195,10 @@ class Backbone:
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging as talk
 
-        shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
-        talk.disable_progress_bar()
-        talk.set_verbosity_error()  # it reports that the head of a language model is not used
-        try:
+        with quiet():
             model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(device)
             tokenizer = AutoTokenizer.from_pretrained(folder)
-        finally:
-            talk.set_verbosity(level)
-            if shown:
-                talk.enable_progress_bar()
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         limit = min((int(m) for m in limits if m and 0 < m < 1 << 24), default=512)
         if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
@@ -302,27 +294,52 @@ class TextEmbedder:
         return self._encode(texts, self.template.document, progress)
 
     def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None) -> FloatArray:
-        import torch
-
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
         if not unique:
             return np.empty((0, self.dim), np.float32)
         plans = list(self.plan([*unique], side))
-        by_length: dict[int, list[int]] = {}
-        for n, (ids, _, _) in enumerate(plans):
-            by_length.setdefault(len(ids), []).append(n)
         out: dict[int, FloatArray] = {}
-        done = 0
-        with torch.inference_mode(), _torch_threads(self._threads):
-            for length, members in sorted(by_length.items()):
-                step = max(1, TOKENS.get(self._backbone.device.type, 1024) // length)
-                for some in (members[i : i + step] for i in range(0, len(members), step)):
-                    vectors = self._forward([plans[n] for n in some], side)
-                    out.update(zip(some, vectors, strict=True))
-                    done += len(some)
-                    if progress:
-                        progress(done, len(unique))
+        with self._batches([ids for ids, _, _ in plans]) as batches:
+            for some in batches:
+                out.update(zip(some, self._forward([plans[n] for n in some], side), strict=True))
+                if progress:
+                    progress(len(out), len(unique))
         return np.stack([out[unique[t]] for t in texts])
+
+    @contextmanager
+    def _batches(self, ids: Sequence[Sequence[int]]) -> Iterator[Iterator[list[int]]]:
+        """Numbers of texts of equal length, short ones first, a token budget at a time; with torch set up for them."""
+        import torch
+
+        by_length: dict[int, list[int]] = {}
+        for n, tokens in enumerate(ids):
+            by_length.setdefault(len(tokens), []).append(n)
+        budget = TOKENS.get(self._backbone.device.type, 1024)
+        steps = ((members, max(1, budget // length)) for length, members in sorted(by_length.items()))
+        with torch.inference_mode(), torch_threads(self._threads):
+            yield (members[i : i + step] for members, step in steps for i in range(0, len(members), step))
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
+        """Per text its tokens, special ones apart, and their contextual vectors (tokens, d): float32, unit rows.
+
+        The text stands alone, without prompt or examples. A text without tokens has one, the empty one.
+        """
+        import torch
+
+        model = self._backbone
+        every = [ids or self._nothing() for ids in model.ids([*texts], special=True, limit=self._limit)]
+        out: dict[int, tuple[list[str], FloatArray]] = {}
+        with self._batches(every) as batches:
+            for some in batches:
+                x = torch.tensor([every[n] for n in some], device=model.device)
+                inside = slice(len(model.bos), x.shape[1] - len(model.eos))
+                if not len(range(x.shape[1])[inside]):
+                    inside = slice(0, 1)
+                states = torch.nn.functional.normalize(self._states(self._enough(x, 0), 0)[: len(x)].float(), dim=-1)
+                for n, row in zip(some, states[:, inside].cpu().numpy(), strict=True):
+                    words = model.tokenizer.convert_ids_to_tokens(every[n][inside]) if texts[n] else [""]
+                    out[n] = (words, row)
+        return [out[n] for n in range(len(texts))]
 
     def plan(self, texts: Sequence[str], side: Side) -> Iterator[tuple[list[int], int, int]]:
         """For each text its token ids, and where the text itself begins and ends in them."""
@@ -377,14 +394,19 @@ class TextEmbedder:
             mask |= ~mask.any(1, keepdim=True)  # an empty text: everything is pooled
         shared = self._share and model.causal and not self.template.joint and side.provider is None
         front = plans[0][1] if shared and SHARED <= plans[0][1] < x.shape[1] else 0
-        # products of one or two rows are computed in another way, with other last bits
-        rows = max(len(x), -(-FEWEST // (x.shape[1] - front)))
-        states = self._states(x if rows == len(x) else x.repeat(-(-rows // len(x)), 1), front)[: len(x)].float()
+        states = self._states(self._enough(x, front), front)[: len(x)].float()
         vectors = pool_states(states, mask, self.template.pooling)
         for head in self._heads:
             vectors = head(vectors)
         unit: FloatArray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return unit
+
+    @staticmethod
+    def _enough(x: torch.Tensor, front: int) -> torch.Tensor:
+        """The rows, repeated if there are few: products of one or two rows are computed in another way, and their last
+        bits differ."""
+        tokens = len(x) * (x.shape[1] - front)
+        return x if tokens >= FEWEST else x.repeat(-(-FEWEST // tokens), 1)
 
     def _states(self, x: torch.Tensor, front: int) -> torch.Tensor:
         """Last hidden states (n, t, d). The first ``front`` tokens, equal in all rows, go through the model once."""
@@ -432,7 +454,7 @@ class WholeModel:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return np.empty((0, self.dim), np.float32)
-        with _torch_threads(self._threads):
+        with torch_threads(self._threads):
             found = np.asarray(encode(unique, show_progress_bar=False), dtype=np.float32)
         found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         if progress:
@@ -442,7 +464,7 @@ class WholeModel:
 
 
 @contextmanager
-def _torch_threads(count: int | None) -> Iterator[None]:
+def torch_threads(count: int | None) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
@@ -454,3 +476,19 @@ def _torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and its reports of weights that are not used."""
+    from transformers.utils import logging as talk
+
+    shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
+    talk.disable_progress_bar()
+    talk.set_verbosity_error()
+    try:
+        yield
+    finally:
+        talk.set_verbosity(level)
+        if shown:
+            talk.enable_progress_bar()

@@ -378,3 +378,42 @@ def test_special_tokens_are_found_by_looking(tiny_bert: Path, tiny_lm: Path) -> 
 
     assert (lambda b: (b.bos, b.eos))(Backbone.load(tiny_bert, torch.float32, torch.device("cpu"))) == ([2], [3])
     assert (lambda b: (b.bos, b.eos))(Backbone.load(tiny_lm, torch.float32, torch.device("cpu"))) == ([], [])
+
+
+def test_token_vectors_are_unit_rows_without_special_tokens_and_independent_of_the_batch(
+    tiny_bert: Path, tiny_lm: Path
+) -> None:
+    for embedder in (load_embedder(str(tiny_bert), dtype="fp32"), lm(tiny_lm, bge_icl("t", PAIRS))):
+        assert isinstance(embedder, TextEmbedder)
+        together = embedder.encode_tokens(TEXTS)
+        for text, (tokens, vectors) in zip(TEXTS, together, strict=True):
+            assert len(tokens) == len(vectors) >= 1
+            assert not {"[CLS]", "[SEP]"} & set(tokens)
+            assert "".join(tokens).replace("Ġ", " ") == text or not text.isascii() or len(text) > 100
+            np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+            ((alone, other),) = embedder.encode_tokens([text])
+            assert alone == tokens
+            np.testing.assert_array_equal(other, vectors)
+
+
+def test_a_reranker_scores_pairs_each_alone(tiny_bert: Path, tmp_path: Path) -> None:
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from iclkit.pool import load_reranker
+
+    folder = shutil.copytree(tiny_bert, tmp_path / "cross")
+    config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
+    torch.manual_seed(2)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    pairs = [("the cat", t) for t in TEXTS if t] + [("where", "who"), ("who", "where")]
+    reranker = load_reranker(str(folder), dtype="fp32")
+    scores = reranker.score(pairs)
+    expected = CrossEncoder(str(folder), device="cpu", max_length=64).predict(pairs, activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(scores, np.concatenate([reranker.score([p]) for p in pairs]))
+    assert reranker.score([]).shape == (0,)
+    BertForSequenceClassification(BertConfig.from_pretrained(tiny_bert, num_labels=3)).save_pretrained(folder)
+    with pytest.raises(ModelError, match="is no reranker: it gives 3 values"):
+        load_reranker(str(folder))
