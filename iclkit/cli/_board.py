@@ -32,7 +32,7 @@ def show(board: Board) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from iclkit.report import bar, cells, group_notes, heads, legend
+    from iclkit.report import bar, cells, curves, group_notes, heads, legend
 
     out = console()
     for group in board.groups:
@@ -50,6 +50,16 @@ def show(board: Board) -> None:
             table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in kept))
         out.print(table)
         out.print(Padding(Text(" ".join(group_notes(group)), style="dim"), (0, 0, 1, 0)))
+    for curve in curves(board):
+        head, *body = curve.table()
+        table = Table(
+            title=f"{curve.title}: by k", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+        )
+        for column in head:
+            table.add_column(column)
+        for cells_ in body:
+            table.add_row(*map(Text, cells_))
+        out.print(Padding(table, (0, 0, 1, 0)))
     for text in legend(board):
         out.print(Text(f"- {text}", style="dim"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._board import say, show
+from iclkit.errors import DataError, UnknownName
 
 if TYPE_CHECKING:
     from iclkit.eval import Grid, Job
@@ -28,6 +30,8 @@ class Numbers(click.ParamType[tuple[int, ...]]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         if isinstance(value, tuple):
             return value
+        if isinstance(value, bool):
+            self.fail(f"{value!r} is not a number", param, ctx)
         try:
             numbers = tuple(int(part) for part in str(value).split(","))
         except ValueError:
@@ -37,8 +41,34 @@ class Numbers(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
+def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    """Take what a TOML file says as the defaults of the other options."""
+    if value is None:
+        return
+    try:
+        found = tomllib.loads(value.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"cannot read {value} ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{value} is not TOML: {error}") from error
+    by_key: dict[str, click.Parameter] = {}
+    for known in ctx.command.params:
+        names = {o.lstrip("-").replace("-", "_") for o in known.opts} | {known.name or ""}
+        by_key |= dict.fromkeys(names, known)
+    defaults: dict[str, Any] = {}
+    for key, given in found.items():
+        known_ = by_key.get(key.replace("-", "_"))
+        if known_ is None or known_ is param or known_.name is None:
+            raise UnknownName(f"setting in {value}", key, [p.name for p in ctx.command.params if p.name])
+        many = known_.multiple if isinstance(known_, click.Option) else known_.nargs == -1
+        defaults[known_.name] = (given if isinstance(given, list) else [given]) if many else given
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
 @click.command()
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--file", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
+              callback=read_sweep, help="A TOML file with any of these settings; the command line goes first.")  # fmt: skip
 @click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
               help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
 @click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
@@ -54,6 +84,9 @@ class Numbers(click.ParamType[tuple[int, ...]]):
               "train rows.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
 @click.option("--budget", type=click.IntRange(1), help="Tokens for prompt and answer.  [default: the LM's context]")
+@click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
+              "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
+@click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @click.option("--normalise", default="sum", show_default=True, help="Compare labels by the sum, or the mean per token, "
               "of log-probabilities.")  # fmt: skip
 @click.option(
@@ -83,6 +116,8 @@ def command(
     pool_path: Path | None,
     limit: int | None,
     budget: int | None,
+    template_text: str | None,
+    chat: bool,
     normalise: str,
     calibrations: tuple[str, ...],
     on_leak: str,
@@ -97,8 +132,11 @@ def command(
 
     A TASK is a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name.
     """
+    from dataclasses import replace
+
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, make_bench
+    from iclkit.prompts import Template
     from iclkit.report import leaderboard, to_json
 
     grid = Grid(
@@ -110,7 +148,10 @@ def command(
         normalise,
         dedupe(calibrations),
     )
-    loaded = [load_task(name) for name in dedupe(tasks)]
+    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    loaded = [load_task(name, template=template) for name in dedupe(tasks)]
+    if chat:
+        loaded = [replace(task, template=replace(task.template, chat=True)) for task in loaded]
     pool = open_pool(pool_path) if pool_path else None
     benches = [make_bench(task, pool, limit=limit, on_leak=on_leak) for task in loaded]
     for bench in benches:

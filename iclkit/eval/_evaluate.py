@@ -22,7 +22,7 @@ from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest
 from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import ORDERS, Template, assemble
-from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec
+from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, digest
 from iclkit.selectors import SELECTORS, Kit, Selector, describe, make_selector
 
 ON_LEAK = ("exclude", "stop", "ignore")
@@ -54,7 +54,7 @@ def task_pool(task: Task) -> Pool:
             f"cannot keep pools in {folder} ({error.strerror}); set ICLKIT_HOME to a writable folder"
         ) from error
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in task.name)
-    pool = Pool.open(folder / f"{safe}-{task.hash[:12]}.db")
+    pool = Pool.open(folder / f"{safe}-{digest([e.id for e in task.train], 6)}.db")
     if len(pool) == 0:
         pool.add(task.train)
     return pool

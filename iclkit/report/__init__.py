@@ -7,6 +7,7 @@ from iclkit.report._rows import Texts
 from iclkit.report._text import (
     bar,
     cells,
+    curves,
     figure_of,
     group_notes,
     heads,
@@ -25,6 +26,7 @@ __all__ = [
     "Texts",
     "bar",
     "cells",
+    "curves",
     "figure_of",
     "group_notes",
     "headline",

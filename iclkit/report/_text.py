@@ -6,8 +6,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from iclkit.eval import METRICS, Estimate, Metric
@@ -104,8 +104,43 @@ def legend(board: Board) -> list[str]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """How figures change with k on one task and LM: a row per selector, None where it was not run."""
+
+    title: str
+    metric: str
+    ks: tuple[int, ...]
+    rows: Mapping[str, tuple[Estimate | None, ...]]
+
+    def table(self) -> list[list[str]]:
+        """Head and rows as texts: figure and interval for each k."""
+        body = [
+            [name, *("" if e is None else f"{figure(e.value)} ({interval(e.low, e.high)})" for e in row)]
+            for name, row in self.rows.items()
+        ]
+        return [["selector", *(f"k = {k}" for k in self.ks)], *body]
+
+
+def curves(board: Board) -> list[Curve]:
+    """One curve per task and LM that were run with more than one k."""
+    families: dict[str, list[Group]] = {}
+    for group in board.groups:
+        families.setdefault(replace(group, k=0).title.replace(" · k = 0", ""), []).append(group)
+    found = []
+    for title, groups in families.items():
+        groups.sort(key=lambda g: g.k)
+        names = dict.fromkeys(line.name for g in reversed(groups) for line in g.lines)
+        rows = {
+            name: tuple(next((x.figure for x in g.lines if x.name == name), None) for g in groups) for name in names
+        }
+        if len(groups) > 1:
+            found.append(Curve(title, groups[0].metric, tuple(g.k for g in groups), rows))
+    return found
+
+
 def to_markdown(board: Board) -> str:
-    """Every group as a table, then how to read them."""
+    """Every group as a table, figures by k, then how to read them."""
     parts = []
     for group in board.groups:
         table = [heads(board, group), ["---"] * len(HEADS)]
@@ -114,6 +149,10 @@ def to_markdown(board: Board) -> str:
             table.append([f"**{c}**" for c in row] if line.verdict == "better" else row)
         parts.append(f"### {group.title}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
         parts.append(" ".join(group_notes(group)))
+    for curve in curves(board):
+        head, *body = curve.table()
+        table = [head, ["---"] * len(head), *([c.replace("|", "\\|") for c in row] for row in body)]
+        parts.append(f"### {curve.title}: by k\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
     return "\n\n".join([*parts, "\n".join(f"- {text}" for text in legend(board))]) + "\n"
 
 

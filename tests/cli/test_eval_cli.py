@@ -83,6 +83,82 @@ def test_a_pool_of_ones_own_is_used(task, tmp_path, fakes, capsys):
     assert "2 examples in the pool" in stdout
 
 
+def test_a_sweep_file_says_the_same_as_the_options(task, tmp_path, fakes, capsys):
+    file, out = tmp_path / "sweep.toml", tmp_path / "runs"
+    file.write_text(
+        f'tasks = ["{task}"]\nselectors = ["random", "knn"]\nk = [1, 2]\norder = ["best-last", "best-first"]\n'
+        f'calibrate = ["none", "batch"]\nseeds = 2\nlimit = 40\nout = "{out}"\n'
+    )
+    code, stdout, _ = call("eval", "--file", str(file), capsys=capsys)
+    assert code == 0
+    by_file = run_ids(out)
+    # per calibration and order: 2 k x (random under 2 seeds, knn once)
+    assert len(by_file) == 2 * 2 * 2 * 3
+    assert "things · voting: by k" in stdout
+    assert "knn + best-first + batch" in stdout
+    options = [
+        "-s",
+        "random",
+        "-s",
+        "knn",
+        "-k",
+        "1,2",
+        "--order",
+        "best-last",
+        "--order",
+        "best-first",
+        "--seeds",
+        "2",
+    ]
+    options += ["--calibrate", "none", "--calibrate", "batch", "--limit", "40", "--out", str(out)]
+    fakes.scored.clear()
+    _, again, _ = call("eval", str(task), *options, capsys=capsys)
+    assert (again, fakes.scored) == (stdout, [])
+    call("eval", "--file", str(file), "--seeds", "1", "--out", str(tmp_path / "fewer"), capsys=capsys)
+    assert len(run_ids(tmp_path / "fewer")) == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ('selector = ["random"]\nkk = 3\n', 2, "kk"),
+        ("selector = [", 1, "not TOML"),
+        (None, 1, "cannot read"),
+        ('selector = ["random"]\nseeds = "many"\n', 2, "many"),
+    ],
+)
+def test_a_bad_sweep_file_is_one_line(task, tmp_path, fakes, capsys, text, code, message):
+    file = tmp_path / "sweep.toml"
+    if text is not None:
+        file.write_text(text)
+    found, stdout, stderr = call("eval", str(task), "--file", str(file), capsys=capsys)
+    assert (found, stdout, len(stderr.splitlines())) == (code, "", 1)
+    assert message in stderr
+
+
+def test_chat_and_template_change_the_prompt(task, tmp_path, fakes, capsys):
+    args = [
+        "eval",
+        str(task),
+        "-s",
+        "random",
+        "--seeds",
+        "1",
+        "-k",
+        "1",
+        "--limit",
+        "3",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
+    assert call(*args, "--chat", capsys=capsys)[0] == 0
+    assert fakes.scored[0].context.endswith("<|assistant|>\n")
+    fakes.scored.clear()
+    assert call(*args, "--template", "Sort it.\\n\\nText: {input}\\nSort: {output}", capsys=capsys)[0] == 0
+    assert fakes.scored[0].context.startswith("Sort it.\n\nText: train")
+    assert fakes.scored[0].context.endswith("\nSort:")
+
+
 def test_leaks_are_excluded_and_said_or_stop_the_run(tmp_path, fakes, capsys):
     first = {"input": "TEST 0  " + "owl", "output": "animal"}
     task = write_task(tmp_path / "leaky", extra=[first])

@@ -138,6 +138,20 @@ def test_markdown_shows_every_line_and_how_to_read_it():
     assert all(line.count("|") == 11 for line in text.splitlines() if line.startswith("|"))
 
 
+def test_figures_by_k_stand_in_one_table():
+    from iclkit.report import curves
+
+    board = leaderboard([*make_runs(k=4), *make_runs(k=16, key=1), *make_runs(task="other")])
+    (curve,) = curves(board)
+    assert (curve.title, curve.ks) == ("toy · fake", (4, 16))
+    assert curve.rows["knn"] == tuple(line(board, "knn", g).figure for g in (1, 2))
+    assert "### toy · fake: by k" in to_markdown(board)
+    gone = curves(
+        leaderboard([r for r in [*make_runs(k=4), *make_runs(k=16)] if r.spec["k"] != 4 or "knn" not in str(r.spec)])
+    )
+    assert gone[0].rows["knn"][0] is None
+
+
 def test_json_and_csv_hold_the_same_numbers():
     board = leaderboard(make_runs())
     data = json.loads(to_json(board))
