@@ -21,7 +21,7 @@ from iclkit.errors import DataError
 from iclkit.eval import METRICS
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Message, Query, Run
-from iclkit.report._rows import Texts, prompt_parts, value_of
+from iclkit.report._rows import Texts, prompt_parts, values_of
 
 _NAMES = {"accuracy": "acc"}  # what that harness calls a metric of ours
 
@@ -101,7 +101,8 @@ def _render(messages: Sequence[Message]) -> str:
 def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     metric, kind = _metric(run), _kind(run)
     found = []
-    for number, row in enumerate(run.rows):
+    values = values_of(run.rows, run.spec["task"]["metric"])
+    for number, (row, value) in enumerate(zip(run.rows, values, strict=True)):
         template, query, demos = prompt_parts(run, row, texts)
         prompt, prefix = _prompt(template, query, demos), template.answer_prefix
         choices = [*row.label_logprobs]
@@ -130,7 +131,7 @@ def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             "arguments": {f"gen_args_{i}": a for i, a in enumerate(arguments)},
             "resps": resps, "filtered_resps": filtered, "filter": "none", "metrics": [metric],
             "doc_hash": _sha(json.dumps(doc, indent=2, ensure_ascii=False)), "prompt_hash": _sha(prompt),
-            "target_hash": _sha(target), metric: value_of(row, run.spec["task"]["metric"]),
+            "target_hash": _sha(target), metric: value,
         })  # fmt: skip
     return found
 
@@ -148,7 +149,7 @@ def _figure(run: Run) -> tuple[float, float | str]:
     value = metric.figure([r.output for r in run.rows], [r.gold for r in run.rows])
     if metric.judge is None or len(run.rows) < 2:
         return value, "N/A"
-    values = [value_of(row, metric.name) for row in run.rows]
+    values = values_of(run.rows, metric.name)
     mean = math.fsum(values) / len(values)
     spread = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, math.sqrt(spread / len(values))

@@ -18,7 +18,7 @@ from iclkit.report._board import BETTER, OPEN, WORSE, Board, Group, Line
 from iclkit.report._rows import Texts, pack
 from iclkit.report._text import group_notes, interval, legend, plain_words, signed
 
-DRILL_LIMIT = 7_000_000
+DRILL_LIMIT = 8_500_000
 """Characters of the page that the rows of single queries may take."""
 
 _NOT_CHOSEN = {"zero", "random", "random-fixed"}

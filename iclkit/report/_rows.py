@@ -62,9 +62,11 @@ def template_of(run: Run) -> Template:
     return Template(**fields | {"stop": tuple(fields.get("stop", ()))})
 
 
-def value_of(row: Row, metric: str) -> float:
-    """What a row's answer is worth; for a metric of whole runs, whether it is the expected text."""
-    return row.metrics[metric] if METRICS.get(metric).judge else float(row.output == row.gold)
+def values_of(rows: Sequence[Row], metric: str) -> list[float]:
+    """What each answer is worth; for a metric of whole runs, whether it is the expected text."""
+    if METRICS.get(metric).judge:
+        return [row.metrics[metric] for row in rows]
+    return [float(row.output == row.gold) for row in rows]
 
 
 def _example(example_id: str, found: Mapping[str, Any] | None) -> Example | None:
@@ -150,7 +152,7 @@ def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _Sheet, number: 
         "id": run.id,
         "seed": run.spec["seed"],
         "output": [number(row.output) for row in rows],
-        "value": [_short(value_of(row, metric)) for row in rows],
+        "value": [_short(value) for value in values_of(rows, metric)],
         "tokens": [row.prompt_tokens for row in rows],
         "chance": [
             _short(math.exp(row.metrics["gold_logprob"])) if "gold_logprob" in row.metrics else None for row in rows
@@ -167,8 +169,7 @@ def _short(value: float) -> float | int | None:
     """Three decimals are what a reader sees; what is no number is null."""
     if not math.isfinite(value):
         return None
-    short = round(value, 3)
-    return int(short) if short == int(short) else short
+    return int(value) if value in (0, 1) else round(value, 3)
 
 
 def _squeeze(value: object) -> str:

@@ -1,0 +1,101 @@
+"""The board and its page out of 10,000 queries by 20 selectors, with texts: seconds, megabytes.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_board.py [--smoke] [--keep FILE]
+
+Bounds: board and page under 10 seconds of CPU together, page under 10 MB. The runs are drawn: right or wrong by chance,
+picks at random from a pool of 10,000 rows (the worst case for compression), sentences of words as frequent as Zipf's
+law says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from iclkit.records import Example, Query, Row, Run
+from iclkit.report import leaderboard, to_html
+
+LABELS = ("world", "sports", "business", "technology")
+TASK = {"name": "drawn", "hash": "drawn", "kind": "classification", "metric": "accuracy", "labels": [*LABELS]}
+K = 8
+
+
+def sentences(rng: np.random.Generator, count: int) -> list[str]:
+    letters = np.array([*"abcdefghijklmnopqrstuvwxyz"])
+    words = ["".join(rng.choice(letters, n)) for n in rng.integers(2, 10, 20_000)]
+    chance = 1 / np.arange(1, len(words) + 1)
+    drawn = rng.choice(len(words), (count, 25), p=chance / chance.sum())
+    return [" ".join(words[i] for i in row) for row in drawn]
+
+
+def make_runs(queries: int, selectors: int) -> tuple[list[Run], dict[str, dict[str, dict[str, str]]]]:
+    rng = np.random.default_rng(0)
+    pool = [Example(text, LABELS[i % 4]) for i, text in enumerate(sentences(rng, queries))]
+    asked = [Query(text) for text in sentences(rng, queries)]
+    chance = rng.beta(2, 2, queries)
+    names = [("random", seed) for seed in range(3)] + [(f"mmr,trade_off=0.{n:02}", 0) for n in range(10, 9 + selectors)]
+    runs = []
+    for name, seed in names:
+        right = rng.random(queries) < chance
+        picks = rng.integers(0, len(pool), (queries, K))
+        scores = np.sort(rng.random((queries, K)))[:, ::-1]
+        rows = []
+        for i, query in enumerate(asked):
+            shown = tuple(dict.fromkeys(pool[p].id for p in picks[i]))
+            gold = LABELS[i % 4]
+            rows.append(
+                Row(query.id, gold, gold if right[i] else LABELS[(i + 1) % 4],
+                    {"accuracy": float(right[i]), "gold_logprob": float(np.log(chance[i]))},
+                    tuple(zip(shown, scores[i].tolist(), strict=False)), shown[::-1], prompt_tokens=400 + i % 90)
+            )  # fmt: skip
+        selector, _, setting = name.partition(",trade_off=")
+        spec = {
+            "iclkit": "0.1.0", "task": TASK | {"queries": queries}, "pool": {"hash": "p", "size": len(pool)},
+            "selector": {"name": selector, "settings": {"trade_off": setting} if setting else {}, "version": "0.1.0"},
+            "lm": {"name": "drawn", "fingerprint": "drawn"}, "embedder": None,
+            "template": {"demo": "Article: {input}\nTopic: {output}"}, "on_leak": "exclude",
+            "k": K, "seed": seed, "order": "best-last", "budget": None, "normalise": "sum",
+        }  # fmt: skip
+        runs.append(Run(spec, tuple(rows), {}, {"done": True, "leaks": {}}))
+    texts = {e.id: {"input": e.text, "output": e.output} for e in pool} | {q.id: {"input": q.text} for q in asked}
+    return runs, {"drawn": texts}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="1,000 queries by 5 selectors")
+    parser.add_argument("--keep", type=Path, help="write the page here")
+    args = parser.parse_args()
+    queries, selectors = (1_000, 5) if args.smoke else (10_000, 20)
+    runs, texts = make_runs(queries, selectors)
+    wall, start = time.perf_counter(), time.process_time()
+    board = leaderboard(runs)
+    middle = time.process_time()
+    page = to_html(board, runs, texts)
+    end, wall = time.process_time(), time.perf_counter() - wall
+    size = len(page.encode())
+    print(f"{queries:,} queries x {selectors} selectors ({len(runs)} runs)")
+    print(f"board {middle - start:.1f} s, page {end - middle:.1f} s of CPU, {wall:.1f} s in all; {size / 1e6:.1f} MB")
+    print(
+        "RESULT "
+        + json.dumps(
+            {
+                "board_s": round(middle - start, 2),
+                "page_s": round(end - middle, 2),
+                "wall_s": round(wall, 2),
+                "bytes": size,
+            }
+        )
+    )
+    if args.keep:
+        args.keep.write_text(page, encoding="utf-8", newline="\n")
+    assert end - start < 10, "board and page take 10 seconds or more"
+    assert size < 10_000_000, "the page has 10 MB or more"
+
+
+if __name__ == "__main__":
+    main()
