@@ -68,7 +68,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.command()
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
-              callback=read_sweep, help="A TOML file with any of these settings; the command line goes first.")  # fmt: skip
+              callback=read_sweep, help="A TOML file with these settings; the command line goes first.")  # fmt: skip
 @click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
               help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
 @click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
@@ -186,11 +186,11 @@ def open_pool(path: Path) -> Any:
     return Pool.open(path, create=False)
 
 
-def load_vectors(grid: Grid, name: str, dtype: str, device: str | None) -> Embedder | None:
-    """The embedder, if any selector of the grid needs one."""
+def load_vectors(grid: Grid, name: str, dtype: str, device: str | None, *, always: bool = False) -> Embedder | None:
+    """The embedder, if any selector of the grid needs one, or ``always``."""
     from iclkit.selectors import make_selector
 
-    if not any(make_selector(s).needs.embedder for s in grid.selectors):
+    if not always and not any(make_selector(s).needs.embedder for s in grid.selectors):
         return None
     from iclkit.pool import load_embedder
 

@@ -1,5 +1,6 @@
 """Did it help: runs, metrics and the statistics that judge them."""
 
+from iclkit.eval._diagnose import Diagnosis, diagnose
 from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, prompt_of, seed_matters, task_pool
 from iclkit.eval._labels import (
     Bin,
@@ -21,6 +22,7 @@ __all__ = [
     "Bench",
     "Bin",
     "Cost",
+    "Diagnosis",
     "Difference",
     "Estimate",
     "Grid",
@@ -32,6 +34,7 @@ __all__ = [
     "calibration_error",
     "confidences",
     "cost",
+    "diagnose",
     "difference",
     "estimate",
     "evaluate",

@@ -1,0 +1,91 @@
+"""``iclkit diagnose``: what selectors pick, judged in seconds without an LM."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from iclkit.cli._board import console, say
+from iclkit.cli._eval import dedupe, load_vectors, open_pool
+
+COLUMNS = (
+    ("label_recall", "label recall"),
+    ("label_match", "label match"),
+    ("majority", "majority right"),
+    ("labels", "labels"),
+    ("relevance", "relevance"),
+    ("redundancy", "redundancy"),
+    ("words", "words"),
+    ("coverage", "coverage"),
+    ("exposure", "exposure"),
+)
+
+
+@click.command()
+@click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
+@click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
+              help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
+@click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option("--seed", default=0, show_default=True, help="For whatever is random.")
+@click.option(
+    "--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; none leaves it out."
+)
+@click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
+@click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    tasks: tuple[str, ...],
+    selectors: tuple[str, ...],
+    k: int,
+    seed: int,
+    embedder: str,
+    pool_path: Path | None,
+    limit: int | None,
+    on_leak: str,
+    as_json: bool,
+) -> None:
+    """Describe what selectors pick for the queries of TASKs, without asking an LM."""
+    from rich.table import Table
+
+    from iclkit.datasets import load_task
+    from iclkit.eval import Grid, diagnose, make_bench
+
+    grid = Grid(dedupe(selectors), (k,))
+    benches = [
+        make_bench(load_task(name), open_pool(pool_path) if pool_path else None, limit=limit, on_leak=on_leak)
+        for name in dedupe(tasks)
+    ]
+    vectors = load_vectors(grid, embedder, "auto", None, always=embedder != "none")
+    data = []
+    for bench in benches:
+        found = []
+        for number, selector in enumerate(grid.selectors, 1):
+            say(f"{bench.task.name}: {number}/{len(grid.selectors)} {selector}")
+            found.append(diagnose(bench, selector, k=k, seed=seed, embedder=vectors))
+        data += [{"task": bench.task.name, **asdict(d)} for d in found]
+        if as_json:
+            continue
+        table = Table(title=f"{bench.task.name} · k = {k} · {len(bench.queries)} queries · {len(bench.view)} examples",
+                      title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))  # fmt: skip
+        table.add_column("selector", overflow="fold")
+        for _, head in COLUMNS:
+            table.add_column(head, justify="right")
+        for d in found:
+            values = [getattr(d, name) for name, _ in COLUMNS]
+            table.add_row(d.selector, *("–" if math.isnan(v) else f"{v:.2f}" for v in values))
+        console().print(table)
+    if as_json:
+        click.echo(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in data], indent=1))
+        return
+    console().print(
+        "label recall: queries with a pick of their own label · label match: share of picks that have it · majority "
+        "right: what copying the most frequent label would score · relevance: cosine with the query · redundancy: "
+        "cosine between picks · words: the query's words that picks have · coverage: share of the pool shown · exposure: "
+        "0 all shown alike, 1 a few for all. None of this asks an LM, so none of it says that answers get better.",
+        style="dim",
+    )
