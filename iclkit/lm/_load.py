@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 ENGINE = "1"
 """Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""
-MODES = ("auto", "fp32", "bf16")
+MODES = ("auto", "fp32", "bf16", "bf16-verified")
 
 
 def load_lm(
@@ -32,11 +32,12 @@ def load_lm(
 ) -> CachedLM | Any:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder, or ``openai:MODEL@URL``.
 
-    dtype: fp32 is the reference, bf16 multiplies in bf16 (logits, norms and residuals stay float32), auto is bf16
-    where the processor has it. device: cpu, cuda, cuda:1 …; None takes a GPU where there is one. threads: for torch
-    on CPU. batch_tokens: tokens per pass. cache: True for ``lm-cache.db`` under ICLKIT_HOME, a path for another file,
-    False for none. lean: False runs the ``transformers`` module itself. trust_remote_code: run code from the model's
-    folder. ModelError when it cannot be loaded, RunError when the cache cannot be written, UsageError for a setting.
+    dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
+    scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
+    device: cpu, cuda, cuda:1 …; None takes a GPU where there is one. threads: for torch on CPU. batch_tokens: tokens
+    per pass. cache: True for ``lm-cache.db`` under ICLKIT_HOME, a path for another file, False for none. lean: False
+    runs the ``transformers`` module itself. trust_remote_code: run code from the model's folder. ModelError when it
+    cannot be loaded, RunError when the cache cannot be written, UsageError for a setting.
     """
     from iclkit.lm._cached import CachedLM
 
@@ -48,15 +49,21 @@ def load_lm(
 
         lm: Any = open_openai(spec)
     else:
-        lm = load_torch(
-            spec,
-            dtype=dtype,
-            device=device,
-            threads=threads,
-            batch_tokens=batch_tokens,
-            lean=lean,
-            trust_remote_code=trust_remote_code,
-        )
+        from iclkit.lm._verified import VerifiedLM
+
+        def load(mode: str) -> Any:
+            lm = load_torch(
+                spec,
+                dtype=mode,
+                device=device,
+                threads=threads,
+                batch_tokens=batch_tokens,
+                lean=lean,
+                trust_remote_code=trust_remote_code,
+            )
+            return lm if store is None else CachedLM(lm, store)
+
+        return VerifiedLM(load("bf16"), load("fp32")) if dtype == "bf16-verified" else load(dtype)
     return lm if store is None else CachedLM(lm, store)
 
 

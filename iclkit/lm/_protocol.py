@@ -16,10 +16,13 @@ class ScoreRequest:
     """How likely is ``continuation`` after ``context``?
 
     The continuation carries its leading space (" positive"). Requests with equal contexts share one forward pass.
+    ``group`` names requests that compete although their contexts differ (candidate demonstrations for one query); it
+    never changes what is computed, only which winners ``bf16-verified`` makes sure of.
     """
 
     context: str
     continuation: str
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,161 @@
+"""What the scoring benchmarks share: prompts from the data sets, the OpenICL loop, timing, and the machine's limits."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LABELS = {
+    "sst2": ["negative", "positive"],
+    "trec": ["description", "entity", "abbreviation", "human", "number", "location"],
+    "agnews": ["world", "sports", "business", "technology"],
+}
+FIELDS = {"sst2": ("Review", "Sentiment"), "trec": ("Question", "Type"), "agnews": ("Article", "Topic")}
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def default_data() -> Path:
+    return Path(os.environ.get("ICLKIT_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+
+def rows_of(data: Path, task: str, split: str, n: int, seed: int = 0) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (data / task / f"{split}.jsonl").open(encoding="utf-8")]
+    random.Random(seed).shuffle(rows)
+    return rows[:n]
+
+
+def demo(task: str, row: dict[str, Any]) -> str:
+    name, answer = FIELDS[task]
+    return f"{name}: {row['input']}\n{answer}: {row['output']}\n\n"
+
+
+def question(task: str, row: dict[str, Any]) -> str:
+    name, answer = FIELDS[task]
+    return f"{name}: {row['input']}\n{answer}:"
+
+
+def nearest(pool: Sequence[dict[str, Any]], queries: Sequence[dict[str, Any]], k: int) -> np.ndarray:
+    """Row numbers (q, k) of the nearest pool rows by TF-IDF cosine, best first: needs no embedder."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    tfidf = TfidfVectorizer(sublinear_tf=True)
+    known = tfidf.fit_transform([r["input"] for r in pool])
+    scores = (tfidf.transform([r["input"] for r in queries]) @ known.T).toarray()
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+def few_shot_prompts(data: Path, task: str, n: int, shots: int, *, fixed: bool = False) -> list[str]:
+    """Prompts of ``n`` test queries with their nearest of 1,000 train rows, best last; or the same shots for all."""
+    pool, test = rows_of(data, task, "train", 1000), rows_of(data, task, "test", n)
+    picks = np.tile(np.arange(shots), (n, 1)) if fixed else nearest(pool, test, shots)
+    return [
+        "".join(demo(task, pool[j]) for j in row[::-1]) + question(task, query)
+        for row, query in zip(picks, test, strict=True)
+    ]
+
+
+def openicl_loop(
+    module: Any, tokenizer: Any, prompts: Sequence[str], labels: Sequence[str], rows: int = 8
+) -> np.ndarray:
+    """OpenICL's way: a forward per (label, prompt), batches in data order, full logits; -perplexity (q, labels)."""
+    import torch
+
+    tokenizer.padding_side = "right"
+    columns = []
+    for label in labels:
+        column: list[float] = []
+        for at in range(0, len(prompts), rows):
+            texts = [f"{p} {label}" for p in prompts[at : at + rows]]
+            batch = tokenizer(texts, padding=True, return_tensors="pt", truncation=True).to(module.device)
+            with torch.no_grad():
+                logits = module(**batch).logits
+            shifted = logits[..., :-1, :].contiguous()
+            wanted = batch["input_ids"][..., 1:].contiguous()
+            loss = torch.nn.functional.cross_entropy(
+                shifted.view(-1, shifted.size(-1)),
+                wanted.view(-1),
+                reduction="none",
+                ignore_index=tokenizer.pad_token_id,
+            ).view(wanted.size())
+            real = (batch["input_ids"] != tokenizer.pad_token_id).sum(-1)
+            column += (-loss.float().sum(-1) / real).tolist()
+        columns.append(column)
+    return np.array(columns).T
+
+
+def load_module(folder: str, dtype: str) -> tuple[Any, Any]:
+    import torch
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval(), tokenizer
+
+
+def timed(call: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> tuple[float, Any]:
+    start = clock()
+    out = call()
+    return clock() - start, out
+
+
+def matmul_peak(
+    rows: int = 2048, hidden: int = 576, wide: int = 1536, dtype: str = "bf16", device: str = "cpu"
+) -> float:
+    """Best measured FLOP/s of a matmul of the model's shape (F.linear and, on CPU, oneDNN's packed linear)."""
+    import torch
+
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    x = torch.randn(rows, hidden, dtype=kind, device=device)
+    w = torch.randn(wide, hidden, dtype=kind, device=device)
+    calls: list[Callable[[], Any]] = [lambda: torch.nn.functional.linear(x, w)]
+    if device == "cpu":
+        packed = torch.ops.mkldnn._reorder_linear_weight(w)
+        calls.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], ""))
+    best = 0.0
+    with torch.inference_mode():
+        for call in calls:
+            call()
+            for _ in range(5):
+                start = time.process_time() if device == "cpu" else time.perf_counter()
+                for _ in range(5):
+                    call()
+                if device != "cpu":
+                    torch.cuda.synchronize()
+                end = time.process_time() if device == "cpu" else time.perf_counter()
+                best = max(best, 5 * 2 * rows * hidden * wide / (end - start))
+    return best
+
+
+def matrix_parameters(config: Any) -> int:
+    """Parameters of the layers' matrices: each costs 2 FLOP per token."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.hidden_size * size * 2 * (config.num_attention_heads + config.num_key_value_heads)
+    return int(config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size))
+
+
+def machine() -> str:
+    import torch
+
+    name = "unknown CPU"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        name += ", ".join(["", *(f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if f" {f}" in flags)])
+    gpu = f"; {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}{gpu}; torch {torch.__version__}"
+
+
+def emit(**facts: Any) -> None:
+    print("RESULT " + json.dumps(facts), flush=True)

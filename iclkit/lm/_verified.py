@@ -1,0 +1,179 @@
+"""bf16-verified: answers at the speed of bf16 whose winners are those of float32.
+
+Requests compete in groups: the labels of one context, or the requests that carry the same ``group``. All are scored in
+bf16; a group whose best scores stand closer together than the error bound is scored again in float32.
+
+The bound is ``SAFETY`` standard deviations of the error of a score difference. The deviation is measured, not assumed:
+once per model on a built-in text, and again on every difference that a request list makes us verify; when those show a
+larger deviation, the bound grows and the groups that now fall inside it are verified too, until none is left. With a
+normal error, a winner outside five deviations is wrong once in some millions of groups. Which groups are verified
+depends on the request list alone, so equal lists give equal answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iclkit.lm._plan import Plan
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._spent import Spent
+from iclkit.records import Message
+
+SAFETY = 5.0
+FEW = 16
+"""Fewer verified differences than this say nothing of a deviation."""
+CALIBRATION = (
+    "The market opens at seven, when the first boats are back and the gulls have already taken their share. "
+    "Marta weighs two kilos of mussels for a man who asks every week whether they are fresh; every week she laughs. "
+    "Question: how many kilos does he carry home in a month? Answer: eight, if he never misses a Saturday.\n"
+    "Review: the acting is stiff and the jokes arrive late, yet I left the cinema in a good mood.\nSentiment: mixed\n"
+    "A triangle with sides 3, 4 and 5 has an area of 6. In 1969 people walked on the moon for the first time. "
+    "def total(prices):\n    return sum(p for p in prices if p > 0)\n"
+    "Dear support team, my parcel was left in the rain and the label can no longer be read. Please send another one, "
+    "or tell me how to get my money back. Kind regards, Ola."
+)
+
+
+class VerifiedLM:
+    """``fast`` answers, ``exact`` decides where ``fast`` is too close to call. Generation is left to ``exact``."""
+
+    def __init__(self, fast: Any, exact: Any) -> None:
+        self.fast, self.exact = fast, exact
+        self.name, self.context_size = exact.name, exact.context_size
+        self.fingerprint = f"{exact.fingerprint}|verified{SAFETY:g}|{fast.fingerprint}"
+        self._deviation: float | None = None
+        self._requests = 0
+
+    @property
+    def spent(self) -> Spent:
+        """What both models did; ``tokens_asked`` counts each request once, for the first pass."""
+        a, b = self.fast.spent, self.exact.spent
+        return Spent(
+            self._requests,
+            a.calls + b.calls,
+            a.tokens_asked,
+            a.tokens_computed + b.tokens_computed,
+            a.tokens_cached,
+            a.seconds + b.seconds,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, with the special tokens the model puts in front."""
+        return int(self.exact.count_tokens(text))
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
+        return str(self.exact.render_chat(messages))
+
+    def plan(self, requests: Sequence[ScoreRequest]) -> Plan:
+        """The plan of the bf16 pass; what must be verified is known only after it."""
+        plan: Plan = self.fast.plan(requests)
+        return plan
+
+    def estimate_seconds(self, plan: Plan) -> float:
+        """Seconds of the bf16 pass."""
+        return float(self.fast.estimate_seconds(plan))
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
+    ) -> list[Generation]:
+        """A float32 continuation per request; a choice among ``choices`` is verified like any other group."""
+        results: dict[int, Generation] = {}
+        chosen = [i for i, r in enumerate(requests) if r.choices]
+        if chosen:
+            asked = [ScoreRequest(requests[i].context, c, f"{i}") for i in chosen for c in requests[i].choices]
+            scores = iter(self.score(asked))
+            for i in chosen:
+                own = [next(scores) for _ in requests[i].choices]
+                best = max(range(len(own)), key=lambda j: own[j].logprob)
+                results[i] = Generation(requests[i].choices[best], own[best].tokens, "choice")
+            if on_done is not None:
+                on_done([*results.items()])
+        free = [i for i in range(len(requests)) if i not in results]
+
+        def done(part: Sequence[tuple[int, Generation]]) -> None:
+            if on_done is not None:
+                on_done([(free[i], g) for i, g in part])
+
+        if free:
+            self._requests += len(free)
+            results.update(zip(free, self.exact.generate([requests[i] for i in free], done), strict=True))
+        return [results[i] for i in range(len(requests))]
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        """Scores whose best in each group is the best in float32; ``on_done`` is called once, at the end."""
+        self._requests += len(requests)
+        scores: list[Score] = self.fast.score(requests)
+        fast = np.array([s.logprob for s in scores])
+        groups = [np.array(g) for g in group_indices(requests) if len(g) > 1]
+        exact = np.full(len(requests), np.nan)
+        deviation = self.deviation() if groups else 0.0
+        while True:
+            wanted = [
+                i for g in groups for i in contenders(fast[g], SAFETY * deviation, g, requests) if math.isnan(exact[i])
+            ]
+            if not wanted:
+                break
+            for i, score in zip(wanted, self.exact.score([requests[i] for i in wanted]), strict=True):
+                scores[i] = score
+                exact[i] = score.logprob
+            errors = gap_errors(fast, exact, groups)
+            if len(errors) >= FEW:
+                deviation = max(deviation, float(np.sqrt(np.mean(errors**2))))
+        if on_done is not None:
+            on_done([*enumerate(scores)])
+        return scores
+
+    def deviation(self) -> float:
+        """Standard deviation (nats) of bf16's error in the difference of two scores, on the built-in text."""
+        if self._deviation is None:
+            words = CALIBRATION.split(" ")
+            rivals = (" the", " a", " and", " he", " 4", " no")
+            requests = [
+                ScoreRequest(" ".join(words[:n]), rival)
+                for n in range(2, len(words), 3)
+                for rival in (f" {words[n]}", *rivals)
+                if words[n]
+            ]
+            fast = np.array([s.logprob for s in self.fast.score(requests)])
+            exact = np.array([s.logprob for s in self.exact.score(requests)])
+            errors = gap_errors(fast, exact, [np.array(g) for g in group_indices(requests)])
+            self._deviation = float(np.sqrt(np.mean(errors**2)))
+        return self._deviation
+
+
+def group_indices(requests: Sequence[ScoreRequest]) -> list[list[int]]:
+    """Indices of requests that compete: equal ``group``, or without one equal context."""
+    groups: dict[tuple[bool, str], list[int]] = {}
+    for i, r in enumerate(requests):
+        groups.setdefault((bool(r.group), r.group or r.context), []).append(i)
+    return [*groups.values()]
+
+
+def contenders(fast: Any, bound: float, group: Any, requests: Sequence[ScoreRequest]) -> list[int]:
+    """Members (as request indices) that must be verified: those within ``bound`` of the best, if any rival is.
+
+    Labels of one context are verified together: their float32 scores cost one pass, whichever are asked.
+    """
+    near = fast >= fast.max() - bound
+    if near.sum() < 2:
+        return []
+    if len({requests[i].context for i in group}) == 1:
+        return [int(i) for i in group]
+    return [int(i) for i in group[near]]
+
+
+def gap_errors(fast: Any, exact: Any, groups: Sequence[Any]) -> Any:
+    """Errors of ``fast`` in the difference between each verified member and its group's best verified one."""
+    out = []
+    for g in groups:
+        known = g[~np.isnan(exact[g])]
+        if len(known) > 1:
+            best = known[np.argmax(exact[known])]
+            others = known[known != best]
+            out.append((fast[others] - fast[best]) - (exact[others] - exact[best]))
+    return np.concatenate(out) if out else np.zeros(0)
