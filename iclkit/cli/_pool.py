@@ -111,14 +111,27 @@ def show(pool: Path, example_id: str, as_json: bool) -> None:
     """Show one example whole. ID may be the beginning of an id."""
     with Pool.open(pool, create=False, read_only=True) as store:
         example = store.get(example_id)
-        facts = {**example_dict(example), "embedded": store.embedded(example.id)}
+        facts: dict[str, Any] = {
+            **example_dict(example),
+            "embedded": store.embedded(example.id),
+            "keys": _keys(store, example.id),
+        }
     if as_json:
         print_json(facts)
         return
+    for transform, texts in facts.pop("keys").items():
+        facts[f"keys by {transform}"] = "\n".join(texts)
     for key, value in facts.items():
         if value:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             click.echo(f"{key}: {text}" if "\n" not in text else f"{key}:\n  " + text.replace("\n", "\n  "))
+
+
+def _keys(store: Pool, example_id: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for transform, _, text in store.stored_keys(example_id):
+        found.setdefault(transform, []).append(text)
+    return found
 
 
 @command.command()

@@ -7,6 +7,7 @@ Importing this room loads neither torch nor faiss.
 from iclkit.pool._embedder import Embedder, Progress
 from iclkit.pool._encoder import load_embedder
 from iclkit.pool._export import example_dict
+from iclkit.pool._keys import FieldKey, Keys, KeyTransform
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._reranker import load_reranker
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
@@ -19,6 +20,9 @@ __all__ = [
     "EmbedTemplate",
     "Embedder",
     "ExampleProvider",
+    "FieldKey",
+    "KeyTransform",
+    "Keys",
     "Pool",
     "PoolStats",
     "PoolView",

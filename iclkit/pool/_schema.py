@@ -27,12 +27,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
             action TEXT NOT NULL,
             rows INTEGER NOT NULL
-        ) STRICT""",
+        )""",
         # uid: tells an index file of this pool from one of another pool that stood at the same path.
-        "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID",
+        "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
         "INSERT INTO facts VALUES ('uid', lower(hex(randomblob(16))))",
         # Texts that were embedded or rewritten, by hash: equal texts share vectors and keys. Numbers are never reused.
-        "CREATE TABLE texts (number INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE) STRICT",
+        "CREATE TABLE texts (number INTEGER PRIMARY KEY AUTOINCREMENT, hash BLOB NOT NULL UNIQUE)",
         # seq is the insertion order and never reused.
         """CREATE TABLE examples (
             seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -44,7 +44,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             meta TEXT NOT NULL,
             text INTEGER NOT NULL REFERENCES texts(number),
             revision INTEGER NOT NULL
-        ) STRICT""",
+        )""",
         "CREATE INDEX examples_by_text ON examples(text)",
         # What was removed: ids and reasons, no content.
         """CREATE TABLE tombstones (
@@ -53,21 +53,37 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             reason TEXT NOT NULL,
             replaced_by TEXT,
             PRIMARY KEY (id, revision)
-        ) STRICT, WITHOUT ROWID""",
+        ) WITHOUT ROWID""",
         """CREATE TABLE embedders (
             number INTEGER PRIMARY KEY,
             fingerprint TEXT NOT NULL UNIQUE,
             name TEXT NOT NULL,
             side TEXT NOT NULL,
             dim INTEGER NOT NULL
-        ) STRICT""",
+        )""",
         # little-endian float32, unit length
         """CREATE TABLE vectors (
             embedder INTEGER NOT NULL REFERENCES embedders(number),
             text INTEGER NOT NULL REFERENCES texts(number),
             vector BLOB NOT NULL,
             PRIMARY KEY (embedder, text)
-        ) STRICT""",
+        )""",
+    ),
+    (
+        """CREATE TABLE transforms (
+            number INTEGER PRIMARY KEY,
+            fingerprint TEXT NOT NULL UNIQUE,
+            name TEXT NOT NULL
+        )""",
+        # source: hash of the input, of an example or of a query. fallback: the input stands in for a key.
+        """CREATE TABLE keys (
+            transform INTEGER NOT NULL REFERENCES transforms(number),
+            source TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            text TEXT NOT NULL,
+            fallback INTEGER NOT NULL,
+            PRIMARY KEY (source, transform, number)
+        ) WITHOUT ROWID""",
     ),
 )
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,12 +21,14 @@ from iclkit.pool._dedupe import duplicate_rows, fold_input
 from iclkit.pool._embedder import Embedder, FloatArray, Progress, encode, side_fingerprint
 from iclkit.pool._export import write_examples
 from iclkit.pool._index import Header, VectorIndex
+from iclkit.pool._keys import Keys, KeyTransform, clean_key, source_mark
 from iclkit.pool._schema import MEMORY, connect
 from iclkit.pool._view import PoolView
-from iclkit.records import Example, Json, canonical_json
+from iclkit.records import Example, Fields, Json, canonical_json
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
+KEY_BATCH = 32  # keys written per commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,15 +251,18 @@ class Pool:
         self, connection: sqlite3.Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None
     ) -> None:
         revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
-        texts = [connection.execute("SELECT text FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
+        gone = [connection.execute("SELECT text, input FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
         connection.executemany(
             "INSERT OR REPLACE INTO tombstones (id, revision, reason, replaced_by) VALUES (?, ?, ?, ?)",
             ((i, revision, reason, replaced_by) for i in ids),
         )
         connection.executemany("DELETE FROM examples WHERE id = ?", ((i,) for i in ids))
         orphan = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
-        connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {orphan}", texts)
-        connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {orphan}", texts)
+        connection.executemany(
+            f"DELETE FROM keys WHERE source = ?2 AND {orphan}", ((t, source_mark(json.loads(i))) for t, i in gone)
+        )
+        connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {orphan}", ((t,) for t, _ in gone))
+        connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {orphan}", ((t,) for t, _ in gone))
 
     # ---- duplicates, files, health
 
@@ -402,7 +407,28 @@ class Pool:
 
     def _vectors(self, view: PoolView, start: int, embedder: Embedder, progress: Progress | None) -> FloatArray:
         """Vectors of the view's rows from ``start`` on; those not stored yet are made and stored."""
-        numbers, first, rows = np.unique(view._texts[start:], return_index=True, return_inverse=True)
+        return self._numbered(view._texts[start:], lambda i: view.examples[start + i].text, embedder, progress)
+
+    def _text_vectors(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None) -> FloatArray:
+        """Vectors of any texts (keys of examples), stored like those of examples."""
+        hashes = {_text_hash(t): t for t in texts}
+        if not self.read_only:
+            with self._writing() as connection:
+                connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in hashes))
+        every, known = [*hashes], dict[bytes, int]()
+        for start in range(0, len(every), 900):  # the smallest limit that SQLite is built with is 999
+            some = every[start : start + 900]
+            known.update(
+                self._read(f"SELECT hash, number FROM texts WHERE hash IN ({','.join('?' * len(some))})", some)
+            )
+        number = {t: known.get(h, -1 - n) for n, (h, t) in enumerate(hashes.items())}  # below 0: not stored
+        numbers = np.array([number[t] for t in texts], dtype=np.int64)
+        return self._numbered(numbers, lambda i: texts[i], embedder, progress)
+
+    def _numbered(
+        self, texts: NDArray[np.int64], text_of: Callable[[int], str], embedder: Embedder, progress: Progress | None
+    ) -> FloatArray:
+        numbers, first, rows = np.unique(texts, return_index=True, return_inverse=True)
         unique = np.empty((len(numbers), embedder.dim), np.float32)
         missing = np.ones(len(numbers), dtype=np.bool_)
         found = list(self._stored(embedder, numbers))
@@ -410,7 +436,7 @@ class Pool:
             at = np.searchsorted(numbers, [t for t, _ in found])
             unique[at] = np.frombuffer(b"".join(v for _, v in found), "<f4").reshape(len(found), -1)
             missing[at] = False
-        text = {int(n): view.examples[start + first[n]].text for n in np.flatnonzero(missing)}
+        text = {int(n): text_of(int(first[n])) for n in np.flatnonzero(missing)}
         todo = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
         for done in range(0, len(todo), BATCH):
             some = todo[done : done + BATCH]
@@ -434,6 +460,63 @@ class Pool:
                 "SELECT (SELECT number FROM embedders WHERE fingerprint = ?), number, ? FROM texts WHERE number = ?",
                 ((mark, v.astype("<f4").tobytes(), int(t)) for t, v in zip(texts, vectors, strict=True)),
             )
+
+    # ---- keys
+
+    def keys(self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None) -> Keys:
+        """The keys of any inputs, examples' or queries'; those that are not stored are written, and stored.
+
+        Committed in batches: a kill loses at most one, and the same call again goes on. Written number by number, so
+        that a rewriter can share what stands in front of all inputs.
+        """
+        marks = [source_mark(i) for i in inputs]
+        given = dict(zip(marks, inputs, strict=True))
+        have = {
+            (source, number): (text, bool(fallback))
+            for source, number, text, fallback in self._read(
+                "SELECT k.source, k.number, k.text, k.fallback FROM json_each(?) AS s CROSS JOIN keys AS k "
+                "ON k.source = s.value AND k.transform = (SELECT number FROM transforms WHERE fingerprint = ?)",
+                (json.dumps([*given]), transform.fingerprint),
+            )
+        }
+        todo = [[m for m in given if (m, number) not in have] for number in range(transform.count)]
+        total, done = sum(map(len, todo)), 0
+        for number, sources in enumerate(todo):
+            for start in range(0, len(sources), KEY_BATCH):
+                some = sources[start : start + KEY_BATCH]
+                written = transform.write([given[m] for m in some], number)
+                if len(written) != len(some):
+                    raise DataError(f"{transform.name} wrote {len(written)} keys for {len(some)} inputs")
+                new = {(m, number): clean_key(w, given[m]) for m, w in zip(some, written, strict=True)}
+                if not self.read_only:
+                    self._store_keys(transform, new)
+                have.update(new)
+                done += len(some)
+                if progress:
+                    progress(done, total)
+        texts = tuple(tuple(have[m, n][0] for n in range(transform.count)) for m in marks)
+        return Keys(texts, sum(have[m, n][1] for m in marks for n in range(transform.count)))
+
+    def _store_keys(self, transform: KeyTransform, keys: Mapping[tuple[str, int], tuple[str, bool]]) -> None:
+        with self._writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO transforms (fingerprint, name) VALUES (?, ?)",
+                (transform.fingerprint, transform.name),
+            )
+            connection.executemany(  # what another process wrote meanwhile stays: all see the same keys
+                "INSERT OR IGNORE INTO keys (transform, source, number, text, fallback) "
+                "SELECT number, ?, ?, ?, ? FROM transforms WHERE fingerprint = ?",
+                ((m, n, text, int(fell), transform.fingerprint) for (m, n), (text, fell) in keys.items()),
+            )
+
+    def stored_keys(self, example_id: str) -> list[tuple[str, int, str]]:
+        """(transform, number, key) of all keys that were ever written for an example's input."""
+        rows: list[tuple[str, int, str]] = self._read(
+            "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
+            "WHERE k.source = ? ORDER BY t.number, k.number",
+            (source_mark(self.get(example_id).input),),
+        )
+        return rows
 
     # ---- the connection
 
@@ -514,7 +597,7 @@ class _Row:
             texts = [json.dumps(p, ensure_ascii=False, separators=(",", ":"), allow_nan=False) for p in parts]
             for text in (*texts, e.output, e.task, e.id):
                 text.encode()
-            text_hash = hashlib.blake2b(e.text.encode(), digest_size=16).digest()
+            text_hash = _text_hash(e.text)
         except (TypeError, ValueError) as error:
             raise DataError(f"example {position} ({e.id}) cannot be stored: {error}") from error
         return cls(e, e.id != _content_id(e), texts[0], texts[1], texts[2], text_hash)
@@ -530,6 +613,10 @@ class _Row:
     @property
     def task(self) -> str:
         return self.example.task
+
+
+def _text_hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _content_id(example: Example) -> str:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from iclkit.errors import DataError
 from iclkit.pool._embedder import Embedder, FloatArray, Progress, side_fingerprint
 from iclkit.pool._index import VectorIndex
-from iclkit.records import Example, digest
+from iclkit.pool._keys import Keys, KeyTransform
+from iclkit.records import Example, Fields, digest
 
 if TYPE_CHECKING:
     from iclkit.pool._store import Pool
@@ -80,6 +81,18 @@ class PoolView:
         if allowed is not None and (len(allowed) != len(queries) or any(a.shape != (len(self),) for a in allowed)):
             raise DataError(f"give one mask of shape ({len(self)},) per query, for {len(queries)} queries")
         return index.search(queries, k, allowed)
+
+    def keys(self, transform: KeyTransform, progress: Progress | None = None) -> Keys:
+        """The keys of each row's input; those the pool has not stored yet are written, and stored."""
+        return self._pool.keys(transform, [e.input for e in self.examples], progress)
+
+    def query_keys(self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None) -> Keys:
+        """The keys of queries; kept in the pool like those of examples."""
+        return self._pool.keys(transform, inputs, progress)
+
+    def text_vectors(self, embedder: Embedder, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(len(texts), dim) float32, unit rows: document vectors of any texts, e.g. keys; made once, stored."""
+        return self._pool._text_vectors(texts, embedder, progress)
 
     def _index(self, embedder: Embedder, progress: Progress | None = None) -> VectorIndex:
         key = side_fingerprint(embedder, "document")

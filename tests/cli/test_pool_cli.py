@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from iclkit.cli import main
-from iclkit.pool import Pool
+from iclkit.pool import FieldKey, Pool
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
 
@@ -104,9 +104,20 @@ def test_show_takes_the_beginning_of_an_id(iclkit, pool):
     assert code == 0
     assert json.loads(out) == {
         "id": example.id, "input": "question 2", "output": "yes", "task": "quiz", "choices": [], "meta": {"n": 2},
-        "embedded": ["hash"],
+        "embedded": ["hash"], "keys": {},
     }  # fmt: skip
     assert "input: question 2" in iclkit("show", pool, example.id)[1]
+
+
+def test_show_prints_the_keys_an_example_is_searched_by(iclkit, tmp_path):
+    with Pool.open(tmp_path / "p.db") as store:
+        store.add([Example({"question": "how many?", "table": "rivers"}, "3")])
+        store.view().keys(FieldKey("table"))
+        (example_id,) = store.ids
+    code, out, _ = iclkit("show", tmp_path / "p.db", example_id)
+    assert code == 0
+    assert "keys by field:table: rivers" in out
+    assert json.loads(iclkit("show", tmp_path / "p.db", example_id, "--json")[1])["keys"] == {"field:table": ["rivers"]}
 
 
 def test_rm_takes_ids_or_conditions(iclkit, pool):
