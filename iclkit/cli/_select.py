@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from iclkit.lm import LM
     from iclkit.pool import PoolView
     from iclkit.prompts import Template
+    from iclkit.selectors import Reranker
 
 
 class _Shots(click.ParamType[int | None]):
@@ -49,6 +50,7 @@ class _Shots(click.ParamType[int | None]):
 @click.option("-k", "--num_fewshot", "-f", "k", type=_Shots(), default="8", show_default=True, help="How many; or max.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one.")
 @click.option("--lm", help="For selectors that ask one, chat prompts, and the token budget.")
+@click.option("--reranker", help="A cross-encoder, for selector rerank.")
 @click.option("--task", help="Only the pool's examples of this task.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat.")
 @click.option("--exclude", multiple=True, metavar="ID", help="Never show this example; may repeat.")
@@ -66,6 +68,7 @@ def command(
     k: int | None,
     embedder: str,
     lm: str | None,
+    reranker: str | None,
     task: str | None,
     where: tuple[str, ...],
     exclude: tuple[str, ...],
@@ -99,6 +102,8 @@ def command(
         kit = Kit(lm=model, template=template, labels=_labels(view), seed=seed, order=order)
         if chooser.needs.embedder:
             kit = replace(kit, embedder=_load_embedder(embedder, view))
+        if chooser.needs.reranker and reranker:
+            kit = replace(kit, reranker=_load_reranker(reranker))
         chooser.fit(view, kit)
         shots = len(view) if k is None else k
         _say_cost(chooser, len(asked), shots)
@@ -251,6 +256,12 @@ def _load_lm(name: str) -> LM:
     from iclkit.lm import load_lm
 
     return load_lm(name)
+
+
+def _load_reranker(name: str) -> Reranker:
+    from iclkit.pool import load_reranker
+
+    return load_reranker(name)
 
 
 def _load_embedder(name: str, view: PoolView) -> Any:
