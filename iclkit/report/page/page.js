@@ -56,8 +56,8 @@
   nameTheme();
 
   // ---- head
-  document.title = data.title ? `${data.title} · iclkit leaderboard` : "iclkit leaderboard";
-  $("question").textContent = `${data.title ? `${data.title}: does` : "Does"} choosing beat ${data.baseline}, by how much, for what cost?`;
+  document.title = data.title ? `${data.title.trim()} · iclkit leaderboard` : "iclkit leaderboard";
+  $("question").textContent = `${data.title ? `${data.title.trim()}: does` : "Does"} choosing beat ${data.baseline}, by how much, for what cost?`;
   $("answer").textContent = data.headline.answer;
   $("detail").textContent = data.headline.detail;
   $("legend").append(...data.legend.map((text) => h("li", {}, h("p", {}, text))));
@@ -163,7 +163,8 @@
     showLines();
   } }, "Show all");
   $("filters").append(...Object.values(filters).filter(Boolean), clear);
-  $("filters").addEventListener("input", () => showLines());
+  const changed = (node, act) => { for (const kind of ["input", "change"]) node.addEventListener(kind, act); };
+  changed($("filters"), () => showLines());
   const heads = columns.map((column) => {
     const button = h("button", { type: "button", click: () => {
       const first = !column.down;
@@ -398,7 +399,7 @@
     };
     back.addEventListener("click", () => { state.page -= 1; draw(); });
     next.addEventListener("click", () => { state.page += 1; draw(); });
-    for (const control of [one, two, which, find]) control.addEventListener("input", select);
+    for (const control of [one, two, which, find]) changed(control, select);
     select();
     const sampled = rows.queries.length < group.queries ? h("p", { class: "soft" }, `${rows.queries.length.toLocaleString("en")} of ${group.queries.toLocaleString("en")} queries are kept in this page, evenly spaced; the runs have them all.`) : null;
     return h("div", {}, sampled, h("div", { class: "controls" }, one, two, which, find), h("div", { class: "pager" }, back, next, count),

@@ -1,0 +1,169 @@
+"""The page as a file: what it says at its top, what it holds, and that nothing in the data gets out of its place."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iclkit.cli import main
+from iclkit.records import Run
+from iclkit.report import headline, leaderboard, to_html
+
+from .pages import NASTY_TASK, make
+from .worlds import draw, make_run, make_runs
+
+
+def block(page: str, name: str) -> str:
+    return re.search(rf'<script type="[\w/]+" id="{name}">(.*?)</script>', page, re.S).group(1)
+
+
+def unpacked(page: str, name: str) -> dict:
+    return json.loads(gzip.decompress(base64.b64decode(block(page, name))))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ICLKIT_HOME", str(tmp_path_factory.mktemp("home")))
+        return make(tmp_path_factory.mktemp("runs"))
+
+
+def test_the_page_asks_for_nothing_from_outside(made):
+    page = to_html(leaderboard(made[0]), *made)
+    own = re.sub(r'<script type="[^"]+" id="[\w-]+">.*?</script>', "", page, flags=re.S)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:|//)|@import|url\(|fetch\(|XMLHttp""", own)
+
+
+def test_the_policy_allows_just_the_style_and_script_that_are_there(made):
+    page = to_html(leaderboard(made[0]), *made)
+    for kind in ("style", "script"):
+        content = re.search(rf"<{kind}>(.*?)</{kind}>", page, re.S).group(1)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in page
+
+
+def test_hostile_names_cannot_leave_the_data(made):
+    page = to_html(leaderboard(made[0]), *made, title="</script><script>bad()</script>")
+    data = json.loads(block(page, "board"))
+    assert "<" not in block(page, "board")
+    assert data["title"] == "</script><script>bad()</script>"
+    assert {g["task"] for g in data["groups"]} == {NASTY_TASK}
+    assert page.count("<script") == 1 + 1 + 2 + 1  # the code, the board, a package per k, one sheet of texts
+
+
+def test_the_same_runs_give_the_same_bytes(made):
+    runs, texts = made
+    assert to_html(leaderboard(runs), runs, texts) == to_html(leaderboard(runs[::-1]), runs[::-1], texts)
+
+
+def test_rows_of_the_page_are_the_rows_of_the_runs(made):
+    runs, texts = made
+    board = leaderboard(runs)
+    page = to_html(board, runs, texts)
+    known = {run.id: run for run in runs}
+    for g, group in enumerate(board.groups):
+        rows = unpacked(page, f"rows-{g}")
+        sheet = unpacked(page, f"sheet-{rows['sheet']}")
+        for line, packed in zip(group.lines, rows["lines"], strict=True):
+            for run_id, columns in zip(line.runs, packed, strict=True):
+                assert columns["id"] == run_id
+                for q, row in enumerate(known[run_id].rows):
+                    assert sheet["queryIds"][rows["queries"][q]] == row.query_id
+                    assert rows["answers"][columns["output"][q]] == row.output
+                    assert rows["answers"][rows["gold"][q]] == row.gold
+                    assert columns["value"][q] == row.metrics["accuracy"]
+                    assert [sheet["demoIds"][d] for d in columns["shown"][q]] == [i[:12] for i in row.shown]
+                    ranks = [[i for i, _ in row.picks].index(shown) + 1 for shown in row.shown]
+                    assert columns["rank"][q] == ranks
+
+
+@pytest.mark.parametrize("limit", [6_000, 20_000])
+def test_queries_that_do_not_fit_are_left_out_evenly(limit):
+    runs = make_runs(3000)
+    page = to_html(leaderboard(runs), runs, limit=limit)
+    rows = unpacked(page, "rows-0")
+    sheet = unpacked(page, "sheet-0")
+    packed = len(block(page, "rows-0")) + len(block(page, "sheet-0"))
+    kept = [int(sheet["queryIds"][q][1:]) for q in rows["queries"]]
+    gaps = np.diff([*kept, 3000])
+    assert limit / 3 < packed <= limit
+    assert 0 < len(kept) < 3000
+    assert gaps.max() - gaps.min() <= 1
+
+
+def test_the_headline_says_yes_with_size_and_cost():
+    said = headline(leaderboard(make_runs()))
+    assert said["answer"].startswith("Yes: knn gains +")
+    assert "for as many prompt tokens as random" in said["answer"]
+    counts = "1 came out better, 1 showed no difference, 0 came out worse"
+    assert said["detail"] == f"Of 2 comparisons with random, {counts}."
+
+
+def test_the_headline_names_the_setting_that_gained_most():
+    runs = [*make_runs(task="a", lift=0.3), *make_runs(task="b", key=1), *make_runs(task="c", lift=0.0, key=2)]
+    said = headline(leaderboard(runs))
+    assert said["answer"] == "Yes in 2 of 3 settings; not shown in the others."
+    assert "Most: knn gains +" in said["detail"]
+    assert "on a with fake" in said["detail"]
+
+
+def test_the_headline_says_no_and_what_could_have_been_missed():
+    said = headline(leaderboard(make_runs(lift=0.0)))
+    assert said["answer"] == "No: no way of choosing was shown to beat random in the one setting."
+    assert re.search(r"less than about \d+\.\d points could have been missed", said["detail"])
+
+
+def test_zero_and_other_random_draws_do_not_count_as_choosing():
+    rng = np.random.default_rng(0)
+    names = [("random", 8), ("zero", 0), ("random-fixed", 8)]
+    runs = [make_run(name, draw(rng, np.full(50, 0.5)), k=k) for name, k in names]
+    assert headline(leaderboard(runs))["answer"] == "Nothing can be said yet."
+
+
+def test_cost_is_told_as_a_ratio_of_tokens():
+    def dear(run: Run) -> Run:
+        from dataclasses import replace
+
+        return replace(run, rows=tuple(replace(r, prompt_tokens=2 * 108) for r in run.rows))
+
+    runs = [dear(r) if r.spec["selector"]["name"] == "knn" else r for r in make_runs()]
+    assert "for 2.00 times the prompt tokens of random" in headline(leaderboard(runs))["answer"]
+
+
+def test_equal_answers_are_a_tie():
+    right = [1.0, 0.0] * 40
+    runs = [make_run("random", right), make_run("knn", right)]
+    data = json.loads(block(to_html(leaderboard(runs), runs), "board"))
+    assert {x["name"]: x["verdict"] for x in data["groups"][0]["lines"]} == {"random": "baseline", "knn": "tie"}
+
+
+def test_the_command_writes_the_page_and_the_harness_layout(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    out = tmp_path / "runs"
+    runs, texts = make(out, ks=(2,))
+    page, folder = tmp_path / "new" / "board.html", tmp_path / "harness"
+    with pytest.raises(SystemExit) as stop:
+        main(["leaderboard", str(out), "--html", str(page), "--harness", str(folder), "--title", "Mine", "--json"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["baseline"] == "random"
+    assert f"wrote {page}" in printed.err
+    assert page.read_text(encoding="utf-8") == to_html(leaderboard(runs), runs, texts, title="Mine")
+    assert len([*folder.glob("*/results_*.json")]) == len(runs)
+
+
+def test_a_page_that_cannot_be_written_is_one_line(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    make(tmp_path / "runs", ks=(2,), test=6)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        main(["leaderboard", str(tmp_path / "runs"), "--html", str(Path(tmp_path, "file", "board.html"))])
+    assert stop.value.code == 2
+    assert "cannot write" in capsys.readouterr().err
