@@ -24,7 +24,7 @@ from iclkit.lm._spent import Spent
 from iclkit.records import Message
 
 SAFETY = 5.0
-FEW = 16
+FEW = 4
 """Fewer verified differences than this say nothing of a deviation."""
 CALIBRATION = (
     "The market opens at seven, when the first boats are back and the gulls have already taken their share. "
@@ -139,6 +139,7 @@ class VerifiedLM:
                 for rival in (f" {words[n]}", *rivals)
                 if words[n]
             ]
+            requests = [r for r in requests if self.count_tokens(r.context + r.continuation) < self.context_size]
             fast = np.array([s.logprob for s in self.fast.score(requests)])
             exact = np.array([s.logprob for s in self.exact.score(requests)])
             errors = gap_errors(fast, exact, [np.array(g) for g in group_indices(requests)])
