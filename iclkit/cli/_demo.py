@@ -27,6 +27,8 @@ SELECTORS = ("zero", "random", "bm25", "knn")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON, and nothing else.")
 def command(k: int, limit: int, out: Path, as_json: bool) -> None:
     """Show the whole story on the bundled set: does choosing demonstrations beat random ones?"""
+    from dataclasses import replace
+
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, make_bench
     from iclkit.report import leaderboard, plain_words, to_json
@@ -38,7 +40,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
         f"messages and then the question.\nFour ways to choose the {k}: none at all, at random (3 times), by shared "
         f"words (bm25), by likeness of meaning (knn)."
     )
-    bench = make_bench(task, limit=limit)
+    bench = replace(make_bench(task, limit=limit), source={"task": TASK})
     embedder = load_vectors(grid, EMBEDDER, "auto", None)
     lm = load_reader(LM, "auto", None)
     runs = run_jobs(announce([bench], lm, grid, embedder, out), out)

@@ -31,9 +31,7 @@ COLUMNS = (
               help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
-@click.option(
-    "--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; none leaves it out."
-)
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none.")
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
@@ -85,7 +83,7 @@ def command(
     console().print(
         "label recall: queries with a pick of their own label · label match: share of picks that have it · majority "
         "right: what copying the most frequent label would score · relevance: cosine with the query · redundancy: "
-        "cosine between picks · words: the query's words that picks have · coverage: share of the pool shown · exposure: "
-        "0 all shown alike, 1 a few for all. None of this asks an LM, so none of it says that answers get better.",
+        "cosine between picks · words: the query's words that picks have · coverage: share of the pool shown · "
+        "exposure: 0 all shown alike, 1 a few for all. No LM was asked: nothing here says that answers get better.",
         style="dim",
     )

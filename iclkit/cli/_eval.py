@@ -154,6 +154,7 @@ def command(
         loaded = [replace(task, template=replace(task.template, chat=True)) for task in loaded]
     pool = open_pool(pool_path) if pool_path else None
     benches = [make_bench(task, pool, limit=limit, on_leak=on_leak) for task in loaded]
+    benches = [replace(b, source=source_of(n, pool_path)) for b, n in zip(benches, dedupe(tasks), strict=True)]
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
@@ -177,6 +178,12 @@ def command(
 def dedupe(values: Any) -> tuple[Any, ...]:
     """Each value once, in order."""
     return tuple(dict.fromkeys(values))
+
+
+def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
+    """Where a task and a pool are, for a later command in another folder."""
+    places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
+    return places | ({"pool": str(pool.resolve())} if pool else {})
 
 
 def open_pool(path: Path) -> Any:
@@ -246,7 +253,7 @@ def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
 
     runs = []
     total = sum(len(job.bench.queries) for job in jobs)
-    with _bars(total) as (start, step):
+    with bars(total) as (start, step):
         for number, job in enumerate(jobs, 1):
             start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
             begun = time.monotonic()
@@ -258,7 +265,7 @@ def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
 
 
 @contextmanager
-def _bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
+def bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
     """Two bars on stderr, of the run under way and of all runs; nothing where stderr is not a terminal."""
     from rich.progress import (
         BarColumn,

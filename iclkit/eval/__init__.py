@@ -2,6 +2,7 @@
 
 from iclkit.eval._diagnose import Diagnosis, diagnose
 from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, prompt_of, seed_matters, task_pool
+from iclkit.eval._explain import Explanation, Influence, Shown, Suspect, explain, influences, suspects, with_runner_up
 from iclkit.eval._labels import (
     Bin,
     LabelScore,
@@ -25,11 +26,15 @@ __all__ = [
     "Diagnosis",
     "Difference",
     "Estimate",
+    "Explanation",
     "Grid",
+    "Influence",
     "Job",
     "LabelScore",
     "Metric",
     "Settings",
+    "Shown",
+    "Suspect",
     "bootstrap_macro_f1",
     "calibration_error",
     "confidences",
@@ -38,7 +43,9 @@ __all__ = [
     "difference",
     "estimate",
     "evaluate",
+    "explain",
     "holm",
+    "influences",
     "label_log_likelihood",
     "label_probabilities",
     "label_scores",
@@ -51,5 +58,7 @@ __all__ = [
     "rank_intervals",
     "reliability",
     "seed_matters",
+    "suspects",
     "task_pool",
+    "with_runner_up",
 ]

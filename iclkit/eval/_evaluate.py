@@ -42,6 +42,8 @@ class Bench:
     golds: tuple[str, ...]
     on_leak: str = "exclude"
     leaks: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, str] = field(default_factory=dict)
+    """Where ``task`` and ``pool`` were read from, for a later command; not part of a run's identity."""
 
 
 def task_pool(task: Task) -> Pool:
@@ -233,7 +235,11 @@ class _Work:
         self.template, self.settings, self.progress = template, settings, progress
         self.metric: Metric = METRICS.get(bench.task.metric)
         self.spec = run_spec(bench, chooser, lm, embedder, template, settings)
-        self.facts: dict[str, Any] = {"leaks": bench.leaks, "selector": short_name(chooser.spec)}
+        self.facts: dict[str, Any] = {
+            "leaks": bench.leaks,
+            "selector": short_name(chooser.spec),
+            "source": bench.source,
+        }
         self.spent: dict[str, float] = {}
         self._fitted = False
         self._done = 0

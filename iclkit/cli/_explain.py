@@ -1,0 +1,274 @@
+"""``iclkit explain``: which demonstrations a run showed, why, and what each was worth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iclkit.cli._board import console, say
+from iclkit.cli._eval import load_reader, open_pool
+from iclkit.errors import DataError, IclkitError, UsageError
+
+WORTH = "nats that showing it adds to the right answer's log-probability, all others in place"
+
+if TYPE_CHECKING:
+    from iclkit.eval import Bench, Explanation, Influence, Suspect
+    from iclkit.lm import LM
+    from iclkit.pool import Embedder
+    from iclkit.records import Example, Row, Run
+
+
+@click.command()
+@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("query_id", required=False)
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="For a whole run: its first N "
+              "queries.")  # fmt: skip
+@click.option("--suspects/--no-suspects", "with_suspects", default=True, show_default=True, help="For a whole run: ask "
+              "the LM about the label of every demonstration shown.")  # fmt: skip
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many of each kind to list.")
+@click.option("--task", help="Where the task is, if it has moved.")
+@click.option("--lm", "lm_name", help="The LM, if the run's name for it does not find it.")
+@click.option("--embedder", "embedder_name", help="The embedder, likewise.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    run_folder: Path,
+    query_id: str | None,
+    limit: int,
+    with_suspects: bool,
+    top: int,
+    task: str | None,
+    lm_name: str | None,
+    embedder_name: str | None,
+    dtype: str,
+    device: str | None,
+    no_cache: bool,
+    as_json: bool,
+) -> None:
+    """Explain one query of a RUN (its folder), or without QUERY_ID the whole run.
+
+    For a query: each demonstration with its score, rank, position, tokens, and its worth: the change in the right
+    answer's log-probability that showing it made. For a run: the demonstrations that help and hurt most, and those
+    whose own label the LM does not believe. QUERY_ID is an id, the beginning of one, or a position from 0.
+    """
+    from iclkit.eval import explain, influences, load_run, load_texts, suspects, with_runner_up
+
+    run = load_run(run_folder)
+    rows = [_row(run, query_id)] if query_id else list(run.rows[:limit])
+    texts = load_texts(run_folder)
+    bench, why_not = _bench(run, task)
+    lm = load_reader(lm_name or run.spec["lm"]["name"], dtype, device, cache=not no_cache)
+    if lm.fingerprint != run.spec["lm"]["fingerprint"]:
+        say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
+    embedder = _embedder(run, embedder_name, dtype, device) if bench else None
+    prompts = sum(len(r.shown) + 2 for r in rows)
+    say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
+    with _bar("leaving out", len(rows)) as progress:
+        found = explain(run, texts, lm, rows, progress)
+    if query_id:
+        if bench:
+            found = [with_runner_up(found[0], run, bench, embedder, lm)]
+        else:
+            say(f"note: no runner-up: {why_not}")
+        _print_query(found[0], as_json)
+        return
+    ranked = influences(found)
+    doubted: list[Suspect] = []
+    if with_suspects and run.spec["task"]["labels"] and bench:
+        shown = [i.example for i in ranked]
+        known = [bench.view.examples[r] for e in shown if (r := bench.view.row_of(e.id)) is not None]
+        say(f"asking about the labels of {len(known)} demonstrations")
+        with _bar("own labels", len(known)) as progress:
+            doubted = _ask(suspects, bench, run, lm, known, embedder, progress)
+    elif with_suspects and not bench:
+        say(f"note: no labels are checked: {why_not}")
+    _print_run(ranked, doubted, len(found), top, as_json)
+
+
+def _ask(
+    suspects: Callable[..., list[Suspect]],
+    bench: Bench,
+    run: Run,
+    lm: LM,
+    examples: Sequence[Example],
+    embedder: Embedder | None,
+    progress: Callable[[int, int], None],
+) -> list[Suspect]:
+    from iclkit.records import Spec
+
+    spec = Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"])
+    return suspects(bench, spec, lm, examples, k=run.spec["k"], embedder=embedder, progress=progress)
+
+
+def _row(run: Run, query_id: str) -> Row:
+    if query_id.isdigit() and len(query_id) <= len(str(len(run.rows))) and int(query_id) < len(run.rows):
+        return run.rows[int(query_id)]
+    found = [r for r in run.rows if r.query_id == query_id] or [r for r in run.rows if r.query_id.startswith(query_id)]
+    if len(found) == 1:
+        return found[0]
+    some = ", ".join(r.query_id for r in (found or run.rows)[:3])
+    what = f"begins {len(found)} query ids" if found else "is no query id"
+    raise UsageError(f"{query_id!r} {what} of this run; there are e.g. {some}, or give a position from 0")
+
+
+def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
+    """The run's task and pool, if they are still there and still the same; else why not."""
+    from iclkit.datasets import load_task
+    from iclkit.eval import make_bench
+
+    source = run.facts.get("source", {})
+    name = task or source.get("task")
+    if not name:
+        return None, "the run does not say where its task is; give --task"
+    try:
+        pool = open_pool(Path(source["pool"])) if "pool" in source else None
+        bench = make_bench(load_task(name), pool, limit=run.spec["task"]["queries"], on_leak=run.spec["on_leak"])
+    except IclkitError as error:
+        if task:
+            raise
+        return None, f"{error}; give --task"
+    if bench.view.hash != run.spec["pool"]["hash"]:
+        if task:
+            raise DataError(f"the pool of {task!r} is not the one of this run")
+        return None, "the pool has changed since the run"
+    return bench, ""
+
+
+def _embedder(run: Run, name: str | None, dtype: str, device: str | None) -> Embedder | None:
+    if not run.spec["embedder"]:
+        return None
+    from iclkit.pool import load_embedder
+
+    return load_embedder(name or run.spec["embedder"]["name"], dtype=dtype, device=device)  # type: ignore[arg-type]
+
+
+def _short(text: str, most: int = 60) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _print_query(found: Explanation, as_json: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    row = found.row
+    if as_json:
+        data = {
+            "query": row.query_id, "input": found.query.text, "gold": row.gold, "output": row.output,
+            "logprob": found.logprob, "logprob_without_any": found.without, "shares": found.shares,
+            "shown": [_item(s.example) | {"score": s.score, "rank": s.rank, "position": s.position,
+                                          "tokens": s.tokens, "worth": s.worth} for s in found.shown],
+            "dropped": [{"id": d.example_id, "reason": d.reason} for d in row.dropped],
+            "runner_up": _item(found.next[0]) | {"score": found.next[1]} if found.next else None,
+        }  # fmt: skip
+        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+        return
+    out = console()
+    verdict = "right" if row.output == row.gold else f"wrong, it is {row.gold}"
+    out.print(Text.assemble(("Query ", "dim"), row.query_id, "\n", (found.query.text, "bold yellow")))
+    out.print(Text(f"Answer: {row.output} ({verdict})", style="green" if row.output == row.gold else "red"))
+    best = sorted(found.shares, key=found.shares.__getitem__, reverse=True)[:4]
+    if best:
+        out.print(Text("Belief: " + ", ".join(f"{b} {100 * found.shares[b]:.0f} %" for b in best)))
+    out.print(
+        Text(f"Log-probability of the right answer: {found.logprob:.2f}; without demonstrations {found.without:.2f}")
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for head, right in (
+        ("position", 1),
+        ("rank", 1),
+        ("score", 1),
+        ("tokens", 1),
+        ("worth", 1),
+        ("", 0),
+        ("output", 0),
+        ("input", 0),
+    ):
+        table.add_column(head, justify="right" if right else "left", no_wrap=head != "input")
+    most = max((abs(s.worth) for s in found.shown), default=1) or 1
+    for s in found.shown:
+        style = "green" if s.worth > 0 else "red"
+        drawn = ("+" if s.worth > 0 else "−") * max(1, round(8 * abs(s.worth) / most))
+        table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(f"{s.worth:+.2f}", style),
+                      Text(drawn, style), Text(s.example.output), Text(_short(s.example.text)))  # fmt: skip
+    out.print(table)
+    for d in row.dropped:
+        out.print(Text(f"Not shown: {d.example_id[:12]}, {d.reason}", style="dim"))
+    if found.next:
+        example, score = found.next
+        out.print(Text(f"Runner-up: score {score:.3f}, {example.output}: {_short(example.text)}", style="dim"))
+    out.print(
+        Text("Worth: nats that showing it adds to the right answer's log-probability, all others in place.", "dim")
+    )
+
+
+def _print_run(ranked: Sequence[Influence], doubted: Sequence[Suspect], queries: int, top: int, as_json: bool) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if as_json:
+        data = {
+            "queries": queries,
+            "influence": [_item(f.example) | {"times": f.times, "worth": f.worth.value, "low": _finite(f.worth.low),
+                                              "high": _finite(f.worth.high)} for f in ranked],
+            "suspects": [_item(s.example) | {"own": s.own, "said": s.said, "said_share": s.shares[s.said]}
+                         for s in doubted],
+        }  # fmt: skip
+        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+        return
+    out = console()
+    for title, found in (("help most", ranked[:top]), ("hurt most", ranked[::-1][:top])):
+        table = Table(title=f"Demonstrations that {title}", title_justify="left", title_style="bold", box=None,
+                      padding=(0, 2, 0, 0))  # fmt: skip
+        for head in ("shown", "worth", "95 % interval", "output", "input", "id"):
+            table.add_column(head, justify="right" if head in ("shown", "worth") else "left", no_wrap=head != "input")
+        for f in found:
+            ends = "" if _finite(f.worth.low) is None else f"{f.worth.low:+.2f} … {f.worth.high:+.2f}"
+            cells = (
+                str(f.times),
+                f"{f.worth.value:+.2f}",
+                ends,
+                f.example.output,
+                _short(f.example.text),
+                f.example.id[:12],
+            )
+            table.add_row(*map(Text, cells))
+        out.print(table)
+    wrong = [s for s in doubted if s.said != s.example.output]
+    if doubted:
+        title = f"Labels to look at: the LM believes another for {len(wrong)} of {len(doubted)}; least likely first"
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for head in ("label", "its share", "the LM says", "share", "input", "id"):
+            table.add_column(head, justify="right" if "share" in head else "left", no_wrap=head != "input")
+        for s in wrong[:top]:
+            own, said = 100 * s.shares.get(s.example.output, 0.0), 100 * s.shares[s.said]
+            table.add_row(*map(Text, (s.example.output, f"{own:.1f} %", s.said, f"{said:.0f} %", _short(s.example.text),
+                                      s.example.id[:12])))  # fmt: skip
+        out.print(table)
+    doubt = " A label that the LM doubts may be wrong, or the LM may be: look before you remove it." if doubted else ""
+    out.print(Text(f"Over {queries} queries. Worth: {WORTH}.{doubt}", "dim"))
+
+
+def _item(example: Example) -> dict[str, Any]:
+    return {"id": example.id, "input": example.text, "output": example.output}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr with rate and time left."""
+    from iclkit.cli._eval import bars
+
+    with bars(total) as (start, step):
+        start(title, total)
+        yield lambda done, _: step(done)

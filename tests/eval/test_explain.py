@@ -1,0 +1,153 @@
+"""Explanations: worth equals leaving a demonstration out by hand; flipped labels are found."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from iclkit.datasets import make_task
+from iclkit.errors import DataError
+from iclkit.eval import evaluate, explain, influences, load_texts, make_bench, suspects, with_runner_up
+from iclkit.pool import Pool
+from iclkit.prompts import assemble
+from iclkit.records import Example, Query
+from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
+
+from .worlds import LABELS, WORDS, classification, copying_lm, generation
+
+
+@pytest.fixture
+def made(tmp_path, home):
+    task, lm = classification(test=70), copying_lm()
+    run = evaluate(task, "knn", lm, k=4, embedder=HashEmbedder(), out=tmp_path)
+    return task, lm, run, load_texts(tmp_path / run.id)
+
+
+def share(lm, prompt, gold):
+    scores = np.array([lm._score(prompt.text, f" {label}").logprob for label in LABELS])
+    return scores[LABELS.index(gold)] - np.logaddexp.reduce(scores)
+
+
+def test_worth_is_what_leaving_a_demonstration_out_by_hand_gives(made):
+    task, lm, run, texts = made
+    pool = {e.id: e for e in task.train}
+    for found in explain(run, texts, lm, run.rows[:6]):
+        query = Query(texts[found.row.query_id]["input"])
+        shown = [Example(pool[i].input, pool[i].output) for i in found.row.shown]
+        full = share(lm, assemble(task.template, query, shown, order="best-first"), found.row.gold)
+        assert found.logprob == pytest.approx(full)
+        for item in found.shown:
+            left = [e for n, e in enumerate(shown, 1) if n != item.position]
+            without = share(lm, assemble(task.template, query, left, order="best-first"), found.row.gold)
+            assert item.worth == pytest.approx(full - without)
+        empty = share(lm, assemble(task.template, query, []), found.row.gold)
+        assert found.without == pytest.approx(empty)
+        assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_rank_position_score_and_tokens_are_those_of_the_run(made):
+    task, lm, run, texts = made
+    (found,) = explain(run, texts, lm, run.rows[:1])
+    assert [s.example.id for s in found.shown] == [*run.rows[0].shown]
+    assert [s.position for s in found.shown] == [1, 2, 3, 4]
+    assert [s.rank for s in found.shown] == [4, 3, 2, 1]  # best last
+    assert {(s.example.id, s.score) for s in found.shown} == {*run.rows[0].picks}
+    assert found.shown[0].tokens == lm.count_tokens(task.template.render_demo(found.shown[0].example))
+
+
+def test_the_runner_up_is_what_one_more_shot_would_show(made):
+    task, lm, run, texts = made
+    (found,) = explain(run, texts, lm, run.rows[:1])
+    bench = make_bench(task)
+    full = with_runner_up(found, run, bench, HashEmbedder())
+    more = evaluate(task, "knn", lm, k=5, embedder=HashEmbedder(), limit=1).rows[0]
+    assert full.next is not None
+    assert (full.next[0].id, full.next[1]) == more.picks[4]
+
+
+def test_influence_joins_all_showings_and_leads_with_what_surely_helps(made):
+    _, lm, run, texts = made
+    explanations = explain(run, texts, lm)
+    found = influences(explanations)
+    assert sum(f.times for f in found) == 4 * 70
+    one = found[0]
+    worths = [s.worth for x in explanations for s in x.shown if s.example.id == one.example.id]
+    assert one.worth.value == pytest.approx(np.mean(worths))
+    assert (one.times, one.worth.value > 0) == (len(worths), True)
+    sure = [f for f in found if f.worth.low > 0]
+    assert found[: len(sure)] == sorted(sure, key=lambda f: (-f.worth.low, -f.worth.value, f.example.id))
+
+
+def test_generated_answers_are_explained_by_the_right_text(tmp_path, home):
+    run = evaluate(generation(), "random", copying_lm(), k=2, out=tmp_path)
+    (found,) = explain(run, load_texts(tmp_path / run.id), FakeLM(), run.rows[:1])
+    assert found.shares == {}
+    assert math.isfinite(found.shown[0].worth)
+
+
+def test_a_run_without_texts_is_refused(made):
+    _, lm, run, _ = made
+    with pytest.raises(DataError, match="finish it"):
+        explain(run, {}, lm)
+
+
+def test_zero_shot_rows_have_nothing_to_leave_out(tmp_path, home):
+    run = evaluate(classification(test=3), "zero", copying_lm(), out=tmp_path)
+    (found, *_) = explain(run, load_texts(tmp_path / run.id), copying_lm())
+    assert found.shown == ()
+    assert found.logprob == found.without
+
+
+def flipped(share_of: float, seed: int = 0):
+    """A task some of whose train rows carry a wrong label, and which."""
+    task, rng = classification(train=90), random.Random(seed)
+    bad = set(rng.sample(range(90), int(90 * share_of)))
+    train = [
+        Example(e.input, rng.choice([x for x in LABELS if x != e.output])) if n in bad else e
+        for n, e in enumerate(task.train)
+    ]
+    return make_task("flipped", train, task.test, template=task.template), {train[n].id for n in bad}
+
+
+def auroc(ranked: list[str], bad: set[str]) -> float:
+    """Chance that a flipped example is ranked before one that is not."""
+    before, wins = 0, 0
+    for i in ranked:
+        if i in bad:
+            before += 1
+        else:
+            wins += before
+    return wins / (len(bad) * (len(ranked) - len(bad)))
+
+
+def test_flipped_labels_are_found_well_above_chance(home):
+    task, bad = flipped(0.1)
+    bench = make_bench(task, Pool.of(task.train))
+    votes = copying_lm()
+
+    def logprob(context: str, continuation: str) -> float:  # knows some words, and looks at the demonstrations
+        words = context.split("\n\n")[-1].split("\n")[0].split()
+        return 0.3 * votes._score(context, continuation).logprob + sum(w in WORDS[continuation.strip()] for w in words)
+
+    found = suspects(bench, "bm25", ScriptedLM(logprob), bench.view.examples, k=6)
+    assert auroc([s.example.id for s in found], bad) > 0.8
+    assert {s.example.id for s in found} == {*bench.view.ids}
+
+
+def test_an_example_is_never_asked_with_itself_in_sight(home):
+    task, _ = flipped(0.1)
+    bench = make_bench(task, Pool.of(task.train))
+    lm = copying_lm()
+    suspects(bench, "bm25", lm, bench.view.examples[:5], k=6)
+    for request in lm.scored:
+        *demos, query = request.context.split("\n\n")
+        assert all(query.split("\n")[0] not in d for d in demos)
+
+
+def test_a_task_without_labels_has_no_suspects(home):
+    bench = make_bench(generation())
+    with pytest.raises(DataError, match="no labels"):
+        suspects(bench, "random", FakeLM(), bench.view.examples[:2])
