@@ -55,11 +55,12 @@ def test_a_whole_run_names_what_helps_and_what_looks_mislabelled(run, capsys):
 
 
 def test_a_task_that_has_gone_costs_only_the_runner_up(run, tmp_path, capsys):
+    (tmp_path / "moved").mkdir()
     shutil.move(tmp_path / "things", tmp_path / "moved")
     code, stdout, stderr = call("explain", str(run), "0", capsys=capsys)
     assert (code, "Runner-up" in stdout) == (0, False)
     assert "give --task" in stderr
-    code, stdout, _ = call("explain", str(run), "0", "--task", str(tmp_path / "moved"), capsys=capsys)
+    code, stdout, _ = call("explain", str(run), "0", "--task", str(tmp_path / "moved" / "things"), capsys=capsys)
     assert (code, "Runner-up" in stdout) == (0, True)
 
 
