@@ -16,7 +16,7 @@ from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
 from iclkit.report._board import BETTER, OPEN, WORSE, Board, Group, Line
 from iclkit.report._rows import Texts, pack
-from iclkit.report._text import group_notes, interval, legend, plain_words, signed
+from iclkit.report._text import figure, group_notes, interval, legend, plain_words
 
 DRILL_LIMIT = 8_500_000
 """Characters of the page that the rows of single queries may take."""
@@ -72,15 +72,15 @@ def headline(board: Board) -> dict[str, str]:
             "detail": f"{tally} {size if missed else ''}".strip(),
         }
     group, line = max(best, key=lambda pair: _diff(pair[1]).value)
-    top = (f"{line.name} gains {signed(_diff(line).value)} points over {base} "
-           f"({interval(_diff(line).low, _diff(line).high, sign=True)}) on {group.task} with {group.lm} "
+    top = (f"{line.name} gains {figure(_diff(line).value)} points over {base} "
+           f"({interval(_diff(line).low, _diff(line).high)}) on {group.task} with {group.lm} "
            f"and {group.k} demonstrations")  # fmt: skip
     costs = [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None]
     if len(settings) == 1:
         cost = f", for {_times(costs, base)}" if costs else ""
         return {"answer": f"Yes: {top}{cost}.", "detail": tally}
     gains = sorted(_diff(x).value for _, x in best)
-    low, middle, high = (signed(g) for g in (gains[0], median(gains), gains[-1]))
+    low, middle, high = (figure(g) for g in (gains[0], median(gains), gains[-1]))
     spread = f"gains {low}" if len(best) == 1 else f"gains {low} to {high} (median {middle})"
     everywhere, some = f"in all {len(settings)} settings", f"in {len(best)} of {len(settings)} settings"
     answer = f"Yes, {everywhere}." if len(best) == len(settings) else f"Yes {some}; not shown in the others."

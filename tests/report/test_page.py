@@ -7,8 +7,12 @@ import time
 
 import pytest
 
-from iclkit.records import digest
+from iclkit.datasets import make_task
+from iclkit.eval import evaluate, load_texts
+from iclkit.prompts import Template
+from iclkit.records import Example, digest
 from iclkit.report import leaderboard
+from iclkit.testing import ScriptedLM
 
 from .conftest import look
 from .pages import NASTY, NASTY_TASK, make, write
@@ -334,3 +338,22 @@ def test_a_page_of_a_sample_says_so(chrome, tmp_path):
     chrome.get(write(tmp_path / "some.html", make_runs(3000), None, limit=8_000).as_uri())
     opened(chrome)
     assert re.match(r"[\d,]+ of 3,000 queries are kept", one(chrome, ".drill p.soft").text)
+
+
+def test_a_chat_shows_who_says_what(chrome, tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    train = [Example(f"say {n}", f"it is {n}") for n in range(9)]
+    template = Template("{input}\n{output}", chat=True, system="Be brief.")
+    task = make_task("echo", train, [Example("say 11", "it is 11"), Example("say 12", "no")], kind="generation",
+                     template=template)  # fmt: skip
+    runs = [evaluate(task, "random", ScriptedLM(reply=lambda _: "it is 11"), k=1, seed=s, out=tmp_path) for s in (0, 1)]
+    texts = {task.hash: {k: v for run in runs for k, v in load_texts(tmp_path / run.id).items()}}
+    look(chrome)
+    chrome.get(write(tmp_path / "chat.html", runs, texts).as_uri())
+    opened(chrome)
+    one(chrome, "button.link").click()
+    (shown,) = runs[0].rows[0].shown
+    demo = texts[task.hash][shown]
+    said = re.sub(r"\s+", " ", one(chrome, "dialog pre").get_attribute("textContent"))
+    assert said == f"system Be brief. user {demo['input']} assistant {demo['output']} user say 11 "
+    assert [x.text for x in all_of(chrome, "dialog dd")][1] == "it is 11"

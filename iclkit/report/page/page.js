@@ -58,8 +58,9 @@
   // ---- head
   document.title = data.title ? `${data.title.trim()} · iclkit leaderboard` : "iclkit leaderboard";
   $("question").textContent = `${data.title ? `${data.title.trim()}: does` : "Does"} choosing beat ${data.baseline}, by how much, for what cost?`;
-  $("answer").textContent = data.headline.answer;
-  $("detail").textContent = data.headline.detail;
+  const whole = (text) => text.replaceAll(" … ", "\u00a0…\u00a0").replaceAll(" %", "\u00a0%"); // figures do not break
+  $("answer").textContent = whole(data.headline.answer);
+  $("detail").textContent = whole(data.headline.detail);
   $("legend").append(...data.legend.map((text) => h("li", {}, h("p", {}, text))));
 
   // ---- axes
@@ -136,7 +137,7 @@
     { key: "selector", head: "Selector", by: (x) => x.name.toLowerCase(), cell: (x) => h("th", { scope: "row" }, h("a", { href: `#group-${x.g}` }, x.name)) },
     { key: "task", head: "Task", show: several("task"), by: (x) => x.group.task.toLowerCase(), cell: (x) => h("td", {}, x.group.tag ? `${x.group.task} (${x.group.tag})` : x.group.task) },
     { key: "lm", head: "Model", show: several("lm"), by: (x) => x.group.lm.toLowerCase(), cell: (x) => h("td", {}, x.group.lm) },
-    { key: "k", head: "k", num: true, by: (x) => x.group.k, cell: (x) => h("td", { class: "num" }, `${x.group.k}`) },
+    { key: "k", head: "k", show: several("k"), num: true, by: (x) => x.group.k, cell: (x) => h("td", { class: "num" }, `${x.group.k}`) },
     { key: "score", head: unique(groups.map((g) => g.metric)).length === 1 ? groups[0].metric : "score", note: `${pct(figureTicks[0], 0)} to ${pct(figureTicks.at(-1), 0)} %`,
       down: true, by: (x) => x.figure[0], cell: (x) => h("td", {}, smallInterval(x.figure, figureTicks[0], figureTicks.at(-1), "plain"), `${pct(x.figure[0])} `, h("span", { class: "ends" }, ends(x.figure))) },
     { key: "diff", head: `vs ${data.baseline}`, note: `−${pct(diffEnd, 0)} to +${pct(diffEnd, 0)} points`, down: true, by: (x) => (x.diff ? x.diff[0] : null),
@@ -282,7 +283,7 @@
     const points = list.flatMap((series) => series.points.map((p) => ({ ...p, series })));
     const shown = points.filter((p, i) => points.findIndex((q) => q.series === p.series && q.tokens === p.tokens && q.figure[0] === p.figure[0]) === i);
     if (unique(shown.map((p) => Math.round(p.tokens))).length < 2) return null;
-    const byCost = [...shown].sort((a, b) => a.tokens - b.tokens || b.figure[0] - a.figure[0]);
+    const byCost = [...shown].sort((a, b) => Math.round(a.tokens) - Math.round(b.tokens) || b.figure[0] - a.figure[0]);
     const front = byCost.filter((p, i) => byCost.slice(0, i).every((q) => q.figure[0] < p.figure[0]));
     const called = (p) => (p.tokens && family.length > 1 && p.line.series[0] !== "zero" ? `${p.series.name}, k = ${p.k}` : p.series.name);
     const told = front.map((p) => `${called(p)} (${Math.round(p.tokens)} tokens, ${pct(p.figure[0])} %)`).join("; ");
@@ -315,10 +316,11 @@
         s("path", { class: "front", d: steps }),
         shown.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` },
           mark(p.series.style ?? 0, x(p.tokens), y(p.figure[0]), p.series.style === null ? "hollow" : "mark", `${called(p)}: ${pct(p.figure[0])} % (${ends(p.figure)}), ${Math.round(p.tokens)} tokens`))),
+        worth.map((p) => s("line", { class: "whisker soft-line", x1: x(p.tokens), x2: x(p.tokens), y1: y(p.figure[1] ?? p.figure[0]), y2: y(p.figure[2] ?? p.figure[0]) })),
         worth.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` }, place(p))),
       ] };
     });
-    return h("figure", {}, h("h4", {}, "What it costs"), box, h("figcaption", {}, `Nothing is both cheaper and better than: ${told}.`));
+    return h("figure", {}, h("h4", {}, "What it costs"), box, h("figcaption", {}, `Nothing is both cheaper and better than: ${told}. Upright lines are the 95 % intervals of the named ones.`));
   };
 
   // ---- single queries
@@ -471,7 +473,7 @@
       if (drawn.length) section.append(h("div", { class: "figures" }, drawn));
       for (const group of family) {
         const g = groups.indexOf(group);
-        section.append(h("h3", { id: `group-${g}`, tabindex: "-1" }, group.k ? `With ${group.k} demonstrations` : "Without demonstrations"), h("p", {}, group.words),
+        section.append(h("h3", { id: `group-${g}`, tabindex: "-1" }, group.k ? `With ${group.k} demonstrations` : "Without demonstrations"), h("p", {}, whole(group.words)),
           forest(group) ?? "", h("details", {}, h("summary", {}, "Notes"), h("ul", { class: "notes" }, group.notes.map((text) => h("li", {}, text)))), drill(group, g));
       }
     }
