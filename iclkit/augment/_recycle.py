@@ -16,10 +16,15 @@ from iclkit.augment._made import Made, Rejected, Writer
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template
-from iclkit.records import Example, clean_text, digest
+from iclkit.records import Example, clean_text, digest, fold_text
 
 _SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]]*(?=\s|$)")
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
+_ASK = "Read the paragraph. Write one question that it answers, then the answer in a few words."
+_SHOWN = (  # small models need to see the form once
+    "Paragraph: The bridge at Lunden was opened in 1904. It replaced a ferry that two brothers had rowed for years.\n"
+    "Question: When was the bridge at Lunden opened?\nAnswer: 1904"
+)
 _INSTRUCTION = "Answer the question from the numbered paragraphs. Name the paragraphs that support the answer first."
 _PLAIN_INSTRUCTION = "Answer the question from the numbered paragraphs."
 
@@ -71,6 +76,7 @@ def recycle(
     evidence: bool = True,
     sentences: int = 2,
     max_words: int = 15,
+    verbatim: bool = False,
     max_tokens: int = 80,
     seed: int = 0,
     task: str = "",
@@ -78,9 +84,10 @@ def recycle(
     """For each document ``k`` questions with short answers, each made from one random paragraph alone.
 
     Paragraphs have at least ``sentences`` sentences; one whose question cannot be read, or whose answer is empty or
-    longer than ``max_words``, is rejected and another is drawn. Fewer than k come back when the paragraphs run out. The
-    questions depend on document and seed only. Greedy; k calls per document when nothing is rejected, one round of the
-    LM for all documents together, and one more for each redraw. ``meta`` adds ``generated_paragraph``.
+    longer than ``max_words`` (or, with ``verbatim``, not in the paragraph), is rejected and another is drawn. Fewer
+    than k come back when the paragraphs run out. The questions depend on document and seed only. Greedy; k calls per
+    document when nothing is rejected, one round of the LM for all documents together, and one more for each redraw.
+    ``meta`` adds ``generated_paragraph``.
     """
     if k < 0 or max_words < 1:
         raise UsageError(f"k is {k}, max_words {max_words}; give at least 0 and 1")
@@ -93,6 +100,8 @@ def recycle(
         calls += len(contexts)
         for (n, number), context, reply in zip(wave, contexts, replies, strict=True):
             question, answer, problem = _read(reply.text, max_words, reply.finish == "length")
+            if verbatim and fold_text(answer) not in fold_text(documents[n].paragraphs[number - 1]):
+                problem = problem or "an answer that is not in the paragraph"
             if problem:
                 rejected.append(Rejected(problem, reply.text))
                 continue
@@ -116,10 +125,7 @@ def _next(numbers: list[int], count: int) -> list[int]:
 
 
 def _ask_about(paragraph: str) -> str:
-    return (
-        "Read the paragraph. Write one question that it answers, then the answer in a few words.\n\n"
-        f"Paragraph: {paragraph}\n\nQuestion:"
-    )
+    return f"{_ASK}\n\n{_SHOWN}\n\nParagraph: {paragraph}\nQuestion:"
 
 
 def _read(text: str, max_words: int, cut: bool) -> tuple[str, str, str]:

@@ -44,6 +44,7 @@ METHODS = {
 )
 @click.option("--document", "documents", multiple=True, type=click.Path(path_type=Path), help="A text file with blank "
               "lines between paragraphs; may repeat.")  # fmt: skip
+@click.option("--verbatim", is_flag=True, help="For recycle: only answers that stand in their paragraph.")
 @click.option("--metric", help="What accepts a trace.  [default: the task's, or number_match]")
 @click.option("--cue", default="", help='Words that an answer or trace begins with, e.g. "Let\'s think step by step."')
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the method's own]")
@@ -60,6 +61,7 @@ def command(
     labels: str | None,
     queries: Path | None,
     documents: tuple[Path, ...],
+    verbatim: bool,
     metric: str | None,
     cue: str,
     temperature: float | None,
@@ -76,7 +78,7 @@ def command(
     from iclkit.lm import load_lm
     from iclkit.pool import Pool
 
-    order = _Order(method, count, template_text, labels, queries, documents, metric, cue, temperature, seed)
+    order = _Order(method, count, template_text, labels, queries, documents, verbatim, metric, cue, temperature, seed)
     task = _load_task(task_name) if task_name else None
     order.check(task)
     if method in ("bootstrap", "synthesise") and not pool.exists():
@@ -108,6 +110,7 @@ class _Order:
     labels: str | None
     queries: Path | None
     documents: tuple[Path, ...]
+    verbatim: bool
     metric: str | None
     cue: str
     temperature: float | None
@@ -131,7 +134,7 @@ class _Order:
         if self.method == "recycle":
             texts = [augment.Document.of(_read(path)) for path in self.documents]
             _say_cost(sum(len(d.paragraphs) for d in texts))
-            return augment.recycle(lm, texts, **self._given("k"), **shared)
+            return augment.recycle(lm, texts, verbatim=self.verbatim, **self._given("k"), **shared)
         if self.method == "labels":
             _say_cost(len(labels) * self._number(2))
             return augment.write_for_labels(lm, template, labels, **self._given("per_label", heat=True), **shared)

@@ -84,6 +84,14 @@ def test_what_cannot_be_read_is_reported_and_another_paragraph_is_drawn():
     assert cut.reasons == {"cut off": 1}
 
 
+def test_an_answer_that_its_paragraph_does_not_hold_can_be_refused():
+    lm = ScriptedLM(reply=lambda c: " Who?\nAnswer: person1!\n")
+    made = recycle(lm, [document(3)], k=3, verbatim=True)
+    assert [e.meta["generated_paragraph"] for e in made.examples] == [2]
+    assert made.reasons == {"an answer that is not in the paragraph": 2}
+    assert len(recycle(lm, [document(3)], k=3).examples) == 3
+
+
 def test_paragraphs_of_one_sentence_are_left_out():
     doc = Document.of("Only one here.\n\nOne here. Two here!\n\n\n  \nA heading")
     assert doc.paragraphs == ("Only one here.", "One here. Two here!", "A heading")
