@@ -18,10 +18,20 @@ from iclkit.records import Fields, canonical_json, digest, input_text
 class KeyTransform(Protocol):
     """Writes keys. ``fingerprint`` covers all that determines key ``number`` of an input, but not ``count``."""
 
-    name: str
-    fingerprint: str
-    count: int
-    """Keys per input: numbers 0 to count - 1."""
+    @property
+    def name(self) -> str:
+        """For people."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What keys are kept under."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Keys per input: numbers 0 to count - 1."""
+        ...
 
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
         """Key ``number`` of each input. An empty text means that none could be written: the input stands in for it."""
@@ -30,10 +40,15 @@ class KeyTransform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """``texts[row]`` are the keys of one input, by number. ``fallbacks`` counts keys for which the input stands in."""
+    """``texts[row]`` are the keys of one input, by number; for ``fallen[row]`` of them the input itself stands in."""
 
     texts: tuple[tuple[str, ...], ...]
-    fallbacks: int
+    fallen: tuple[int, ...]
+
+    @property
+    def fallbacks(self) -> int:
+        """Keys, of all, for which the input stands in."""
+        return sum(self.fallen)
 
     @property
     def unique(self) -> float:
@@ -44,15 +59,15 @@ class Keys:
 
 @dataclass(frozen=True)
 class FieldKey:
-    """One named field of the input as its key. DataError for an input without that field."""
+    """One named field of the input as its key, or the whole input. DataError for an input without that field."""
 
-    field: str
+    field: str = ""
     count: int = 1
 
     @property
     def name(self) -> str:
-        """``field:NAME``."""
-        return f"field:{self.field}"
+        """``field:NAME``, or ``input``."""
+        return f"field:{self.field}" if self.field else "input"
 
     @property
     def fingerprint(self) -> str:
@@ -61,6 +76,8 @@ class FieldKey:
 
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:  # noqa: ARG002
         """The field's text."""
+        if not self.field:
+            return [input_text(given) for given in inputs]
         for given in inputs:
             if isinstance(given, str) or self.field not in given:
                 fields = "one text without fields" if isinstance(given, str) else ", ".join(given)

@@ -495,7 +495,7 @@ class Pool:
                 if progress:
                     progress(done, total)
         texts = tuple(tuple(have[m, n][0] for n in range(transform.count)) for m in marks)
-        return Keys(texts, sum(have[m, n][1] for m in marks for n in range(transform.count)))
+        return Keys(texts, tuple(sum(have[m, n][1] for n in range(transform.count)) for m in marks))
 
     def _store_keys(self, transform: KeyTransform, keys: Mapping[tuple[str, int], tuple[str, bool]]) -> None:
         with self._writing() as connection:

@@ -20,6 +20,8 @@ _BUILTINS = {
     "bm25": "_bm25:BM25Selector",
     "knn": "_knn:KNNSelector",
     "mmr": "_mmr:MMRSelector",
+    "skill-knn": "_skill_knn:SkillKNNSelector",
+    "field-knn": "_skill_knn:FieldKNNSelector",
     "dpp": "_dpp:DPPSelector",
     "set-bsr": "_coverage:SetBSRSelector",
     "cosine-coverage": "_coverage:CosineCoverageSelector",

@@ -9,11 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from iclkit.testing._embedder import HashEmbedder, OverlapReranker, TableEmbedder
 from iclkit.testing._lm import FakeLM, ScriptedLM
+from iclkit.testing._skills import OracleRewriter, hidden_skill, hidden_skill_task
 
 if TYPE_CHECKING:
     from iclkit.testing._contract import SelectorContract
 
-__all__ = ["FakeLM", "HashEmbedder", "OverlapReranker", "ScriptedLM", "SelectorContract", "TableEmbedder"]
+__all__ = [
+    "FakeLM",
+    "HashEmbedder",
+    "OracleRewriter",
+    "OverlapReranker",
+    "ScriptedLM",
+    "SelectorContract",
+    "TableEmbedder",
+    "hidden_skill",
+    "hidden_skill_task",
+]
 
 
 def __getattr__(name: str) -> Any:

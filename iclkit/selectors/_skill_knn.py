@@ -1,0 +1,170 @@
+"""Nearest neighbours by key texts: the skills an input needs, a rewriting of it, or one of its fields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.pool import FieldKey, Keys, KeyTransform
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS
+from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
+
+VARIANTS = ("distinctiveness", "consistency", "base")
+_FEW_KEYS = 0.5  # share of different keys below which the user is told
+_ROUGH = 1e-5  # more than a float32 sum of products of unit rows is off by
+_BLOCK = 1 << 22  # similarities of keys computed at a time
+
+
+def key_scores(query: FloatArray, pool: FloatArray, variant: str) -> FloatArray:
+    """(q, n) similarities of sets of keys (An et al. 2023, Skill-KNN, arXiv 2305.14210).
+
+    query (q, m, d), pool (n, m, d): unit rows. base: cosine of the first keys. consistency: cosine of the sums of all
+    keys. distinctiveness: the largest cosine of any key of one and any key of the other.
+    """
+    if variant == "base":
+        scores = query[:, 0] @ pool[:, 0].T
+    elif variant == "consistency":
+        scores = _unit(query.sum(1)) @ _unit(pool.sum(1)).T
+    else:
+        (q, m, d), n = query.shape, len(pool)
+        scores = (query.reshape(q * m, d) @ pool.reshape(n * m, d).T).reshape(q, m, n, m).max(axis=(1, 3))
+    return np.asarray(scores)
+
+
+def _unit(rows: FloatArray) -> FloatArray:
+    # keys that cancel each other have no direction and are as near to one thing as to another
+    unit: FloatArray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-12)
+    return unit
+
+
+@dataclass
+class _KeySelector(BaseSelector):
+    """Keys by ``transform_``; equal key similarities are told apart by the similarity of the inputs themselves."""
+
+    source: ClassVar[str] = "Skill-KNN; An et al. 2023, arXiv 2305.14210"
+    _variant: ClassVar[str] = "base"
+
+    def transform(self) -> KeyTransform:
+        """What writes the keys."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Write the keys that the pool does not have yet, and embed them and the inputs."""
+        assert self.kit_.embedder is not None
+        self.transform_ = self.transform()
+        self.keys_ = self.pool_.keys(self.transform_)
+        self.key_vectors_ = self._sets(self.keys_, self.pool_.text_vectors(self.kit_.embedder, _flat(self.keys_)))
+        self._vectors()
+        self.fallen_: dict[str, int] = {}
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """Scores are similarities of keys."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """Write the keys of the queries together, then compare."""
+        assert self.kit_.embedder is not None
+        if not queries:
+            return []
+        keys = self.pool_.query_keys(self.transform_, [q.input for q in queries])
+        self.fallen_.update((q.id, n) for q, n in zip(queries, keys.fallen, strict=True) if n)
+        asked = self._sets(keys, self.kit_.embedder.encode_queries(_flat(keys)))
+        plain, chosen = self._query_vectors(queries), list[Chosen]()
+        for some in self._blocks(len(queries)):
+            rough = key_scores(asked[some], self.key_vectors_, self._kind())
+            for key, own, near, mask in zip(asked[some], plain[some], rough, allowed[some], strict=True):
+                chosen.append(self._best(key, own, near, np.flatnonzero(mask), k))
+        return chosen
+
+    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Chosen:
+        """The best k of ``rows``. What is near the k-th in float32 is compared again in float64, because the last bits
+        of a product of matrices change with the number of queries in it."""
+        if k < len(rows):
+            rows = rows[rough[rows] >= np.partition(rough[rows], -k)[-k] - _ROUGH]
+        exact = key_scores(keys[None].astype(np.float64), self.key_vectors_[rows].astype(np.float64), self._kind())
+        scores = np.round(exact[0], DIGITS)
+        plain = np.round(self._vectors()[rows].astype(np.float64) @ own.astype(np.float64), DIGITS)
+        order = np.lexsort((rows, -plain, -scores))[:k]
+        return rows[order], scores[order]
+
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """When the keys say little."""
+        found = []
+        if missing := self.fallen_.get(query.id):
+            found.append(f"{missing} keys of the query could not be written; its own text stands in")
+        if self.keys_.fallbacks:
+            found.append(f"{self.keys_.fallbacks} keys of the pool could not be written; the inputs stand in")
+        if self.keys_.unique < _FEW_KEYS and len(self.pool_) > 1:
+            share = f"{self.keys_.unique:.0%}"
+            found.append(f"only {share} of the pool's keys differ from each other: they tell little apart")
+        return tuple(found)
+
+    def _kind(self) -> str:
+        return self._variant
+
+    def _sets(self, keys: Keys, vectors: FloatArray) -> FloatArray:
+        return vectors.reshape(len(keys.texts), self.transform_.count, -1)
+
+    def _blocks(self, queries: int) -> Iterator[slice]:
+        step = max(1, _BLOCK // (len(self.pool_) * self.transform_.count**2))
+        return (slice(at, at + step) for at in range(0, queries, step))
+
+
+def _flat(keys: Keys) -> list[str]:
+    return [text for texts in keys.texts for text in texts]
+
+
+@dataclass
+class SkillKNNSelector(_KeySelector):
+    """the nearest by what an LM writes about the inputs: the skills they need, a rewriting, a translation"""
+
+    name: ClassVar[str] = "skill-knn"
+    needs: ClassVar[Needs] = Needs(
+        embedder=True, lm=True, lm_calls_per_query="rewrites", lm_calls_per_task="n * rewrites"
+    )
+
+    style: str = "classification"  # or parsing, query, english, or a TOML file with instruction, stem and pairs
+    variant: str = "distinctiveness"  # largest similarity of any two keys; consistency: of their sums; base: one key
+    rewrites: int = 5  # keys per input, each after seeing the annotated pairs in another order; base uses one
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise UsageError(f"skill-knn: variant is {self.variant!r}; give {', '.join(VARIANTS)}")
+        if self.rewrites < 1:
+            raise UsageError(f"skill-knn: rewrites is {self.rewrites}; give 1 or more")
+
+    def transform(self) -> KeyTransform:
+        """The kit's LM with the annotated pairs of the style."""
+        assert self.kit_.lm is not None
+        return LMRewriter(self.kit_.lm, RewriteStyle.load(self.style), self._count())
+
+    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+        """One text per key; keys that the pool has already cost nothing."""
+        return len(self.pool_) * self._count(), self._count()
+
+    def _kind(self) -> str:
+        return self.variant
+
+    def _count(self) -> int:
+        return 1 if self.variant == "base" else self.rewrites
+
+
+@dataclass
+class FieldKNNSelector(_KeySelector):
+    """the nearest by one named field of the inputs, e.g. the question without its long context"""
+
+    name: ClassVar[str] = "field-knn"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "key transforms as in Skill-KNN; An et al. 2023, arXiv 2305.14210"
+
+    field: str = ""  # name of the field; the whole input when not given
+
+    def transform(self) -> KeyTransform:
+        """The field, or the input as it is."""
+        return FieldKey(self.field)
