@@ -1,5 +1,6 @@
 """Did it help: runs, metrics and the statistics that judge them."""
 
+from iclkit.eval._advise import Advice, Finding, advise, decide
 from iclkit.eval._diagnose import Diagnosis, diagnose
 from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, prompt_of, seed_matters, task_pool
 from iclkit.eval._explain import Explanation, Influence, Shown, Suspect, explain, influences, suspects, with_runner_up
@@ -20,6 +21,7 @@ from iclkit.eval._sweep import Cost, Grid, Job, cost, plan
 
 __all__ = [
     "METRICS",
+    "Advice",
     "Bench",
     "Bin",
     "Cost",
@@ -27,6 +29,7 @@ __all__ = [
     "Difference",
     "Estimate",
     "Explanation",
+    "Finding",
     "Grid",
     "Influence",
     "Job",
@@ -35,10 +38,12 @@ __all__ = [
     "Settings",
     "Shown",
     "Suspect",
+    "advise",
     "bootstrap_macro_f1",
     "calibration_error",
     "confidences",
     "cost",
+    "decide",
     "diagnose",
     "difference",
     "estimate",
