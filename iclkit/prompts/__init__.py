@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iclkit.prompts._assemble import assemble
+from iclkit.prompts._cost import BreakEven, ModelShape, break_even
 from iclkit.prompts._orders import ORDERS, order_picks
 from iclkit.prompts._parse import Block, open_prompt, parse_blocks, parse_continued
 from iclkit.prompts._template import Piece, Template
@@ -10,9 +11,12 @@ from iclkit.prompts._template import Piece, Template
 __all__ = [
     "ORDERS",
     "Block",
+    "BreakEven",
+    "ModelShape",
     "Piece",
     "Template",
     "assemble",
+    "break_even",
     "open_prompt",
     "order_picks",
     "parse_blocks",

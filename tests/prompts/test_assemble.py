@@ -140,3 +140,27 @@ def test_a_budget_needs_a_tokenizer_and_a_chat_needs_a_renderer():
         assemble(Template(), QUERY, SHOTS, budget=10)
     with pytest.raises(UsageError, match="render_chat"):
         assemble(Template(chat=True), QUERY, SHOTS)
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_real_tokenizer_and_chat_template_are_counted_exactly(smollm2_path, chat):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path)
+
+    def count(text: str) -> int:
+        return len(tokenizer(text).input_ids)
+
+    def real_chat(messages: list[Message]) -> str:
+        turns = [{"role": m.role, "content": m.content} for m in messages]
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+    shots = [Example(f'  {{"n": {n}}} <|im_end|> ' * (1 + n % 5), f"kind {n}\n") for n in range(200)]
+    template = Template("{input}\nKind: {output}", instruction="Say the kind.", chat=chat)
+    prompt = assemble(template, QUERY, shots, budget=700, reserve=8, count_tokens=count, render_chat=real_chat)
+    more = assemble(template, QUERY, shots[: len(prompt.shown) + 1], count_tokens=count, render_chat=real_chat)
+    assert prompt.tokens == count(prompt.text) <= 700 - 8 < more.tokens
+    assert tiles(prompt) == prompt.text
+    assert sum(s.kind == "output" for s in prompt.spans) == len(prompt.shown) > 5
+    assert prompt.text.count("Say the kind.") == 1
