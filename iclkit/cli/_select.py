@@ -99,7 +99,7 @@ def command(
     with Pool.open(pool, create=False) as store:
         view = store.view(task=task, where=_conditions(where) or None)
         model = _load_lm(lm) if lm else None
-        kit = Kit(lm=model, template=template, labels=_labels(view), seed=seed, order=order)
+        kit = Kit(lm=model, template=template, seed=seed, order=order)
         if chooser.needs.embedder:
             kit = replace(kit, embedder=_load_embedder(embedder, view))
         if chooser.needs.reranker and reranker:
@@ -206,12 +206,6 @@ def _say_cost(chooser: Any, queries: int, k: int) -> None:
     if per_task or per_query:
         total = per_task + per_query * queries
         click.echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
-
-
-def _labels(view: PoolView) -> tuple[str, ...]:
-    """The pool's outputs when they look like labels: each said four times on average."""
-    outputs = sorted({e.output for e in view.examples})
-    return tuple(outputs) if 4 * len(outputs) <= len(view) else ()
 
 
 def _conditions(where: Sequence[str]) -> dict[str, Any]:
