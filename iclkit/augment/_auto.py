@@ -50,20 +50,21 @@ def auto_icl(
     agreement: float = 0.6,
     temperature: float = 0.0,
     max_tokens: int = 128,
+    chat: bool = False,
     seed: int = 0,
     task: str = "",
 ) -> Made:
     """For each query the model writes ``questions`` new inputs of its kind, then answers each as ``label_inputs`` does.
 
     An example's ``meta["generated_for"]`` is the id of its query. Inputs that repeat the query or each other are
-    rejected. 1 + questions * votes calls per query at most (votes = 1 with labels), in two rounds of the LM.
-    UsageError for inputs with named fields.
+    rejected. ``chat`` asks for new inputs in the model's own chat template. 1 + questions * votes calls per query at
+    most (votes = 1 with labels), in two rounds of the LM. UsageError for inputs with named fields.
     """
     _one_text(template)
     writer = Writer("auto-icl", lm, seed)
     if not questions:
         return Made("auto-icl")
-    contexts = [_ask_for_inputs(template, q, questions) for q in queries]
+    contexts = [writer.asks(_ask_for_inputs(template, q, questions), "1.", chat) for q in queries]
     requests = [
         GenerateRequest(
             c, questions * (2 * lm.count_tokens(q.text) + _NEW_INPUT_TOKENS), temperature=temperature, seed=seed
@@ -72,7 +73,7 @@ def auto_icl(
     ]
     wanted, rejected = list[tuple[Fields, str, str]](), list[Rejected]()
     for query, context, reply in zip(queries, contexts, lm.generate(requests), strict=True):
-        items, others = read_list("1." + reply.text)
+        items, others = read_list(reply.text if chat else "1." + reply.text)
         rejected += [Rejected("not an item of a list", line) for line in others]
         rejected += [Rejected("more than was asked for", item) for item in items[questions:]]
         fresh = Fresh()
@@ -220,7 +221,7 @@ def _ask_for_inputs(template: Template, query: Query, count: int) -> str:
     kind = "1 new input" if count == 1 else f"{count} new inputs"
     return (
         f"{lead}Here is an input:\n{query.text}\n\n"
-        f"Write {kind} of the same kind and structure, in a numbered list, one on each line.\n1."
+        f"Write {kind} of the same kind and structure, in a numbered list, one on each line."
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from iclkit.lm import LM
 from iclkit.pool import AddReport, Pool
-from iclkit.records import Example, Json, digest, fold_text
+from iclkit.records import Example, Json, Message, digest, fold_text
 
 METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesise")
 """What ``meta["generated"]`` may be."""
@@ -63,6 +63,10 @@ class Writer:
             **{f"generated_{k}": v for k, v in more.items()},
         }
         return replace(example, meta={**example.meta, **meta})
+
+    def asks(self, text: str, opening: str, chat: bool) -> str:
+        """A request for the model: as a user's turn, or as a text that ends in the opening of the answer."""
+        return self.lm.render_chat([Message("user", text)]) if chat else f"{text}\n{opening}"
 
     def settings(self, reserve: int) -> dict[str, Any]:
         """What ``prompts.assemble`` needs for a prompt that leaves room for ``reserve`` tokens."""

@@ -78,6 +78,7 @@ def recycle(
     max_words: int = 15,
     verbatim: bool = False,
     max_tokens: int = 80,
+    chat: bool = False,
     seed: int = 0,
     task: str = "",
 ) -> Made:
@@ -87,7 +88,7 @@ def recycle(
     longer than ``max_words`` (or, with ``verbatim``, not in the paragraph), is rejected and another is drawn. Fewer
     than k come back when the paragraphs run out. The questions depend on document and seed only. Greedy; k calls per
     document when nothing is rejected, one round of the LM for all documents together, and one more for each redraw.
-    ``meta`` adds ``generated_paragraph``.
+    ``chat`` asks in the model's own chat template. ``meta`` adds ``generated_paragraph``.
     """
     if k < 0 or max_words < 1:
         raise UsageError(f"k is {k}, max_words {max_words}; give at least 0 and 1")
@@ -95,7 +96,9 @@ def recycle(
     left = [_drawn(d, sentences, seed) for d in documents]
     found: list[list[Example]] = [[] for _ in documents]
     while wave := [(n, number) for n in range(len(documents)) for number in _next(left[n], k - len(found[n]))]:
-        contexts = [_ask_about(documents[n].paragraphs[number - 1]) for n, number in wave]
+        contexts = [
+            writer.asks(_ask_about(documents[n].paragraphs[number - 1]), "Question:", chat) for n, number in wave
+        ]
         replies = lm.generate([GenerateRequest(c, max_tokens, ("\n\n",)) for c in contexts])
         calls += len(contexts)
         for (n, number), context, reply in zip(wave, contexts, replies, strict=True):
@@ -125,13 +128,13 @@ def _next(numbers: list[int], count: int) -> list[int]:
 
 
 def _ask_about(paragraph: str) -> str:
-    return f"{_ASK}\n\n{_SHOWN}\n\nParagraph: {paragraph}\nQuestion:"
+    return f"{_ASK}\n\n{_SHOWN}\n\nParagraph: {paragraph}"
 
 
 def _read(text: str, max_words: int, cut: bool) -> tuple[str, str, str]:
     """Question, answer, and what is wrong with them ("" if nothing); ``cut``: the text ended for want of tokens."""
     question, mark, answer = text.partition("Answer:")
-    question, (answer, *more) = " ".join(question.split()), answer.strip().split("\n")
+    question, (answer, *more) = " ".join(question.removeprefix("Question:").split()), answer.strip().split("\n")
     answer = " ".join(answer.split())
     if not question or not mark:
         return "", "", "no question and answer"

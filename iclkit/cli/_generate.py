@@ -44,6 +44,7 @@ METHODS = {
 )
 @click.option("--document", "documents", multiple=True, type=click.Path(path_type=Path), help="A text file with blank "
               "lines between paragraphs; may repeat.")  # fmt: skip
+@click.option("--chat", is_flag=True, help="For auto-icl and recycle: ask in the LM's own chat template.")
 @click.option("--verbatim", is_flag=True, help="For recycle: only answers that stand in their paragraph.")
 @click.option("--metric", help="What accepts a trace.  [default: the task's, or number_match]")
 @click.option("--cue", default="", help='Words that an answer or trace begins with, e.g. "Let\'s think step by step."')
@@ -61,6 +62,7 @@ def command(
     labels: str | None,
     queries: Path | None,
     documents: tuple[Path, ...],
+    chat: bool,
     verbatim: bool,
     metric: str | None,
     cue: str,
@@ -78,7 +80,9 @@ def command(
     from iclkit.lm import load_lm
     from iclkit.pool import Pool
 
-    order = _Order(method, count, template_text, labels, queries, documents, verbatim, metric, cue, temperature, seed)
+    order = _Order(
+        method, count, template_text, labels, queries, documents, chat, verbatim, metric, cue, temperature, seed
+    )
     task = _load_task(task_name) if task_name else None
     order.check(task)
     if method in ("bootstrap", "synthesise") and not pool.exists():
@@ -110,6 +114,7 @@ class _Order:
     labels: str | None
     queries: Path | None
     documents: tuple[Path, ...]
+    chat: bool
     verbatim: bool
     metric: str | None
     cue: str
@@ -134,14 +139,14 @@ class _Order:
         if self.method == "recycle":
             texts = [augment.Document.of(_read(path)) for path in self.documents]
             _say_cost(sum(len(d.paragraphs) for d in texts))
-            return augment.recycle(lm, texts, verbatim=self.verbatim, **self._given("k"), **shared)
+            return augment.recycle(lm, texts, verbatim=self.verbatim, chat=self.chat, **self._given("k"), **shared)
         if self.method == "labels":
             _say_cost(len(labels) * self._number(2))
             return augment.write_for_labels(lm, template, labels, **self._given("per_label", heat=True), **shared)
         if self.method == "auto-icl":
             queries = self._queries()
             _say_cost(len(queries) * (1 + self._number(4)))
-            given = self._given("questions", heat=True)
+            given = self._given("questions", heat=True) | {"chat": self.chat}
             return augment.auto_icl(lm, template, queries, labels=labels, cue=self.cue, **given, **shared)
         if self.method == "answer":
             inputs = [q.input for q in self._queries()[: self.count]]

@@ -115,6 +115,13 @@ def test_a_plan_stands_in_the_instruction_and_nothing_changes_without_examples()
     assert plan(ScriptedLM(reply=lambda _: " "), TEMPLATE, [Example("a", "b")]) == TEMPLATE
 
 
+def test_a_chat_model_is_asked_in_its_own_template():
+    lm = ScriptedLM(reply=lambda c: "Sure!\n1. one plus one" if "numbered list" in c else " two")
+    made = auto_icl(lm, TEMPLATE, [QUERY], questions=1, chat=True)
+    assert lm.generated[0].context.endswith("one on each line.<|end|>\n<|assistant|>\n")
+    assert [(e.input, e.output) for e in made.examples] == [("one plus one", "two")]
+
+
 def test_named_fields_are_refused():
     with pytest.raises(UsageError, match="question, context"):
         auto_icl(FakeLM(), Template("{question} {context}: {output}"), [QUERY])

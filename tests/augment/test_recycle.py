@@ -92,6 +92,14 @@ def test_an_answer_that_its_paragraph_does_not_hold_can_be_refused():
     assert len(recycle(lm, [document(3)], k=3).examples) == 3
 
 
+def test_a_chat_model_is_asked_in_its_own_template():
+    lm = ScriptedLM(reply=lambda _: "Question: Who?\nAnswer: she\n")
+    made = recycle(lm, [document(1)], chat=True)
+    assert lm.generated[0].context.startswith("<|user|>\nRead the paragraph.")
+    assert lm.generated[0].context.endswith("<|assistant|>\n")
+    assert (made.examples[0].input, made.examples[0].output) == ("Who?", "[1]\nAnswer: she")
+
+
 def test_paragraphs_of_one_sentence_are_left_out():
     doc = Document.of("Only one here.\n\nOne here. Two here!\n\n\n  \nA heading")
     assert doc.paragraphs == ("Only one here.", "One here. Two here!", "A heading")
