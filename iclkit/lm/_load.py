@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 ENGINE = "1"
 """Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""
+SMALL_MODEL = 2 << 30
+"""Bytes of weights up to which several copies on one machine are taken for granted."""
+MOST_WORKERS = 4
 MODES = ("auto", "fp32", "bf16", "bf16-verified")
 
 
@@ -24,6 +27,7 @@ def load_lm(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    workers: int | None = None,
     threads: int | None = None,
     batch_tokens: int = 2048,
     cache: bool | Path = True,
@@ -34,10 +38,12 @@ def load_lm(
 
     dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
-    device: cpu, cuda, cuda:1 …; None takes a GPU where there is one. threads: for torch on CPU. batch_tokens: tokens
-    per pass. cache: True for ``lm-cache.db`` under ICLKIT_HOME, a path for another file, False for none. lean: False
-    runs the ``transformers`` module itself. trust_remote_code: run code from the model's folder. ModelError when it
-    cannot be loaded, RunError when the cache cannot be written, UsageError for a setting.
+    device: cpu, cuda, cuda:1 …; None takes the GPUs there are. workers: processes that share the batches; None is one
+    per GPU, or on CPU one per core up to four for a small model (they start with the first long plan). threads: of
+    each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for ``lm-cache.db`` under
+    ICLKIT_HOME, a path for another file, False for none. lean: False runs the ``transformers`` module itself.
+    trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded, RunError when the
+    cache cannot be written, UsageError for a setting that cannot be.
     """
     from iclkit.lm._cached import CachedLM
 
@@ -56,6 +62,7 @@ def load_lm(
                 spec,
                 dtype=mode,
                 device=device,
+                workers=workers,
                 threads=threads,
                 batch_tokens=batch_tokens,
                 lean=lean,
@@ -82,6 +89,7 @@ def load_torch(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    workers: int | None = 1,
     threads: int | None = None,
     batch_tokens: int = 2048,
     lean: bool = True,
@@ -90,8 +98,8 @@ def load_torch(
     """The transformers backend, without a cache around it."""
     from iclkit.models import resolve
 
-    if batch_tokens < 1 or (threads is not None and threads < 1):
-        raise UsageError(f"batch_tokens is {batch_tokens}, threads {threads}: both must be at least 1")
+    if any(n is not None and n < 1 for n in (batch_tokens, workers, threads)):
+        raise UsageError(f"batch_tokens {batch_tokens}, workers {workers}, threads {threads}: each must be at least 1")
     folder = Path(spec) if Path(spec, "config.json").is_file() else resolve(spec, "lm")
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
@@ -102,9 +110,16 @@ def load_torch(
     from iclkit.lm._tokens import TextCodec
     from iclkit.lm._torch import DTYPES, TorchLM, agrees
 
+    where = _device(device)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        many_gpus = torch.cuda.device_count() if device is None else 1
+        small = sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= SMALL_MODEL
+        workers = many_gpus if where.type == "cuda" else (min(cores, MOST_WORKERS) if small else 1)
+    if threads is None and where.type == "cpu":
+        threads = max(1, cores // workers)
     if threads is not None:
         torch.set_num_threads(threads)
-    where = _device(device)
     mode = dtype if dtype != "auto" else ("bf16" if has_bf16(where) else "fp32")
     transformers.utils.logging.disable_progress_bar()
     quiet = transformers.utils.logging.get_verbosity()
@@ -134,7 +149,7 @@ def load_torch(
         f"transformers{transformers.__version__}",
         where.type,
     ]
-    return TorchLM(
+    lm = TorchLM(
         module,
         TextCodec(tokenizer),
         name=Path(spec).name if folder == Path(spec) else spec,
@@ -142,6 +157,21 @@ def load_torch(
         lean=engine,
         batch_tokens=batch_tokens,
     )
+    if workers == 1:
+        return lm
+    from iclkit.lm._workers import ParallelLM
+
+    same = {
+        "spec": str(folder),
+        "dtype": mode,
+        "threads": threads,
+        "batch_tokens": batch_tokens,
+        "lean": lean,
+        "trust_remote_code": trust_remote_code,
+    }
+    gpus = torch.cuda.device_count() if where.type == "cuda" and device is None else 0
+    devices = [f"cuda:{n % gpus}" if gpus else str(where) for n in range(1, workers)]
+    return ParallelLM.of(lm, load_torch, [{**same, "device": d} for d in devices])
 
 
 def _device(device: str | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,28 @@ class _Float32Head(torch.nn.Module):
         return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is computed at once, and may be computed by any process: pairs to score, or prompts to continue.
+
+    ``chain``: the kept prefixes that stand before the pairs, outermost first.
+    """
+
+    pairs: tuple[Pair, ...]
+    prompts: tuple[Ids, ...] = ()
+    requests: tuple[GenerateRequest, ...] = ()
+    chain: tuple[Prefix, ...] = ()
+
+
+def prefix_chain(prefixes: Sequence[Prefix], last: int) -> tuple[Prefix, ...]:
+    """Prefix ``last`` and those before it, outermost first; empty for -1."""
+    chain: list[Prefix] = []
+    while last >= 0:
+        chain.append(prefixes[last])
+        last = prefixes[last].parent
+    return tuple(reversed(chain))
+
+
 class TorchLM:
     """A loaded model. Batches are planned over the whole request list, so equal lists give bit-equal answers.
 
@@ -64,6 +87,7 @@ class TorchLM:
         self.context_size: int = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
         self.device: torch.device = next(module.parameters()).device
         self.spent = Spent()
+        self._kept: dict[Ids, KV] = {}
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
         many = eos if isinstance(eos, (list, tuple)) else [eos]
         self._eos = {e for e in (*many, codec.eos) if e is not None}
@@ -145,39 +169,43 @@ class TorchLM:
         results: list[tuple[int, Score]] = []
         self.spent.requests += len(pairs)
         self.spent.tokens_asked += plan.tokens_asked
-        for units, scores in self._run(plan):
+        jobs = [
+            Job(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
+            for b in plan.batches
+        ]
+        for at, scores in self._run(jobs):
+            units = plan.batches[at].units
             done = [(i, s) for u, s in zip(units, scores, strict=True) for i in plan.requests_of[u]]
             if on_done is not None:
                 on_done(done)
             results.extend(done)
         return iter(results)
 
-    def _run(self, plan: Plan) -> Iterator[tuple[tuple[int, ...], list[Score]]]:
-        """Each batch's units and their scores, in the plan's order."""
-        kept: dict[int, KV] = {}
-        for batch in plan.batches:
+    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Any]]]:
+        """(job number, results) of each job as it is finished."""
+        for at, job in enumerate(jobs):
             start = time.perf_counter()
-            pairs = [plan.units[u] for u in batch.units]
-            if batch.prefix >= 0:
-                kept = self._keep(plan.prefixes, batch.prefix, kept)
-            prefix = plan.prefixes[batch.prefix] if batch.prefix >= 0 else None
-            scores = self._compute_in_memory(pairs, prefix, kept.get(batch.prefix))
-            self.spent.calls += len(pairs)
+            results = self.work(job)
+            self.spent.calls += len(results)
             self.spent.seconds += time.perf_counter() - start
-            yield batch.units, scores
+            yield at, results
 
-    def _keep(self, prefixes: Sequence[Prefix], wanted: int, kept: dict[int, KV]) -> dict[int, KV]:
-        """The keys and values of prefix ``wanted`` and of those before it, computed where they are not kept yet."""
-        chain = []
-        at = wanted
-        while at >= 0:
-            chain.append(at)
-            at = prefixes[at].parent
-        held = {i: kept[i] for i in chain if i in kept}
-        for i in reversed(chain):
-            if i not in held:
-                held[i] = self._prefill(prefixes[i], held.get(prefixes[i].parent))
-        return held
+    def work(self, job: Job) -> list[Any]:
+        """Do one job: a Score per pair or a Generation per prompt."""
+        if job.requests:
+            return self._generate_in_memory(job.prompts, job.requests)
+        kept = self._keep(job.chain)
+        prefix = job.chain[-1] if job.chain else None
+        return self._compute_in_memory(job.pairs, prefix, kept)
+
+    def _keep(self, chain: Sequence[Prefix]) -> KV | None:
+        """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
+        held: dict[Ids, KV] = {}
+        before: KV | None = None
+        for prefix in chain:
+            before = held[prefix.ids] = self._kept.get(prefix.ids) or self._prefill(prefix, before)
+        self._kept = held
+        return before
 
     def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
         assert self.lean is not None
@@ -263,21 +291,24 @@ class TorchLM:
         results: list[tuple[int, Generation]] = []
         self.spent.requests += len(requests)
         self.spent.tokens_asked += sum(map(len, prompts))
-        for batch in generation_batches(prompts, requests, self.batch_tokens):
-            left = [i for i in batch if i not in skip]
-            if not left:
-                continue
-            if requests[left[0]].choices:
-                done = self._choose([requests[i] for i in left])
-            else:
-                start = time.perf_counter()
-                done = self._generate_in_memory([prompts[i] for i in left], [requests[i] for i in left])
-                self.spent.calls += len(left)
-                self.spent.seconds += time.perf_counter() - start
-            pairs = list(zip(left, done, strict=True))
+        batches = [
+            left
+            for batch in generation_batches(prompts, requests, self.batch_tokens)
+            if (left := [i for i in batch if i not in skip])
+        ]
+
+        def finish(indices: Sequence[int], done: Sequence[Generation]) -> None:
+            pairs = list(zip(indices, done, strict=True))
             if on_done is not None:
                 on_done(pairs)
             results.extend(pairs)
+
+        if batches and requests[batches[0][0]].choices:
+            chosen, *batches = batches
+            finish(chosen, self._choose([requests[i] for i in chosen]))
+        jobs = [Job((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
+        for at, done in self._run(jobs):
+            finish(batches[at], done)
         return iter(results)
 
     def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:

@@ -1,0 +1,76 @@
+"""Several processes on one plan give what one gives, and survive the death of a worker."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from iclkit.errors import UsageError
+from iclkit.lm import GenerateRequest, _workers
+from iclkit.lm._load import load_torch
+
+from .test_score import branching_pairs, scores_of
+
+
+@pytest.fixture
+def pair_of_lms(tiny_folder, monkeypatch):
+    monkeypatch.setattr(_workers, "WORTH_STARTING", 0)
+    settings = {"dtype": "bf16", "device": "cpu", "threads": 1, "batch_tokens": 64}
+    alone = load_torch(str(tiny_folder()), **settings)
+    many = load_torch(str(tiny_folder()), workers=2, **settings)
+    yield alone, many
+    many.close()
+
+
+def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
+    alone, many = pair_of_lms
+    pairs = branching_pairs(n=60, vocabulary=alone.module.config.vocab_size)
+    seen = []
+    found = dict(many.score_pairs(pairs, seen.extend))
+    assert [found[i].logprob for i in range(len(pairs))] == scores_of(alone, pairs)
+    assert dict(seen) == found
+    assert many.workers, "the case must start a worker"
+    assert (many.spent.calls, many.spent.requests) == (alone.spent.calls, alone.spent.requests)
+    asks = [GenerateRequest("the quick " * (i % 9 + 1), 5 + i % 4) for i in range(40)]
+    assert many.generate(asks) == alone.generate(asks)
+
+
+def test_the_death_of_a_worker_loses_nothing(pair_of_lms):
+    alone, many = pair_of_lms
+    pairs = branching_pairs(n=60, vocabulary=alone.module.config.vocab_size)
+    stop = threading.Event()
+
+    def killer():
+        killed = 0
+        while not stop.is_set() and not killed:
+            for worker in list(many.workers.values()):
+                if worker.process.pid and worker.process.is_alive():
+                    os.kill(worker.process.pid, signal.SIGKILL)
+                    killed += 1
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    try:
+        assert scores_of(many, pairs) == scores_of(alone, pairs)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_an_error_in_a_worker_reaches_the_caller(pair_of_lms, monkeypatch):
+    _, many = pair_of_lms
+
+    def refuse(self, job):
+        raise UsageError("refused")
+
+    monkeypatch.setattr(type(many).__mro__[1], "work", refuse)
+    with pytest.raises(UsageError, match="refused"):
+        scores_of(many, branching_pairs(n=30, vocabulary=100))
+
+
+def test_counts_of_workers_and_threads_must_be_positive(tiny_folder):
+    with pytest.raises(UsageError, match="workers 0"):
+        load_torch(str(tiny_folder()), workers=0)
