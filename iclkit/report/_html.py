@@ -74,7 +74,7 @@ def headline(board: Board) -> dict[str, str]:
     group, line = max(best, key=lambda pair: _diff(pair[1]).value)
     top = (f"{line.name} gains {figure(_diff(line).value)} points over {base} "
            f"({interval(_diff(line).low, _diff(line).high)}) on {group.task} with {group.lm} "
-           f"and {group.k} demonstrations")  # fmt: skip
+           f"and {_count(group.k, 'demonstration')}")  # fmt: skip
     costs = [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None]
     if len(settings) == 1:
         cost = f", for {_times(costs, base)}" if costs else ""

@@ -225,7 +225,7 @@
       h("figcaption", {}, "▲ better, ▼ worse, ○ no difference shown, each with its 95 % interval; the upright line is no difference."));
   };
 
-  // the same series wears the same colour and shape everywhere; the baseline is s0, then the best at the largest k
+  // the same series wears the same colour and shape everywhere; s0 is the baseline, s8 zero, then the best at the largest k
   const dressed = (family) => {
     const found = new Map();
     for (const group of family) for (const line of group.lines) {
@@ -234,8 +234,12 @@
       found.get(key).points.push({ k: group.k, figure: line.figure, tokens: line.tokens, line });
     }
     const list = [...found.values()].sort((a, b) => b.base - a.base || b.points.at(-1).figure[0] - a.points.at(-1).figure[0]);
-    list.forEach((series, i) => { series.style = i <= 8 ? i : null; });
-    if (!list[0].base) list.forEach((series, i) => { series.style = i < 8 ? i + 1 : null; });
+    const zero = list.find((x) => x.name === "zero"), others = list.filter((x) => !x.base && x !== zero);
+    const named = list.length > 9 ? 6 : 8; // the lines that a reader can still tell apart
+    list.forEach((series) => { series.style = null; });
+    others.slice(0, zero ? Math.min(named, 7) : named).forEach((series, i) => { series.style = i + 1; });
+    if (zero) zero.style = 8;
+    if (list[0].base) list[0].style = 0;
     return list;
   };
   const valueAxis = (y, ticks, left, right, digits) => ticks.map((t) => [
@@ -298,7 +302,7 @@
       const taken = shown.map((p) => ({ x1: x(p.tokens) - 6, w: 12, at: y(p.figure[0]) + 4, own: p }));
       const place = (p) => { // a label above or below its mark, where it covers no other label
         const text = called(p), w = 6.6 * text.length;
-        for (const dy of [-9, 21, -23, 35, -37, 49, -51, 63]) {
+        for (const dy of [-9, 21, -23, 35]) {
           const end = x(p.tokens) + w / 2 > right ? "end" : x(p.tokens) - w / 2 < left ? "start" : "middle";
           const x1 = end === "end" ? x(p.tokens) - w : end === "start" ? x(p.tokens) : x(p.tokens) - w / 2, at = y(p.figure[0]) + dy;
           if (at > top + 8 && at < bottom - 2 && taken.every((b) => b.own === p || Math.abs(b.at - at) > 13 || b.x1 > x1 + w || b.x1 + b.w < x1)) {
@@ -308,7 +312,7 @@
         }
         return null;
       };
-      const worth = [...front, ...shown.filter((p) => p.series.base && !front.includes(p))];
+      const worth = [...front, ...shown.filter((p) => p.series.base && p.k === p.series.points.at(-1).k && !front.includes(p))];
       return { height: bottom + 38, parts: [
         valueAxis(y, ticks, left, right, digits),
         marksAt.map((t) => s("text", { class: "faint", x: x(t), y: bottom + 17, "text-anchor": "middle" }, t.toLocaleString("en"))),
@@ -423,7 +427,7 @@
         ["Expected", rows.answers[rows.gold[q]]], ["Answered", rows.answers[run.output[q]] || "(no answer)"],
         ["Judged", value === null ? "–" : `${judged(value)} (${group.metric})`],
         chance === null ? null : ["Chance of the expected answer", `${pct(chance)} % among the labels`],
-        ["Prompt", `${run.tokens[q].toLocaleString("en")} tokens, ${run.shown[q].length} demonstrations` + (run.dropped[q] ? `; ${run.dropped[q]} dropped for the budget` : "")],
+        ["Prompt", `${run.tokens[q].toLocaleString("en")} tokens, ${run.shown[q].length} demonstration${run.shown[q].length === 1 ? "" : "s"}` + (run.dropped[q] ? `; ${run.dropped[q]} dropped for the budget` : "")],
         note >= 0 ? ["Note", rows.answers[note]] : null, ["Query", sheet.queryIds[query]], ["Run", run.id],
       ].filter(Boolean);
       dialog.replaceChildren(
@@ -473,7 +477,7 @@
       if (drawn.length) section.append(h("div", { class: "figures" }, drawn));
       for (const group of family) {
         const g = groups.indexOf(group);
-        section.append(h("h3", { id: `group-${g}`, tabindex: "-1" }, group.k ? `With ${group.k} demonstrations` : "Without demonstrations"), h("p", {}, whole(group.words)),
+        section.append(h("h3", { id: `group-${g}`, tabindex: "-1" }, group.k ? `With ${group.k} demonstration${group.k === 1 ? "" : "s"}` : "Without demonstrations"), h("p", {}, whole(group.words)),
           forest(group) ?? "", h("details", {}, h("summary", {}, "Notes"), h("ul", { class: "notes" }, group.notes.map((text) => h("li", {}, text)))), drill(group, g));
       }
     }
