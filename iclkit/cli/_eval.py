@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from iclkit.lm import LM
     from iclkit.pool import Embedder
     from iclkit.records import Run
+    from iclkit.selectors import Reranker
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):
@@ -80,6 +81,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--order", "orders", multiple=True, default=("best-last",), show_default=True, help="Order of the "
               "demonstrations; repeat for several.")  # fmt: skip
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one.")
+@click.option("--reranker", "reranker_name", help="A cross-encoder, for selector rerank.")
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool, not from the task's "
               "train rows.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
@@ -113,6 +115,7 @@ def command(
     seeds: int,
     orders: tuple[str, ...],
     embedder: str,
+    reranker_name: str | None,
     pool_path: Path | None,
     limit: int | None,
     budget: int | None,
@@ -159,10 +162,11 @@ def command(
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
     vectors = load_vectors(grid, embedder, dtype, device)
+    reranker = load_cross(grid, reranker_name, dtype, device)
     runs: list[Run] = []
     for name in dedupe(lms):
         lm = load_reader(name, dtype, device, cache=not no_cache)
-        jobs = announce(benches, lm, grid, vectors, out)
+        jobs = announce(benches, lm, grid, vectors, out, reranker)
         if not dry_run:
             runs += run_jobs(jobs, out)
     if dry_run:
@@ -206,6 +210,19 @@ def load_vectors(grid: Grid, name: str, dtype: str, device: str | None, *, alway
     return load_embedder(name, dtype=dtype, device=device)  # type: ignore[arg-type]
 
 
+def load_cross(grid: Grid, name: str | None, dtype: str, device: str | None) -> Reranker | None:
+    """The reranker, if one was named and any selector of the grid needs one."""
+    from iclkit.selectors import make_selector
+
+    if name is None or not any(make_selector(s).needs.reranker for s in grid.selectors):
+        return None
+    from iclkit.pool import load_reranker
+
+    say(f"loading {name} …")
+    reranker: Reranker = load_reranker(name, dtype=dtype, device=device)
+    return reranker
+
+
 def load_reader(name: str, dtype: str, device: str | None, *, cache: bool = True) -> LM:
     """The LM, fetched with a progress bar if it is not here."""
     from iclkit.lm import load_lm
@@ -231,11 +248,18 @@ def fetch(name: str, kind: str) -> None:
             resolve(name, kind, progress=progress)  # type: ignore[arg-type]
 
 
-def announce(benches: Sequence[Any], lm: LM, grid: Grid, embedder: Embedder | None, out: Path | None) -> list[Job]:
+def announce(
+    benches: Sequence[Any],
+    lm: LM,
+    grid: Grid,
+    embedder: Embedder | None,
+    out: Path | None,
+    reranker: Reranker | None = None,
+) -> list[Job]:
     """Plan the runs and say what they will cost."""
     from iclkit.eval import cost, plan
 
-    jobs = plan(benches, lm, grid, embedder)
+    jobs = plan(benches, lm, grid, embedder, reranker=reranker)
     price = cost(jobs, out)
     there = f" ({price.finished} more are finished)" if price.finished else ""
     say(

@@ -23,7 +23,7 @@ from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import ORDERS, Template, assemble
 from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, digest
-from iclkit.selectors import SELECTORS, Kit, Selector, describe, make_selector
+from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector
 
 ON_LEAK = ("exclude", "stop", "ignore")
 NORMALISE = ("sum", "mean")
@@ -132,6 +132,7 @@ def evaluate(
     seed: int = 0,
     order: str = "best-last",
     embedder: Embedder | None = None,
+    reranker: Reranker | None = None,
     template: Template | None = None,
     limit: int | None = None,
     budget: int | None = None,
@@ -153,10 +154,11 @@ def evaluate(
     if k == 0 or chooser.spec.name == "zero":
         k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
     settings = Settings(k, seed, order, budget, normalise, calibrate)
-    work = _Work(bench, chooser, lm, embedder, template or bench.task.template, settings, progress)
+    kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, seed, order, reranker=reranker)
+    work = _Work(bench, chooser, kit, settings, progress)
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]
-        return Run(work.spec, tuple(rows), work.spent, work.facts | {"done": True})
+        return Run(work.spec, tuple(rows), work.spent, work.facts | _notes(rows) | {"done": True})
     with RunFolder.opened(Path(out), work.spec, len(bench.queries)) as folder:
         if not folder.done:
             before = dict(folder.spent)
@@ -175,11 +177,13 @@ def evaluate(
         return Run(work.spec, tuple(folder.rows), folder.spent, folder.facts | {"done": True})
 
 
-def run_spec(
-    bench: Bench, chooser: Selector, lm: LM, embedder: Embedder | None, template: Template, settings: Settings
-) -> dict[str, Any]:
+def run_spec(bench: Bench, chooser: Selector, kit: Kit, settings: Settings) -> dict[str, Any]:
     """Everything that determines a run's rows."""
-    task, spec = bench.task, chooser.spec
+    task, spec, lm = bench.task, chooser.spec, kit.lm
+    assert lm is not None
+    assert kit.template is not None
+    used = {part: getattr(kit, part) for part in ("embedder", "reranker") if getattr(chooser.needs, part)}
+    models = {part: {"name": m.name, "fingerprint": m.fingerprint} for part, m in used.items() if m is not None}
     return {
         "iclkit": __version__,
         "task": {"name": task.name, "hash": task.hash, "kind": task.kind, "metric": task.metric,
@@ -187,9 +191,9 @@ def run_spec(
         "pool": {"hash": bench.view.hash, "size": len(bench.view)},
         "selector": {"name": spec.name, "settings": dict(spec.settings), "version": spec.version},
         "lm": {"name": lm.name, "fingerprint": lm.fingerprint},
-        "embedder": {"name": embedder.name, "fingerprint": embedder.fingerprint}
-        if embedder is not None and chooser.needs.embedder else None,
-        "template": asdict(template),
+        "embedder": None,
+        **models,
+        "template": asdict(kit.template),
         "on_leak": bench.on_leak,
         **asdict(settings),
     }  # fmt: skip
@@ -225,16 +229,18 @@ class _Work:
         self,
         bench: Bench,
         chooser: Selector,
-        lm: LM,
-        embedder: Embedder | None,
-        template: Template,
+        kit: Kit,
         settings: Settings,
         progress: Progress | None,
     ) -> None:
-        self.bench, self.chooser, self.lm, self.embedder = bench, chooser, lm, embedder
-        self.template, self.settings, self.progress = template, settings, progress
+        assert kit.lm is not None
+        assert kit.template is not None
+        self.bench, self.chooser, self.kit, self.settings, self.progress = bench, chooser, kit, settings, progress
+        self.lm: LM = kit.lm
+        lm, template = self.lm, kit.template
+        self.template: Template = template
         self.metric: Metric = METRICS.get(bench.task.metric)
-        self.spec = run_spec(bench, chooser, lm, embedder, template, settings)
+        self.spec = run_spec(bench, chooser, kit, settings)
         self.facts: dict[str, Any] = {
             "leaks": bench.leaks,
             "selector": short_name(chooser.spec),
@@ -264,9 +270,7 @@ class _Work:
         golds = self.bench.golds[part.start : part.stop]
         with self._timed("select"):
             if not self._fitted:
-                labels, s = self.bench.task.labels, self.settings
-                kit = Kit(self.embedder, self.lm, self.template, labels, s.seed, s.order, self.reserve)
-                self.chooser.fit(self.bench.view, kit)
+                self.chooser.fit(self.bench.view, replace(self.kit, reserve=self.reserve))
                 self._fitted = True
             selections = self.chooser.select_many(queries, self.settings.k)
         with self._timed("assemble"):
@@ -436,9 +440,10 @@ def _notes(rows: Sequence[Row]) -> dict[str, Any]:
 def seed_matters(bench: Bench, selector: str | Spec, kit: Kit, k: int, order: str, probes: int = 16) -> bool:
     """Whether another seed gives other prompts: the order is random, or the picks of the first queries differ.
 
-    Fits the selector with two seeds and compares what it picks for ``probes`` queries.
+    Fits the selector with two seeds and compares what it picks for ``probes`` queries. A selector that asks the LM is
+    taken to depend on the seed, as finding out would cost what only a run should.
     """
-    if k > 1 and order == "random":
+    if (k > 1 and order == "random") or make_selector(selector).needs.lm:
         return True
     chosen = []
     for seed in (0, 1):

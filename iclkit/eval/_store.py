@@ -64,10 +64,13 @@ class RunFolder:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a chunk's rows; they are on disk when this returns."""
-        with (self.folder / "rows.jsonl").open("a", encoding="utf-8", newline="\n") as file:
-            file.write("".join(r.to_json() + "\n" for r in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with (self.folder / "rows.jsonl").open("a", encoding="utf-8", newline="\n") as file:
+                file.write("".join(r.to_json() + "\n" for r in rows))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise _not_written(self.folder, error) from error
         self.rows += rows
 
     def save(self, *, done: bool, texts: Sequence[Query | Example] = ()) -> None:
@@ -166,8 +169,17 @@ def _rows(file: Path, text: str) -> Iterator[Row]:
 def _replace(file: Path, text: str) -> None:
     """Write a whole file or leave the old one."""
     part = file.with_name(file.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(file)
+    try:
+        part.write_text(text, encoding="utf-8", newline="\n")
+        part.replace(file)
+    except OSError as error:
+        raise _not_written(file.parent, error) from error
+
+
+def _not_written(folder: Path, error: OSError) -> RunError:
+    return RunError(
+        f"cannot write to run {folder} ({error.strerror}); what was finished is kept, the same call resumes"
+    )
 
 
 def _try_lock(file: IO[str]) -> bool:

@@ -16,7 +16,7 @@ from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
 from iclkit.prompts import Template, assemble
 from iclkit.records import Run, digest
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, Reranker, make_selector
 
 _PROBES = 8
 
@@ -54,6 +54,7 @@ class Job:
     embedder: Embedder | None
     settings: Settings
     template: Template | None = None
+    reranker: Reranker | None = None
 
     @property
     def title(self) -> str:
@@ -66,8 +67,8 @@ class Job:
     def run_id(self) -> str:
         """The id that the run will have."""
         chooser = make_selector(self.selector)
-        template = self.template or self.bench.task.template
-        return digest(run_spec(self.bench, chooser, self.lm, self.embedder, template, self.settings), 8)
+        kit = Kit(self.embedder, self.lm, self.template or self.bench.task.template, reranker=self.reranker)
+        return digest(run_spec(self.bench, chooser, kit, self.settings), 8)
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs."""
@@ -79,13 +80,18 @@ class Job:
         s = self.settings
         return evaluate(
             self.bench, self.selector, self.lm, k=s.k, seed=s.seed, order=s.order, embedder=self.embedder,
-            template=self.template, budget=s.budget, normalise=s.normalise,
+            reranker=self.reranker, template=self.template, budget=s.budget, normalise=s.normalise,
             calibrate=s.calibrate, out=out, progress=progress,
         )  # fmt: skip
 
 
 def plan(
-    benches: Sequence[Bench], lm: LM, grid: Grid, embedder: Embedder | None = None, template: Template | None = None
+    benches: Sequence[Bench],
+    lm: LM,
+    grid: Grid,
+    embedder: Embedder | None = None,
+    template: Template | None = None,
+    reranker: Reranker | None = None,
 ) -> list[Job]:
     """The runs of a grid with one LM, each once.
 
@@ -105,12 +111,14 @@ def plan(
                 )
             way = (selector, k, order)
             if way not in seeds_of:
-                kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, order=order)
+                shown = template or bench.task.template
+                kit = Kit(embedder, lm, shown, bench.task.labels, order=order, reranker=reranker)
                 many = k > 0 and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order)
                 seeds_of[way] = grid.seeds if many else 1
             for seed in range(seeds_of[way]):
                 settings = Settings(k, seed, order, grid.budget, grid.normalise, calibrate)
-                jobs.setdefault((at, selector, settings), Job(bench, selector, lm, embedder, settings, template))
+                job = Job(bench, selector, lm, embedder, settings, template, reranker)
+                jobs.setdefault((at, selector, settings), job)
     return list(jobs.values())
 
 

@@ -13,7 +13,7 @@ from iclkit.pool import Pool
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query, fold_text
 from iclkit.selectors import Kit, make_selector
-from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
+from iclkit.testing import FakeLM, HashEmbedder, OverlapReranker, ScriptedLM
 
 from .worlds import LABELS, classification, copying_lm, generation, leaky
 
@@ -226,3 +226,24 @@ def test_queries_asked_twice_are_two_rows():
     assert len(set(ids)) == 12
     assert ids[6] == f"{ids[0]}#2"
     assert isinstance(Query("x").id, str)
+
+
+def _runnable() -> list[str]:
+    from iclkit.selectors import BUILTINS
+
+    return [*BUILTINS]
+
+
+@pytest.mark.parametrize("selector", _runnable())
+def test_every_built_in_selector_makes_a_run_that_resumes_to_the_same_bytes(selector, tmp_path):
+    task, way = classification(train=24, test=70), {"k": 3, "embedder": HashEmbedder(), "out": tmp_path}
+    way["reranker"] = OverlapReranker()
+    run = evaluate(task, selector, FakeLM(), **way)
+    file = tmp_path / run.id / "rows.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:1000])
+    evaluate(task, selector, FakeLM(), **way)
+    assert file.read_bytes() == whole
+    assert len(run.rows) == 70
+    for row, query in zip(run.rows, make_bench(task).queries, strict=True):
+        assert not query.exclude & set(row.shown)

@@ -92,7 +92,7 @@ def test_a_damaged_state_says_what_to_do(tmp_path):
 def hold(out, held, let_go):
     with RunFolder.opened(out, SPEC, 200):
         held.set()
-        let_go.wait(20)
+        let_go.wait(120)
 
 
 def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
@@ -100,7 +100,7 @@ def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
     held, let_go = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, held, let_go))
     other.start()
-    assert held.wait(20)
+    assert held.wait(120)
     with pytest.raises(RunError, match="another process"), RunFolder.opened(tmp_path, SPEC, 200):
         pass
     other.kill()
@@ -133,3 +133,18 @@ def test_texts_hold_queries_and_shown_examples(tmp_path):
     assert texts["q"]["input"] == "wie?"
     assert texts["e"] == {"id": "e", "input": {"a": "x"}, "output": "y"}
     assert json.loads((tmp_path / Run(SPEC).id / "run.json").read_text())["done"] is True
+
+
+def test_a_full_disk_stops_the_run_with_what_was_finished_kept(tmp_path, monkeypatch):
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        folder.append(ROWS[:64])
+
+        def full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(RunError, match=r"No space left .* kept"):
+            folder.append(ROWS[64:128])
+    monkeypatch.undo()
+    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+        assert folder.rows in (ROWS[:64], ROWS[:128])
