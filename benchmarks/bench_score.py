@@ -5,6 +5,7 @@
 
 The loop of OpenICL (``_common.openicl_loop``): one float32 forward per (label, prompt), batches of 8 in data order,
 logits of the whole vocabulary at every position. It runs once (it is long), the others --repeats times, in turn.
+--naive-queries N times it on the first N prompts and scales by its padded tokens (the result says so).
 --fixed adds the same demonstrations for all queries, with and without sharing; --prefix-shots longer fixed prefixes.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,13 @@ def table(lm: Any, requests: list[ScoreRequest], labels: int) -> np.ndarray:
     return np.array([s.logprob for s in lm.score(requests)]).reshape(-1, labels)
 
 
+def padded_tokens(tokenizer: Any, prompts: list[str], rows: int = 8) -> int:
+    """Tokens that a batch-of-8 loop in data order feeds per label."""
+    sizes = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
+    parts = [sizes[at : at + rows] for at in range(0, len(sizes), rows)]
+    return sum(len(p) * max(p) for p in parts)
+
+
 def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: Any, peaks: dict[str, float]) -> None:
     labels = LABELS[task]
     prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
@@ -55,7 +64,10 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
             seconds, scores[mode] = timed(lambda lm=lm: table(lm, requests, len(labels)))
             best[mode] = min(best.get(mode, seconds), seconds)
         if turn == 0 and naive is not None:
-            best["naive"], scores["naive"] = timed(lambda: openicl_loop(*naive, prompts, labels))
+            some = prompts[: a.naive_queries or len(prompts)]
+            seconds, values = timed(partial(openicl_loop, *naive, some, labels))
+            best["naive"] = seconds * padded_tokens(naive[1], prompts) / padded_tokens(naive[1], some)
+            scores["naive"] = np.concatenate([values, scores["fp32"][len(some) :]])
     reference = scores.get("naive", scores["fp32"]).argmax(1)
     exact = scores["fp32"].argmax(1)
     parameters = matrix_parameters(engines["fp32"].module.config)
@@ -67,6 +79,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
             mode=mode,
             cpu_seconds=round(seconds, 2),
             times_naive=round(best["naive"] / seconds, 1) if "naive" in best else None,
+            naive_timed_on=(a.naive_queries or a.queries) if mode == "naive" else None,
             agree_naive=float((scores[mode].argmax(1) == reference).mean()),
             agree_fp32=float((scores[mode].argmax(1) == exact).mean()),
             tokens_asked=plan.tokens_asked,
@@ -129,6 +142,7 @@ def main() -> None:
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--prefix-shots", nargs="*", type=int, default=[])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--naive-queries", type=int, default=0, help="time the loop on these; 0: on all")
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--only-fixed", action="store_true")
     a = parser.parse_args()

@@ -34,7 +34,8 @@ def load_lm(
     lean: bool = True,
     trust_remote_code: bool = False,
 ) -> CachedLM | Any:
-    """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder, or ``openai:MODEL@URL``.
+    """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
+    ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
 
     dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
@@ -54,6 +55,10 @@ def load_lm(
         from iclkit.lm._openai import open_openai
 
         lm: Any = open_openai(spec)
+    elif spec.startswith("vllm:"):
+        from iclkit.lm._vllm import open_vllm
+
+        lm = open_vllm(spec, dtype=dtype)
     else:
         from iclkit.lm._verified import VerifiedLM
 

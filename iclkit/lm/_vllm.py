@@ -1,0 +1,176 @@
+"""vLLM in this process, where it is installed: ``vllm:MODEL``.
+
+A thin door: vLLM schedules and batches by itself, so each distinct request is one call to it, scored by its prompt
+log-probabilities, which vLLM computes without its prefix cache. Several requests on one long prefix are therefore
+faster with the own engine; what vLLM brings is tensor parallelism, quantised models and fast generation.
+vLLM requires its own versions of torch and transformers, so it stands in an environment of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from iclkit.errors import DataError, ModelError
+from iclkit.lm._plan import Plan, make_plan
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._spent import Spent
+from iclkit.lm._tokens import Ids, Pair, TextCodec
+from iclkit.records import Message
+
+CHUNK = 512
+"""Requests handed to vLLM at once, and stored together."""
+
+
+def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
+    """The LM at ``vllm:MODEL`` (a folder, a catalogue name or a hub id). ModelError when vLLM is not installed."""
+    from iclkit.models import resolve
+
+    name = spec.removeprefix("vllm:")
+    try:
+        vllm = import_module("vllm")
+    except ImportError as error:
+        raise ModelError(
+            f"vLLM does not import here ({error}); install it in an environment of its own, or serve the model with "
+            "it and use openai:MODEL@URL, or leave out the vllm: prefix"
+        ) from error
+    kinds = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
+    if dtype not in kinds:
+        raise ModelError(f"vLLM runs fp32 or bf16, not {dtype}")
+    folder = Path(name) if Path(name, "config.json").is_file() else resolve(name, "lm")
+    engine = vllm.LLM(model=str(folder), dtype=kinds[dtype], **settings)
+    return VLLM(engine, vllm.SamplingParams, name=name, folder=folder, dtype=dtype, version=vllm.__version__)
+
+
+class VLLM:
+    """An LM that hands token ids to ``vllm.LLM``. ``sampling`` is ``vllm.SamplingParams``."""
+
+    def __init__(self, engine: Any, sampling: Any, *, name: str, folder: Path, dtype: str, version: str) -> None:
+        from iclkit.lm._load import digest_folder
+
+        self.name, self._engine, self._sampling = name, engine, sampling
+        self.fingerprint = f"vllm{version}|{digest_folder(folder)}|{dtype}"
+        self.codec = TextCodec(engine.get_tokenizer())
+        self.context_size = int(engine.llm_engine.model_config.max_model_len)
+        self.spent = Spent()
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of ``text``, with the special tokens the model puts in front."""
+        return self.codec.count(text)
+
+    def render_chat(self, messages: Sequence[Message]) -> str:
+        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
+        return self.codec.render_chat(messages)
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        """Sum of log-probabilities of each continuation, in nats."""
+        found = dict(self.score_pairs(self.pairs(requests), on_done))
+        return [found[i] for i in range(len(requests))]
+
+    def generate(
+        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
+    ) -> list[Generation]:
+        """A continuation per request."""
+        found = dict(self.generate_ids(self.prompt_ids(requests), requests, on_done))
+        return [found[i] for i in range(len(requests))]
+
+    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
+        """Token ids of each request. DataError for one that does not fit with the one token vLLM must generate."""
+        pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
+        self._must_fit([len(p.ids) + 1 for p in pairs])
+        return pairs
+
+    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
+        """Token ids of each context. DataError when context and answer do not fit together."""
+        ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
+        self._must_fit([len(row) + r.max_tokens for row, r in zip(ids, requests, strict=True)])
+        return ids
+
+    def _must_fit(self, sizes: Sequence[int]) -> None:
+        for i, size in enumerate(sizes):
+            if size > self.context_size:
+                raise DataError(f"request {i} takes {size} tokens, {self.name} reads {self.context_size}")
+
+    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
+        """Each distinct request whole: vLLM shares nothing between prompts whose log-probabilities are asked."""
+        return make_plan(pairs, 1, share=False).without(set(known))
+
+    def score_pairs(
+        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    ) -> Iterable[tuple[int, Score]]:
+        """(request index, score) of every request that is not ``known``."""
+        start = time.perf_counter()
+        plan = self.plan_pairs(pairs, known)
+        units = [u for b in plan.batches for u in b.units]
+        params = self._sampling(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
+        out: list[tuple[int, Score]] = []
+        for at in range(0, len(units), CHUNK):
+            part = units[at : at + CHUNK]
+            prompts = [{"prompt_token_ids": [*plan.units[u].ids]} for u in part]
+            answers = self._engine.generate(prompts, params, use_tqdm=False)
+            done = [
+                (i, _score(plan.units[u], answer.prompt_logprobs))
+                for u, answer in zip(part, answers, strict=True)
+                for i in plan.requests_of[u]
+            ]
+            if on_done is not None:
+                on_done(done)
+            out.extend(done)
+        self._count(len(pairs), len(units), plan.tokens_asked, plan.tokens_computed, start)
+        return out
+
+    def generate_ids(
+        self,
+        prompts: Sequence[Ids],
+        requests: Sequence[GenerateRequest],
+        on_done: OnDone[Generation] | None = None,
+        known: Collection[int] = (),
+    ) -> Iterable[tuple[int, Generation]]:
+        """(request index, generation) of every request that is not ``known``; choices are scored."""
+        start = time.perf_counter()
+        todo = [i for i in range(len(requests)) if i not in set(known)]
+        out: list[tuple[int, Generation]] = []
+        for at in range(0, len(todo), CHUNK):
+            part = todo[at : at + CHUNK]
+            free = [i for i in part if not requests[i].choices]
+            params = [
+                self._sampling(
+                    max_tokens=requests[i].max_tokens,
+                    temperature=requests[i].temperature,
+                    seed=requests[i].seed,
+                    stop=[*requests[i].stop] or None,
+                )
+                for i in free
+            ]
+            texts = [{"prompt_token_ids": [*prompts[i]]} for i in free]
+            answers = self._engine.generate(texts, params, use_tqdm=False) if free else []
+            done = [
+                (i, Generation(a.outputs[0].text, len(a.outputs[0].token_ids), a.outputs[0].finish_reason or "length"))
+                for i, a in zip(free, answers, strict=True)
+            ]
+            for i in sorted(set(part) - set(free)):
+                scores = self.score([ScoreRequest(requests[i].context, c) for c in requests[i].choices])
+                best = max(range(len(scores)), key=lambda j, scores=scores: scores[j].logprob)  # type: ignore[misc]
+                done.append((i, Generation(requests[i].choices[best], scores[best].tokens, "choice")))
+            if on_done is not None:
+                on_done(done)
+            out.extend(done)
+        fed = sum(len(prompts[i]) for i in todo) + sum(g.tokens for _, g in out)
+        self._count(len(requests), len(todo), sum(map(len, prompts)), fed, start)
+        return out
+
+    def _count(self, requests: int, calls: int, asked: int, computed: int, start: float) -> None:
+        self.spent.requests += requests
+        self.spent.calls += calls
+        self.spent.tokens_asked += asked
+        self.spent.tokens_computed += computed
+        self.spent.seconds += time.perf_counter() - start
+
+
+def _score(pair: Pair, table: Sequence[Any]) -> Score:
+    """From vLLM's per-position {token id: Logprob(logprob, rank)}, which holds the prompt's own token always."""
+    own = [table[i][pair.ids[i]] for i in range(pair.n_context, len(pair.ids))]
+    return Score(float(sum(t.logprob for t in own)), len(own), all(t.rank == 1 for t in own))
