@@ -25,7 +25,8 @@ from iclkit.records import Message
 
 SAFETY = 5.0
 FEW = 4
-"""Fewer verified differences than this say nothing of a deviation."""
+"""Fewer verified differences than this say nothing of a deviation; the closest groups, up to so many (one in sixteen),
+are verified whatever the bound, so that a list tests the calibration itself."""
 CALIBRATION = (
     "The market opens at seven, when the first boats are back and the gulls have already taken their share. "
     "Marta weighs two kilos of mussels for a man who asks every week whether they are fresh; every week she laughs. "
@@ -112,9 +113,15 @@ class VerifiedLM:
         groups = [np.array(g) for g in group_indices(requests) if len(g) > 1]
         exact = np.full(len(requests), np.nan)
         deviation = self.deviation() if groups else 0.0
+        margins = [float(np.subtract(*np.sort(fast[g])[:-3:-1])) for g in groups]
+        closest = {int(i) for i in np.argsort(margins, kind="stable")[: min(FEW, len(groups) // 16)]}
         while True:
+            bounds = [max(SAFETY * deviation, m if i in closest else 0.0) for i, m in enumerate(margins)]
             wanted = [
-                i for g in groups for i in contenders(fast[g], SAFETY * deviation, g, requests) if math.isnan(exact[i])
+                i
+                for g, bound in zip(groups, bounds, strict=True)
+                for i in contenders(fast[g], bound, g, requests)
+                if math.isnan(exact[i])
             ]
             if not wanted:
                 break
