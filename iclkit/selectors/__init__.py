@@ -16,6 +16,7 @@ from iclkit.selectors._base import (
 )
 from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import best_rows
+from iclkit.selectors._pvi import pvi
 from iclkit.selectors._registry import BUILTINS, SELECTORS, make_selector, selectors_table
 
 __all__ = [
@@ -34,5 +35,6 @@ __all__ = [
     "describe",
     "label_recall",
     "make_selector",
+    "pvi",
     "selectors_table",
 ]
