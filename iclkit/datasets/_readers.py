@@ -168,7 +168,7 @@ def _read_jsonl(path: Path) -> Iterator[Record]:
         empty = False
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line.rstrip())
         except json.JSONDecodeError as error:
             raise DataError(
                 f"{where}: not JSON ({error.msg} at column {error.colno}); every line holds one JSON object"

