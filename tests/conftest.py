@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("iclkit", deadline=None)  # how long a case takes says more about the machine than the code
+settings.load_profile("iclkit")
 
 ROOT = Path(__file__).resolve().parent.parent
 
