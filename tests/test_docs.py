@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 def blocks(page: Path, *kinds: str) -> Iterator[str]:
     for kind, text in BLOCK.findall(page.read_text()):
         if kind in kinds:
-            yield text
+            yield textwrap.dedent(text)
 
 
 def commands() -> Iterator[tuple[Path, list[str]]]:
