@@ -43,8 +43,8 @@ class Estimate:
 class Difference:
     """Mean difference of two selectors on the same queries: interval, p-value, and the smallest effect seen for sure.
 
-    ``least`` is the true difference that would have been declared with a probability of 80 % at level alpha.
-    ``queries`` is how many queries both have.
+    ``least`` is the true difference that would have been declared with a probability of 80 % at level alpha; infinite
+    where the queries are too few to show any. ``queries`` is how many queries both have.
     """
 
     value: float
@@ -155,7 +155,10 @@ def difference(
     variance = query + seed
     df = _df(variance, query**2 / (n - 1) + sum(p.wobble - p.query**2 / (queries - 1) for p in seeded))
     half = _t(alpha, df) * math.sqrt(variance)
-    least = (_t(alpha / comparisons, df) + _t(2 * (1 - POWER), df)) * math.sqrt(variance)
+    # flipping signs takes the mean itself into the spread: least = reach * sqrt(variance + least^2 / queries)
+    reach = _t(alpha / comparisons, df) + _t(2 * (1 - POWER), df)
+    rest = 1 - reach**2 / queries
+    least = reach * math.sqrt(variance / rest) if rest > 0 else math.inf
     p = sign_flip(d, lattice=len(a) * len(b), key=key)
     if seed > 0:
         p = max(p, _two_sided(middle / math.sqrt(variance), df))

@@ -65,11 +65,12 @@ def headline(board: Board) -> dict[str, str]:
     tally = f"Of {_count(len(lines), 'comparison')} with {base}, {_tally(lines)}."
     if not best:
         missed = [x.diff.least for x in lines if x.diff and math.isfinite(x.diff.least)]
-        size = f"A true gain of less than about {100 * median(missed):.1f} points could have been missed."
+        about = f"{100 * median(missed):.1f}" if missed else ""
+        size = f"A true gain of less than about {about} points could have been missed." if missed else ""
         where = "in the one setting" if len(settings) == 1 else f"in any of the {len(settings)} settings"
         return {
             "answer": f"No: no way of choosing was shown to beat {base} {where}.",
-            "detail": f"{tally} {size if missed else ''}".strip(),
+            "detail": f"{tally} {size}".strip(),
         }
     group, line = max(best, key=lambda pair: _diff(pair[1]).value)
     top = (f"{line.name} gains {figure(_diff(line).value)} points over {base} "

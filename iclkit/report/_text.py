@@ -238,10 +238,9 @@ def plain_words(board: Board, group: Group) -> str:
         said.append(f"{_list([line.name for line in by['worse']]).capitalize()} did worse than {board.baseline}.")
     if by["no difference shown"]:
         size = least(group)
-        said.append(
-            f"For {_list([line.name for line in by['no difference shown']])} no difference was shown"
-            + (f"; one of less than about {100 * size:.1f} points could have been missed." if size else ".")
-        )
+        missed = f"; one of less than about {100 * size:.1f} points could have been missed" if size else ""
+        names = _list([line.name for line in by["no difference shown"]])
+        said.append(f"For {names} no difference was shown{missed if size and math.isfinite(size) else ''}.")
     return " ".join(said)
 
 

@@ -104,6 +104,12 @@ def test_equal_answers_are_no_difference_and_no_certainty():
     assert found.high > 0.01
 
 
+def test_a_handful_of_queries_could_show_no_effect_whatever():
+    x = np.array([[1.0, 0, 1, 0, 1]])
+    assert math.isinf(difference(x, 1 - x, comparisons=20).least)
+    assert math.isfinite(difference(np.tile(x, 20), 1 - np.tile(x, 20), comparisons=20).least)
+
+
 @pytest.mark.parametrize("queries", [0, 1])
 def test_too_few_queries_show_nothing(queries):
     found = difference(np.ones((1, queries)), np.zeros((1, queries)))
@@ -222,7 +228,7 @@ def test_equal_selectors_are_declared_different_at_most_at_the_nominal_rate_over
 
 @pytest.mark.slow
 def test_power_matches_the_stated_smallest_effect_over_1000_boards():
-    assert power(1000)[0] == pytest.approx(0.8, abs=0.06)
+    assert power(1000)[0] == pytest.approx(0.8, abs=0.05)
 
 
 @pytest.mark.slow
