@@ -194,9 +194,11 @@ def _print_query(found: Explanation, as_json: bool) -> None:
         table.add_column(head, justify="right" if right else "left", no_wrap=head != "input")
     most = max((abs(s.worth) for s in found.shown), default=1) or 1
     for s in found.shown:
-        style = "green" if s.worth > 0 else "red"
-        drawn = ("+" if s.worth > 0 else "−") * max(1, round(8 * abs(s.worth) / most))
-        table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(f"{s.worth:+.2f}", style),
+        flat = abs(s.worth) < 0.005  # shown as 0.00
+        style = "" if flat else "green" if s.worth > 0 else "red"
+        drawn = "" if flat else ("+" if s.worth > 0 else "−") * max(1, round(8 * abs(s.worth) / most))
+        worth = "0.00" if flat else f"{s.worth:+.2f}".replace("-", "−")
+        table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(worth, style),
                       Text(drawn, style), Text(s.example.output), Text(_short(s.example.text)))  # fmt: skip
     out.print(table)
     for d in row.dropped:
