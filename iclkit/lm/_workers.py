@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 from typing import Any
 
 from iclkit.errors import IclkitError
@@ -43,6 +46,24 @@ def serve(connection: Connection, load: Callable[..., TorchLM], settings: dict[s
         connection.send((answer, lm.spent.tokens_computed - before))
 
 
+_STARTING = threading.Lock()
+
+
+@contextmanager
+def _script_hidden() -> Iterator[None]:
+    """Keep the new process from running the user's script again, as ``spawn`` would: a worker needs nothing of it.
+
+    A script without ``if __name__ == "__main__"`` would else start workers in its workers.
+    """
+    with _STARTING:
+        script = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = script
+
+
 class Worker:
     """One process and the pipe to it."""
 
@@ -50,7 +71,8 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, far = context.Pipe()
         self.process: BaseProcess = context.Process(target=serve, args=(far, load, settings), daemon=True)
-        self.process.start()
+        with _script_hidden():
+            self.process.start()
         far.close()
 
     def ask(self, job: Job) -> tuple[Any, int]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -74,3 +76,26 @@ def test_an_error_in_a_worker_reaches_the_caller(pair_of_lms, monkeypatch):
 def test_counts_of_workers_and_threads_must_be_positive(tiny_folder):
     with pytest.raises(UsageError, match="workers 0"):
         load_torch(str(tiny_folder()), workers=0)
+
+
+def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tiny_folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from iclkit.lm import ScoreRequest, _workers, load_lm\n"
+        "_workers.WORTH_STARTING = 0\n"
+        "print('started')\n"
+        f"lm = load_lm({str(tiny_folder())!r}, device='cpu', workers=2, threads=1, batch_tokens=8, cache=False)\n"
+        "scores = lm.score([ScoreRequest(f'the {n} quick', ' brown fox') for n in range(40)])\n"
+        "assert lm.workers\n"
+        "print(len(scores))\n"
+        "lm.close()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["started", "40"]), done.stderr
