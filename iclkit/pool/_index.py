@@ -6,6 +6,7 @@ The only module that imports faiss.
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.pool._embedder import FloatArray
+from iclkit.pool._encoder import computes_in_bf16
 from iclkit.pool._export import write_whole
 
 MAGIC = b"iclkit vector index 1\n"
@@ -24,6 +26,9 @@ DIGITS = 6
 MARGIN = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
 MANY = 256  # excluded rows beyond which over-fetching gives way to a scan of the allowed rows
 SLACK = 8  # candidates fetched beyond k, so that ties at the border seldom need a second look
+ROUGH_LEAST = 1024  # rows from which on bf16 saves time
+ROUGH_MOST = 256  # candidates beyond which float32 is asked instead
+BF16_STEP = 2.0**-8  # relative error of a number rounded to bf16
 BLOCK = 1 << 26  # bytes of candidate vectors looked at in one go
 
 
@@ -53,6 +58,7 @@ class VectorIndex:
 
     def __init__(self, flat: Any) -> None:
         self._flat = flat
+        self._half: tuple[Any, float, float] | None = None
 
     @classmethod
     def of(cls, vectors: FloatArray) -> VectorIndex:
@@ -66,6 +72,7 @@ class VectorIndex:
 
     def extend(self, vectors: FloatArray) -> None:
         """Append rows."""
+        self._half = None
         self._flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
 
     @property
@@ -81,9 +88,10 @@ class VectorIndex:
     ) -> list[tuple[NDArray[np.int64], FloatArray]]:
         """See ``PoolView.search``.
 
-        FAISS proposes candidates in float32; their scores are computed again in float64, one row at a time, because
-        the last bits of a matrix product change with the number of queries in it. A query is asked again with more
-        candidates until every row left out is certainly worse than the k-th.
+        Candidates are proposed with scores that may be off by a known amount (see ``_propose``); then their scores are
+        computed again in float64, one row at a time, because the last bits of a matrix product change with the number
+        of queries in it. A query is asked again with more candidates until every row left out is certainly worse than
+        the k-th, so the result does not depend on how the candidates were found.
         """
         out = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
         if not len(self) or k <= 0:
@@ -97,11 +105,11 @@ class VectorIndex:
             now = few[wanted[few] <= fetch] if fetch < len(self) else few
             step = max(1, BLOCK // (fetch * self._flat.d * 8))
             for some in (now[start : start + step] for start in range(0, len(now), step)):
-                near, rows = self._flat.search(queries[some], fetch)
+                rows, limit = self._propose(queries[some], fetch)
                 masks = None if allowed is None else [allowed[int(q)] for q in some]
-                found = self._best(queries[some], near, rows, k, masks, more=fetch < len(self))
+                found = self._best(queries[some], rows, limit, k, masks)
                 for q, best in zip(some, found, strict=True):
-                    wanted[q] = 2 * fetch if best is None else 0
+                    wanted[q] = 4 * fetch if best is None else 0
                     out[q] = best or out[q]
         for q in map(int, np.flatnonzero(many)):
             assert allowed is not None
@@ -117,25 +125,58 @@ class VectorIndex:
         fetch = min(there, k + SLACK)
         while fetch:
             near, rows = self._flat.search(query, fetch, params=within)
-            (best,) = self._best(query, near, rows, k, None, more=fetch < there)
+            limit = near[:, -1].astype(np.float64) + MARGIN if fetch < there else np.array([-np.inf])
+            (best,) = self._best(query, rows, limit, k, None)
             if best is not None:
                 return best
             fetch = min(there, 2 * fetch)
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
+    def _propose(self, queries: FloatArray, fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Candidate rows (q, fetch), and for each query a score that no other row reaches (q,).
+
+        On hardware that computes in bf16 the first looks are taken with a copy of the rows in bf16: four times faster
+        than float32, and off by no more than the rounded rows, the rounded query and the rounded score can be.
+        """
+        if fetch == len(self):
+            return np.tile(np.arange(fetch), (len(queries), 1)), np.full(len(queries), -np.inf)
+        if fetch <= ROUGH_MOST and (half := self._half_precision()):
+            import torch
+
+            rows, norm, lost = half
+            asked = torch.from_numpy(queries)
+            rough = asked.bfloat16()
+            values, found = torch.topk(torch.nn.functional.linear(rough, rows), fetch, dim=1)
+            last = values[:, -1].double().numpy()
+            length, gone = (torch.linalg.norm(x, dim=1).double().numpy() for x in (asked, asked - rough.float()))
+            off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
+            return found.numpy(), last + off
+        near, found_rows = self._flat.search(queries, fetch)
+        return found_rows, near[:, -1].astype(np.float64) + MARGIN
+
+    def _half_precision(self) -> tuple[Any, float, float] | None:
+        """The rows in bf16, the largest norm of a row, and the largest norm of what a row lost; None where no gain."""
+        if self._half is None and len(self) >= ROUGH_LEAST and "torch" in sys.modules:
+            import torch
+
+            if computes_in_bf16(torch.device("cpu")):
+                rows = torch.tensor(self.vectors)
+                rough = rows.bfloat16()
+                norm, lost = (float(torch.linalg.norm(x, dim=1).max()) for x in (rows, rows - rough.float()))
+                self._half = rough, norm, lost
+        return self._half
+
     def _best(
         self,
         queries: FloatArray,
-        near: FloatArray,
         rows: NDArray[np.int64],
+        limit: NDArray[np.float64],
         k: int,
         masks: Sequence[NDArray[np.bool_]] | None,
-        *,
-        more: bool,
     ) -> list[tuple[NDArray[np.int64], FloatArray] | None]:
         """The best k of the candidates ``rows`` (q, m), or None where a row that is not among them might belong there.
 
-        near (q, m): float32 scores, falling. more: whether the index holds rows beyond the candidates.
+        limit (q,): a score that no row outside the candidates reaches.
         """
         scores = np.einsum("qmd,qd->qm", self.vectors[rows].astype(np.float64), queries.astype(np.float64))
         scores = np.round(scores, DIGITS)
@@ -144,7 +185,7 @@ class VectorIndex:
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
         worst = scores[:, k - 1] if scores.shape[1] >= k else np.full(len(scores), -np.inf)
-        sure = (near[:, -1] + MARGIN < worst) | (not more)
+        sure = (limit < worst) | (limit == -np.inf)
         return [
             (r[np.isfinite(s)], s[np.isfinite(s)].astype(np.float32)) if ok else None
             for r, s, ok in zip(rows, scores, sure, strict=True)

@@ -217,3 +217,33 @@ def test_an_index_that_cannot_be_written_is_no_obstacle(
         pool.add([Example("a", "x")])
         assert pool.view().vectors(HashEmbedder(16)).shape == (1, 16)
     assert "could not write" in caplog.text
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.01, 0.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from iclkit.pool import _index
+
+    monkeypatch.setattr(_index, "computes_in_bf16", lambda _: True)  # exact anywhere, fast where the hardware has it
+    rng = np.random.default_rng(1)
+    vectors = unit(rng.standard_normal(32) + spread * rng.standard_normal((3000, 32))) * np.float32(scale)
+    queries = unit(rng.standard_normal((40, 32))) * np.float32(scale)
+    allowed = [rng.random(3000) > 0.03 for _ in queries]
+    index = VectorIndex.of(vectors)
+    for masks in (None, allowed):
+        found = index.search(queries, 8, masks)
+        assert index._half is not None
+        assert index._half[0].dtype == torch.bfloat16
+        with monkeypatch.context() as patch:
+            patch.setattr(_index, "ROUGH_MOST", 0)
+            expected = VectorIndex.of(vectors).search(queries, 8, masks)
+        for n, ((rows, scores), (other, wanted)) in enumerate(zip(found, expected, strict=True)):
+            assert rows.tolist() == other.tolist()
+            assert scores.tobytes() == wanted.tobytes()
+            assert rows.tolist() == naive(vectors, queries[n], 8, None if masks is None else masks[n])[0]
+    index.extend(-vectors[:5])
+    ((rows, _),) = index.search(-vectors[:1], 1, None)
+    assert spread == 0 or rows.tolist() == [3000]
+    assert len(index._half_precision()[0]) == 3005
