@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from iclkit.cli._board import say, show
 from iclkit.errors import DataError, UnknownName
 
 if TYPE_CHECKING:
-    from iclkit.eval import Grid, Job
+    from iclkit.eval import Grid, Job, Rehearsed
     from iclkit.lm import LM
     from iclkit.pool import Embedder
     from iclkit.records import Run
@@ -100,8 +101,11 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
     help="none, contextual, domain or batch; repeat for several.",
 )
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+@click.option("--workers", type=click.IntRange(1), help="Processes that share the work.  [default: one per GPU, or "
+              "on CPU per core for a small LM]")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.  [default: cores / workers]")
 @click.option("--out", default=Path("runs"), show_default=True, type=click.Path(path_type=Path), help="Where runs are "
               "kept; the same command again resumes there.")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
@@ -126,6 +130,8 @@ def command(
     on_leak: str,
     dtype: str,
     device: str | None,
+    workers: int | None,
+    threads: int | None,
     out: Path,
     no_cache: bool,
     dry_run: bool,
@@ -161,15 +167,19 @@ def command(
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
-    vectors = load_vectors(grid, embedder, dtype, device)
+    vectors = load_vectors(grid, embedder, "auto" if dtype == "bf16-verified" else dtype, device)
     reranker = load_cross(grid, reranker_name, dtype, device)
     runs: list[Run] = []
+    prices: dict[str, Rehearsed] = {}
     for name in dedupe(lms):
-        lm = load_reader(name, dtype, device, cache=not no_cache)
+        lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
         jobs = announce(benches, lm, grid, vectors, out, reranker)
-        if not dry_run:
+        if dry_run:
+            prices[name] = price_of([job for job in jobs if not job.finished(out)])
+        else:
             runs += run_jobs(jobs, out)
     if dry_run:
+        show_prices(prices, as_json)
         return
     board = leaderboard(runs)
     if as_json:
@@ -223,14 +233,52 @@ def load_cross(grid: Grid, name: str | None, dtype: str, device: str | None) -> 
     return reranker
 
 
-def load_reader(name: str, dtype: str, device: str | None, *, cache: bool = True) -> LM:
-    """The LM, fetched with a progress bar if it is not here."""
+def load_reader(
+    name: str,
+    dtype: str,
+    device: str | None,
+    *,
+    cache: bool = True,
+    workers: int | None = None,
+    threads: int | None = None,
+) -> LM:
+    """The LM, fetched with a progress bar if it is not here. Says how a server is asked, where that matters."""
     from iclkit.lm import load_lm
 
     fetch(name, "lm")
     say(f"loading {name} …")
-    lm: LM = load_lm(name, dtype=dtype, device=device, cache=cache)
+    lm: LM = load_lm(name, dtype=dtype, device=device, cache=cache, workers=workers, threads=threads)
+    for note in getattr(lm, "notes", ()):
+        say(f"note: {note}")
     return lm
+
+
+def price_of(jobs: Sequence[Job]) -> Rehearsed:
+    """What the runs would ask of their LM, with a bar while it is found out."""
+    from iclkit.eval import rehearse
+
+    total = sum(len(job.bench.queries) for job in jobs)
+    with bars(total) as (start, step):
+        start("planning", total)
+        return rehearse(jobs, lambda done, _: step(done))
+
+
+def show_prices(prices: Mapping[str, Rehearsed], as_json: bool) -> None:
+    """What each LM would be asked, on stdout."""
+    from dataclasses import asdict
+
+    if as_json:
+        click.echo(json.dumps({name: asdict(price) for name, price in prices.items()}, indent=2))
+        return
+    for name, p in prices.items():
+        time_ = "not known for this LM" if p.seconds is None else f"{p.seconds:,.0f} s by a short probe here"
+        click.echo(
+            f"{name}\n  requests              {p.requests:,}\n  calls                 {p.calls:,}\n"
+            f"  tokens asked          {p.tokens_asked:,}\n  known from the cache  {p.tokens_cached:,}\n"
+            f"  to compute            {p.tokens_computed:,}  (after sharing)\n"
+            f"  to generate, at most  {p.tokens_generated:,}\n  time                  {time_}"
+            + (", reading only" if p.tokens_generated and p.seconds is not None else "")
+        )
 
 
 def fetch(name: str, kind: str) -> None:

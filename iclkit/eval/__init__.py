@@ -15,6 +15,7 @@ from iclkit.eval._labels import (
     reliability,
 )
 from iclkit.eval._metrics import METRICS, Metric
+from iclkit.eval._rehearse import Rehearsed, rehearse
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
 from iclkit.eval._store import load_run, load_runs, load_texts
 from iclkit.eval._sweep import Cost, Grid, Job, cost, plan
@@ -35,6 +36,7 @@ __all__ = [
     "Job",
     "LabelScore",
     "Metric",
+    "Rehearsed",
     "Settings",
     "Shown",
     "Suspect",
@@ -61,6 +63,7 @@ __all__ = [
     "plan",
     "prompt_of",
     "rank_intervals",
+    "rehearse",
     "reliability",
     "seed_matters",
     "suspects",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -74,6 +74,10 @@ class Job:
         """Whether the run stands finished in a folder of runs."""
         state = out / self.run_id / "run.json"
         return state.exists() and bool(json.loads(state.read_text(encoding="utf-8")).get("done"))
+
+    def with_lm(self, lm: LM) -> Job:
+        """The same run with another LM."""
+        return replace(self, lm=lm)
 
     def run(self, out: Path | None, progress: Progress | None = None) -> Run:
         """Make the run, or take it from ``out``."""
