@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +21,8 @@ from iclkit.lm._plan import Layout
 
 BLOCK = 128
 """Queries per attention block on CPU. Larger blocks multiply better; smaller ones compute less above the diagonal."""
+ROUND = 32
+"""Flat batches are padded to a multiple of this: oneDNN keeps a compiled kernel per shape, about a megabyte each."""
 HEAD_ROWS = 128
 """Rows of the LM head computed at a time: bounds the memory of the logits."""
 SUPPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -175,11 +178,17 @@ class LeanLM:
         Returns the hidden states at ``layout.rows``, normalised, float32 (R, hidden); and, when ``keep``, the prefix's
         keys and values with the batch's own behind them (for a batch that is a single segment).
         """
-        positions = torch.from_numpy(layout.positions).to(self.device)
+        real = len(layout.tokens)
+        n = -(-real // ROUND) * ROUND if self.device.type == "cpu" else real
+        tokens, positions = torch.zeros(2, n, dtype=torch.long)
+        tokens[:real], positions[:real] = torch.from_numpy(layout.tokens), torch.from_numpy(layout.positions)
+        tokens, positions = tokens.to(self.device), positions.to(self.device)
         cos, sin = self._angles(positions)
+        turn = cos * self.size**-0.5, sin * self.size**-0.5  # queries come out scaled
         attend = self._rows(layout, prefix) if self._rows_attention else self._blocks(layout, prefix)
-        n, h, g, d = len(layout.tokens), self.heads, self.kv_heads, self.size
-        x = self.embedding[torch.from_numpy(layout.tokens).to(self.device)].float()
+        h, g, d = self.heads, self.kv_heads, self.size
+        x = self.embedding[tokens].float()
+        rows = torch.from_numpy(np.resize(layout.rows, -(-len(layout.rows) // ROUND) * ROUND)).to(self.device)
         kept: KV = []
         for number, layer in enumerate(self.layers):
             y = F.rms_norm(x, (self.hidden,), layer.norm1, self.eps).to(self.dtype)
@@ -188,16 +197,19 @@ class LeanLM:
             if layer.q_norm is not None and layer.k_norm is not None:
                 q = F.rms_norm(q.float(), (d,), layer.q_norm, self.eps).to(self.dtype)
                 k = F.rms_norm(k.float(), (d,), layer.k_norm, self.eps).to(self.dtype)
-            q, k = self._rotate(q, cos, sin), self._rotate(k, cos, sin)
+            q, k = self._rotate(q, *turn), self._rotate(k, cos, sin)
             keys, values = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()  # (g, n, d)
             if keep:
+                keys, values = keys[:, :real], values[:, :real]
                 old = prefix[number] if prefix else None
                 kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)) if old else (keys, values))
-            x += layer.o(attend(number, q, keys, values))
+            seen = attend(number, q, keys, values)
+            if number == len(self.layers) - 1:  # nobody reads the other rows any more
+                x, seen = x[rows], seen[rows]
+            x += layer.o(seen)
             y = F.rms_norm(x, (self.hidden,), layer.norm2, self.eps).to(self.dtype)
             x += layer.down(layer.up.times(y, layer.gate.silu(y)))
-        rows = torch.from_numpy(layout.rows).to(self.device)
-        return F.rms_norm(x[rows], (self.hidden,), self.final_norm, self.eps), kept
+        return F.rms_norm(x[: len(layout.rows)], (self.hidden,), self.final_norm, self.eps), kept
 
     # -- attention ------------------------------------------------------------------------------------------------
 
@@ -211,12 +223,11 @@ class LeanLM:
                 masks[block.mask_key] = torch.zeros(block.mask.shape, dtype=self.dtype).masked_fill_(
                     ~block.mask, float("-inf")
                 )
-        scale = d**-0.5
 
         def attend(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             n = q.shape[0]
-            out = torch.empty(n, h * d, dtype=q.dtype)
-            grouped = (q * scale).view(n, g, h // g, d).permute(1, 2, 0, 3)  # (g, h/g, n, d)
+            out = torch.zeros(n, h * d, dtype=q.dtype)  # padding rows stay zero
+            grouped = q.view(n, g, h // g, d).permute(1, 2, 0, 3)  # (g, h/g, n, d)
             target = out.view(n, g, h // g, d).permute(1, 2, 0, 3)
             for block in blocks:
                 low, high = block.low, block.high
@@ -263,8 +274,8 @@ class LeanLM:
                 ks = torch.cat([pk.expand(len(spans), *pk.shape), ks], 2)
                 vs = torch.cat([pv.expand(len(spans), *pv.shape), vs], 2)
             ks, vs = ks.repeat_interleave(h // g, 1), vs.repeat_interleave(h // g, 1)
-            o = F.scaled_dot_product_attention(q[gather].transpose(1, 2), ks, vs, attn_mask=full)
-            out = torch.empty(q.shape[0], h * d, dtype=q.dtype, device=q.device)
+            o = F.scaled_dot_product_attention(q[gather].transpose(1, 2), ks, vs, attn_mask=full, scale=1.0)
+            out = torch.zeros(q.shape[0], h * d, dtype=q.dtype, device=q.device)
             out[index[real]] = o.transpose(1, 2)[real].reshape(-1, h * d)
             return out
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from iclkit.lm._cached import CachedLM
     from iclkit.lm._torch import TorchLM
 
-ENGINE = "1"
+ENGINE = "2"
 """Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""
 SMALL_MODEL = 2 << 30
 """Bytes of weights up to which several copies on one machine are taken for granted."""

@@ -23,7 +23,7 @@ IntArray = NDArray[np.int64]
 
 SPLIT_GAIN = 8
 """Tokens a shared node must save to become a segment of its own; below, its tokens are repeated (less bookkeeping)."""
-PASS_OVERHEAD = 32
+PASS_OVERHEAD = 64
 """What a pass of its own costs beyond its tokens, in tokens: a prefix is kept when repeating it would cost more."""
 
 
@@ -174,8 +174,9 @@ def _shared(units: Sequence[Pair], budget: int, prefixes: list[Prefix]) -> list[
             continue
         common = int(shared[low + 1 : high].min())
         keep = min(common, int(first_read[low:high].min()))
-        again = math.ceil(tokens / budget) - 1
-        if keep > depth and again * (keep - depth) > keep - depth + PASS_OVERHEAD:
+        own = keep - depth
+        again = math.ceil((tokens - own) / max(budget - own, 1)) - 1  # further batches that would repeat it
+        if own > 0 and again * own > PASS_OVERHEAD:
             prefixes.append(Prefix(fed[low][:keep], depth, prefix))
             todo.append((low, high, keep, len(prefixes) - 1))
             continue

@@ -116,3 +116,9 @@ def test_common_length_counts_equal_leading_tokens(a, b):
     n = common_length(tuple(a), tuple(b))
     assert a[:n] == b[:n]
     assert n == min(len(a), len(b)) or a[n] != b[n]
+
+
+def test_a_prefix_nearly_as_long_as_a_batch_is_computed_once():
+    prefix = tuple(range(100, 1000))
+    pairs = [Pair((*prefix, *([q] * 30), 1), 930) for q in range(20)]
+    assert make_plan(pairs, 1000).tokens_computed == 900 + 20 * 30
