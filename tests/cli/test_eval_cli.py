@@ -50,7 +50,7 @@ def test_dry_run_says_the_cost_and_does_nothing(task, tmp_path, fakes, capsys):
     code, stdout, stderr = call("eval", str(task), "-s", "random", "--dry-run", "--out", str(out), capsys=capsys)
     assert (code, fakes.scored, out.exists()) == (0, [], False)
     assert "3 runs, 210 prompts" in stderr
-    assert "requests              630\n" in stdout
+    assert "requests              420\n" in stdout
     assert "time                  not known for this LM" in stdout
 
 
