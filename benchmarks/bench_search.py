@@ -199,10 +199,11 @@ def dspy(examples: Sequence[Example], encode: Any, k: int) -> tuple[str, Callabl
         return "as DSPy", steps
 
     trainset = [Shown(text=e.text, label=e.output).with_inputs("text") for e in examples]
-    plain = Embeds(
-        lambda texts: encode([t.removeprefix("text: ") for t in ([texts] if isinstance(texts, str) else texts)])
-    )
-    knn = KNN(k=k, trainset=trainset, vectorizer=plain)
+
+    def plain(texts: Any) -> np.ndarray:
+        return encode([t.removeprefix("text: ") for t in ([texts] if isinstance(texts, str) else texts)])
+
+    knn = KNN(k=k, trainset=trainset, vectorizer=Embeds(plain, caching=False))
     return "DSPy", lambda text: [e.text for e in knn(text=text)]
 
 

@@ -1,13 +1,14 @@
 """Texts to unit vectors with a transformer: the same text gives the same bits, whatever it is batched with.
 
-Texts of equal length in tokens are batched together, so nothing is padded: no work is wasted, and on a CPU the rows of
-a batch do not depend on each other, not even in the last bit.
+Nothing is ever padded: texts of equal length in tokens are batched together, and a BERT takes texts of all lengths in
+one row (``_bert.py``). No work is wasted, and on a CPU texts do not depend on each other, not even in the last bit.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from iclkit.errors import IclkitError, ModelError, UsageError
+from iclkit.pool._bert import PackedBert
 from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
 from iclkit.records import Json, digest
@@ -191,6 +193,7 @@ class Backbone:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.causal = self._is_causal()
         self.bos, self.eos = self._special_tokens()
+        self.packed = PackedBert.of(model)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
@@ -279,7 +282,14 @@ class TextEmbedder:
         self._backbone, self._threads, self._heads, self._share = backbone, threads, heads, share_front
         limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
         self._limit = limit
-        facts: dict[str, Json] = {"weights": weights, "dtype": backbone.dtype, "limit": limit, "heads": len(heads)}
+        packed = backbone.packed is not None
+        facts: dict[str, Json] = {
+            "packed": packed,
+            "weights": weights,
+            "dtype": backbone.dtype,
+            "limit": limit,
+            "heads": len(heads),
+        }
         self.fingerprint = template_mark(template, "query", **facts)
         self.document_fingerprint = template_mark(template, "document", **facts)
         self._fronts: dict[tuple[int, ...], tuple[Any, torch.Tensor]] = {}
@@ -308,16 +318,29 @@ class TextEmbedder:
 
     @contextmanager
     def _batches(self, ids: Sequence[Sequence[int]]) -> Iterator[Iterator[list[int]]]:
-        """Numbers of texts of equal length, short ones first, a token budget at a time; with torch set up for them."""
+        """Numbers of texts, short ones first, a token budget at a time; with torch set up for them.
+
+        Texts of different lengths come together only where the model takes them without padding.
+        """
         import torch
 
-        by_length: dict[int, list[int]] = {}
-        for n, tokens in enumerate(ids):
-            by_length.setdefault(len(tokens), []).append(n)
         budget = TOKENS.get(self._backbone.device.type, 1024)
-        steps = ((members, max(1, budget // length)) for length, members in sorted(by_length.items()))
+
+        def batches() -> Iterator[list[int]]:
+            some, tokens = list[int](), 0
+            for n in sorted(range(len(ids)), key=lambda n: len(ids[n])):
+                length = len(ids[n])
+                apart = self._backbone.packed is None and some and len(ids[some[-1]]) != length
+                if some and (apart or tokens + length > budget):
+                    yield some
+                    some, tokens = [], 0
+                some.append(n)
+                tokens += length
+            if some:
+                yield some
+
         with torch.inference_mode(), torch_threads(self._threads):
-            yield (members[i : i + step] for members, step in steps for i in range(0, len(members), step))
+            yield batches()
 
     def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
         """Per text its tokens, special ones apart, and their contextual vectors (tokens, d): float32, unit rows.
@@ -331,14 +354,15 @@ class TextEmbedder:
         out: dict[int, tuple[list[str], FloatArray]] = {}
         with self._batches(every) as batches:
             for some in batches:
-                x = torch.tensor([every[n] for n in some], device=model.device)
-                inside = slice(len(model.bos), x.shape[1] - len(model.eos))
-                if not len(range(x.shape[1])[inside]):
-                    inside = slice(0, 1)
-                states = torch.nn.functional.normalize(self._states(self._enough(x, 0), 0)[: len(x)].float(), dim=-1)
-                for n, row in zip(some, states[:, inside].cpu().numpy(), strict=True):
+                groups = _runs([every[n] for n in some])
+                rows = [r for states in self._states([self._tensor(g) for g in groups], 0) for r in states]
+                for n, states in zip(some, rows, strict=True):
+                    inside = slice(len(model.bos), len(every[n]) - len(model.eos))
+                    if not every[n][inside]:
+                        inside = slice(0, 1)
                     words = model.tokenizer.convert_ids_to_tokens(every[n][inside]) if texts[n] else [""]
-                    out[n] = (words, row)
+                    unit = torch.nn.functional.normalize(states[inside].float(), dim=-1)
+                    out[n] = (words, unit.cpu().numpy())
         return [out[n] for n in range(len(texts))]
 
     def plan(self, texts: Sequence[str], side: Side) -> Iterator[tuple[list[int], int, int]]:
@@ -380,42 +404,50 @@ class TextEmbedder:
         return [next(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)]
 
     def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: Side) -> FloatArray:
-        """Vectors of texts of equal length."""
+        """Vectors of texts that are sorted by length."""
         import torch
 
-        model = self._backbone
-        x = torch.tensor([ids for ids, _, _ in plans], device=model.device)
-        mask = torch.ones_like(x, dtype=torch.bool)
-        if self.template.text_only:
-            where = torch.arange(x.shape[1], device=x.device)
-            start = torch.tensor([[s] for _, s, _ in plans], device=x.device)
-            end = torch.tensor([[e] for _, _, e in plans], device=x.device)
-            mask = (where >= start) & (where < end)
-            mask |= ~mask.any(1, keepdim=True)  # an empty text: everything is pooled
+        model, pooled, at = self._backbone, [], 0
+        xs = [self._tensor(ids) for ids in _runs([ids for ids, _, _ in plans])]
         shared = self._share and model.causal and not self.template.joint and side.provider is None
-        front = plans[0][1] if shared and SHARED <= plans[0][1] < x.shape[1] else 0
-        states = self._states(self._enough(x, front), front)[: len(x)].float()
-        vectors = pool_states(states, mask, self.template.pooling)
+        front = plans[0][1] if shared and SHARED <= plans[0][1] < xs[0].shape[1] else 0
+        for x, states in zip(xs, self._states(xs, front), strict=True):
+            mask = torch.ones_like(x, dtype=torch.bool)
+            if self.template.text_only:
+                where = torch.arange(x.shape[1], device=x.device)
+                bounds = torch.tensor([[s, e] for _, s, e in plans[at : at + len(x)]], device=x.device)
+                mask = (where >= bounds[:, :1]) & (where < bounds[:, 1:])
+                mask |= ~mask.any(1, keepdim=True)  # an empty text: everything is pooled
+            pooled.append(pool_states(states.float(), mask, self.template.pooling))
+            at += len(x)
+        vectors = torch.cat(pooled)
         for head in self._heads:
             vectors = head(vectors)
         unit: FloatArray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
         return unit
 
-    @staticmethod
-    def _enough(x: torch.Tensor, front: int) -> torch.Tensor:
-        """The rows, repeated if there are few: products of one or two rows are computed in another way, and their last
-        bits differ."""
-        tokens = len(x) * (x.shape[1] - front)
-        return x if tokens >= FEWEST else x.repeat(-(-FEWEST // tokens), 1)
+    def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        import torch
 
-    def _states(self, x: torch.Tensor, front: int) -> torch.Tensor:
-        """Last hidden states (n, t, d). The first ``front`` tokens, equal in all rows, go through the model once."""
+        return torch.tensor(ids, device=self._backbone.device)
+
+    def _states(self, xs: Sequence[torch.Tensor], front: int) -> list[torch.Tensor]:
+        """Last hidden states (n, t, d) of token ids (n, t), one tensor per length.
+
+        The first ``front`` tokens, equal in all rows, go through the model once. Rows are repeated where there are few
+        tokens: products of one or two rows are computed in another way, and their last bits differ.
+        """
         import torch
 
         model = self._backbone
+        if model.packed is not None:
+            return model.packed(xs, FEWEST)
+        (x,) = xs
+        tokens, rows = len(x) * (x.shape[1] - front), len(x)
+        if tokens < FEWEST:
+            x = x.repeat(-(-FEWEST // tokens), 1)
         if not front:
-            states: torch.Tensor = model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state
-            return states
+            return [model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state[:rows]]
         key = tuple(x[0, :front].tolist())
         if key not in self._fronts:
             head = model.model(input_ids=x[:1, :front], use_cache=True)
@@ -426,7 +458,12 @@ class TextEmbedder:
         after = model.model(
             input_ids=x[:, front:], attention_mask=torch.ones_like(x), past_key_values=past, use_cache=True
         ).last_hidden_state
-        return torch.cat([before.expand(len(x), -1, -1), after], 1)
+        return [torch.cat([before.expand(len(x), -1, -1), after], 1)[:rows]]
+
+
+def _runs(ids: Sequence[list[int]]) -> list[list[list[int]]]:
+    """Neighbours of equal length together."""
+    return [list(group) for _, group in itertools.groupby(ids, key=len)]
 
 
 class WholeModel:

@@ -417,3 +417,43 @@ def test_a_reranker_scores_pairs_each_alone(tiny_bert: Path, tmp_path: Path) -> 
     BertForSequenceClassification(BertConfig.from_pretrained(tiny_bert, num_labels=3)).save_pretrained(folder)
     with pytest.raises(ModelError, match="is no reranker: it gives 3 values"):
         load_reranker(str(folder))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_packed_bert_is_that_of_transformers_and_gives_the_same_bits_in_any_batch(
+    tiny_bert: Path, dtype: str
+) -> None:
+    embedder = load_embedder(str(tiny_bert), dtype=dtype)
+    assert isinstance(embedder, TextEmbedder)
+    packed = embedder._backbone.packed
+    assert packed is not None
+    texts = [*TEXTS, *(f"the cat {'sat ' * n}" for n in range(30))]
+    together = embedder.encode_documents(texts)
+    order = np.random.default_rng(0).permutation(len(texts))
+    np.testing.assert_array_equal(together, np.concatenate([embedder.encode_documents([t]) for t in texts]))
+    np.testing.assert_array_equal(together[order], embedder.encode_documents([texts[i] for i in order]))
+    embedder._backbone.packed = None
+    plain = embedder.encode_documents(texts)
+    if dtype == "fp32":
+        np.testing.assert_allclose(together, plain, atol=1e-5)
+    assert ((together * plain).sum(1) > 0.999).all()
+
+
+def test_a_bert_that_computes_something_else_is_run_as_transformers_has_it(
+    tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    from transformers import BertModel
+
+    from iclkit.pool._bert import PackedBert
+
+    model = BertModel.from_pretrained(tiny_bert).eval()
+    assert PackedBert.of(model) is not None
+    model.encoder.layer[0].register_forward_hook(
+        lambda _m, _a, out: -out if isinstance(out, torch.Tensor) else (-out[0],)
+    )
+    with caplog.at_level(logging.WARNING, logger="iclkit"):
+        assert PackedBert.of(model) is None
+    assert "differs from the usual one" in caplog.text
+    relu = BertModel.from_pretrained(tiny_bert, hidden_act="relu").eval()
+    assert PackedBert.of(relu) is None
