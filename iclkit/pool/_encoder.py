@@ -119,12 +119,8 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 def files_mark(folder: Path) -> str:
     """Hash of all that determines a model's vectors: weights, settings, tokenizer."""
-    files = [
-        f for f in folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".bin", ".json", ".txt", ".model")
-    ]
+    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".json", ".txt", ".model")]
     files = [f for f in files if not {"onnx", "openvino"} & set(f.relative_to(folder).parts)]
-    if any(f.suffix == ".safetensors" for f in files):
-        files = [f for f in files if f.suffix != ".bin"]
     marks = []
     for file in sorted(files):
         with file.open("rb") as content:
@@ -173,7 +169,9 @@ def _dense(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
 
     settings = _json(folder / "config.json", {})
     file = folder / "model.safetensors"
-    weights = load_file(file) if file.is_file() else torch.load(folder / "pytorch_model.bin", weights_only=True)
+    if not file.is_file():
+        raise ModelError(f"{folder} has no model.safetensors; pickled weights are never loaded: convert them first")
+    weights = load_file(file)
     activation = getattr(torch.nn, str(settings.get("activation_function", "Identity")).rpartition(".")[2])()
     bias = weights.get("linear.bias")
 
@@ -200,7 +198,7 @@ class Backbone:
         from transformers import AutoModel, AutoTokenizer
 
         with quiet():
-            model = AutoModel.from_pretrained(folder, dtype=dtype).eval().to(device)
+            model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval().to(device)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
         limit = min((int(m) for m in limits if m and 0 < m < 1 << 24), default=512)
@@ -475,7 +473,9 @@ class WholeModel:
         from sentence_transformers import SentenceTransformer
 
         self.name, self._threads = name, threads
-        self._model = SentenceTransformer(str(folder), device=str(device), model_kwargs={"dtype": dtype})
+        self._model = SentenceTransformer(
+            str(folder), device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True}
+        )
         self.fingerprint = digest([weights, str(dtype), "whole"])
         self.dim = int(self._model.encode([""], show_progress_bar=False).shape[1])
 

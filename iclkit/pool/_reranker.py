@@ -28,7 +28,10 @@ class CrossEncoder:
                 torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and computes_in_bf16(place)) else torch.float32
             )
             with quiet():
-                self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=exact).eval().to(place)
+                self._model = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype=exact, use_safetensors=True
+                )
+                self._model.eval().to(place)
                 self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except IclkitError:
             raise
