@@ -40,9 +40,10 @@ def load_lm(
     dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
     device: cpu, cuda, cuda:1 …; None takes the GPUs there are. workers: processes that share the batches; None is one
-    per GPU, or on CPU one per core up to four for a small model (they start with the first long plan). threads: of
-    each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for ``lm-cache.db`` under
-    ICLKIT_HOME, a path for another file, False for none. lean: False runs the ``transformers`` module itself.
+    per GPU, or on CPU one per core up to four for a small model (they start once 20,000 tokens have been asked for).
+    threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for
+    ``lm-cache.db`` under ICLKIT_HOME, a path for another file, False for none. lean: False runs the ``transformers``
+    module itself.
     trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded, RunError when the
     cache cannot be written, UsageError for a setting that cannot be.
     """

@@ -23,7 +23,7 @@ from iclkit.errors import IclkitError
 from iclkit.lm._torch import Job, TorchLM
 
 WORTH_STARTING = 20_000
-"""Tokens below which no worker is started: loading a model costs a process several seconds."""
+"""Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
 RESTARTS = 2
 
 
@@ -95,17 +95,19 @@ class ParallelLM(TorchLM):
     load: Callable[..., TorchLM]
     settings: Sequence[dict[str, Any]]
     workers: dict[int, Worker]
+    asked: int
 
     @classmethod
     def of(cls, lm: TorchLM, load: Callable[..., TorchLM], settings: Sequence[dict[str, Any]]) -> ParallelLM:
-        """Turn ``lm`` into the parent of ``len(settings)`` workers; they start with the first plan that is worth it."""
+        """Turn ``lm`` into the parent of ``len(settings)`` workers; they start once enough has been asked."""
         lm.__class__ = cls
         assert isinstance(lm, cls)
-        lm.load, lm.settings, lm.workers = load, settings, {}
+        lm.load, lm.settings, lm.workers, lm.asked = load, settings, {}, 0
         return lm
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Any]]]:
-        if len(jobs) < 2 or (not self.workers and sum(map(work_of, jobs)) < WORTH_STARTING):
+        self.asked += sum(map(work_of, jobs))
+        if len(jobs) < 2 or (not self.workers and self.asked < WORTH_STARTING):
             yield from super()._run(jobs)
             return
         start = time.perf_counter()
