@@ -8,6 +8,7 @@ import shlex
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -50,7 +51,7 @@ def test_a_command_in_the_docs_parses(page: Path, words: list[str]) -> None:
         ctx = click.Context(command, parent=ctx, info_name=name)
     if not {"--help", "--version"} & set(words):
         command.make_context(ctx.info_name, words, parent=ctx.parent)
-    for flag, value in zip(words, words[1:], strict=False):
+    for flag, value in pairwise(words):
         if flag in ("-s", "--selector") and "…" not in value and not value.endswith(".json"):
             make_selector(parse_spec(value))
 

