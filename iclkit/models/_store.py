@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,8 +114,8 @@ def install(name: str, kind: str, licence: str, fill: Callable[[Path], tuple[Pat
     """
     target = folder_of(name)
     with _disk_errors(target), _locked(name):
-        for stale in target.parent.glob(f".{name}~*"):  # left by a killed pull: holding the lock, it is nobody's
-            shutil.rmtree(stale)
+        for stale in target.parent.glob(f".{name}~*"):  # left by a killed pull
+            _remove(stale)
         if target.exists() and not problems(target, hashes=True):
             return target
         if target.exists() and not (target / MANIFEST).exists():
@@ -135,8 +136,20 @@ def install(name: str, kind: str, licence: str, fill: Callable[[Path], tuple[Pat
                 target.rename(work / "replaced")
             built.rename(target)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _remove(work)
     return target
+
+
+def _remove(folder: Path) -> None:
+    """Remove a work folder; for a few seconds against a downloader that outlived its parent and still writes there.
+
+    What cannot be removed is left to the next pull.
+    """
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -205,7 +205,13 @@ def test_a_folder_that_someone_put_there_is_not_overwritten(index, home):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_pull_that_is_stopped_leaves_no_model_and_the_next_one_cleans_up(index: Server, home, sent):
     index.mode = "hang"
-    process = subprocess.Popen(PULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        PULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )
     assert index.hanging.wait(60), process.communicate(timeout=5)
     assert len(left_in(home)) == 1  # the hidden work folder
     if sent == signal.SIGINT:
