@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._pool import conditions
 from iclkit.errors import DataError, UsageError
 from iclkit.records import Prompt, Query, Selection
 
@@ -97,7 +98,7 @@ def command(
     if k is None and not lm:
         raise UsageError("-k max fills an LM's context; give one with --lm")
     with Pool.open(pool, create=False) as store:
-        view = store.view(task=task, where=_conditions(where) or None)
+        view = store.view(task=task, where=conditions(where) or None)
         model = _load_lm(lm) if lm else None
         kit = Kit(lm=model, template=template, seed=seed, order=order)
         if chooser.needs.embedder:
@@ -206,19 +207,6 @@ def _say_cost(chooser: Any, queries: int, k: int) -> None:
     if per_task or per_query:
         total = per_task + per_query * queries
         click.echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
-
-
-def _conditions(where: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for part in where:
-        key, equals, value = part.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--where {part!r} is not KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found
 
 
 def _read_queries(path: Path, exclude: frozenset[str]) -> list[Query]:

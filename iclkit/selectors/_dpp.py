@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, best_rows, first_best
+from iclkit.selectors._base import FloatArray
+from iclkit.selectors._candidates import CandidatesSelector
+from iclkit.selectors._maths import best_rows, first_best
 
 _EPS = 1e-5  # share of a candidate's own volume; float32 cosines are off by 1e-7, rounded ones by 5e-7
 
@@ -50,11 +50,10 @@ def dpp_order(sim: FloatArray, near: FloatArray, k: int, scale: float) -> list[i
 
 
 @dataclass
-class DPPSelector(BaseSelector):
+class DPPSelector(CandidatesSelector):
     """near the query and spanning much space: greedy MAP of a determinantal point process"""
 
     name: ClassVar[str] = "dpp"
-    needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "CEIL's DPP-MAP; Ye et al. 2023, arXiv 2302.05698"
 
     scale: float = 0.1  # small: relevance only (knn); large: diversity only
@@ -69,22 +68,9 @@ class DPPSelector(BaseSelector):
         if self.sort not in ("relevance", "picks"):
             raise UsageError(f"dpp: sort is {self.sort!r}; give relevance or picks")
 
-    def prepare(self) -> None:
-        """Vectors of the pool."""
-        self.vectors_ = self._vectors()
-
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
         """Greedy set of the candidates; scores are cosines with the query."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
-        """Encode and search together; the greedy part is per query, where its matrix stays in the cache."""
-        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
-        return [self._reorder(rows, sim, k) for rows, sim in found]
-
-    def _reorder(self, rows: IntArray, sim: FloatArray, k: int) -> Chosen:
-        vectors = self.vectors_[rows]
-        order = dpp_order(sim, np.round(vectors @ vectors.T, DIGITS), k, self.scale)
+        order = dpp_order(sim, near, k, self.scale)
         if self.sort == "relevance":
             order.sort()  # candidates come nearest first
-        return rows[order], sim[order]
+        return order, sim[order]

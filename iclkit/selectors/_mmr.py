@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, first_best
+from iclkit.selectors._base import FloatArray
+from iclkit.selectors._candidates import CandidatesSelector
+from iclkit.selectors._maths import first_best
 
 
 def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tuple[list[int], list[float]]:
@@ -41,11 +41,10 @@ def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tu
 
 
 @dataclass
-class MMRSelector(BaseSelector):
+class MMRSelector(CandidatesSelector):
     """near the query and unlike each other, greedily, among the nearest candidates"""
 
     name: ClassVar[str] = "mmr"
-    needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "Carbonell & Goldstein 1998, SIGIR"
 
     trade_off: float = 0.5  # 1 = relevance only (knn), 0 = diversity only
@@ -57,20 +56,7 @@ class MMRSelector(BaseSelector):
         if self.candidates < 1:
             raise UsageError(f"mmr: candidates is {self.candidates}; give 1 or more")
 
-    def prepare(self) -> None:
-        """Vectors of the pool."""
-        self.vectors_ = self._vectors()
-
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
         """Greedy order of the candidates; a score is the marginal relevance at its step."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
-        """Encode and search together; the greedy part is per query, where its matrix stays in the cache."""
-        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
-        return [self._reorder(rows, scores, k) for rows, scores in found]
-
-    def _reorder(self, rows: IntArray, sim: FloatArray, k: int) -> Chosen:
-        vectors = self.vectors_[rows]
-        order, values = mmr_order(sim, np.round(vectors @ vectors.T, DIGITS), k, self.trade_off)
-        return rows[order], np.array(values)
+        order, values = mmr_order(sim, near, k, self.trade_off)
+        return order, np.array(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -50,9 +51,9 @@ class _KeySelector(BaseSelector):
     source: ClassVar[str] = "Skill-KNN; An et al. 2023, arXiv 2305.14210"
     _variant: ClassVar[str] = "base"
 
+    @abstractmethod
     def transform(self) -> KeyTransform:
         """What writes the keys."""
-        raise NotImplementedError
 
     def prepare(self) -> None:
         """Write the keys that the pool does not have yet, and embed them and the inputs."""
