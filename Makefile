@@ -46,8 +46,33 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Benchmarks read real data: a folder of data sets as lines of {"input", "output"} (ICLKIT_TEST_DATA).
+DATA  ?= $(or $(ICLKIT_TEST_DATA),../shared/data)
+MODEL ?= $(ICLKIT_HOME)/models/smollm2-135m
+RUN   := OMP_NUM_THREADS=1 ICLKIT_TEST_DATA=$(DATA) $(BIN)/python benchmarks
+
 bench: models
-	for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f $(if $(BENCH_FULL),,--smoke) || exit 1; done
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt rank-bm25
+ifdef BENCH_FULL
+	$(RUN)/bench_score.py $(MODEL) --fixed --prefix-shots 100
+	$(RUN)/bench_feedback.py $(MODEL)
+	$(RUN)/bench_gpu.py
+	$(RUN)/bench_bm25.py $(DATA)
+	$(RUN)/bench_select.py $(DATA)
+	$(RUN)/bench_search.py
+	$(RUN)/bench_embed.py
+	$(RUN)/bench_board.py
+	$(RUN)/bench_explain.py
+else
+	$(RUN)/bench_score.py $(MODEL) --queries 8 --naive-queries 4 --repeats 1 --fixed
+	$(RUN)/bench_feedback.py $(MODEL) --queries 5 --candidates 4 --repeats 1
+	$(RUN)/bench_gpu.py --queries 8 --repeats 1
+	$(RUN)/bench_bm25.py $(DATA) --rows 2000 --queries 50 --reference 5 --repeats 1
+	$(RUN)/bench_select.py $(DATA) --rows 1000 --queries 32 --turns 1
+	$(RUN)/bench_search.py --smoke
+	$(RUN)/bench_embed.py --smoke
+	$(RUN)/bench_board.py --smoke
+endif
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
