@@ -10,6 +10,7 @@ from iclkit.testing import SelectorContract
 VARIANTS = [
     "mmr,trade_off=0.2,candidates=5",
     "mmr,trade_off=1",
+    "skill-knn,variant=consistency,rewrites=2,style=parsing",
     "bm25,tokenizer=trigrams,b=0.2",
     "dpp,sort=picks,candidates=10",
     "set-bsr,weights=idf,sort=picks",
