@@ -31,6 +31,8 @@ class Rehearsed:
 class _Rehearsal:
     """An LM in whose place nothing is computed: requests are planned and counted, every answer is blank."""
 
+    rehearsal = True  # nobody keeps its answers
+
     def __init__(self, lm: Any) -> None:
         self.lm, self.seen = lm, Rehearsed()
         self.name, self.fingerprint, self.context_size = lm.name, lm.fingerprint, lm.context_size

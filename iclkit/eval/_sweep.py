@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from iclkit.errors import UsageError
 from iclkit.eval._calibrate import free_inputs
@@ -66,9 +67,13 @@ class Job:
     @cached_property
     def run_id(self) -> str:
         """The id that the run will have."""
-        chooser = make_selector(self.selector)
-        kit = Kit(self.embedder, self.lm, self.template or self.bench.task.template, reranker=self.reranker)
-        return digest(run_spec(self.bench, chooser, kit, self.settings), 8)
+        return digest(run_spec(self.bench, make_selector(self.selector), self.kit, self.settings), 8)
+
+    @property
+    def kit(self) -> Kit:
+        """What the selector is given."""
+        template, s = self.template or self.bench.task.template, self.settings
+        return Kit(self.embedder, self.lm, template, self.bench.task.labels, s.seed, s.order, reranker=self.reranker)
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs."""
@@ -152,22 +157,30 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
     # a content-free prompt beside each prompt, for the calibrations that have them
     times = {job: 1 + len(free_inputs(job.settings.calibrate, job.bench.view.examples, 0)) for job in todo}
     scores = sum(_answers(job.bench) * times[job] for job in todo)
-    notes = []
-    for selector in dict.fromkeys(job.selector for job in todo):
-        needs = make_selector(selector).needs
-        if (needs.lm_calls_per_query, needs.lm_calls_per_task) != ("0", "0"):
-            notes.append(
-                f"{selector} asks the LM itself: {needs.lm_calls_per_query} calls per query, "
-                f"{needs.lm_calls_per_task} per task"
-            )
     return Cost(
         runs=len(todo),
         finished=len(jobs) - len(todo),
         prompts=sum(len(job.bench.queries) * times[job] for job in todo),
         scores=scores,
         tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) * times[job] for job in todo)),
-        notes=tuple(notes),
+        notes=tuple(_notes(todo)),
     )
+
+
+def _notes(todo: Sequence[Job]) -> Iterator[str]:
+    """What each selector that asks the LM will ask at most; fitting one asks nothing."""
+    for name in dict.fromkeys(job.selector for job in todo if make_selector(job.selector).needs.lm):
+        jobs, found = [job for job in todo if job.selector == name], dict[tuple[int, int], tuple[int, int]]()
+        for job in jobs:
+            if (key := (id(job.bench), job.settings.k)) not in found:
+                fitted: Any = make_selector(name).fit(job.bench.view, job.kit)
+                found[key] = fitted.lm_calls(job.settings.k) if hasattr(fitted, "lm_calls") else (0, 0)
+        asked = [(*found[id(job.bench), job.settings.k], len(job.bench.queries)) for job in jobs]
+        total = sum(once + each * queries for once, each, queries in asked)
+        yield (
+            f"{name} asks the LM itself: at most {total:,} texts more ({max(a[0] for a in asked):,} once a run "
+            f"and {max(a[1] for a in asked):,} per query), less what was asked before"
+        )
 
 
 def _answers(bench: Bench) -> int:

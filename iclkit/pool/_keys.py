@@ -16,7 +16,10 @@ from iclkit.records import Fields, canonical_json, digest, input_text
 
 @runtime_checkable
 class KeyTransform(Protocol):
-    """Writes keys. ``fingerprint`` covers all that determines key ``number`` of an input, but not ``count``."""
+    """Writes keys. ``fingerprint`` covers all that determines key ``number`` of an input, but not ``count``.
+
+    A transform may have an attribute ``kept``; when it is false, what it writes is not stored.
+    """
 
     @property
     def name(self) -> str:

@@ -488,7 +488,7 @@ class Pool:
                 if len(written) != len(some):
                     raise DataError(f"{transform.name} wrote {len(written)} keys for {len(some)} inputs")
                 new = {(m, number): clean_key(w, given[m]) for m, w in zip(some, written, strict=True)}
-                if not self.read_only:
+                if not self.read_only and getattr(transform, "kept", True):
                     self._store_keys(transform, new)
                 have.update(new)
                 done += len(some)

@@ -104,6 +104,9 @@ class Selector(Protocol):
 class BaseSelector(ABC):
     """Checks needs, turns ``query.exclude`` into a mask, builds the Selection. A strategy is its ``choose``.
 
+    Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``lm_calls``
+    can be told before anything is spent.
+
     Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
     ``source`` are class attributes. A strategy that works on many queries at once overrides ``choose_many`` and lets
     ``choose`` call it; results must not depend on which queries come together.

@@ -66,13 +66,21 @@ class ConESelector(BaseSelector):
         """Encode and search together, then ask about all candidates of all queries in one call of the LM."""
         found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
         asked = [(q, example) for q, (rows, _) in zip(queries, found, strict=True) for example in self._examples(rows)]
-        requests = [input_requests(self.asker_.prompt(q, [example])) for q, example in asked]
+        requests = [input_requests(self.asker_.prompt(q, [e])) if _says(q) else [] for q, e in asked]
         scores = iter(self.asker_.lm.score([r for own in requests for r in own]))
         totals = np.array([sum(next(scores).logprob for _ in own) for own in requests])
         cuts = np.cumsum([len(rows) for rows, _ in found])[:-1]
         return [self._best(rows, own, k) for (rows, _), own in zip(found, np.split(totals, cuts), strict=True)]
 
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """When there is nothing to find likely."""
+        return () if _says(query) else ("the query is empty, so the LM was not asked: these are the nearest",)
+
     @staticmethod
     def _best(rows: IntArray, likelihood: FloatArray, k: int) -> Chosen:
         best = best_rows(likelihood, k)  # ties go to the nearer candidate, which comes first
         return rows[best], likelihood[best]
+
+
+def _says(query: Query) -> bool:
+    return bool(query.text.strip())

@@ -86,6 +86,11 @@ class LMRewriter:
         s = self.style
         return digest([self.lm.fingerprint, s.instruction, s.stem, [*map(list, s.pairs)], self.max_tokens, _VERSION])
 
+    @property
+    def kept(self) -> bool:
+        """False for an LM in whose place nothing answers (``rehearsal``): its blank keys say nothing."""
+        return not getattr(self.lm, "rehearsal", False)
+
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
         """One line per input, without the stem; empty where nothing could be written."""
         prompts = [self.prompt(i, number) for i in inputs]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
@@ -56,13 +57,23 @@ class _KeySelector(BaseSelector):
         """What writes the keys."""
 
     def prepare(self) -> None:
-        """Write the keys that the pool does not have yet, and embed them and the inputs."""
-        assert self.kit_.embedder is not None
+        """Vectors of the inputs; keys are written when the first query comes, since an LM may be asked."""
         self.transform_ = self.transform()
-        self.keys_ = self.pool_.keys(self.transform_)
-        self.key_vectors_ = self._sets(self.keys_, self.pool_.text_vectors(self.kit_.embedder, _flat(self.keys_)))
         self._vectors()
         self.fallen_: dict[str, int] = {}
+        for learnt in ("keys_", "key_vectors_"):
+            self.__dict__.pop(learnt, None)
+
+    @cached_property
+    def keys_(self) -> Keys:
+        """The pool's keys; those that it does not have yet are written."""
+        return self.pool_.keys(self.transform_)
+
+    @cached_property
+    def key_vectors_(self) -> FloatArray:
+        """(n, keys, dim) float32, unit rows."""
+        assert self.kit_.embedder is not None
+        return self._sets(self.keys_, self.pool_.text_vectors(self.kit_.embedder, _flat(self.keys_)))
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
         """Scores are similarities of keys."""
@@ -165,6 +176,11 @@ class FieldKNNSelector(_KeySelector):
     source: ClassVar[str] = "key transforms as in Skill-KNN; An et al. 2023, arXiv 2305.14210"
 
     field: str = ""  # name of the field; the whole input when not given
+
+    def prepare(self) -> None:
+        """DataError for an example without the field, at once."""
+        super().prepare()
+        assert len(self.keys_.texts) == len(self.pool_)
 
     def transform(self) -> KeyTransform:
         """The field, or the input as it is."""

@@ -198,6 +198,17 @@ class SelectorContract:
                 with pytest.raises(NeedError, match=f"--{part}"):
                     copy.deepcopy(selector).fit(_view(examples), replace(kit, **{part: None}))  # type: ignore[arg-type]
 
+    def test_fitting_asks_the_lm_nothing_and_what_it_will_cost_is_known(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        lm = FakeLM()
+        fitted = selector.fit(_view(examples), replace(kit, lm=lm))
+        assert not lm.scored
+        assert not lm.generated
+        per_task, per_query = fitted.lm_calls(4) if hasattr(fitted, "lm_calls") else (0, 0)
+        fitted.select_many(queries, 4)
+        assert len(lm.scored) + len(lm.generated) <= per_task + per_query * len(queries)
+
     def test_asking_before_fitting_or_for_less_than_nothing_is_an_error(
         self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
     ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from iclkit.cli import main
+from iclkit.errors import DataError
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import BUILTINS, Kit, make_selector, selectors_table
@@ -96,6 +97,17 @@ def test_prompt_json_has_spans_picks_and_what_was_dropped(iclkit, tmp_path):
     assert len(answer["prompt"]["shown"]) + len(answer["prompt"]["dropped"]) == 30
     assert answer["prompt"]["tokens"] <= 100 - 64
     assert "are not shown: over the budget of 100 tokens" in err
+
+
+def test_what_the_lm_will_be_asked_is_said_before_it_is_asked(iclkit, pool, monkeypatch):
+    class Broken(FakeLM):
+        def generate(self, requests, on_done=None):
+            raise DataError("the LM was asked")
+
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda name: Broken(context_size=1000))
+    code, out, err = iclkit("select", pool, "red fish", "-s", "skill-knn,rewrites=3", "--lm", "x", "-k", "1")
+    assert (code, out) == (1, "")
+    assert err.split("\n")[-3:-1] == ["the LM reads at most 15 texts (12 once, 3 per query)", "error: the LM was asked"]
 
 
 def test_where_and_exclude_narrow_the_pool(iclkit, pool):

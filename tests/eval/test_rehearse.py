@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from iclkit.eval import Grid, make_bench, plan, rehearse
+from iclkit.eval import Grid, cost, make_bench, plan, rehearse
 from iclkit.lm import load_lm
-from iclkit.testing import FakeLM
+from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
+from iclkit.testing import FakeLM, HashEmbedder
 
 from .worlds import classification, generation
+
+HASH = HashEmbedder()
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,27 @@ def test_a_rehearsal_counts_the_requests_that_the_runs_then_make(make):
         "each request is read whole"
     )
     assert seen.tokens_generated == sum(r.max_tokens for r in lm.generated)
+
+
+def test_what_an_lm_is_imagined_to_write_is_not_kept_in_the_pool():
+    lm = FakeLM()
+    (job,) = plan([make_bench(classification(train=18), limit=4)], lm, Grid(("skill-knn,rewrites=2",), (3,), 1), HASH)
+    assert rehearse([job]).requests == rehearse([job]).requests == 2 * (18 + 4) + 4 * 3
+    assert lm.generated == []
+    assert not job.bench.view.keys(LMRewriter(lm, RewriteStyle.load("classification"), 2)).fallbacks
+    assert len(lm.generated) == 2 * 18
+
+
+def test_what_selectors_ask_is_told_in_numbers_before_anything_is_asked():
+    lm = FakeLM()
+    names = ("knn", "skill-knn,rewrites=2", "mdl,window=4", "rrf,of=[bm25,pvi-weight,sets=1]")
+    jobs = plan([make_bench(classification(train=18), limit=4)], lm, Grid(names, (2, 3), 2), HASH)
+    notes = cost(jobs).notes
+    assert [n.split(" asks ")[0] for n in notes] == [*names[1:]]
+    assert "at most 176 texts more (36 once a run and 2 per query)" in notes[0]  # 4 runs
+    assert "at most 192 texts more (0 once a run and 12 per query)" in notes[1]
+    assert "at most 144 texts more (36 once a run and 0 per query)" in notes[2]
+    assert (lm.scored, lm.generated) == ([], [])
 
 
 @pytest.mark.models

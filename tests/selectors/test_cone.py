@@ -84,6 +84,16 @@ def test_the_label_set_changes_nothing():
     assert with_labels.select(Query("text 3"), 4).picks == without.select(Query("text 3"), 4).picks
 
 
+@pytest.mark.parametrize("text", ["", " ", {"premise": "", "hypothesis": ""}])
+def test_an_empty_query_costs_nothing_and_shows_the_nearest(text):
+    lm, view = FakeLM(), Pool.of(Example(f"text {n}", "x") for n in range(5)).view()
+    template = Template("{premise} {hypothesis}: {output}") if isinstance(text, dict) else Template()
+    selection = make_selector("cone").fit(view, Kit(HashEmbedder(), lm, template)).select(Query(text), 3)
+    assert selection.ids == make_selector("knn").fit(view, Kit(HashEmbedder())).select(Query(text), 3).ids
+    assert lm.scored == []
+    assert "the query is empty" in selection.notes[0]
+
+
 def test_a_chat_is_scored_inside_the_users_turn():
     lm = FakeLM()
     kit = Kit(HashEmbedder(), lm, template=Template(chat=True))

@@ -128,7 +128,7 @@ def test_the_rewriter_is_asked_once_per_key_and_never_again(tmp_path: Path) -> N
     with Pool.open(tmp_path / "p.db") as pool:
         pool.add(Example(t, "x") for t in TEXTS)
         selector = fitted(lm, "skill-knn,rewrites=3", pool=pool)
-        assert len(lm.generated) == 3 * len(TEXTS) == selector.lm_calls(4)[0]
+        assert (len(lm.generated), selector.lm_calls(4)) == (0, (3 * len(TEXTS), 3))
         selector.select(Query("new"), 2)
         assert len(lm.generated) == 3 * len(TEXTS) + selector.lm_calls(4)[1]
         selector.select(Query("new"), 3)
@@ -136,15 +136,15 @@ def test_the_rewriter_is_asked_once_per_key_and_never_again(tmp_path: Path) -> N
     with Pool.open(tmp_path / "p.db") as pool:
         again = FakeLM()
         fitted(again, "skill-knn,rewrites=3", pool=pool).select(Query("new"), 2)
-        fitted(again, "skill-knn,variant=base", pool=pool)
+        assert len(fitted(again, "skill-knn,variant=base", pool=pool).keys_.texts) == len(TEXTS)
         assert again.generated == []
         pool.add([Example("one more", "x")])
-        fitted(again, "skill-knn,rewrites=3", pool=pool)
+        fitted(again, "skill-knn,rewrites=3", pool=pool).select(Query("new"), 2)
         assert len(again.generated) == 3
         other = FakeLM(name="other")
-        fitted(other, "skill-knn,rewrites=1", pool=pool)
-        fitted(again, "skill-knn,rewrites=1,style=query", pool=pool)
-        assert (len(other.generated), len(again.generated)) == (9, 12)
+        fitted(other, "skill-knn,rewrites=1", pool=pool).select(Query("new"), 2)
+        fitted(again, "skill-knn,rewrites=1,style=query", pool=pool).select(Query("new"), 2)
+        assert (len(other.generated), len(again.generated)) == (10, 13)
 
 
 def test_outputs_are_never_shown_to_the_rewriter_and_keys_never_in_the_prompt() -> None:
@@ -259,6 +259,8 @@ def test_a_field_can_be_searched_by() -> None:
     selector = make_selector("field-knn,field=question").fit(pool.view(), Kit(embedder=HashEmbedder(32)))
     (pick,) = selector.select(Query({"context": "another", "question": "old dog"}), 1)
     assert pool.get(pick.example_id).input["question"] == "old dog"  # type: ignore[index]
+    with pytest.raises(DataError, match="no field 'answer'"):
+        make_selector("field-knn,field=answer").fit(pool.view(), Kit(embedder=HashEmbedder(32)))
     with pytest.raises(DataError, match="no field 'question'"):
         selector.select(Query({"context": "another"}), 1)
 
