@@ -85,12 +85,12 @@ def command(
 
     from iclkit.pool import Pool
     from iclkit.prompts import ORDERS, Template
-    from iclkit.selectors import Kit, make_selector
+    from iclkit.selectors import Kit, make_selector, template_for
 
     chooser = make_selector(selector)
     ORDERS.get(order)
-    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else Template()
-    template = replace(template, chat=chat)
+    given = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    template = replace(template_for(chooser, given) or Template(), chat=chat)
     asked = [Query(t, exclude=frozenset(exclude)) for t in texts]
     asked += _read_queries(queries, frozenset(exclude)) if queries else []
     if not asked:

@@ -23,7 +23,7 @@ from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import ORDERS, Template, assemble
 from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, digest
-from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector
+from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector, template_for
 
 ON_LEAK = ("exclude", "stop", "ignore")
 NORMALISE = ("sum", "mean")
@@ -154,7 +154,8 @@ def evaluate(
     if k == 0 or chooser.spec.name == "zero":
         k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
     settings = Settings(k, seed, order, budget, normalise, calibrate)
-    kit = Kit(embedder, lm, template or bench.task.template, bench.task.labels, seed, order, reranker=reranker)
+    shown = template_for(chooser, template or bench.task.template)
+    kit = Kit(embedder, lm, shown, bench.task.labels, seed, order, reranker=reranker)
     work = _Work(bench, chooser, kit, settings, progress)
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]

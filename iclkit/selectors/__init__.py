@@ -13,7 +13,9 @@ from iclkit.selectors._base import (
     Reranker,
     Selector,
     describe,
+    template_for,
 )
+from iclkit.selectors._fixed import FixedSelector, SelectorFile
 from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import best_rows
 from iclkit.selectors._pvi import pvi
@@ -25,16 +27,19 @@ __all__ = [
     "BaseSelector",
     "BoolArray",
     "Chosen",
+    "FixedSelector",
     "FloatArray",
     "IntArray",
     "Kit",
     "Needs",
     "Reranker",
     "Selector",
+    "SelectorFile",
     "best_rows",
     "describe",
     "label_recall",
     "make_selector",
     "pvi",
     "selectors_table",
+    "template_for",
 ]

@@ -163,6 +163,10 @@ class BaseSelector(ABC):
         """Hook: what else the user should know about one choice."""
         return ()
 
+    def template_for(self, given: Template | None) -> Template | None:
+        """Hook: the template to show the picks with, where the selector brings words of its own (an instruction)."""
+        return given
+
     def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """How many texts the LM is asked to read at most: (once per task, for each query)."""
         return 0, 0
@@ -240,6 +244,13 @@ class BaseSelector(ABC):
 
     def _examples(self, rows: IntArray) -> list[Example]:
         return [self.pool_.examples[int(r)] for r in rows]
+
+
+def template_for(selector: Selector, given: Template | None) -> Template | None:
+    """The template that a selector's picks are shown with: the one given unless the selector has its own words."""
+    own = getattr(selector, "template_for", None)
+    made: Template | None = own(given) if own else given
+    return made
 
 
 def describe(cls: Any) -> dict[str, Json]:

@@ -16,6 +16,7 @@ _BUILTINS = {
     "zero": "_zero:ZeroSelector",
     "random": "_random:RandomSelector",
     "random-fixed": "_random:RandomFixedSelector",
+    "fixed": "_fixed:FixedSelector",
     "balanced": "_balanced:BalancedSelector",
     "bm25": "_bm25:BM25Selector",
     "knn": "_knn:KNNSelector",
@@ -50,12 +51,14 @@ BUILTINS = tuple(_BUILTINS)
 
 
 def make_selector(spec: str | Spec) -> Selector:
-    """The selector of a spec such as ``"mmr,trade_off=0.3"``; not fitted, nothing loaded.
+    """The selector of a spec such as ``"mmr,trade_off=0.3"``, or of a selector file's path; not fitted, nothing loaded.
 
     UnknownName for a name or a setting that is not known (the nearest is offered), UsageError for a value of the wrong
     kind.
     """
-    spec = parse_spec(spec) if isinstance(spec, str) else spec
+    if isinstance(spec, str):
+        is_file = spec.endswith(".json") and "=" not in spec
+        spec = Spec("fixed", {"file": spec}) if is_file else parse_spec(spec)
     made: Any = SELECTORS.get(spec.name)
     parameters = inspect.signature(made).parameters
     for key in spec.settings:

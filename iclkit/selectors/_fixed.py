@@ -1,0 +1,217 @@
+"""The same ordered demonstrations for every query, read from a selector file such as ``iclkit tune`` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from iclkit import __version__
+from iclkit.errors import DataError, IclkitError, UsageError
+from iclkit.prompts import Template, order_picks
+from iclkit.records import Example, Json, Query, Spec, clean_text, digest, input_text
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SelectorFile:
+    """An ordered list of demonstrations, first shown first, as one JSON file.
+
+    ``instruction`` stands above them; None leaves the run's own template as it is, "" shows none. ``template`` is what
+    the list was found with. ``facts`` is everything else the file says: how the list was found and what it scored.
+    """
+
+    demonstrations: tuple[Example, ...]
+    instruction: str | None = None
+    template: Template | None = None
+    facts: Mapping[str, Json] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all. DataError when that is not possible."""
+        data = {
+            "iclkit_selector_file": FORMAT,
+            "k": len(self.demonstrations),
+            "instruction": self.instruction,
+            "demonstrations": [_plain(e) for e in self.demonstrations],
+            "template": asdict(self.template) if self.template else None,
+            **self.facts,
+        }
+        part = path.with_name(f".{path.name}.part")
+        try:
+            part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            part.replace(path)
+        except OSError as error:
+            raise DataError(f"cannot write the selector file {path} ({error.strerror})") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file back. DataError names file, field and remedy."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DataError(f"cannot read the selector file {path} ({error.strerror}); give the path of one") from error
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON ({error}); make it again with iclkit tune") from error
+        if not isinstance(data, dict) or "iclkit_selector_file" not in data:
+            raise DataError(f"{path} has no field `iclkit_selector_file`: it is not one that iclkit tune wrote")
+        if data.pop("iclkit_selector_file") != FORMAT:
+            raise DataError(
+                f"{path}: `iclkit_selector_file` is not {FORMAT}: another version wrote it; make it again with this one"
+            )
+        demos, instruction, template = (data.pop(key, None) for key in ("demonstrations", "instruction", "template"))
+        if not isinstance(demos, list) or not demos:
+            raise DataError(f"{path}: `demonstrations` is not a list of at least one; make it again with iclkit tune")
+        if instruction is not None and not isinstance(instruction, str):
+            raise DataError(f"{path}: `instruction` is neither a text nor null; correct it")
+        examples = tuple(_example(path, n, demo) for n, demo in enumerate(demos, 1))
+        if len({e.id for e in examples}) < len(examples):
+            raise DataError(f"{path}: `demonstrations` holds one example twice; take one of them out")
+        return cls(examples, instruction, _template(path, template), data)
+
+    @property
+    def hash(self) -> str:
+        """Hash of what is shown: the demonstrations in order, and the instruction."""
+        return digest([[e.id for e in self.demonstrations], self.instruction], 6)
+
+
+def _plain(example: Example) -> dict[str, Any]:
+    whole = example.input if isinstance(example.input, str) else dict(example.input)
+    return {
+        "id": example.id, "input": whole, "output": example.output, "task": example.task, "choices": [*example.choices],
+    }  # fmt: skip
+
+
+def _example(path: Path, number: int, data: Any) -> Example:
+    where = f"{path}: demonstration {number}"
+    if not isinstance(data, dict):
+        raise DataError(f"{where} is not an object with `input` and `output`; correct it")
+    for key, kinds in (("input", str | dict), ("output", str)):
+        if not isinstance(data.get(key), kinds):
+            raise DataError(f"{where}: `{key}` is missing or not text; correct it, or make the file again")
+    made = Example(data["input"], data["output"], str(data.get("task", "")), tuple(data.get("choices", ())))
+    if data.get("id", made.id) != made.id:
+        raise DataError(
+            f"{where}: `id` is not that of its content; take `id` out if the content was changed on purpose"
+        )
+    return made
+
+
+def _template(path: Path, data: Any) -> Template | None:
+    if data is None:
+        return None
+    try:
+        return Template(**{**data, "stop": tuple(data.get("stop", ()))})
+    except (TypeError, AttributeError, IclkitError) as error:
+        raise DataError(f"{path}: `template` is none that can be used ({error}); set it to null") from error
+
+
+def _content(example: Example) -> tuple[str, ...]:
+    """What an example shows, whatever task its id was made for."""
+    return clean_text(input_text(example.input)), clean_text(example.output), *example.choices
+
+
+@dataclass
+class FixedSelector(BaseSelector):
+    """the ordered list in a selector file, the same for every query, e.g. one that `iclkit tune` found"""
+
+    name: ClassVar[str] = "fixed"
+    source: ClassVar[str] = "task-level demonstrations, e.g. Wu et al. 2024, NeurIPS, arXiv 2405.16122"
+    needs: ClassVar[Needs] = Needs()
+
+    file: str = ""  # a selector file; writing its path (….json) in place of a selector's name means the same
+
+    @classmethod
+    def showing(cls, demonstrations: Sequence[Example], instruction: str | None = None) -> Self:
+        """A selector of these, first shown first, without a file."""
+        made = cls()
+        made.content = SelectorFile(tuple(demonstrations), instruction)
+        return made
+
+    @cached_property
+    def content(self) -> SelectorFile:
+        """What the file says. UsageError without one, DataError for one that cannot be used."""
+        if not self.file:
+            raise UsageError("selector 'fixed' needs a selector file: fixed,file=best.json, or just best.json")
+        return SelectorFile.read(Path(self.file))
+
+    @property
+    def spec(self) -> Spec:
+        """Name and file; the version tells contents apart, so that a changed file makes another run."""
+        version = f"{__version__}+{self.content.hash}" if self.file or "content" in self.__dict__ else __version__
+        return Spec(self.name, {"file": self.file}, version)
+
+    def template_for(self, given: Template | None) -> Template | None:
+        """The run's template, or the file's where none is given, with the file's instruction."""
+        from dataclasses import replace
+
+        base = given or self.content.template or Template()
+        return base if self.content.instruction is None else replace(base, instruction=self.content.instruction)
+
+    def prepare(self) -> None:
+        """Find the demonstrations in the pool, by id or else by content.
+
+        DataError when one is not there; UsageError for an order policy under which the list could not keep its order.
+        """
+        by_content: dict[tuple[str, ...], int] = {}
+        rows = []
+        for number, demo in enumerate(self.content.demonstrations, 1):
+            row = self.pool_.row_of(demo.id)
+            if row is None:
+                by_content = by_content or {_content(e): n for n, e in reversed([*enumerate(self.pool_.examples)])}
+                row = by_content.get(_content(demo))
+            if row is None:
+                raise DataError(
+                    f"{self.file or 'fixed'}: demonstration {number} ({' '.join(demo.text.split())[:60]!r}) is not in "
+                    f"the pool; use the pool it was tuned on, or add it: iclkit tune demos FILE > demos.jsonl and "
+                    f"iclkit pool add POOL demos.jsonl"
+                )
+            rows.append(row)
+        self.rows_ = np.array(rows, dtype=np.int64)
+        if len(rows) > 1:
+            self._ranked(self.rows_)
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+        """The list less what the query excludes, ranked so that the run's order policy shows it in its own order.
+
+        With k below its length the last k are shown, those nearest to the query. Every score is 0.
+        """
+        kept = self.rows_[allowed[self.rows_]]
+        rows = self._ranked(kept[max(0, len(kept) - k) :])
+        return rows, np.zeros(len(rows))
+
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """Nothing but the shortfall."""
+        return ()
+
+    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        size = len(self.rows_)
+        held = int(allowed[self.rows_].sum())
+        if 0 < k < held:
+            return (f"the last {k} of the file's {size} demonstrations: -k is {k}",)
+        if got == k or (got == size and k > size):
+            return () if got == k else (f"{got} of {k} demonstrations: the file holds {size}",)
+        return (f"{got} of {k} demonstrations: the file holds {size}, and {held} of them were allowed",)
+
+    def _ranked(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Rows (m,) in prompt order -> in rank order, best first, such that the order policy gives the prompt order."""
+        shown = [self.pool_.examples[int(r)] for r in rows]
+        ranked = np.empty_like(rows)
+        position = {e.id: n for n, e in enumerate(shown)}
+        places = [position[e.id] for e in self._ordered(shown)]
+        ranked[places] = rows
+        if [e.id for e in self._ordered(self._examples(ranked))] != [e.id for e in shown]:
+            raise UsageError(
+                f"the order of a selector file is part of what was found, and order policy {self.kit_.order!r} does "
+                f"not keep it; use best-last"
+            )
+        return ranked
+
+    def _ordered(self, examples: Sequence[Example]) -> list[Example]:
+        return order_picks(examples, self.kit_.order, seed=self.kit_.seed, query_id="")
