@@ -17,7 +17,7 @@ from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
 from iclkit.prompts import Template, assemble
 from iclkit.records import Run, digest
-from iclkit.selectors import Kit, Reranker, make_selector
+from iclkit.selectors import Kit, Reranker, make_selector, template_for
 
 _PROBES = 8
 
