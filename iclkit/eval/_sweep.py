@@ -72,7 +72,8 @@ class Job:
     @property
     def kit(self) -> Kit:
         """What the selector is given."""
-        template, s = self.template or self.bench.task.template, self.settings
+        template = template_for(make_selector(self.selector), self.template or self.bench.task.template)
+        s = self.settings
         return Kit(self.embedder, self.lm, template, self.bench.task.labels, s.seed, s.order, reranker=self.reranker)
 
     def finished(self, out: Path) -> bool:
