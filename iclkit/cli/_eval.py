@@ -144,7 +144,7 @@ def command(
     from dataclasses import replace
 
     from iclkit.datasets import load_task
-    from iclkit.eval import Grid, make_bench
+    from iclkit.eval import Grid, break_evens, make_bench
     from iclkit.prompts import Template
     from iclkit.report import leaderboard, to_json
 
@@ -170,12 +170,12 @@ def command(
     vectors = load_vectors(grid, embedder, "auto" if dtype == "bf16-verified" else dtype, device)
     reranker = load_cross(grid, reranker_name, dtype, device)
     runs: list[Run] = []
-    prices: dict[str, Rehearsed] = {}
+    prices: dict[str, tuple[Rehearsed, list[str]]] = {}
     for name in dedupe(lms):
         lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
         jobs = announce(benches, lm, grid, vectors, out, reranker)
         if dry_run:
-            prices[name] = price_of([job for job in jobs if not job.finished(out)])
+            prices[name] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
             runs += run_jobs(jobs, out)
     if dry_run:
@@ -263,14 +263,15 @@ def price_of(jobs: Sequence[Job]) -> Rehearsed:
         return rehearse(jobs, lambda done, _: step(done))
 
 
-def show_prices(prices: Mapping[str, Rehearsed], as_json: bool) -> None:
-    """What each LM would be asked, on stdout."""
+def show_prices(prices: Mapping[str, tuple[Rehearsed, list[str]]], as_json: bool) -> None:
+    """What each LM would be asked, and when shared demonstrations pay, on stdout."""
     from dataclasses import asdict
 
     if as_json:
-        click.echo(json.dumps({name: asdict(price) for name, price in prices.items()}, indent=2))
+        data = {name: {**asdict(price), "break_even": evens} for name, (price, evens) in prices.items()}
+        click.echo(json.dumps(data, indent=2))
         return
-    for name, p in prices.items():
+    for name, (p, evens) in prices.items():
         time_ = "not known for this LM" if p.seconds is None else f"{p.seconds:,.0f} s by a short probe here"
         click.echo(
             f"{name}\n  requests              {p.requests:,}\n  calls                 {p.calls:,}\n"
@@ -278,6 +279,7 @@ def show_prices(prices: Mapping[str, Rehearsed], as_json: bool) -> None:
             f"  to compute            {p.tokens_computed:,}  (after sharing)\n"
             f"  to generate, at most  {p.tokens_generated:,}\n  time                  {time_}"
             + (", reading only" if p.tokens_generated and p.seconds is not None else "")
+            + "".join(f"\n  {line}" for line in evens)
         )
 
 

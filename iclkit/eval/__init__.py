@@ -18,7 +18,7 @@ from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._rehearse import Rehearsed, rehearse
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
 from iclkit.eval._store import load_run, load_runs, load_texts
-from iclkit.eval._sweep import Cost, Grid, Job, cost, plan
+from iclkit.eval._sweep import Cost, Grid, Job, break_evens, cost, plan
 
 __all__ = [
     "METRICS",
@@ -42,6 +42,7 @@ __all__ = [
     "Suspect",
     "advise",
     "bootstrap_macro_f1",
+    "break_evens",
     "calibration_error",
     "confidences",
     "cost",

@@ -15,9 +15,9 @@ from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import Bench, Settings, bench_answers, evaluate, options_of, run_spec, seed_matters
 from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
-from iclkit.prompts import Template, assemble
+from iclkit.prompts import ModelShape, Template, assemble, break_even
 from iclkit.records import Run, digest
-from iclkit.selectors import Kit, Reranker, make_selector, template_for
+from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for
 
 _PROBES = 8
 
@@ -165,6 +165,49 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
         scores=scores,
         tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) * times[job] for job in todo)),
         notes=tuple(_notes(todo)),
+    )
+
+
+def break_evens(jobs: Sequence[Job]) -> list[str]:
+    """From how many queries on demonstrations that all share cost less to read than each query's own, a line a pair.
+
+    The shared part is read once. Each query's own are those of the selectors without a shared part at their smallest k.
+    Sizes are estimated as by ``cost``; where an LM does not say its shape, tokens alone are compared.
+    """
+    kinds: dict[tuple[int, int, int], list[Job]] = {}
+    for job in jobs:
+        chooser = make_selector(job.selector)
+        part = chooser.shared(job.settings.k) if isinstance(chooser, BaseSelector) else 0
+        if job.settings.k:
+            kinds.setdefault((id(job.bench), part, job.settings.k), []).append(job)
+    lines = []
+    for (bench, part, k), fixed in kinds.items():
+        own = [(least, rivals) for (where, no, least), rivals in kinds.items() if where == bench and not no]
+        if part and own:
+            lines.append(_break_even(fixed, part, k, *min(own, key=lambda pair: pair[0])))
+    return lines
+
+
+def _break_even(fixed: Sequence[Job], part: int, k: int, least: int, own: Sequence[Job]) -> str:
+    def tokens(shots: int) -> int:
+        return round(_mean_tokens(replace(fixed[0], settings=replace(fixed[0].settings, k=shots))))
+
+    def named(jobs: Sequence[Job]) -> str:
+        return ", ".join(dict.fromkeys(job.selector for job in jobs))
+
+    bare, shape = tokens(0), getattr(fixed[0].lm, "shape", None)
+    shared, near, chosen = (tokens(shots) - bare for shots in (part, k - part, least))
+    even = break_even(
+        ModelShape(*(shape or (1, 0, 0))),
+        fixed_tokens=shared,
+        near_tokens=near,
+        selected_tokens=chosen,
+        query_tokens=bare,
+    )
+    more = f" and {near:,} of its own for each query" if near else ""
+    return (
+        f"{fixed[0].bench.task.name}: {named(fixed)} at k={k} (about {shared:,} tokens that all share{more}) against "
+        f"{named(own)} at k={least} ({chosen:,} for each query): {even}{'' if shape else ', by tokens alone'}"
     )
 
 

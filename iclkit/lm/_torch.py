@@ -95,6 +95,19 @@ class TorchLM:
         if lean is None:
             module.set_output_embeddings(_Float32Head(module.get_output_embeddings()))
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """What reading costs: parameters without those of words, layers, width (heads times their size)."""
+        config = self.module.config.get_text_config()
+        words = {id(m.weight): m.weight.numel() for m in self._word_modules()}
+        rest = sum(p.numel() for p in self.module.parameters() if id(p) not in words)
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return rest, config.num_hidden_layers, config.num_attention_heads * size
+
+    def _word_modules(self) -> list[Any]:
+        found = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
+        return [m for m in found if m is not None]
+
     # -- protocol -------------------------------------------------------------------------------------------------
 
     def count_tokens(self, text: str) -> int:

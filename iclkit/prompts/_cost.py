@@ -41,19 +41,21 @@ class BreakEven:
             return (
                 "a prompt of each query's own demonstrations costs less than a fixed, cached one, however many queries"
             )
-        return (
-            f"a fixed, cached prompt costs less than each query's own from {max(1, round(self.queries)):,} queries on"
-        )
+        start = f"{round(self.queries):,} queries" if self.queries >= 1.5 else "the first query"
+        return f"a fixed, cached prompt costs less than each query's own from {start} on"
 
 
-def break_even(shape: ModelShape, *, fixed_tokens: int, selected_tokens: int, query_tokens: int) -> BreakEven:
+def break_even(
+    shape: ModelShape, *, fixed_tokens: int, selected_tokens: int, query_tokens: int, near_tokens: int = 0
+) -> BreakEven:
     """How many queries make a fixed prompt of ``fixed_tokens``, read once and cached, cheaper than one per query.
 
-    ``selected_tokens`` are a query's own demonstrations, read anew each time; ``query_tokens`` the query itself.
-    UsageError for negative numbers.
+    ``selected_tokens`` are a query's own demonstrations, read anew each time; ``query_tokens`` the query itself;
+    ``near_tokens`` what a query shows of its own after the fixed part. UsageError for negative numbers.
     """
-    if min(fixed_tokens, selected_tokens, query_tokens) < 0:
-        raise UsageError(f"token counts are {fixed_tokens}, {selected_tokens}, {query_tokens}; give 0 or more")
-    once, fixed = shape.read(fixed_tokens), shape.read(query_tokens, known=fixed_tokens)
+    sizes = fixed_tokens, selected_tokens, query_tokens, near_tokens
+    if min(sizes) < 0:
+        raise UsageError(f"token counts are {', '.join(map(str, sizes))}; give 0 or more")
+    once, fixed = shape.read(fixed_tokens), shape.read(near_tokens + query_tokens, known=fixed_tokens)
     selected = shape.read(selected_tokens + query_tokens)
     return BreakEven(once, fixed, selected, once / (selected - fixed) if selected > fixed else None)

@@ -167,6 +167,10 @@ class BaseSelector(ABC):
         """Hook: the template to show the picks with, where the selector brings words of its own (an instruction)."""
         return given
 
+    def shared(self, k: int) -> int:  # noqa: ARG002
+        """How many of k picks are the same for every query, so that prompts can begin alike and that is read once."""
+        return 0
+
     def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """How many texts the LM is asked to read at most: (once per task, for each query)."""
         return 0, 0

@@ -118,6 +118,10 @@ class KMeansSelector(BaseSelector):
         self.vectors_ = self._vectors()
         self.clusters_: dict[int, tuple[IntArray, FloatArray]] = {}
 
+    def shared(self, k: int) -> int:
+        """All of them."""
+        return k
+
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
         """Of each cluster the allowed member nearest to its centre, then the nearest to any; scores are cosines."""
         if k not in self.clusters_:

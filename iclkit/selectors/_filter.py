@@ -58,6 +58,11 @@ class FilterSelector(OuterSelector):
         selections = self.parts_[0].select_many(queries, k)
         return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
 
+    def shared(self, k: int) -> int:
+        """As many as of the inner selector's."""
+        part = self.parts_[0]
+        return part.shared(k) if isinstance(part, BaseSelector) else 0
+
     def fillers(self, chosen: Chosen) -> int:
         """What the inner selector says of its scores."""
         part = self.parts_[0]

@@ -186,6 +186,10 @@ class FixedSelector(BaseSelector):
         rows = self._ranked(kept[max(0, len(kept) - k) :])
         return rows, np.zeros(len(rows))
 
+    def shared(self, k: int) -> int:
+        """All of the list."""
+        return min(k, len(self.content.demonstrations))
+
     def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing but the shortfall."""
         return ()

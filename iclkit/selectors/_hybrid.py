@@ -38,6 +38,10 @@ class HybridSelector(OuterSelector):
         """The query's own, and the fixed part."""
         return [self.of, self.fixed]
 
+    def shared(self, k: int) -> int:
+        """The fixed part."""
+        return max(0, k - self.near)
+
     def lm_calls(self, k: int) -> tuple[int, int]:
         """The fixed part is asked once."""
         own, fixed = (p.lm_calls(k) if hasattr(p, "lm_calls") else (0, 0) for p in self.parts_)

@@ -88,6 +88,10 @@ class _OrderSearch(BaseSelector):
         self.shuffled_ = shuffle_keys(stable_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
         self.found_: dict[int, tuple[IntArray, float, str]] = {}
 
+    def shared(self, k: int) -> int:
+        """All of them."""
+        return k
+
     def lm_calls(self, k: int) -> tuple[int, int]:
         """A text per order, and each order with each probing input and label."""
         size = min(k, len(self.pool_))

@@ -41,6 +41,10 @@ class RandomFixedSelector(RandomSelector):
         super().prepare()
         self.shuffled_ = shuffle_keys(self.keys_, "random-fixed", self.kit_.seed)
 
+    def shared(self, k: int) -> int:
+        """All of them."""
+        return k
+
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
         """The first k of the shuffle; a row that this query excludes makes room for the next."""
         rows = smallest_rows(self.shuffled_, k, allowed)

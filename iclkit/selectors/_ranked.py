@@ -22,6 +22,10 @@ class RankedOnceSelector(BaseSelector):
         self.ranked_: Chosen = np.empty(0, np.int64), np.empty(0)
         self.asked_ = 0
 
+    def shared(self, k: int) -> int:
+        """All of them."""
+        return k
+
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
         """The first k that are allowed."""
         wanted = k

@@ -209,6 +209,12 @@ class SelectorContract:
         fitted.select_many(queries, 4)
         assert len(lm.scored) + len(lm.generated) <= per_task + per_query * len(queries)
 
+    def test_as_many_picks_as_it_says_are_the_same_for_every_query(self, fitted: Any, queries: list[Query]) -> None:
+        for k in (1, 6):
+            selections = fitted.select_many(queries, k)
+            same = set.intersection(*({*s.ids} for s in selections))
+            assert len(same) >= min(fitted.shared(k) if hasattr(fitted, "shared") else 0, len(selections[0]))
+
     def test_asking_before_fitting_or_for_less_than_nothing_is_an_error(
         self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
     ) -> None:

@@ -54,6 +54,39 @@ def test_dry_run_says_the_cost_and_does_nothing(task, tmp_path, fakes, capsys):
     assert "time                  not known for this LM" in stdout
 
 
+def test_dry_run_says_from_how_many_queries_on_shared_demonstrations_cost_less(task, tmp_path, fakes, capsys):
+    names = ("random-fixed", "filter,of=mfl", "knn", "bm25", "hybrid,near=2", "zero")
+    args = [
+        "eval",
+        str(task),
+        *(w for n in names for w in ("-s", n)),
+        "-k",
+        "4,16",
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+    ]
+    code, stdout, _ = call(*args, capsys=capsys)
+    lines = [line.strip() for line in stdout.splitlines() if "against" in line]
+    assert code == 0
+    assert [line.split(" (about")[0] for line in lines] == [
+        "things: random-fixed, filter,of=mfl at k=4",
+        "things: random-fixed, filter,of=mfl at k=16",
+        "things: hybrid,near=2 at k=4",
+        "things: hybrid,near=2 at k=16",
+    ]
+    per_demo = fakes.count_tokens("\n\nInput: train 1 owl\nOutput: animal")
+    assert (
+        f"(about {16 * per_demo} tokens that all share) against knn, bm25 at k=4 ({4 * per_demo} for each" in lines[1]
+    )
+    assert "from 4 queries on, by tokens alone" in lines[1]
+    assert f"(about {2 * per_demo} tokens that all share and {2 * per_demo} of its own for each query)" in lines[2]
+    assert "from 7 queries on" in lines[3]
+    code, stdout, _ = call(*args, "--json", capsys=capsys)
+    assert json.loads(stdout)["smollm2-135m"]["break_even"] == lines
+    assert "against" not in call(*args[:3], *args[-5:], capsys=capsys)[1]
+
+
 def test_json_is_the_board_and_nothing_else(task, tmp_path, fakes, capsys):
     code, stdout, _ = call(
         "eval", str(task), "-s", "random", "-s", "bm25", "-f", "2", "--limit", "20", "--seeds", "2", "--json",

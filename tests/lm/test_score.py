@@ -232,6 +232,16 @@ def check_real_prompts(path, shared_data, naive, per_task, shots):
         assert picked == wanted
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shape_leaves_words_out_whether_they_are_tied_or_not(tiny_folder, tied):
+    lm = load_lm(str(tiny_folder("llama", tie_word_embeddings=tied)), cache=False, workers=1)
+    attention, feed_forward, norms = 48 * 48 * 2 + 48 * 16 * 2, 3 * 48 * 80, 2 * 48
+    assert lm.shape == (2 * (attention + feed_forward + norms) + 48, 2, 48)
+    by_module = load_lm(str(tiny_folder("gpt2", **OTHERS["gpt2"][1])), cache=False, workers=1, lean=False)
+    assert by_module.shape[1:] == (2, 48)
+    assert by_module.shape[0] < 2 * 12 * 48 * 48 + 48 * 600
+
+
 @pytest.mark.models
 @pytest.mark.data
 def test_real_prompts_score_as_the_naive_reference_does(smollm2_path, shared_data, naive):
