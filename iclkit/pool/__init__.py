@@ -10,11 +10,13 @@ from iclkit.pool._export import example_dict
 from iclkit.pool._keys import FieldKey, Keys, KeyTransform
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._reranker import load_reranker
+from iclkit.pool._retriever import CARD, Rendering, Retriever
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
 from iclkit.pool._template import EmbedTemplate, ExampleProvider, Side, bge_icl, prompt_eol, rare
 from iclkit.pool._view import PoolView
 
 __all__ = [
+    "CARD",
     "AddReport",
     "DedupeReport",
     "EmbedTemplate",
@@ -27,6 +29,8 @@ __all__ = [
     "PoolStats",
     "PoolView",
     "Progress",
+    "Rendering",
+    "Retriever",
     "Side",
     "bge_icl",
     "example_dict",

@@ -21,6 +21,7 @@ import numpy as np
 from iclkit.errors import IclkitError, ModelError, UsageError
 from iclkit.pool._bert import PackedBert
 from iclkit.pool._embedder import Embedder, FloatArray, Progress
+from iclkit.pool._retriever import as_retriever, read_card
 from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
 from iclkit.records import Json, digest
 
@@ -66,7 +67,9 @@ def load_embedder(
         template = lm_template(way)
     folder = models.resolve(rest if is_lm else name_or_path, "lm" if is_lm else "embedder")
     try:
-        return _load(name_or_path, folder, dtype, device, threads, template)
+        card = read_card(folder) if template is None else None
+        loaded = _load(name_or_path, folder, dtype, device, threads, template)
+        return as_retriever(loaded, card) if card else loaded
     except IclkitError:
         raise
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
@@ -301,7 +304,11 @@ class TextEmbedder:
         """(n, dim) float32, unit rows."""
         return self._encode(texts, self.template.document, progress)
 
-    def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None) -> FloatArray:
+    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32: documents, not normalised."""
+        return self._encode(texts, self.template.document, progress, unit=False)
+
+    def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None, unit: bool = True) -> FloatArray:
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
         if not unique:
             return np.empty((0, self.dim), np.float32)
@@ -309,7 +316,7 @@ class TextEmbedder:
         out: dict[int, FloatArray] = {}
         with self._batches([ids for ids, _, _ in plans]) as batches:
             for some in batches:
-                out.update(zip(some, self._forward([plans[n] for n in some], side), strict=True))
+                out.update(zip(some, self._forward([plans[n] for n in some], side, unit), strict=True))
                 if progress:
                     progress(len(out), len(unique))
         return np.stack([out[unique[t]] for t in texts])
@@ -401,7 +408,7 @@ class TextEmbedder:
         tokenizer = self._backbone.tokenizer
         return [next(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)]
 
-    def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: Side) -> FloatArray:
+    def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: Side, unit: bool = True) -> FloatArray:
         """Vectors of texts that are sorted by length."""
         import torch
 
@@ -421,8 +428,8 @@ class TextEmbedder:
         vectors = torch.cat(pooled)
         for head in self._heads:
             vectors = head(vectors)
-        unit: FloatArray = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
-        return unit
+        found: FloatArray = (torch.nn.functional.normalize(vectors, dim=-1) if unit else vectors).cpu().numpy()
+        return found
 
     def _tensor(self, ids: Sequence[Sequence[int]]) -> torch.Tensor:
         import torch
@@ -487,13 +494,20 @@ class WholeModel:
         """(n, dim) float32, unit rows."""
         return self._unit(texts, self._model.encode_document, progress)
 
-    def _unit(self, texts: Sequence[str], encode: Callable[..., Any], progress: Progress | None) -> FloatArray:
+    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32: documents as the model gives them."""
+        return self._unit(texts, self._model.encode_document, progress, unit=False)
+
+    def _unit(
+        self, texts: Sequence[str], encode: Callable[..., Any], progress: Progress | None, unit: bool = True
+    ) -> FloatArray:
         unique = list(dict.fromkeys(texts))
         if not unique:
             return np.empty((0, self.dim), np.float32)
         with torch_threads(self._threads):
             found = np.asarray(encode(unique, show_progress_bar=False), dtype=np.float32)
-        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        if unit:
+            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         if progress:
             progress(len(unique), len(unique))
         at = {t: n for n, t in enumerate(unique)}

@@ -14,6 +14,7 @@ from iclkit.errors import DataError
 from iclkit.pool._embedder import Embedder, FloatArray, Progress, side_fingerprint
 from iclkit.pool._index import VectorIndex
 from iclkit.pool._keys import Keys, KeyTransform
+from iclkit.pool._retriever import Retriever
 from iclkit.records import Example, Fields, digest
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ class PoolView:
 
     def _index(self, embedder: Embedder, progress: Progress | None = None) -> VectorIndex:
         key = side_fingerprint(embedder, "document")
+        if key not in self._indexes and isinstance(embedder, Retriever):
+            texts = [embedder.document_text(e) for e in self.examples]
+            self._indexes[key] = VectorIndex.of(self.text_vectors(embedder, texts, progress))
         if key not in self._indexes:
             self._indexes[key] = self._pool._build_index(self, embedder, self._whole, progress)
         return self._indexes[key]

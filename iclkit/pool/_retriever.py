@@ -1,0 +1,132 @@
+"""A trained retriever as an embedder: a sentence-transformers folder with a card of how texts were written for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from iclkit.errors import ModelError
+from iclkit.pool._embedder import Embedder, FloatArray, Progress
+from iclkit.records import Example, Json, digest
+
+CARD = "iclkit.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """How a retriever reads queries and examples; the same in training and in use.
+
+    ``document``: ``input``, or ``input+output`` with ``separator`` between. ``instructions`` stand in front of texts of
+    their task, on the sides named in ``instruct`` (``query``, ``document``). ``radius``: see ``lift``; 0 for cosine.
+    """
+
+    document: Literal["input", "input+output"] = "input+output"
+    separator: str = "\t"
+    instructions: Mapping[str, str] = field(default_factory=dict)
+    instruct: tuple[str, ...] = ("query", "document")
+    radius: float = 0.0
+
+    def example(self, example: Example, task: str = "") -> str:
+        """The text of a demonstration. ``task`` is the one asked about; the example's own goes first."""
+        shown = example.text
+        if self.document == "input+output":
+            shown += self.separator + example.output
+        return self._with_instruction(shown, "document", example.task or task)
+
+    def query(self, text: str, task: str = "", chosen: Sequence[Example] = ()) -> str:
+        """The text of a query behind the demonstrations ``chosen`` so far, first chosen first.
+
+        The query stands in front, then the demonstrations, newest first: a text cut at its end loses the oldest
+        demonstration, never the query (Se2's released code cuts the query).
+        """
+        shown = [self._with_instruction(text, "query", task)]
+        shown += [f"{e.text}{self.separator}{e.output}" for e in reversed(chosen)]
+        return "\n".join(shown)
+
+    def _with_instruction(self, text: str, side: str, task: str) -> str:
+        instruction = self.instructions.get(task, "") if side in self.instruct else ""
+        return f"{instruction} {text}" if instruction else text
+
+
+class Retriever:
+    """An embedder that writes texts as its training did. ``seen``: names of the tasks it was trained on.
+
+    ``for_task`` gives the same retriever with that task's instruction; without it, texts stand bare.
+    """
+
+    def __init__(self, inner: Embedder, rendering: Rendering, card: Mapping[str, Any], task: str = "") -> None:
+        self.inner, self.rendering, self.card, self.task = inner, rendering, card, task
+        self.name = inner.name
+        self.seen = tuple(str(t["name"]) for t in card.get("tasks", ()))
+        mark: list[Json] = [inner.fingerprint, digest(asdict(rendering)), task if rendering.instructions else ""]
+        self.fingerprint = digest(mark)
+        self.dim = inner.dim + bool(rendering.radius)
+
+    def for_task(self, task: str) -> Retriever:
+        """The retriever as it reads the texts of one task."""
+        return Retriever(self.inner, self.rendering, self.card, task)
+
+    def document_text(self, example: Example) -> str:
+        """What ``encode_documents`` is to be given for an example."""
+        return self.rendering.example(example, self.task)
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self.encode_states([self.rendering.query(t, self.task) for t in texts], progress)
+
+    def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows, of query texts already written by ``rendering.query``."""
+        vectors = self.inner.encode_queries(texts, progress)
+        return np.pad(vectors, ((0, 0), (0, 1))) if self.rendering.radius else vectors
+
+    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows, of texts from ``document_text``."""
+        if not self.rendering.radius:
+            return self.inner.encode_documents(texts, progress)
+        raw = getattr(self.inner, "encode_raw", None)
+        if raw is None:
+            raise ModelError(f"retriever {self.name!r} was trained on inner products; load it with load_embedder")
+        return lift(raw(texts, progress), self.rendering.radius)
+
+
+def lift(vectors: FloatArray, radius: float) -> FloatArray:
+    """Documents (n, d) on a sphere (n, d + 1), so that the cosine with ``[query, 0]`` ranks by inner product.
+
+    The last column is what is missing to ``radius`` (Bachrach et al. 2014, RecSys, the Xbox transform). Rows longer
+    than the radius are cut to it.
+    """
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors * np.minimum(1.0, radius / np.maximum(norms, 1e-12))
+    rest = np.sqrt(np.maximum(radius**2 - np.sum(vectors**2, axis=1, keepdims=True), 0.0))
+    return np.asarray(np.hstack([vectors, rest]) / radius, dtype=np.float32)
+
+
+def read_card(folder: Path) -> dict[str, Any] | None:
+    """The retriever's card in a folder, or None for a folder of another kind. ModelError for one that is broken."""
+    file = folder / CARD
+    if not file.is_file():
+        return None
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        found = int(card["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{file} is no retriever's card ({error}); train again, or remove it") from error
+    if found > FORMAT:
+        raise ModelError(f"{file} has format {found}, made by a newer iclkit; this one reads up to {FORMAT}")
+    return dict(card)
+
+
+def as_retriever(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
+    """The embedder of a folder with its card. ModelError when the card says nothing readable of its texts."""
+    try:
+        told = dict(card["rendering"])
+        rendering = replace(Rendering(), **{**told, "instruct": tuple(told.get("instruct", ()))})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{CARD} of {inner.name!r} does not say how texts are written ({error}); train again") from error
+    return Retriever(inner, rendering, card)

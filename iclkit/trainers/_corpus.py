@@ -1,0 +1,151 @@
+"""What a retriever is trained on: one pool of demonstrations, the tasks in it, and which rows serve as queries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.datasets import Task
+from iclkit.errors import DataError
+from iclkit.pool import Pool, PoolView
+from iclkit.prompts import Template
+from iclkit.records import Example, digest, fold_text
+from iclkit.trainers._config import TrainConfig
+
+IntArray = NDArray[np.int64]
+_SHOWN_OFTEN = 4  # outputs of a pool count as labels when each is there this often on average
+
+
+@dataclass(frozen=True)
+class Course:
+    """One task's part in a training. All rows are rows of the corpus's view.
+
+    ``rows``: demonstrations. ``queries``: rows asked about in training. ``held_out``: rows asked about for early
+    stopping. ``report``: examples asked about at the end, test rows where the task has them; no training query is
+    among either.
+    """
+
+    name: str
+    template: Template
+    labels: tuple[str, ...]
+    instruction: str
+    rows: IntArray
+    queries: IntArray
+    held_out: IntArray
+    report: tuple[Example, ...]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A view of all demonstrations, and the courses over it."""
+
+    view: PoolView
+    courses: tuple[Course, ...]
+
+    @property
+    def examples(self) -> tuple[Example, ...]:
+        """The demonstrations, one per row."""
+        return self.view.examples
+
+    def inputs(self) -> list[str]:
+        """Folded inputs, one per row: equal ones are the same question."""
+        return [fold_text(e.text) for e in self.examples]
+
+    def course_of(self) -> IntArray:
+        """(n,) number of each row's course."""
+        numbers = np.full(len(self.view), -1, dtype=np.int64)
+        for n, course in enumerate(self.courses):
+            numbers[course.rows] = n
+        return numbers
+
+
+def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:") -> Corpus:
+    """The train rows of some tasks in one pool; test rows (else train rows set apart) are for the report.
+
+    DataError when two tasks have one name, or a task has too few rows to learn from.
+    """
+    names = [t.name for t in tasks]
+    if len({*names}) < len(names):
+        raise DataError(f"two tasks are named {next(n for n in names if names.count(n) > 1)!r}; give each once")
+    pool = Pool.open(pool_file)
+    for task in tasks:
+        pool.add(task.train)
+    view, courses, taken = pool.view(), list[Course](), set[int]()
+    for task in tasks:
+        known = dict.fromkeys(view.row_of(e.id) for e in task.train)
+        rows = np.array(sorted(r for r in known if r is not None and r not in taken), dtype=np.int64)
+        taken.update(rows.tolist())
+        courses.append(_course(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
+    return Corpus(view, tuple(courses))
+
+
+def corpus_of_pool(
+    view: PoolView,
+    config: TrainConfig,
+    *,
+    template: Template | None = None,
+    instructions: Mapping[str, str] | None = None,
+) -> Corpus:
+    """A pool's examples, a course per task named in it. Outputs that come often enough are taken as labels."""
+    by_task: dict[str, list[int]] = {}
+    for row, example in enumerate(view.examples):
+        by_task.setdefault(example.task, []).append(row)
+    courses = []
+    for name, found in by_task.items():
+        outputs = sorted({view.examples[r].output for r in found})
+        labels = tuple(outputs) if _SHOWN_OFTEN * len(outputs) <= len(found) else ()
+        said = (instructions or {}).get(name, "")
+        rows = np.array(found, dtype=np.int64)
+        courses.append(_course(name or "pool", template or Template(), labels, said, view, rows, config, None))
+    if not courses:
+        raise DataError("the pool is empty; add examples with: iclkit pool add POOL FILE")
+    return Corpus(view, tuple(courses))
+
+
+def _course(
+    name: str,
+    template: Template,
+    labels: tuple[str, ...],
+    instruction: str,
+    view: PoolView,
+    rows: IntArray,
+    config: TrainConfig,
+    task: Task | None,
+) -> Course:
+    """Draw the queries: by a hash of seed and content, so that a pool that grows keeps most of them."""
+    order = sorted(rows.tolist(), key=lambda r: digest([config.seed, view.examples[r].id], 8))
+    seen, distinct = set[str](), list[int]()
+    for row in order:
+        folded = fold_text(view.examples[row].text)
+        if folded not in seen:
+            seen.add(folded)
+            distinct.append(row)
+    tested = task is not None and bool(task.test)
+    apart = config.held_out + (0 if tested else config.report)
+    wanted = config.queries or max(0, len(distinct) - apart)
+    if len(distinct) < apart + 8:
+        raise DataError(
+            f"task {name!r} has {len(distinct)} different inputs; {apart} are set apart for judging and at least 8 more "
+            f"are needed to learn from; add examples, or lower held_out and report"
+        )
+    held, rest = distinct[: config.held_out], distinct[config.held_out :]
+    report = tuple(task.test[: config.report]) if task is not None and tested else ()
+    if not tested:
+        report, rest = tuple(view.examples[r] for r in rest[: config.report]), rest[config.report :]
+    mark = task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()])
+    return Course(
+        name,
+        replace(template, chat=False, system=""),
+        labels,
+        " ".join(instruction.split()) or name,
+        rows,
+        np.array(rest[:wanted], dtype=np.int64),
+        np.array(held, dtype=np.int64),
+        report,
+        mark,
+    )

@@ -1,0 +1,122 @@
+"""LLM-R: a reward model learns the LM's preferences, and a bi-encoder learns from the reward model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from iclkit.pool import Embedder
+from iclkit.records import Example, digest
+from iclkit.trainers._config import TrainConfig
+from iclkit.trainers._epr import CandidateMethod, ends
+from iclkit.trainers._method import Ranked, Session, in_batches
+
+if TYPE_CHECKING:
+    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._reward import Group
+
+OTHER = -100.0
+"""What a candidate of another task, or by the released code's label rule of another label, is worth less (nats)."""
+
+
+class LLMR(CandidateMethod):
+    """a cross-encoder that sees the answer learns the LM's preferences; a bi-encoder is distilled from it"""
+
+    name: ClassVar[str] = "llm-r"
+    source: ClassVar[str] = "Wang, Yang & Wei 2024, EACL, arXiv 2307.07164"
+
+    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
+        """The LM's values, then a reward model trained on them, then its logit for every candidate."""
+        ranked = super().gather(s, iteration, retriever)
+        if s.config.label_rule:
+            ranked = {row: self._by_label(s, row, own) for row, own in ranked.items()}
+        return self._rewarded(s, ranked, iteration)
+
+    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
+        """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits."""
+        from iclkit.trainers._fit import Lesson
+
+        best, worst = ends(ranked, s.config.positives, s.config.negatives)
+        if s.config.label_rule:
+            worst = [r for r in worst if not self._same_label(s, row, r)]
+        count = s.config.hard_negatives
+        if not best or len(worst) < count:
+            return None
+        rng, rewards = s.rng("llm-r", s.corpus.examples[row].id, epoch), dict(ranked)
+        against = rng.choice(worst, count, replace=False).tolist()
+        shown = (best[0], *against)  # the paper's positive is the one of the highest reward
+        return Lesson(row, shown, tuple(rewards[r] for r in shown))
+
+    def objective(self, config: TrainConfig) -> Objective:
+        """KL from the reward's softmax plus ``contrastive_weight`` times the contrastive loss (equations 3 to 5)."""
+        from iclkit.trainers._losses import llm_r_loss
+
+        def loss(queries: Any, documents: Any, values: Any, mask: Any) -> Any:
+            return llm_r_loss(
+                queries, documents, values, tau=config.temperature, alpha=config.contrastive_weight, mask=mask
+            )
+
+        return loss
+
+    def _by_label(self, s: Session, row: int, own: list[tuple[int, float]]) -> list[tuple[int, float]]:
+        judged = [(r, v if self._same_label(s, row, r) else v + OTHER) for r, v in own]
+        return sorted(judged, key=lambda rv: (-rv[1], rv[0]))
+
+    @staticmethod
+    def _same_label(s: Session, row: int, other: int) -> bool:
+        if not s.course_of(row).labels:
+            return row != other and s.course_of(row).name == s.course_of(other).name
+        return s.corpus.examples[row].output == s.corpus.examples[other].output
+
+    def _rewarded(self, s: Session, ranked: Ranked, iteration: int) -> Ranked:
+        """The same candidates by the reward model, which is trained unless this iteration's rewards are there."""
+        work = s.work / f"reward-{iteration}"
+        key = digest([[row, own] for row, own in sorted(ranked.items())])
+        kept = work / "rewards.json"
+        if kept.is_file() and (told := json.loads(kept.read_text()))["key"] == key:
+            return {int(row): [(r, v) for r, v in own] for row, own in told["ranked"].items()}
+        from iclkit import models
+        from iclkit.trainers._reward import fit_reward, load_reward, reward_of
+
+        work.mkdir(parents=True, exist_ok=True)
+        model = load_reward(s.config, models.resolve(s.config.reward_base, "embedder"))
+        facts = fit_reward(
+            s.config, model, self._groups(s, ranked), work, tracker=s.tracker, progress=s.bar("reward model")
+        )
+        s.facts[f"reward model {iteration + 1}"] = {"steps": facts["steps"], "last loss": facts["loss"][-1][1]}
+        pairs = [(asked(s, row), s.document_text(r)) for row, own in ranked.items() for r, _ in own]
+        logits = iter(reward_of(model, pairs, s.bar("rewards")).tolist())
+        out = {
+            row: sorted(((r, float(next(logits))) for r, _ in own), key=lambda rv: (-rv[1], rv[0]))
+            for row, own in ranked.items()
+        }
+        part = kept.with_suffix(".part")
+        part.write_text(json.dumps({"key": key, "ranked": out}))
+        part.replace(kept)
+        return out
+
+    def _groups(self, s: Session, ranked: Ranked) -> list[list[Group]]:
+        """All batches for the reward model: a positive against several of the worst."""
+        out: list[list[Group]] = []
+        wanted, epoch, count = s.config.reward_max_steps, 0, s.config.reward_negatives
+        while (len(out) < wanted) if wanted else (epoch < s.config.reward_epochs):
+            made: dict[str, list[Group]] = {}
+            for row, own in ranked.items():
+                best, worst = ends(own, s.config.positives, max(count, s.config.negatives))
+                if not best or len(worst) < count:
+                    continue
+                rng = s.rng("reward", s.corpus.examples[row].id, epoch)
+                shown = [best[int(rng.integers(len(best)))], *rng.choice(worst, count, replace=False).tolist()]
+                group = asked(s, row), tuple(s.document_text(r) for r in shown)
+                made.setdefault(s.course_of(row).name, []).append(group)
+            if not made:
+                break
+            out += in_batches(s, made, s.config.reward_batch_size, epoch)
+            epoch += 1
+        return out[: wanted or None]
+
+
+def asked(s: Session, row: int) -> str:
+    """What the reward model reads of a query: with its answer, which the bi-encoder never sees."""
+    example: Example = s.corpus.examples[row]
+    return f"{example.text}\n{example.output}"

@@ -1,0 +1,145 @@
+"""LLM-R's reward model: a cross-encoder that sees the gold answer and learns which demonstration the LM prefers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
+from torch import Tensor
+
+from iclkit.errors import ModelError, RunError
+from iclkit.lm import Progress
+from iclkit.trainers._config import TrainConfig
+from iclkit.trainers._fit import InOrder, Told, last_checkpoint
+from iclkit.trainers._losses import reward_loss
+
+Group = tuple[str, tuple[str, ...]]
+"""A query with its answer, and demonstrations with the positive first."""
+
+
+def load_reward(config: TrainConfig, folder: Path) -> CrossEncoder:
+    """A cross-encoder with one output; its head is new where the folder holds a bare encoder, and seeded."""
+    torch.manual_seed(config.seed)
+    try:
+        return CrossEncoder(
+            str(folder),
+            num_labels=1,
+            max_length=min(384, 3 * config.max_tokens),
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            model_kwargs={"use_safetensors": True},
+            activation_fn=torch.nn.Identity(),
+        )
+    except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
+        raise ModelError(f"cannot train a reward model from {folder}: {str(error).strip().splitlines()[0]}") from error
+
+
+class _GroupLoss(torch.nn.Module):
+    def __init__(self, model: CrossEncoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Sequence[Any], labels: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
+        questions, groups = inputs
+        pairs = [(q, d) for q, group in zip(questions, groups, strict=True) for d in group]
+        tokens = self.model.preprocess(pairs)
+        tokens = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
+        scores = self.model(tokens)["scores"].view(len(questions), -1)
+        return reward_loss(scores.float())
+
+
+class _Trainer(CrossEncoderTrainer):
+    def add_model_card_callback(self, default_args_dict: dict[str, Any]) -> None:
+        """Leave it out: iclkit writes the card, and the library's looks models up on the hub."""
+
+
+def fit_reward(
+    config: TrainConfig,
+    model: CrossEncoder,
+    batches: Sequence[Sequence[Group]],
+    work: Path,
+    *,
+    tracker: str = "none",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Softmax cross-entropy over groups (Wang et al., EACL 2024, equation 2); resumes at the last checkpoint in ``work``.
+
+    Returns ``steps`` and ``loss`` (step, loss) pairs. RunError when there is no group.
+    """
+    from datasets import Dataset
+
+    rows = [(group, n) for n, batch in enumerate(batches) for group in batch]
+    if not rows:
+        raise RunError("no training query has enough scored candidates for the reward model; mine more of them")
+    data = Dataset.from_dict(
+        {
+            "query": [q for (q, _), _ in rows],
+            "documents": [[*d] for (_, d), _ in rows],
+            "label": [0.0] * len(rows),
+            "batch": [n for _, n in rows],
+        }
+    )
+    steps = min(config.reward_max_steps or len(batches), len(batches))
+    every = max(1, min(config.judge_every, steps))
+    args = CrossEncoderTrainingArguments(
+        output_dir=str(work / "checkpoints"),
+        per_device_train_batch_size=config.reward_batch_size,
+        num_train_epochs=1,
+        max_steps=steps,
+        learning_rate=config.reward_learning_rate,
+        warmup_steps=math.ceil(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.clip,
+        seed=config.seed,
+        data_seed=config.seed,
+        bf16=config.dtype == "bf16",
+        fp16=config.dtype == "fp16",
+        batch_sampler=InOrder,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        logging_steps=max(1, every // 5),
+        report_to=[] if tracker == "none" else [tracker],
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    trainer = _Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        loss=_GroupLoss(model),
+        data_collator=_collate,
+        callbacks=[Told(progress)],
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
+    history = trainer.state.log_history
+    return {"steps": trainer.state.global_step, "loss": [(h["step"], h["loss"]) for h in history if "loss" in h]}
+
+
+def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "query": [row["query"] for row in rows],
+        "documents": [row["documents"] for row in rows],
+        "label": torch.zeros(len(rows)),
+    }
+
+
+_collate.valid_label_columns = ["label"]  # type: ignore[attr-defined]
+
+
+def reward_of(
+    model: CrossEncoder, pairs: Sequence[tuple[str, str]], progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """(n,): the reward logit of each (query with answer, demonstration)."""
+    out, size = np.empty(len(pairs)), 256
+    step: Callable[[int], None] = (lambda n: progress(n, len(pairs))) if progress else (lambda n: None)  # noqa: ARG005
+    for at in range(0, len(pairs), size):
+        some = [*pairs[at : at + size]]
+        out[at : at + len(some)] = model.predict(some, batch_size=32, show_progress_bar=False)
+        step(at + len(some))
+    return out
