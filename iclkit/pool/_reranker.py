@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import IclkitError, ModelError
-from iclkit.pool._encoder import TOKENS, computes_in_bf16, files_mark, quiet, torch_threads
+from iclkit.pool._encoder import FEWEST, TOKENS, computes_in_bf16, files_mark, quiet, torch_threads
 from iclkit.records import digest
+
+if TYPE_CHECKING:
+    import torch
 
 
 class CrossEncoder:
@@ -32,6 +36,7 @@ class CrossEncoder:
                     folder, dtype=exact, use_safetensors=True
                 )
                 self._model.eval().to(place)
+                _exact_head(self._model)
                 self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except IclkitError:
             raise
@@ -63,10 +68,26 @@ class CrossEncoder:
             for length, members in sorted(by_length.items()):
                 step = max(1, TOKENS.get(self._model.device.type, 1024) // length)
                 for some in (members[i : i + step] for i in range(0, len(members), step)):
-                    rows = [*some, some[0]] if len(some) == 1 else some  # one row alone has other last bits
+                    rows = some * (1 + FEWEST // (length * len(some)))  # products of few rows have other last bits
                     batch = {n: torch.tensor([tokens[n][i] for i in rows], device=self._model.device) for n in names}
                     out[some] = self._model(**batch).logits[: len(some), 0].float().cpu().numpy()
         return out
+
+
+def _exact_head(model: Any) -> None:
+    """Let what stands after the encoder (a row a pair, cheap) compute in float64.
+
+    The last bits of a product of matrices change with its number of rows; rounded from float64 they do not.
+    """
+    body = model.base_model
+    heads = [child for child in model.children() if child is not body]
+    for head in (*heads, getattr(body, "pooler", None)):
+        if head is not None:
+            head.double().register_forward_pre_hook(_doubled)
+
+
+def _doubled(_: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(v.double() if hasattr(v, "is_floating_point") and v.is_floating_point() else v for v in values)
 
 
 def load_reranker(
