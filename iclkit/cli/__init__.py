@@ -21,6 +21,7 @@ COMMANDS = {
     "generate": ("_generate", "Let a model write demonstrations into a pool."),
     "select": ("_select", "Choose demonstrations for queries and, with --prompt, show the prompt."),
     "eval": ("_eval", "Run selectors over tasks with an LM and record every query."),
+    "tune": ("_tune", "Find one ordered list of demonstrations for a whole task."),
     "diagnose": ("_diagnose", "Describe what selectors pick, in seconds and without an LM."),
     "explain": ("_explain", "Say which demonstrations a run showed, why, and what each was worth."),
     "advise": ("_advise", "Run a small pilot and say what to do: zero-shot, more shots, similar ones, or train."),

@@ -1,0 +1,254 @@
+"""``iclkit tune``: find one ordered list of demonstrations for a whole task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iclkit.cli._board import console, say
+from iclkit.cli._eval import bars, load_reader
+from iclkit.errors import DataError
+
+if TYPE_CHECKING:
+    from iclkit.datasets import Task
+    from iclkit.pool import Embedder
+    from iclkit.tuners import Found, Problem, TuneSettings
+
+
+@click.group()
+def command() -> None:
+    """Find one ordered list of demonstrations for a whole task, as a selector file."""
+
+
+@command.command()
+@click.argument("source", metavar="POOL|TASK")
+@click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Who reads the prompts.")
+@click.option("-k", "--num_fewshot", "-f", "k", default=4, show_default=True, type=click.IntRange(1), help="How many "
+              "demonstrations.")  # fmt: skip
+@click.option("--trials", default=60, show_default=True, type=click.IntRange(1), help="How many lists to score, those "
+              "of earlier calls and other workers included.")  # fmt: skip
+@click.option("--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The selector file, to be "
+              "used as --selector FILE.")  # fmt: skip
+@click.option("--sampler", default="ease", show_default=True, metavar="NAME[,KEY=VALUE...]", help="Who proposes: ease, "
+              "random, tpe, best-of-n or evolution.")  # fmt: skip
+@click.option("--storage", help="Where the search is kept: sqlite:///search.db, another URL of Optuna's, or "
+              "journal:FILE. Several workers share one.  [default: a journal beside --out]")  # fmt: skip
+@click.option("--study", "study_name", default="", help="Name of the search in the storage.  [default: from its "
+              "settings]")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Splits, draws and the network's first weights.")
+@click.option("--validation", default=20, show_default=True, type=click.IntRange(1), help="Queries that score a list.")
+@click.option(
+    "--confirm", default=60, show_default=True, type=click.IntRange(0), help="Fresh queries for the best few."
+)
+@click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="How many of the best are confirmed.")
+@click.option("--candidates", default=100, show_default=True, type=click.IntRange(1), help="Examples to choose from.")
+@click.option("--instructions", type=click.Path(path_type=Path), help="Choose one of these too: a file, one a line.")
+@click.option("--write-instructions", "written", type=click.IntRange(1), help="Let the LM write so many instructions "
+              "to choose from.")  # fmt: skip
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="The bandit's eyes; also "
+              "prompteol:MODEL. Only for ease.")  # fmt: skip
+@click.option("--features", default="positions", show_default=True, help="What it sees: positions (demonstrations side "
+              "by side) or block (the whole text).")  # fmt: skip
+@click.option("--objective", default="auto", show_default=True, help="What a trial is worth: metric, greedy (the right "
+              "answers that greedy decoding would give, read in one pass), logprob, or auto.")  # fmt: skip
+@click.option("--pruner", default="none", show_default=True, help="median gives lists up that are behind half-way.")
+@click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Lists proposed at a time.")
+@click.option("--task", "task_name", help="For a POOL: labels, template, metric and test rows of this data set.")
+@click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
+              "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
+@click.option("--metric", help="What scores an answer.  [default: the task's]")
+@click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp32 or bf16-verified.")
+@click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+@click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the best value so far by trial, of "
+              "all searches in the storage for the same task and LM, as SVG.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the selector file.")
+def ease(
+    source: str,
+    lm_name: str,
+    k: int,
+    trials: int,
+    out: Path,
+    sampler: str,
+    storage: str | None,
+    study_name: str,
+    seed: int,
+    validation: int,
+    confirm: int,
+    top: int,
+    candidates: int,
+    instructions: Path | None,
+    written: int | None,
+    embedder: str,
+    features: str,
+    objective: str,
+    pruner: str,
+    batch: int,
+    task_name: str | None,
+    template_text: str | None,
+    metric: str | None,
+    chat: bool,
+    dtype: str,
+    device: str | None,
+    workers: int | None,
+    threads: int | None,
+    no_cache: bool,
+    plot: Path | None,
+    as_json: bool,
+) -> None:
+    """Search for the ordered list of POOL's examples (or TASK's train rows) that answers best for every query.
+
+    Validation and confirmation queries come from TASK's dev rows, or are set aside from POOL; test rows are not
+    touched. The same command again goes on where it stopped; run it in several places at once to share the work.
+    """
+    from iclkit.prompts import Template
+    from iclkit.registry import parse_spec
+    from iclkit.tuners import (
+        TuneSettings,
+        make_problem,
+        read_instructions,
+        search_plot,
+        storage_for,
+        tune,
+        write_instructions,
+    )
+    from iclkit.tuners import curves as curves_in
+
+    settings = TuneSettings(
+        k, trials, sampler, seed, validation, confirm, top, candidates, features, pruner, batch, objective
+    )
+    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    choices = read_instructions(instructions) if instructions else []
+    task = _task(source, task_name, template, metric)
+    task = replace(task, template=replace(task.template, chat=True)) if chat else task
+    lm = load_reader(lm_name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
+    problem = make_problem(task, lm, settings, report=say)
+    if written:
+        say(f"{lm.name} writes {written} instructions")
+        choices += write_instructions(lm, task.template, problem.view.examples, written, seed=seed)
+    if choices:
+        problem = replace(problem, instructions=tuple(dict.fromkeys(choices)))
+        say(f"{len(problem.instructions)} instructions to choose from")
+    eyes = _embedder(embedder, dtype, device) if parse_spec(sampler).name == "ease" else None
+    storage = storage or storage_for(out)
+    _say_cost(settings, storage)
+    with bars(trials) as (start, step):
+        start(f"{task.name} {sampler}", trials)
+        found = tune(
+            problem, settings, embedder=eyes, storage=storage, study_name=study_name,
+            progress=lambda done, _: step(done),
+        )  # fmt: skip
+    found.file.write(out)
+    if plot:
+        drawn = search_plot(
+            curves_in(storage, problem.facts()),
+            title=f"{task.name}, {lm.name}, k = {k}",
+            value=problem.objective(objective),
+        )
+        _write(plot, drawn)
+    if as_json:
+        click.echo(out.read_text(encoding="utf-8"), nl=False)
+        return
+    _show(found, problem, objective)
+    say(f"{out} is a selector: iclkit eval {source} --lm {lm_name} -k {k} --selector {out}")
+
+
+@command.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def demos(file: Path) -> None:
+    """Print the demonstrations of a selector FILE as JSON lines, for iclkit pool add."""
+    from iclkit.pool import example_dict
+    from iclkit.selectors import SelectorFile
+
+    for example in SelectorFile.read(file).demonstrations:
+        click.echo(json.dumps(example_dict(example), ensure_ascii=False))
+
+
+def _task(source: str, name: str | None, template: Any, metric: str | None) -> Task:
+    """A task by name; or a pool with the form of a task, or with the form that its examples suggest."""
+    from iclkit.datasets import load_task, make_task
+    from iclkit.pool import Pool
+
+    path = Path(source)
+    if path.suffix in (".db", ".sqlite") or (name and path.is_file()):
+        with Pool.open(path, create=False) as pool:
+            rows = tuple(pool)
+        if not rows:
+            raise DataError(f"the pool {path} is empty; add examples with: iclkit pool add {path} FILE")
+        if name is None:
+            # what is asked is set aside from the pool; there are no test rows
+            made = make_task(path.stem, rows, rows[:1], template=template, metric=metric)
+            return replace(made, test=())
+        like = load_task(name, template=template, metric=metric)
+        return replace(like, train=rows, dev=())
+    return load_task(source, template=template, metric=metric)
+
+
+def _embedder(name: str, dtype: str, device: str | None) -> Embedder:
+    from iclkit.cli._eval import fetch
+    from iclkit.pool import load_embedder
+
+    fetch(name, "embedder")
+    say(f"loading {name} …")
+    return load_embedder(name, dtype="auto" if dtype == "bf16-verified" else dtype, device=device)  # type: ignore[arg-type]
+
+
+def _say_cost(settings: TuneSettings, storage: str) -> None:
+    judged = settings.trials * settings.validation + settings.top * settings.confirm
+    say(
+        f"at most {judged:,} prompts: {settings.trials} lists on {settings.validation} queries, then the best "
+        f"{settings.top} on {settings.confirm}; each list's demonstrations are read once. Kept in {storage}"
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error.strerror})") from error
+
+
+def _show(found: Found, problem: Problem, objective: str) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    out = console()
+    if (instruction := found.file.instruction) is not None:
+        out.print(Text(f"Instruction: {instruction}", style="bold"))
+    table = Table("", "id", "output", "input", box=None, pad_edge=False)
+    for n, example in enumerate(found.file.demonstrations, 1):
+        cells = (str(n), example.id[:12], example.output, " ".join(example.text.split()))
+        table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
+    out.print(table)
+    metric = problem.metric.replace("_", " ")
+    v, c = found.validation, found.confirmation
+    judged = problem.objective(objective)
+    name = metric if judged == "metric" else judged
+    pruned = sum(t.state.name == "PRUNED" for t in found.trials)
+    out.print(
+        f"validation {name} {100 * v.value:.1f} ± {100 * found.error:.1f} (standard error), the best of "
+        f"{len(found.trials)} lists{f', {pruned} of them given up' if pruned else ''}: chosen for being high, so about "
+        f"{100 * found.luck:.1f} points of it may be luck",
+        highlight=False,
+    )
+    if c is not None:
+        out.print(
+            f"confirmation {metric} {100 * c.value:.1f}, 95 % interval {100 * c.low:.1f} … {100 * c.high:.1f}, on "
+            f"{len(problem.confirmation)} fresh queries; best of {len(found.finalists)} that were confirmed",
+            highlight=False,
+        )
+    asked, computed = (found.spent.get(key, 0) for key in ("tokens_asked", "tokens_computed"))
+    cached = found.spent.get("tokens_cached", 0)
+    if asked:
+        out.print(
+            f"tokens asked {asked:,.0f}, from the cache {cached:,.0f}, computed {computed:,.0f}: shared demonstrations "
+            f"and the cache saved {100 * (1 - computed / asked):.0f} %",
+            highlight=False,
+        )

@@ -1,0 +1,83 @@
+"""One prompt for a whole task: which demonstrations, in which order, under which instruction. A search by Optuna.
+
+Importing this room loads neither Optuna nor torch; its functions do.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iclkit.tuners._instructions import read_instructions, write_instructions
+    from iclkit.tuners._plot import search_plot
+    from iclkit.tuners._samplers import (
+        SAMPLERS,
+        BestOfNSampler,
+        EaseSampler,
+        EvolutionSampler,
+        OrderedSetSampler,
+        RandomSetSampler,
+        TPESetSampler,
+        arm_of,
+        distributions,
+        make_sampler,
+    )
+    from iclkit.tuners._space import Arm, BlockFeatures, PositionFeatures, Space, sees_order
+    from iclkit.tuners._study import storage_for
+    from iclkit.tuners._tune import Found, Problem, TuneSettings, curves, make_problem, make_space, tune
+
+_HOME = {
+    "_instructions": ("read_instructions", "write_instructions"),
+    "_plot": ("search_plot",),
+    "_samplers": (
+        "SAMPLERS",
+        "BestOfNSampler",
+        "EaseSampler",
+        "EvolutionSampler",
+        "OrderedSetSampler",
+        "RandomSetSampler",
+        "TPESetSampler",
+        "arm_of",
+        "distributions",
+        "make_sampler",
+    ),
+    "_space": ("Arm", "BlockFeatures", "PositionFeatures", "Space", "sees_order"),
+    "_study": ("storage_for",),
+    "_tune": ("Found", "Problem", "TuneSettings", "curves", "make_problem", "make_space", "tune"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [  # noqa: PLE0604, RUF100
+    "SAMPLERS",
+    "Arm",
+    "BestOfNSampler",
+    "BlockFeatures",
+    "EaseSampler",
+    "EvolutionSampler",
+    "Found",
+    "OrderedSetSampler",
+    "PositionFeatures",
+    "Problem",
+    "RandomSetSampler",
+    "Space",
+    "TPESetSampler",
+    "TuneSettings",
+    "arm_of",
+    "curves",
+    "distributions",
+    "make_problem",
+    "make_sampler",
+    "make_space",
+    "read_instructions",
+    "search_plot",
+    "sees_order",
+    "storage_for",
+    "tune",
+    "write_instructions",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'iclkit.tuners' has no attribute {name!r}")
+    return getattr(import_module(f"iclkit.tuners.{_MODULE[name]}"), name)

@@ -1,0 +1,414 @@
+"""What is tried next: samplers of ordered lists for Optuna.
+
+A trial's parameters are ``pos_0`` … ``pos_{k-1}``, candidate rows in prompt order, and ``instruction`` where there is
+one to choose. Every sampler here proposes all of them together, never a row twice, and no list that another trial has
+or is about to have. Proposals depend on seed, trial number and what the storage shows, not on the process.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler
+from optuna.trial import FrozenTrial, TrialState
+
+from iclkit.errors import UnknownName, UsageError
+from iclkit.registry import parse_spec
+from iclkit.tuners import _net
+from iclkit.tuners._bandit import FloatArray, IntArray, acquisition, distinct_lists, standardise, widths
+from iclkit.tuners._space import Arm, Space
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+_TRIES = 64  # draws for one that is new, before the rest is searched
+_LIVE = (TrialState.RUNNING, TrialState.WAITING)
+
+
+def distributions(space: Space) -> dict[str, BaseDistribution]:
+    """The parameters of a trial."""
+    rows = CategoricalDistribution([*range(space.rows)])
+    made: dict[str, BaseDistribution] = {f"pos_{i}": rows for i in range(space.k)}
+    if space.instructions > 1:
+        made["instruction"] = CategoricalDistribution([*range(space.instructions)])
+    return made
+
+
+def params_of(arm: Arm, space: Space) -> dict[str, int]:
+    """An arm as parameters."""
+    made = {f"pos_{i}": int(row) for i, row in enumerate(arm.rows)}
+    return made | ({"instruction": arm.instruction} if space.instructions > 1 else {})
+
+
+def arm_of(trial: FrozenTrial, space: Space) -> Arm | None:
+    """The arm of a trial, also of one that waits to be run; None while it is not known."""
+    params: Mapping[str, Any] = trial.params or trial.system_attrs.get("fixed_params", {})
+    try:
+        rows = tuple(int(params[f"pos_{i}"]) for i in range(space.k))
+    except KeyError:
+        return None
+    if space.instructions > 1 and "instruction" not in params:
+        return None
+    return Arm(rows, int(params.get("instruction", 0)))
+
+
+def history(study: Study, space: Space) -> tuple[list[tuple[Arm, float]], list[Arm]]:
+    """(tried arms with their values in order of their number, arms under way).
+
+    A pruned trial's value is its last partial mean, moved by how much full means differ from partial ones at that step.
+    Failed trials never were.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED, *_LIVE))
+    whole = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    tried, live = [], []
+    for trial in trials:
+        arm = arm_of(trial, space)
+        if arm is None:
+            continue
+        if trial.state in _LIVE:
+            live.append(arm)
+        elif trial.state == TrialState.COMPLETE and trial.value is not None:
+            tried.append((arm, trial.value))
+        elif trial.intermediate_values:
+            step = max(trial.intermediate_values)
+            moved = [t.value - t.intermediate_values[step] for t in whole
+                     if t.value is not None and step in t.intermediate_values]  # fmt: skip
+            tried.append((arm, trial.intermediate_values[step] + (float(np.mean(moved)) if moved else 0.0)))
+    return tried, live
+
+
+class OrderedSetSampler(BaseSampler):
+    """Proposes ordered lists; a strategy is its ``propose``. Other parameters are drawn at random."""
+
+    name = ""
+    best_first = True
+
+    def __init__(self, space: Space, *, seed: int = 0) -> None:
+        self.space, self.seed = space, seed
+
+    @abstractmethod
+    def propose(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        tried: Sequence[tuple[Arm, float]],
+        taken: frozenset[Arm],
+        rng: np.random.Generator,
+    ) -> Arm:
+        """The next arm. ``tried`` in order of number; ``taken`` are these and the arms under way."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        """All positions, and the instruction."""
+        return distributions(self.space)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """The parameters of the next arm."""
+        if not search_space:
+            return {}
+        self._raise_error_if_multi_objective(study)
+        tried, live = history(study, self.space)
+        if study.direction == optuna.study.StudyDirection.MINIMIZE:
+            tried = [(arm, -value) for arm, value in tried]
+        taken = frozenset([*(arm for arm, _ in tried), *live])
+        return params_of(self.propose(study, trial, tried, taken, self.rng(trial)), self.space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """A parameter that is none of ours, uniformly."""
+        fresh = optuna.samplers.RandomSampler(seed=int(self.rng(trial, param_name).integers(2**31)))
+        return fresh.sample_independent(study, trial, param_name, param_distribution)
+
+    def rng(self, trial: FrozenTrial, word: str = "") -> np.random.Generator:
+        """The trial's own generator."""
+        return np.random.default_rng([self.seed, trial.number, *word.encode()])
+
+    def fresh(self, taken: frozenset[Arm], rng: np.random.Generator) -> Arm:
+        """An arm at random that is not taken; any arm when all that could be found are."""
+        arm = Arm(())
+        for _ in range(_TRIES):
+            rows = tuple(int(r) for r in rng.permutation(self.space.rows)[: self.space.k])
+            arm = Arm(rows, int(rng.integers(self.space.instructions)))
+            if arm not in taken:
+                return arm
+        lists = distinct_lists(self.space.rows, self.space.k, 4096, rng).tolist()
+        left = (Arm(tuple(r), i) for r in lists for i in range(self.space.instructions))
+        return next((a for a in left if a not in taken), arm)
+
+
+class BestOfNSampler(OrderedSetSampler):
+    """Lists at random, all alike and none twice: the best of n."""
+
+    name = "best-of-n"
+
+    def propose(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        tried: Sequence[tuple[Arm, float]],  # noqa: ARG002
+        taken: frozenset[Arm],
+        rng: np.random.Generator,
+    ) -> Arm:
+        """A new list."""
+        return self.fresh(taken, rng)
+
+
+class EvolutionSampler(OrderedSetSampler):
+    """The best list so far with one place filled anew; the later of equal ones is the parent, so that it can drift."""
+
+    name = "evolution"
+
+    def propose(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        tried: Sequence[tuple[Arm, float]],
+        taken: frozenset[Arm],
+        rng: np.random.Generator,
+    ) -> Arm:
+        """A child that is new and has no row twice."""
+        if not tried:
+            return self.fresh(taken, rng)
+        parent = max(enumerate(tried), key=lambda each: (each[1][1], each[0]))[1][0]
+        for _ in range(_TRIES):
+            rows, words = [*parent.rows], parent.instruction
+            place = int(rng.integers(self.space.k + (self.space.instructions > 1)))
+            if place == self.space.k:
+                words = int(rng.integers(self.space.instructions))
+            else:
+                others = sorted({*range(self.space.rows)} - {*rows})
+                if not others:
+                    return self.fresh(taken, rng)
+                rows[place] = others[int(rng.integers(len(others)))]
+            if (child := Arm(tuple(rows), words)) not in taken:
+                return child
+        return self.fresh(taken, rng)
+
+
+class OptunaSampler(OrderedSetSampler):
+    """A sampler of Optuna's own, asked for one position after the other until a row comes that is not there yet."""
+
+    def inner(self, seed: int) -> BaseSampler:
+        """Optuna's sampler, made anew for every trial so that nothing hangs on a process."""
+        raise NotImplementedError
+
+    def propose(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        tried: Sequence[tuple[Arm, float]],  # noqa: ARG002
+        taken: frozenset[Arm],
+        rng: np.random.Generator,
+    ) -> Arm:
+        """The first list of a few that is new."""
+        inner = self.inner(int(rng.integers(2**31)))
+        for _ in range(8):
+            rows: list[int] = []
+            dists = distributions(self.space)
+            words = int(inner.sample_independent(study, trial, "instruction", dists.pop("instruction"))) if (
+                "instruction" in dists) else 0  # fmt: skip
+            for name, dist in dists.items():
+                drawn = (int(inner.sample_independent(study, trial, name, dist)) for _ in range(_TRIES))
+                left = sorted({*range(self.space.rows)} - {*rows})
+                rows.append(next((r for r in drawn if r not in rows), left[int(rng.integers(len(left)))]))
+            if (arm := Arm(tuple(rows), words)) not in taken:
+                return arm
+        return self.fresh(taken, rng)
+
+
+class RandomSetSampler(OptunaSampler):
+    """Optuna's random search."""
+
+    name = "random"
+
+    def inner(self, seed: int) -> BaseSampler:
+        """RandomSampler."""
+        return optuna.samplers.RandomSampler(seed=seed)
+
+
+class TPESetSampler(OptunaSampler):
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), over rows as categories.
+
+    ``startup``: trials at random before it begins.
+    """
+
+    name = "tpe"
+
+    def __init__(self, space: Space, *, seed: int = 0, startup: int = 10) -> None:
+        super().__init__(space, seed=seed)
+        self.startup = startup
+
+    def inner(self, seed: int) -> BaseSampler:
+        """TPESampler, with running trials counted as bad so that workers spread out."""
+        return optuna.samplers.TPESampler(
+            n_startup_trials=self.startup, seed=seed, constant_liar=True, warn_independent_sampling=False
+        )
+
+
+class EaseSampler(OrderedSetSampler):
+    """NeuralUCB over ordered lists: a network's prediction plus what its gradient says is not known yet.
+
+    EASE (Wu et al. 2024, NeurIPS, arXiv 2405.16122). After ``warmup`` lists at random, each proposal: fits the network
+    anew from its first weights to all that was tried; draws ``domain`` lists, of which those ``keep`` remain that are
+    nearest to the validation items by optimal transport; scores each, crossed with up to ten instructions, and takes
+    the best new one. ``neighbours`` is the share of the lists scored that are the best lists so far with one place
+    filled anew or two exchanged, which a random draw from millions would not hold; 0 is the paper's way.
+
+    The confidence matrix is the diagonal ``prior`` + g², over every arm played, the first ones included, and every arm
+    under way, whose value is not known but whose gradient is; all under the present network (``update=played``).
+    ``update=batch`` is what the reference code does: ``batches`` winners a proposal enter it, only one of which is
+    played, and it is kept in this process from proposal to proposal. ``style`` is ``ucb``, or ``ts`` for Thompson's
+    draws. ``nu`` stands under the square root, as in that code. ``steps`` of Adam at ``rate``; ``hidden`` layers of
+    ``width``.
+    """
+
+    name = "ease"
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        seed: int = 0,
+        warmup: int = 10,
+        nu: float = 0.01,
+        prior: float = 0.1,
+        style: str = "ucb",
+        update: str = "played",
+        domain: int = 2000,
+        keep: int = 500,
+        neighbours: float = 0.5,
+        batches: int = 20,
+        width: int = 64,
+        hidden: int = 3,
+        steps: int = 300,
+        rate: float = 1e-3,
+        targets: str = "standard",
+    ) -> None:
+        super().__init__(space, seed=seed)
+        if style not in ("ucb", "ts") or update not in ("played", "batch"):
+            raise UsageError(f"ease: style is ucb or ts, update is played or batch, not {style!r} and {update!r}")
+        if min(warmup, domain, keep, batches, width, hidden, steps) < 1 or min(nu, prior, rate) <= 0:
+            raise UsageError("ease: every number is above 0")
+        if not 0 <= neighbours <= 1:
+            raise UsageError(f"ease: neighbours is a share between 0 and 1, not {neighbours}")
+        if space.features is None:
+            raise UsageError("ease needs features of the lists; give an embedder")
+        self.features = space.features
+        self.warmup, self.nu, self.prior, self.style, self.update = warmup, nu, prior, style, update
+        self.domain, self.keep, self.neighbours, self.batches = domain, keep, neighbours, batches
+        self.width, self.hidden, self.steps, self.rate = width, hidden, steps, rate
+        self.targets = targets
+        self._winners: FloatArray | None = None  # squared gradients of all winners so far, for update=batch
+
+    def propose(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,  # noqa: ARG002
+        tried: Sequence[tuple[Arm, float]],
+        taken: frozenset[Arm],
+        rng: np.random.Generator,
+    ) -> Arm:
+        """The list of highest acquisition; at random while fewer than ``warmup`` were tried or are under way."""
+        if len(taken) < self.warmup or not tried:
+            return self.fresh(taken, rng)
+        arms = [a for a in self.candidates(tried, rng) if a not in taken]
+        if not arms:
+            return self.fresh(taken, rng)
+        seen = self._look([a for a, _ in tried])
+        sizes = (seen.shape[1], *[self.width] * self.hidden, 1)
+        theta = _net.start(sizes, np.random.default_rng(self.seed))  # always the same: a fit depends on data alone
+        values = np.array([value for _, value in tried])
+        if self.targets == "standard":
+            values = (values - values.mean()) / (values.std() or 1.0)
+        x = standardise(seen, seen)
+        theta = _net.fit(theta, sizes, x, values, steps=self.steps, rate=self.rate, decay=self.prior / len(values))
+        features = standardise(seen, self._look(arms))
+        if self.update == "batch":
+            return arms[self._of_batches(theta, sizes, features, rng)]
+        played = _net.sum_of_squares(theta, sizes, standardise(seen, self._look(sorted(taken))))
+        scores = self._scores(theta, sizes, features, played, rng)
+        return arms[int(np.argmax(scores))]
+
+    def candidates(self, tried: Sequence[tuple[Arm, float]], rng: np.random.Generator) -> list[Arm]:
+        """The arms to be scored, each once."""
+        space = self.space
+        near = round(self.neighbours * self.keep)
+        far = self._filtered(distinct_lists(space.rows, space.k, self.domain, rng), max(1, self.keep - near))
+        ranked = sorted(tried, key=lambda each: -each[1])[:5]
+        close = [_neighbour(ranked[n % len(ranked)][0].rows, space.rows, rng) for n in range(near)]
+        words = rng.permuted(np.tile(np.arange(space.instructions), (len(far) + near, 1)), axis=1)[:, :10]
+        lists = [*map(tuple, far.tolist()), *close]
+        return [*dict.fromkeys(Arm(rows, int(i)) for rows, own in zip(lists, words, strict=True) for i in own)]
+
+    def _filtered(self, lists: IntArray, keep: int) -> IntArray:
+        """The lists (m, k) that are nearest to the validation items, ``keep`` of them; ties go to the earlier one."""
+        if self.space.costs is None or len(lists) <= keep:
+            return lists
+        costs = np.round([self.space.transport_cost(rows) for rows in lists.tolist()], 9)
+        return lists[np.argsort(costs, kind="stable")[:keep]]
+
+    def _scores(
+        self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, played: FloatArray, rng: np.random.Generator
+    ) -> FloatArray:
+        spreads = widths(theta, sizes, x, played, self.prior, self.nu)
+        return acquisition(_net.predict(theta, sizes, x), spreads, self.style, rng)
+
+    def _of_batches(self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, rng: np.random.Generator) -> int:
+        """The best of the batches' winners, each of which enters the confidence."""
+        if self._winners is None or len(self._winners) != len(theta):
+            self._winners = np.zeros(len(theta))
+        best, best_score = 0, -np.inf
+        for part in np.array_split(rng.permutation(len(x)), min(self.batches, len(x))):
+            scores = self._scores(theta, sizes, x[part], self._winners, rng)
+            won = int(np.argmax(scores))
+            self._winners = self._winners + _net.sum_of_squares(theta, sizes, x[part[won : won + 1]])
+            if scores[won] > best_score:
+                best, best_score = int(part[won]), float(scores[won])
+        return best
+
+    def _look(self, arms: Sequence[Arm]) -> FloatArray:
+        lists = np.array([a.rows for a in arms], dtype=np.int64)
+        return np.asarray(self.features(lists, np.array([a.instruction for a in arms])), dtype=np.float64)
+
+
+def _neighbour(rows: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """The list with one place filled anew, or (half of the time) two places exchanged."""
+    made = [*rows]
+    if len(made) > 1 and (len(made) == n or rng.random() < 0.5):
+        a, b = rng.choice(len(made), 2, replace=False)
+        made[a], made[b] = made[b], made[a]
+    elif len(made) < n:
+        others = sorted({*range(n)} - {*made})
+        made[int(rng.integers(len(made)))] = others[int(rng.integers(len(others)))]
+    return tuple(made)
+
+
+SAMPLERS: dict[str, type[OrderedSetSampler]] = {
+    s.name: s for s in (EaseSampler, RandomSetSampler, TPESetSampler, BestOfNSampler, EvolutionSampler)
+}
+
+
+def make_sampler(spec: str, space: Space, seed: int = 0) -> OrderedSetSampler:
+    """The sampler of a spec such as ``"ease,style=ts"``. UnknownName, UsageError as for selectors."""
+    wanted = parse_spec(spec)
+    if wanted.name not in SAMPLERS:
+        raise UnknownName("sampler", wanted.name, SAMPLERS)
+    made = SAMPLERS[wanted.name]
+    known = {k: p for k, p in inspect.signature(made).parameters.items() if k not in ("space", "seed")}
+    for key, value in wanted.settings.items():
+        if key not in known:
+            raise UnknownName(f"setting of sampler {wanted.name!r}", key, known)
+        default = known[key].default
+        if isinstance(value, bool) or not isinstance(
+            value, int | float if isinstance(default, float) else type(default)
+        ):
+            raise UsageError(f"sampler {wanted.name!r}: {key} is like {default!r}, not {value!r}")
+    return made(space, seed=seed, **dict(wanted.settings))

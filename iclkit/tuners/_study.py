@@ -1,0 +1,205 @@
+"""The search as an Optuna study: where it is kept, who works on it, and that no trial is lost or done twice."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from iclkit.errors import DataError, UsageError
+from iclkit.tuners._samplers import OrderedSetSampler, arm_of, distributions
+from iclkit.tuners._space import Arm, Space
+
+BEAT = 5.0
+"""Seconds between the signs of life of a worker."""
+GRACE = 120.0
+"""Seconds without one after which a worker on another machine counts as dead."""
+
+_DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+_LIVE = (TrialState.RUNNING, TrialState.WAITING)
+
+
+def open_study(
+    storage: str | None,
+    name: str,
+    sampler: OrderedSetSampler,
+    pruner: optuna.pruners.BasePruner,
+    facts: Mapping[str, Any],
+) -> optuna.Study:
+    """The study of that name, made if it is not there.
+
+    ``storage``: a URL as Optuna takes it (sqlite:///search.db, postgresql://…), ``journal:FILE`` for a log that many
+    workers on one file system append to, None for memory. ``facts`` say what is searched for: DataError when the study
+    there is about something else, UsageError for a storage that cannot be opened.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=_storage(storage), study_name=name, sampler=sampler, pruner=pruner, direction="maximize",
+            load_if_exists=True,
+        )  # fmt: skip
+    except Exception as error:  # whatever the storage's libraries raise is reported, with its cause
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"cannot open the study storage {storage!r}: {why}") from error
+    known = study.user_attrs
+    for key, value in facts.items():
+        if key not in known:
+            study.set_user_attr(key, value)
+        elif known[key] != value:
+            raise DataError(
+                f"study {name!r} in {storage} is about another search: its {key} is {known[key]!r}, not {value!r}; "
+                f"give another --study or --storage"
+            )
+    return study
+
+
+def _storage(text: str | None) -> Any:
+    if text is None or not text.startswith("journal:"):
+        return text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
+
+
+def finished(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that count: complete or pruned, in order of their number."""
+    return study.get_trials(deepcopy=False, states=_DONE)
+
+
+def work(
+    study: optuna.Study,
+    space: Space,
+    trials: int,
+    evaluate: Callable[[list[tuple[Trial, Arm]]], None],
+    *,
+    batch: int = 1,
+    grace: float = GRACE,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Work on a study until it has ``trials`` finished trials; any number of processes may do so at once.
+
+    Up to ``batch`` lists are proposed one after the other, each knowing of those before it, and handed together to
+    ``evaluate``, which reports, prunes and tells each trial. A trial whose worker died (its process is gone, or has
+    shown no sign of life for ``grace`` seconds) is failed and its list put back in the queue. Never are more than
+    ``trials`` lists evaluated to the end, nor one twice.
+    """
+    while True:
+        revive(study, space, grace)
+        done, live = len(finished(study)), study.get_trials(deepcopy=False, states=_LIVE)
+        if progress:
+            progress(min(done, trials), trials)
+        if done >= trials:
+            return
+        waiting = sum(t.state == TrialState.WAITING for t in live)
+        free = trials - done - (len(live) - waiting)
+        got = [pair for _ in range(min(batch, free)) if (pair := _claim(study, space, trials))]
+        if not got:
+            time.sleep(0.2)  # others are at it: their trials may yet fail
+            continue
+        with _alive([trial for trial, _ in got]):
+            try:
+                evaluate(got)
+            except BaseException:
+                for trial, _ in got:
+                    _give_back(study, trial)
+                raise
+
+
+def _claim(study: optuna.Study, space: Space, trials: int) -> tuple[Trial, Arm] | None:
+    """A trial to run with its list, or None when there is no room for one or another worker has that list."""
+    trial = study.ask()
+    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("beat", time.time())
+    for name, dist in distributions(space).items():
+        trial.suggest_categorical(name, dist.choices)  # type: ignore[attr-defined]
+    arm = arm_of(study._storage.get_trial(trial._trial_id), space)
+    assert arm is not None
+    # parameters are written before the others are read: of two workers with one list, one at least sees the other
+    others = [t for t in study.get_trials(deepcopy=False, states=(*_DONE, *_LIVE)) if t.number != trial.number]
+    why = ""
+    if any(arm_of(t, space) == arm for t in others if t.state != TrialState.WAITING):
+        why = "another worker has this list"
+    # a trial counts all with a lower number, so the last of those that go ahead has counted all the rest
+    elif sum(t.number < trial.number or t.state in _DONE for t in others) >= trials:
+        why = "enough trials are under way"
+    if why:
+        trial.set_user_attr("why", why)
+        study.tell(trial, state=TrialState.FAIL)
+        return None
+    return trial, arm
+
+
+def _give_back(study: optuna.Study, trial: Trial) -> None:
+    """Fail a trial that could not be finished, and queue its list again."""
+    frozen = study._storage.get_trial(trial._trial_id)
+    if frozen.state == TrialState.RUNNING:
+        study.tell(trial, state=TrialState.FAIL)
+        study.enqueue_trial(frozen.params, user_attrs={"again": trial.number})
+
+
+def revive(study: optuna.Study, space: Space, grace: float = GRACE) -> int:
+    """Fail the trials of dead workers and queue their lists again; how many. Of several callers one does it."""
+    here, count = socket.gethostname(), 0
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        host, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
+        begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+        silent = time.time() - float(trial.user_attrs.get("beat", begun)) > grace
+        if not silent and not (host == here and pid.isdigit() and not _runs(int(pid))):
+            continue
+        try:
+            study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except (optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
+            continue  # another worker was quicker, or it lives after all
+        count += 1
+        if arm_of(trial, space) is not None:
+            study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
+    return count
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def _alive(trials: list[Trial]) -> Iterator[None]:
+    """Signs of life for the trials that are still running, from a thread."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(BEAT):
+            for trial in trials:
+                try:
+                    trial.set_user_attr("beat", time.time())
+                except (optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
+                    continue  # finished in the meantime
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def storage_for(out: Path) -> str:
+    """Where a search is kept when nobody says: a journal beside the selector file."""
+    return f"journal:{out.with_suffix('.journal')}"

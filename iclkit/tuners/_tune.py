@@ -1,0 +1,424 @@
+"""From a task to a selector file: split, search, confirm, write down."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import optuna
+from numpy.typing import NDArray
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from iclkit import __version__
+from iclkit.datasets import Task, find_leaks
+from iclkit.errors import DataError, UsageError
+from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
+from iclkit.lm import LM, ScoreRequest
+from iclkit.pool import Embedder, Pool, PoolView
+from iclkit.prompts import Template
+from iclkit.records import Example, Json, Query, digest
+from iclkit.selectors import FixedSelector, SelectorFile
+from iclkit.tuners._bandit import FloatArray
+from iclkit.tuners._samplers import arm_of, make_sampler
+from iclkit.tuners._space import Arm, BlockFeatures, Features, PositionFeatures, Space, render_block, sees_order
+from iclkit.tuners._study import finished, open_study, work
+
+FEATURES = ("positions", "block")
+PRUNERS = ("none", "median")
+OBJECTIVES = ("auto", "metric", "greedy", "logprob")
+
+
+@dataclass(frozen=True, slots=True)
+class TuneSettings:
+    """How a search is made. All but ``trials``, ``batch``, ``top`` and ``confirm`` say which search it is.
+
+    ``trials`` lists are scored on ``validation`` queries each; the ``top`` best of them on ``confirm`` fresh ones.
+    ``candidates``: at most so many examples to choose from. ``features``: what the bandit sees, ``positions`` (the
+    demonstrations' embeddings side by side) or ``block`` (the embedding of the whole block). ``pruner`` ``median``
+    gives a list up when its mean after half or three quarters of the queries is below the median of the others there.
+    ``batch``: lists proposed at a time.
+
+    ``objective`` of a trial: ``metric`` is the task's, on what the LM answers. ``greedy`` is the share of right answers
+    that greedy decoding would write, letter by letter, up to the next demonstration: read in one pass, nothing is
+    generated. ``logprob`` is the mean log-probability of the right answer in nats. ``auto`` is greedy for tasks of
+    exact match whose answers are generated, else metric. The confirmation always goes by the metric.
+    """
+
+    k: int = 4
+    trials: int = 60
+    sampler: str = "ease"
+    seed: int = 0
+    validation: int = 20
+    confirm: int = 60
+    top: int = 3
+    candidates: int = 100
+    features: str = "positions"
+    pruner: str = "none"
+    batch: int = 1
+    objective: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("k", "trials", "validation", "top", "candidates", "batch"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.confirm < 0:
+            raise UsageError(f"confirm is {self.confirm}; give 0 or more")
+        if self.features not in FEATURES or self.pruner not in PRUNERS:
+            raise UsageError(
+                f"features is {self.features!r}, pruner {self.pruner!r}; choose from {', '.join(FEATURES)} and from "
+                f"{', '.join(PRUNERS)}"
+            )
+        if self.objective not in OBJECTIVES:
+            raise UsageError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
+
+
+Asked = tuple[Query, Example]
+"""A question with the example that answers it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched: candidates that may be shown, and the questions that judge them, none of which is in both.
+
+    ``instructions`` to choose from; (None,) leaves the template's own.
+    """
+
+    task: Task
+    view: PoolView
+    validation: tuple[Asked, ...]
+    confirmation: tuple[Asked, ...]
+    lm: LM
+    instructions: tuple[str | None, ...] = (None,)
+
+    @cached_property
+    def metric(self) -> str:
+        """The metric's name; UsageError for one that judges runs as a whole."""
+        metric = METRICS.get(self.task.metric)
+        if metric.judge is None:
+            raise UsageError(f"metric {metric.name!r} judges whole runs, and a search needs one for each answer")
+        return metric.name
+
+    def template(self, arm: Arm) -> Template:
+        """The template an arm is shown with."""
+        words = self.instructions[arm.instruction]
+        return self.task.template if words is None else replace(self.task.template, instruction=words)
+
+    def demonstrations(self, arm: Arm) -> list[Example]:
+        """The examples of an arm, first shown first."""
+        return [self.view.examples[row] for row in arm.rows]
+
+    def objective(self, wanted: str) -> str:
+        """What ``auto`` means here."""
+        generated = not self.task.labels and self.task.kind != "multiple_choice"
+        return wanted if wanted != "auto" else "greedy" if generated and self.metric == "exact_match" else "metric"
+
+    def score(
+        self, arm: Arm, asked: Sequence[Asked], objective: str = "metric"
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """(q,) value of each question with an arm in front, and what the LM was asked for it.
+
+        All prompts begin with the same demonstrations, which the engine reads once where it scores answers.
+        """
+        generated = not self.task.labels and self.task.kind != "multiple_choice"
+        if objective == "greedy" or (objective == "logprob" and generated):
+            return self._read(arm, asked, objective)
+        bench = Bench(self.task, self.view, tuple(q for q, _ in asked), tuple(e.output for _, e in asked), "ignore")
+        shown = FixedSelector.showing(self.demonstrations(arm), self.instructions[arm.instruction])
+        run = evaluate(bench, shown, self.lm, k=len(arm.rows))
+        if any(row.dropped for row in run.rows):
+            raise self._too_long(arm)
+        key = "gold_logprob" if objective == "logprob" else self.metric
+        return np.array([row.metrics[key] for row in run.rows]), dict(run.spent)
+
+    def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """The right answers, ended as a demonstration is, read after their prompts."""
+        template, shown = self.template(arm), self.demonstrations(arm)
+        requests = []
+        for query, example in asked:
+            prompt = prompt_of(template, query, shown, self.lm)
+            answer = prompt.answer_prefix + template.answer(example.output, example.choices)
+            if prompt.tokens + self.lm.count_tokens(answer) > self.lm.context_size:
+                raise self._too_long(arm)
+            requests.append(ScoreRequest(prompt.text, answer + ("" if template.chat else template.separator)))
+        spent: Any = getattr(self.lm, "spent", None)
+        before = spent.as_dict() if spent else {}
+        scores = self.lm.score(requests)
+        cost = {key: value - before[key] for key, value in (spent.as_dict() if spent else {}).items()}
+        return np.array([s.logprob if objective == "logprob" else float(s.greedy) for s in scores]), cost
+
+    def _too_long(self, arm: Arm) -> DataError:
+        return DataError(f"{len(arm.rows)} demonstrations do not fit the context of {self.lm.name}; give a smaller -k")
+
+    def facts(self) -> dict[str, Json]:
+        """What tells this search from others."""
+        return {
+            "task": self.task.name,
+            "lm": self.lm.fingerprint,
+            "metric": self.metric,
+            "candidates": self.view.hash,
+            "validation": digest([q.id for q, _ in self.validation], 8),
+            "template": digest([self.task.template.demo, self.task.template.instruction, self.task.template.chat], 8),
+            "instructions": digest([*self.instructions], 8),
+        }
+
+
+def make_problem(
+    task: Task,
+    lm: LM,
+    settings: TuneSettings,
+    *,
+    instructions: Sequence[str] = (),
+    report: Callable[[str], None] = print,
+) -> Problem:
+    """Split a task's rows: questions from dev, or from train where dev has too few; candidates from train.
+
+    Questions and candidates are drawn by seed. A question that resembles a test row, or an earlier question, is not
+    asked; a candidate that resembles a question is not shown. DataError when too few are left.
+    """
+    wanted = settings.validation + settings.confirm
+    from_dev = len(task.dev) >= wanted
+    rng = np.random.default_rng([settings.seed, 7])
+    source = task.dev if from_dev else task.train
+    rows = [source[int(r)] for r in rng.permutation(len(source))]
+    test = {leak.example_id for leak in find_leaks(rows, task.queries("test"))} if task.test else set()
+    held: dict[str, Example] = {}
+    for e in rows:
+        if len(held) < wanted and e.id not in test:
+            held.setdefault(" ".join(e.text.split()).casefold(), e)
+    asked = [(Query(e.input, e.choices), e) for e in held.values()]
+    gone = {leak.example_id for leak in find_leaks(task.train, [q for q, _ in asked])} | {e.id for _, e in asked}
+    free = [e for e in task.train if e.id not in gone]
+    if len(asked) < wanted or len(free) < settings.k:
+        raise DataError(
+            f"{task.name!r} has {len(source)} rows to ask about and {len(free)} left to show, and the search wants "
+            f"{settings.validation} + {settings.confirm} questions and {settings.k} demonstrations; "
+            f"add examples, or ask for fewer with --validation and --confirm"
+        )
+    picked = sorted(np.random.default_rng([settings.seed, 8]).permutation(len(free))[: settings.candidates].tolist())
+    report(
+        f"{task.name}: {settings.validation} validation and {settings.confirm} confirmation queries from "
+        f"{'dev' if from_dev else 'train'}, {len(picked)} candidates of {len(free)} train rows"
+    )
+    view = Pool.of(free[n] for n in picked).view()
+    return Problem(
+        task, view, tuple(asked[: settings.validation]), tuple(asked[settings.validation :]), lm,
+        tuple(instructions) or (None,),
+    )  # fmt: skip
+
+
+def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | None) -> Space:
+    """The search space with the bandit's eyes: features and transport costs where there is an embedder.
+
+    UsageError when the block's embedding does not change with the order of the last two demonstrations: an embedder
+    that ignores order, or cuts the text off before its end.
+    """
+    view, n = problem.view, len(problem.instructions)
+    if embedder is None:
+        return Space(len(view), settings.k, n)
+    template = problem.task.template
+    demos = _vectors(embedder, [template.render_demo(e) for e in view.examples])
+    features: Features
+    if settings.features == "block":
+        features = BlockFeatures(
+            embedder,
+            lambda arm: render_block(
+                template, problem.demonstrations(arm), problem.instructions[arm.instruction] or template.instruction
+            ),
+        )
+        if not sees_order(features, len(view), settings.k):
+            raise UsageError(
+                f"embedder {embedder.name!r} gives a block of {settings.k} demonstrations the same vector when the "
+                f"last two change places: it ignores order or cuts the text off; use --features positions, or another "
+                f"--embedder"
+            )
+    else:
+        words = _vectors(embedder, [i or "none" for i in problem.instructions]) if n > 1 else None
+        features = PositionFeatures(demos, settings.k, words)
+    whole = len(problem.validation) // settings.k * settings.k or len(problem.validation)
+    # a multiple of k makes the transport an assignment
+    targets = _vectors(embedder, [template.render_demo(e) for _, e in problem.validation[:whole]])
+    return Space(len(view), settings.k, n, features, 1 - demos @ targets.T)
+
+
+def _vectors(embedder: Embedder, texts: Sequence[str]) -> FloatArray:
+    return np.asarray(embedder.encode_documents(texts), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome: the arm, its figures, and the trials. ``file`` is what to write."""
+
+    arm: Arm
+    validation: Estimate
+    error: float
+    """Standard error of the validation figure."""
+    luck: float
+    """How much the best of so many figures would exceed the mean by chance alone, were all lists equally good."""
+    confirmation: Estimate | None
+    finalists: tuple[tuple[int, float, float], ...]
+    """(trial, validation, confirmation) of those that were confirmed, by validation."""
+    trials: tuple[FrozenTrial, ...]
+    spent: Mapping[str, float]
+    file: SelectorFile = field(repr=False)
+
+    @property
+    def curve(self) -> list[float]:
+        """The trials' values in order, of those that were finished."""
+        return [float(t.value) for t in self.trials if t.state == TrialState.COMPLETE and t.value is not None]
+
+
+def tune(
+    problem: Problem,
+    settings: TuneSettings,
+    *,
+    embedder: Embedder | None = None,
+    storage: str | None = None,
+    study_name: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> Found:
+    """Search, resume a search, or help with one; then confirm the best few and say what was found.
+
+    The same call again goes on where it stopped, with more ``trials`` further. Several processes may call it with one
+    ``storage``. UsageError for settings that do not fit together, DataError for a study about something else.
+    """
+    space = make_space(problem, settings, embedder)
+    count = math.perm(space.rows, space.k) * space.instructions
+    trials = min(settings.trials, count)
+    sampler = make_sampler(settings.sampler, space, settings.seed)
+    facts = problem.facts() | {
+        "k": settings.k, "sampler": settings.sampler, "seed": settings.seed, "pruner": settings.pruner,
+        "features": settings.features, "embedder": embedder.fingerprint if embedder else "",
+        "objective": problem.objective(settings.objective),
+    }  # fmt: skip
+    name = study_name or f"{problem.task.name}-{sampler.name}-{digest(facts, 5)}"
+    # a median of fewer than five trials says little, and a mean of less than half of the queries too
+    pruner = optuna.pruners.NopPruner() if settings.pruner == "none" else optuna.pruners.MedianPruner(5)
+    study = open_study(storage, name, sampler, pruner, facts)
+
+    def judge(got: list[tuple[Trial, Arm]]) -> None:
+        for trial, arm in got:
+            _judge(study, problem, trial, arm, settings)
+
+    work(study, space, trials, judge, batch=settings.batch, progress=progress)
+    return _conclude(study, problem, space, settings, storage)
+
+
+def _judge(study: optuna.Study, problem: Problem, trial: Trial, arm: Arm, settings: TuneSettings) -> None:
+    """Score one list on the validation queries, in steps if it may be given up."""
+    queries, size = problem.validation, len(problem.validation)
+    steps = [size] if settings.pruner == "none" else sorted({math.ceil(size * part / 4) for part in (2, 3, 4)})
+    values, spent, at = np.empty(0), dict[str, float](), 0
+    for step in steps:
+        got, cost = problem.score(arm, queries[at:step], problem.objective(settings.objective))
+        values, at = np.concatenate([values, got]), step
+        spent = {key: spent.get(key, 0) + cost.get(key, 0) for key in {*spent, *cost}}
+        trial.report(float(values.mean()), step)
+        if step < size and trial.should_prune():
+            break
+    trial.set_user_attr("values", values.tolist())
+    trial.set_user_attr("spent", spent)
+    if len(values) < size:
+        study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+    else:
+        study.tell(trial, float(values.mean()), skip_if_finished=True)
+
+
+def expected_luck(trials: int) -> float:
+    """Expected greatest of so many draws from the standard normal distribution (Blom's approximation, 1958).
+
+    >>> round(expected_luck(1), 6), round(expected_luck(100), 1)
+    (0.0, 2.5)
+    """
+    from statistics import NormalDist
+
+    return NormalDist().inv_cdf((trials - 0.375) / (trials + 0.25))
+
+
+def _conclude(
+    study: optuna.Study, problem: Problem, space: Space, settings: TuneSettings, storage: str | None
+) -> Found:
+    trials = finished(study)
+    whole = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    ranked = sorted(whole, key=lambda t: (-float(t.value or 0), t.number))
+    bounded = all(0 <= v <= 1 for t in whole for v in t.user_attrs["values"])
+    finalists = ranked[: settings.top if problem.confirmation else 1]
+    arms = {t.number: a for t in finalists if (a := arm_of(t, space))}
+    spent: dict[str, float] = {}
+    for t in trials:
+        spent = {key: spent.get(key, 0) + t.user_attrs["spent"].get(key, 0) for key in {*spent, *t.user_attrs["spent"]}}
+    confirmed: dict[int, NDArray[np.float64]] = {}
+    for t in finalists if problem.confirmation else ():
+        confirmed[t.number], cost = problem.score(arms[t.number], problem.confirmation)
+        spent = {key: spent.get(key, 0) + cost.get(key, 0) for key in {*spent, *cost}}
+    # the confirmation figure decides; validation only where it cannot
+    best = max(finalists, key=lambda t: (_mean(confirmed.get(t.number)), float(t.value or 0), -t.number))
+    values = np.array(best.user_attrs["values"])
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    validation = estimate(values[None], bounded=bounded)
+    confirmation = estimate(confirmed[best.number][None], bounded=bounded) if confirmed else None
+    luck = expected_luck(len(whole)) * (0.0 if math.isnan(error) else error)
+    arm = arms[best.number]
+    lists = tuple((t.number, float(t.value or 0), _mean(confirmed.get(t.number))) for t in finalists)
+    facts: dict[str, Json] = {
+        "made": {"by": f"iclkit {__version__} tune", "at": datetime.now(UTC).isoformat(timespec="seconds")},
+        "task": {"name": problem.task.name, "hash": problem.task.hash, "metric": problem.metric},
+        "lm": {"name": problem.lm.name, "fingerprint": problem.lm.fingerprint},
+        "search": {
+            "sampler": settings.sampler, "seed": settings.seed, "features": settings.features,
+            "objective": problem.objective(settings.objective),
+            "pruner": settings.pruner, "trials": len(trials), "pruned": len(trials) - len(whole),
+            "trial": best.number, "values": [float(t.value or 0) for t in whole],
+        },
+        "study": {"name": study.study_name, "storage": re.sub(r"//[^@/]+@", "//…@", storage or "memory")},
+        "candidates": {"count": len(problem.view), "hash": problem.view.hash,
+                       "instructions": len(problem.instructions)},
+        "validation": {
+            **_figure(validation, len(values)), "standard_error": _finite(error), "luck": luck,
+            "note": f"the best of {len(whole)} figures: by luck alone it would lie about {luck:.3f} above the mean",
+        },
+        "confirmation": None if confirmation is None else {
+            **_figure(confirmation, len(problem.confirmation)),
+            "finalists": [{"trial": n, "validation": v, "confirmation": _finite(c)} for n, v, c in lists],
+        },
+        "spent": {key: float(value) for key, value in sorted(spent.items())},
+    }  # fmt: skip
+    file = SelectorFile(
+        tuple(problem.demonstrations(arm)), problem.instructions[arm.instruction], problem.task.template, facts
+    )
+    return Found(arm, validation, error, luck, confirmation, lists, tuple(trials), spent, file)
+
+
+def _mean(values: NDArray[np.float64] | None) -> float:
+    return float(values.mean()) if values is not None and len(values) else math.nan
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _figure(figure: Estimate, queries: int) -> dict[str, Any]:
+    return {
+        "value": figure.value, "low": _finite(figure.low), "high": _finite(figure.high), "queries": queries,
+    }  # fmt: skip
+
+
+def curves(storage: str | None, facts: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """The values by trial of every search in a storage that asked the same questions of the same LM, by sampler."""
+    from iclkit.tuners._study import _storage
+
+    found: dict[str, list[list[float]]] = {}
+    if storage is None:
+        return found
+    same = ("task", "lm", "metric", "template")
+    for summary in optuna.get_all_study_summaries(_storage(storage)):
+        if all(summary.user_attrs.get(key) == facts[key] for key in same):
+            study = optuna.load_study(study_name=summary.study_name, storage=_storage(storage))
+            values = [t.value for t in finished(study) if t.value is not None and t.state == TrialState.COMPLETE]
+            found.setdefault(str(summary.user_attrs["sampler"]), []).append(values)
+    return {name: runs for name, runs in found.items() if any(runs)}
