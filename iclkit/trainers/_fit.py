@@ -20,7 +20,7 @@ from sentence_transformers import (
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
@@ -263,6 +263,7 @@ def fit_retriever(
         data_collator=Collator(model, texts, routed=routed),
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)  # stdout is for data
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     state = trainer.state
     history = state.log_history

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from torch import Tensor
+from transformers import PrinterCallback
 
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
@@ -116,6 +117,7 @@ def fit_reward(
         data_collator=_collate,
         callbacks=[Told(progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # stdout is for data
     trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
     history = trainer.state.log_history
     return {"steps": trainer.state.global_step, "loss": [(h["step"], h["loss"]) for h in history if "loss" in h]}

@@ -1,0 +1,31 @@
+"""Learning which demonstrations to show: retrievers trained from an LM's feedback.
+
+``Training`` runs the pipeline (mine, score, label, train, report, save) for EPR, UDR, LLM-R, Se² and CEIL; its result
+is a sentence-transformers folder that ``iclkit.pool.load_embedder`` reads. Importing this room loads no torch.
+"""
+
+from iclkit.trainers._config import METHODS, PRESETS, TrainConfig, parse_settings, preset
+from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_tasks
+from iclkit.trainers._feedback import Ask, Feedback, Price
+from iclkit.trainers._ledger import Ledger, Scope, Told
+from iclkit.trainers._train import Trained, Training
+
+__all__ = [
+    "METHODS",
+    "PRESETS",
+    "Ask",
+    "Corpus",
+    "Course",
+    "Feedback",
+    "Ledger",
+    "Price",
+    "Scope",
+    "Told",
+    "TrainConfig",
+    "Trained",
+    "Training",
+    "corpus_of_pool",
+    "corpus_of_tasks",
+    "parse_settings",
+    "preset",
+]

@@ -1,0 +1,125 @@
+"""What a trained folder says of itself: ``iclkit.json`` for programs, ``README.md`` for people."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from iclkit import __version__
+from iclkit.eval import Estimate
+from iclkit.pool import CARD
+from iclkit.trainers._method import Session
+from iclkit.trainers._report import TaskReport
+
+
+def card_of(s: Session, lm: str, source: str, history: Sequence[Mapping[str, Any]], reports: Sequence[TaskReport],
+            key: str) -> dict[str, Any]:  # fmt: skip
+    """Everything that decided the training and everything it measured."""
+    rendering = asdict(s.rendering)
+    return {
+        "format": 1,
+        "iclkit": __version__,
+        "key": key,
+        "method": s.config.method,
+        "source": source,
+        "lm": {"name": lm, "fingerprint": s.feedback.lm.fingerprint},
+        "rendering": {**rendering, "instructions": dict(s.rendering.instructions)},
+        "tasks": [
+            {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.courses
+        ],
+        "pool": {"hash": s.corpus.view.hash, "size": len(s.corpus.view)},
+        "config": s.config.as_dict(),
+        "training": [*history],
+        "facts": s.facts,
+        "feedback": {
+            "prompts known": s.feedback.known, "prompts computed": s.feedback.computed,
+            "prompts that did not fit": s.feedback.skipped,
+        },
+        "report": [r.as_dict() for r in reports],
+    }  # fmt: skip
+
+
+def write_card(folder: Path, card: Mapping[str, Any], reports: Sequence[TaskReport]) -> None:
+    """``iclkit.json`` and ``README.md`` into a model's folder."""
+    (folder / CARD).write_text(json.dumps(_plain(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_readme(card, reports), encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities as null: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
+    config, tasks = card["config"], card["tasks"]
+    seen = ", ".join(f"{t['name']} ({t['queries']} of {t['rows']} rows asked about)" for t in tasks)
+    lines = [
+        "---",
+        "library_name: sentence-transformers",
+        "tags: [sentence-transformers, in-context-learning, demonstration-retrieval, iclkit]",
+        "---",
+        "",
+        f"# A demonstration retriever trained by {config['method'].upper()}",
+        "",
+        f"Chooses demonstrations for in-context learning; trained with iclkit {card['iclkit']} ({card['source']}) from "
+        f"the feedback of {card['lm']['name']}, starting at {config['base']}, seed {config['seed']}, preset "
+        f"{config['preset']}.",
+        "",
+        f"- Tasks seen in training: {seen}. Figures on these tasks are not those of unseen tasks.",
+        f"- Pool: {card['pool']['size']} examples, hash `{card['pool']['hash']}`.",
+        f"- Feedback: {card['feedback']['prompts computed']} prompts scored, {card['feedback']['prompts known']} known "
+        "before.",
+        "",
+        "```console",
+        "$ iclkit eval TASK --selector knn --embedder THIS_FOLDER --lm LM",
+        "```",
+        "",
+        "It is a plain sentence-transformers folder; to use it without iclkit, write texts as `iclkit.json` says under "
+        "`rendering`.",
+        "",
+        "## Before and after",
+        "",
+        "One demonstration per prompt. Gain in nats over a random candidate, and right answers, each with its 95 % "
+        "interval over queries; among the candidates, the oracle shows the one that the LM likes best.",
+        "",
+        *markdown(reports),
+        "",
+        "## Settings",
+        "",
+        "```json",
+        json.dumps(config, indent=2),
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def markdown(reports: Sequence[TaskReport]) -> list[str]:
+    """The report as Markdown tables, one per task."""
+    out: list[str] = []
+    for report in reports:
+        out += [f"{report.task}, {report.queries} queries; captured share of the head-room: "
+                f"{percent(report.captured)}.", "", "| chosen by | pool | gain, nats | right, % |", "|---|---|---|---|"]  # fmt: skip
+        out += [
+            f"| {w.name} | {w.pool} | {interval(w.gain)} | {percent(w.right) if w.right else '-'} |"
+            for w in report.ways
+        ]
+        out.append("")
+    return out[:-1]
+
+
+def interval(e: Estimate) -> str:
+    """A number of nats with its interval."""
+    return f"{e.value:+.3f} ({e.low:+.3f} … {e.high:+.3f})"
+
+
+def percent(e: Estimate) -> str:
+    """A share in per cent with its interval."""
+    return f"{100 * e.value:.1f} ({100 * e.low:.1f} … {100 * e.high:.1f})" if math.isfinite(e.value) else "no head-room"

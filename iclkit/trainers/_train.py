@@ -1,0 +1,252 @@
+"""The pipeline: mine, score, label, train, report, save; every step resumes where a killed one stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from iclkit import models
+from iclkit.errors import DataError, UsageError
+from iclkit.lm import LM, Progress
+from iclkit.pool import CARD, Rendering, Retriever, load_embedder
+from iclkit.records import digest
+from iclkit.trainers._config import TrainConfig
+from iclkit.trainers._corpus import Corpus
+from iclkit.trainers._feedback import Feedback, Price
+from iclkit.trainers._ledger import Ledger
+from iclkit.trainers._method import Method, Session, live_retriever
+
+if TYPE_CHECKING:
+    from iclkit.trainers._report import TaskReport
+
+_METHODS = {
+    "epr": ("_epr", "EPR"),
+    "udr": ("_udr", "UDR"),
+    "llm-r": ("_llm_r", "LLMR"),
+    "se2": ("_se2", "Se2"),
+    "ceil": ("_ceil", "CEIL"),
+}
+_RADIUS_ROWS = 2000  # rows looked at for the longest vector
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its folder, its card, and what it is worth, task by task."""
+
+    folder: Path
+    card: Mapping[str, Any]
+    reports: tuple[TaskReport, ...]
+
+
+def make_method(config: TrainConfig) -> Method:
+    """The method that a config names."""
+    module, name = _METHODS[config.method]
+    method: Method = getattr(import_module(f"iclkit.trainers.{module}"), name)()
+    return method
+
+
+class Training:
+    """One training, prepared: ``price`` says what it will cost, ``score`` asks the LM, ``run`` does everything.
+
+    Work is kept in ``OUT.work`` beside ``out``: the ledger (or ``ledger``, which trainings may share), checkpoints and
+    models of iterations. The same call again goes on where the last one stopped. DataError when ``out`` holds
+    something else; UsageError when its work was begun with other settings and ``restart`` is not given.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        lm: LM,
+        out: Path,
+        config: TrainConfig,
+        *,
+        ledger: Path | None = None,
+        restart: bool = False,
+        tracker: str = "none",
+        say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
+        bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
+    ) -> None:
+        self.out, self.config, self.say = out, config, say
+        self.work = out.with_name(out.name + ".work")
+        self.key = digest(
+            [config.as_dict(), corpus.view.hash, [c.hash for c in corpus.courses], lm.fingerprint,
+             [[c.instruction, [*c.labels]] for c in corpus.courses]]
+        )  # fmt: skip
+        self.finished = self._finished()
+        if not self.finished:
+            self._open_work(restart)
+        instructions = {c.name: c.instruction.rstrip(":") + ":" for c in corpus.courses}
+        sides = {"none": (), "both": ("query", "document"), "document": ("document",)}[config.instruct]
+        rendering = Rendering(config.document, "\t", instructions if sides else {}, sides)
+        self._base_folder = models.resolve(config.base, "embedder")
+        self.base = load_embedder(str(self._base_folder), dtype="fp32")
+        from iclkit.trainers._mine import Miner
+
+        self.session = Session(
+            config,
+            corpus,
+            Feedback(lm, Ledger(ledger or self.work / "ledger.db")),
+            Miner(corpus, config.seed, self.base),
+            rendering,
+            self.work,
+            say,
+            bar,
+            tracker,
+        )
+        self.method = make_method(config)
+
+    def price(self) -> Price:
+        """What scoring the first iteration will cost."""
+        parts = [self.session.feedback.price(course, asks) for course, asks in self.method.plan(self.session)]
+        return Price(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
+
+    def score(self) -> int:
+        """Ask the LM what the first iteration needs, train nothing; how many scores the ledger then holds.
+
+        Training afterwards asks nothing again, e.g. under ``accelerate launch`` on several GPUs.
+        """
+        self.method.gather(self.session, 0, None)
+        return len(self.session.feedback.ledger)
+
+    def run(self) -> Trained:
+        """Everything up to the finished folder; returns at once when it is there."""
+        from iclkit.trainers._card import card_of, write_card
+        from iclkit.trainers._report import report_on
+
+        if self.finished:
+            return self._read()
+        s, history = self.session, list[dict[str, Any]]()
+        for iteration in range(self.config.iterations):
+            history.append(self._iterate(iteration))
+        model = self.work / f"model-{self.config.iterations - 1}"
+        retriever = self._retriever(model)
+        s.rendering = retriever.rendering
+        reports = tuple(report_on(s, c, self.base, retriever) for c in s.corpus.courses if c.report)
+        if not _main_process():
+            return Trained(self.out, {}, reports)
+        source = f"{type(self.method).source}"
+        card = card_of(s, s.feedback.lm.name, source, history, reports, self.key)
+        part = self.out.with_name(self.out.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(model, part)
+        write_card(part, card, reports)
+        part.rename(self.out)
+        for folder in self.work.glob("*/checkpoints"):
+            shutil.rmtree(folder)
+        return Trained(self.out, card, reports)
+
+    def _iterate(self, iteration: int) -> dict[str, Any]:
+        """Gather, train, save one iteration; what it measured."""
+        import torch
+
+        from iclkit.trainers._fit import Texts, fit_retriever, load_encoder, save_model
+
+        s, folder = self.session, self.work / f"model-{iteration}"
+        before = live_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
+        gathered = self.method.gather(s, iteration, before)
+        facts = self.work / f"fit-{iteration}.json"
+        if folder.is_dir() and facts.is_file():
+            return dict(json.loads(facts.read_text()))
+        torch.manual_seed(self.config.seed)
+        start = self._base_folder if not iteration or self.config.restart else self.work / f"model-{iteration - 1}"
+        model = load_encoder(self.config, start)
+        before_gain = self.method.measure(s, model)
+        self.say(f"LM gain before training: {before_gain:+.4f} nats over a random candidate, on held-out queries")
+        told = fit_retriever(
+            self.config,
+            model,
+            self.method.batches(s, gathered),
+            Texts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
+            self.method.objective(self.config),
+            self.work / f"fit-{iteration}",
+            measure=lambda m: self.method.measure(s, m),
+            tracker=s.tracker,
+            progress=s.bar(f"training, iteration {iteration + 1}" if self.config.iterations > 1 else "training"),
+        )
+        told = {"iteration": iteration + 1, "before": before_gain, **told}
+        if told["best"] is not None:
+            self.say(f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats")
+        if _main_process():
+            facts.write_text(json.dumps(told))
+            save_model(model, folder)
+        return told
+
+    def _retriever(self, model: Path) -> Retriever:
+        """The trained retriever; for inner products, with a radius that holds the pool."""
+        s = self.session
+        found = live_retriever(model, s)
+        if self.config.similarity == "cos":
+            return found
+        rows = np.linspace(0, len(s.corpus.view) - 1, min(_RADIUS_ROWS, len(s.corpus.view))).astype(int)
+        raw = found.inner.encode_raw([s.document_text(int(r)) for r in rows])  # type: ignore[attr-defined]
+        radius = 1.1 * float(np.linalg.norm(raw, axis=1).max())
+        return Retriever(found.inner, replace(found.rendering, radius=radius), {})
+
+    def _finished(self) -> bool:
+        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
+            return False
+        card = self.out / CARD
+        key = json.loads(card.read_text(encoding="utf-8")).get("key") if card.is_file() else None
+        if key != self.key:
+            what = "a retriever of another training" if key else "something else"
+            raise DataError(f"{self.out} holds {what}; give another --out, or remove it")
+        return True
+
+    def _read(self) -> Trained:
+        card = json.loads((self.out / CARD).read_text(encoding="utf-8"))
+        from iclkit.eval import Estimate
+        from iclkit.trainers._report import TaskReport, Way
+
+        def number(e: Mapping[str, float | None]) -> Estimate:
+            return Estimate(**{k: float("nan") if v is None else v for k, v in e.items()})
+
+        reports = tuple(
+            TaskReport(
+                r["task"],
+                r["queries"],
+                tuple(
+                    Way(w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None)
+                    for w in r["ways"]
+                ),
+                number(r["captured"]),
+            )
+            for r in card["report"]
+        )
+        return Trained(self.out, card, reports)
+
+    def _open_work(self, restart: bool) -> None:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"cannot work in {self.work} ({error.strerror}); give another --out") from error
+        note = self.work / "training.json"
+        settings = self.config.as_dict()
+        if note.is_file():
+            told = json.loads(note.read_text(encoding="utf-8"))
+            if told["key"] != self.key and not restart:
+                was = {k: v for k, v in told["config"].items() if settings.get(k) != v}
+                how = ", ".join(f"{k} was {v}" for k, v in was.items()) or "other data, LM or instructions"
+                raise UsageError(
+                    f"{self.work} holds a training begun with other settings ({how}); give --restart to begin again "
+                    f"(scores are kept), or another --out"
+                )
+            if told["key"] != self.key or restart:
+                for path in self.work.iterdir():
+                    if path.is_dir():
+                        shutil.rmtree(path)
+                    elif not path.name.startswith("ledger.db"):
+                        path.unlink()
+        note.write_text(json.dumps({"key": self.key, "config": settings}))
+
+
+def _main_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
