@@ -167,6 +167,7 @@ def _print_query(found: Explanation, as_json: bool) -> None:
                                           "tokens": s.tokens, "worth": s.worth} for s in found.shown],
             "dropped": [{"id": d.example_id, "reason": d.reason} for d in row.dropped],
             "runner_up": _item(found.next[0]) | {"score": found.next[1]} if found.next else None,
+            "story": found.story,
         }  # fmt: skip
         click.echo(json.dumps(data, ensure_ascii=False, indent=1))
         return
@@ -206,6 +207,8 @@ def _print_query(found: Explanation, as_json: bool) -> None:
     if found.next:
         example, score = found.next
         out.print(Text(f"Runner-up: score {score:.3f}, {example.output}: {_short(example.text)}", style="dim"))
+    for line in found.story:
+        out.print(Text(line, style="dim"))
     out.print(
         Text("Worth: nats that showing it adds to the right answer's log-probability, all others in place.", "dim")
     )

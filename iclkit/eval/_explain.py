@@ -22,7 +22,7 @@ from iclkit.lm import LM, Progress, ScoreRequest
 from iclkit.pool import Embedder
 from iclkit.prompts import Template
 from iclkit.records import Example, Query, Row, Run, Spec, fold_text
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, make_selector, story_of
 
 Texts = Mapping[str, Mapping[str, Any]]
 
@@ -44,7 +44,8 @@ class Explanation:
     """One query of a run: its demonstrations in prompt order, and what the LM believed.
 
     ``shares``: probability of each label, empty for generated answers. ``logprob`` of the right answer with all
-    demonstrations shown, and ``without`` any. ``next``: the best example not picked, where the pool is known.
+    demonstrations shown, and ``without`` any. ``next``: the best example not picked, where the pool is known; there
+    ``story``, too: how the choice came about, in the words of selectors that choose step by step.
     """
 
     query: Query
@@ -54,6 +55,7 @@ class Explanation:
     logprob: float
     without: float
     next: tuple[Example, float] | None = None
+    story: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +137,14 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
 def with_runner_up(
     explanation: Explanation, run: Run, bench: Bench, embedder: Embedder | None = None, lm: LM | None = None
 ) -> Explanation:
-    """The explanation with the best example that was not picked: the selector asked for one more."""
+    """The explanation with how the choice came about and what came next: the selector asked again, and for one more."""
     spec = run.spec
     chooser = make_selector(Spec(spec["selector"]["name"], spec["selector"]["settings"]))
     template = template_of(run)
     chooser.fit(bench.view, Kit(embedder, lm, template, bench.task.labels, spec["seed"], spec["order"]))
     query = next((q for q in bench.queries if q.id == explanation.row.query_id), explanation.query)
     picked = {i for i, _ in explanation.row.picks}
+    explanation = replace(explanation, story=story_of(chooser, query, spec["k"]))
     more = [p for p in chooser.select(query, spec["k"] + 1) if p.example_id not in picked]
     if not more or not picked:
         return explanation

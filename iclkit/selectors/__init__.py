@@ -13,8 +13,10 @@ from iclkit.selectors._base import (
     Reranker,
     Selector,
     describe,
+    story_of,
     template_for,
 )
+from iclkit.selectors._dpp import dpp_order
 from iclkit.selectors._fixed import FixedSelector, SelectorFile
 from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import best_rows
@@ -37,9 +39,11 @@ __all__ = [
     "SelectorFile",
     "best_rows",
     "describe",
+    "dpp_order",
     "label_recall",
     "make_selector",
     "pvi",
     "selectors_table",
+    "story_of",
     "template_for",
 ]

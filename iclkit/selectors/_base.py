@@ -29,6 +29,7 @@ Chosen = tuple[IntArray, FloatArray]
 
 FILL = "random"
 """``Pick.why`` of a pick that nothing speaks for."""
+_SHORT = 60  # characters of an input in a line for people
 _MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
 
 
@@ -163,6 +164,10 @@ class BaseSelector(ABC):
         """Hook: what else the user should know about one choice."""
         return ()
 
+    def story(self, query: Query, k: int) -> tuple[str, ...]:  # noqa: ARG002
+        """Hook: how one choice came about, in lines for ``iclkit explain``: steps, their scores, what came next."""
+        return ()
+
     def template_for(self, given: Template | None) -> Template | None:
         """Hook: the template to show the picks with, where the selector brings words of its own (an instruction)."""
         return given
@@ -189,13 +194,16 @@ class BaseSelector(ABC):
         return [s for at in range(0, len(queries), size) for s in self._select_batch(queries[at : at + size], k)]
 
     def _select_batch(self, queries: Sequence[Query], k: int) -> list[Selection]:
-        everything = np.ones(len(self.pool_), dtype=np.bool_)
-        everything.flags.writeable = False
-        masks = [self._allowed(q, everything) for q in queries]
+        masks = self._masks(queries)
         nothing = np.empty(0, np.int64), np.empty(0)
         chosen = self.choose_many(queries, k, masks) if k else [nothing] * len(queries)
         spec = self.spec
         return [self._selection(q, k, m, c, spec) for q, m, c in zip(queries, masks, chosen, strict=True)]
+
+    def _masks(self, queries: Sequence[Query]) -> list[BoolArray]:
+        everything = np.ones(len(self.pool_), dtype=np.bool_)
+        everything.flags.writeable = False
+        return [self._allowed(q, everything) for q in queries]
 
     def _allowed(self, query: Query, everything: BoolArray) -> BoolArray:
         rows = [r for i in query.exclude if (r := self.pool_.row_of(i)) is not None]
@@ -246,8 +254,21 @@ class BaseSelector(ABC):
         assert self.kit_.embedder is not None
         return [*self.pool_.search(self.kit_.embedder, vectors, k, allowed)]
 
+    def _label(self, row: int) -> str:
+        """A row for people: its output and the beginning of its input, on one line."""
+        example = self.pool_.examples[row]
+        text = " ".join(example.text.split())
+        return f"{example.output}: {text if len(text) <= _SHORT else text[: _SHORT - 1] + '…'}"
+
     def _examples(self, rows: IntArray) -> list[Example]:
         return [self.pool_.examples[int(r)] for r in rows]
+
+
+def story_of(selector: Selector, query: Query, k: int) -> tuple[str, ...]:
+    """How a selector's choice came about, where it has something to tell."""
+    told = getattr(selector, "story", None)
+    lines: tuple[str, ...] = told(query, k) if told else ()
+    return lines
 
 
 def template_for(selector: Selector, given: Template | None) -> Template | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -28,25 +28,37 @@ def dpp_order(sim: FloatArray, near: FloatArray, k: int, scale: float) -> list[i
     >>> dpp_order(np.array([.9, .9, .8]), np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]]), 3, .1)
     [0, 2, 1]
     """
-    if scale <= 0:
-        raise ValueError(f"scale is {scale}; give more than 0 (small: relevance, large: diversity)")
-    n, sim = len(sim), np.asarray(sim, dtype=np.float64)
-    relevance = (sim - sim.max(initial=-1.0)) / (2 * scale)  # 2 log r, up to a constant
-    volume = (1 + np.diagonal(near).astype(np.float64)) / 2
-    alive = volume > _EPS
-    factors, order = np.empty((min(k, n), n)), list[int]()
-    while len(order) < min(k, n) and alive.any():
-        gain = np.full(n, -np.inf)
-        gain[alive] = relevance[alive] + np.log(volume[alive])
-        row, done = first_best(gain), len(order)
-        factors[done] = ((1 + near[row]) / 2 - factors[:done, row] @ factors[:done]) / np.sqrt(volume[row])
-        volume = volume - factors[done] ** 2
-        order.append(row)
-        alive &= volume > _EPS
-        alive[row] = False
+    sim = np.asarray(sim, dtype=np.float64)
+    order = [row for row, _ in dpp_steps(sim, near, k, scale)]
     left = sim.copy()
     left[order] = -np.inf
     return [*order, *best_rows(left, k - len(order)).tolist()]
+
+
+def dpp_steps(sim: FloatArray, near: FloatArray, k: int, scale: float) -> Iterator[tuple[int, FloatArray]]:
+    """The greedy steps of ``dpp_order``, as far as there is volume left to add.
+
+    For each the row that is added, and what each row (n,) would add to the log-determinant, relevance counted from the
+    most relevant row's; -inf for rows that are in the set or add no volume.
+    """
+    if scale <= 0:
+        raise ValueError(f"scale is {scale}; give more than 0 (small: relevance, large: diversity)")
+    n = len(sim)
+    relevance = (sim - sim.max(initial=-1.0)) / (2 * scale)  # 2 log r, up to a constant
+    volume = (1 + np.diagonal(near).astype(np.float64)) / 2
+    alive = volume > _EPS
+    factors = np.empty((min(k, n), n))
+    for done in range(min(k, n)):
+        if not alive.any():
+            return
+        gain = np.full(n, -np.inf)
+        gain[alive] = relevance[alive] + np.log(volume[alive])
+        row = first_best(gain)
+        factors[done] = ((1 + near[row]) / 2 - factors[:done, row] @ factors[:done]) / np.sqrt(volume[row])
+        volume = volume - factors[done] ** 2
+        alive &= volume > _EPS
+        alive[row] = False
+        yield row, gain
 
 
 @dataclass

@@ -1,0 +1,55 @@
+"""A set chosen as a whole: CEIL's determinantal point process over a retriever trained for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.records import Query
+from iclkit.selectors._base import FloatArray
+from iclkit.selectors._candidates import CandidatesSelector
+from iclkit.selectors._dpp import dpp_order, dpp_steps
+from iclkit.selectors._maths import DIGITS, first_best
+
+
+@dataclass
+class CEILSelector(CandidatesSelector):
+    """relevance against volume, by greedy MAP of a DPP, with a retriever of `iclkit train ceil`"""
+
+    # The maths of ``dpp``; what CEIL adds is the space. With another embedder it is ``dpp``.
+
+    name: ClassVar[str] = "ceil"
+    source: ClassVar[str] = "CEIL; Ye et al. 2023, ICML, arXiv 2302.05698"
+
+    trade_off: float = 0.1  # lambda; small: relevance only, large: diversity only; best as in training
+    candidates: int = 100  # how many of the nearest are looked at; k when k is larger
+
+    def __post_init__(self) -> None:
+        if self.trade_off <= 0 or self.candidates < 1:
+            raise UsageError(f"ceil: trade_off is {self.trade_off}, candidates {self.candidates}; give trade_off > 0, "
+                             f"candidates >= 1")  # fmt: skip
+
+    def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
+        """Greedy set of the candidates, most relevant first; scores are cosines with the query."""
+        order = sorted(dpp_order(sim, near, k, self.trade_off))  # candidates come nearest first
+        return order, sim[order]
+
+    def story(self, query: Query, k: int) -> tuple[str, ...]:
+        """The steps of the greedy search: what was added, what it added to the log-determinant, what came next."""
+        ((rows, sim),) = self._nearest(self._query_vectors([query]), max(k, self.candidates), self._masks([query]))
+        vectors = self.vectors_[rows]
+        near = np.round(vectors @ vectors.T, DIGITS)
+        lines = [f"greedy over the {len(rows)} nearest, trade-off {self.trade_off:g}; then in order of relevance"]
+        steps = dpp_steps(np.asarray(sim, np.float64), near, k, self.trade_off)
+        for n, (row, gains) in enumerate(steps, 1):
+            line = f"step {n}: log-determinant {gains[row]:+.4f}: {self._label(int(rows[row]))}"
+            gains[row] = -np.inf
+            if np.isfinite(gains.max()):
+                second = first_best(gains)
+                line += f"; runner-up {gains[second]:+.4f}: {self._label(int(rows[second]))}"
+            lines.append(line)
+        return tuple(lines)

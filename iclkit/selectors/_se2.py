@@ -1,0 +1,175 @@
+"""One demonstration after another, each given those before it: beam search over sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from iclkit.errors import UsageError
+from iclkit.pool import Retriever
+from iclkit.records import Query
+from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import DIGITS
+
+_NORMS = ("none", "log-softmax")
+_ENCODED = 8192  # queries whose states are encoded together
+
+State = tuple[int, tuple[int, ...]]
+"""Number of a query, and the rows chosen for it so far, first chosen first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """A sequence of rows, first chosen first, and the score of each step."""
+
+    rows: tuple[int, ...] = ()
+    scores: tuple[float, ...] = ()
+
+    @property
+    def total(self) -> float:
+        """Sum of the steps' scores."""
+        return round(sum(self.scores), DIGITS)
+
+    def then(self, row: int, score: float) -> Beam:
+        """One step further."""
+        return Beam((*self.rows, row), (*self.scores, score))
+
+
+def beam_search(
+    queries: int,
+    extend: Callable[[Sequence[State], int], Sequence[tuple[Iterable[int], Iterable[float]]]],
+    width: int,
+    depth: int,
+    same: Callable[[State], object] = lambda state: state,
+) -> list[list[Beam]]:
+    """The sequences that beam search finds for each query, best first: highest sum of scores, then lowest rows.
+
+    ``extend(states, most)``: for each state at most ``most`` rows that are not chosen yet, best first, with their
+    scores; all queries and beams of a step are asked together. ``same``: states of one value are one beam. Sequences
+    end at ``depth`` rows, or where nothing is left to add.
+
+    Plain beam search can end worse with more beams, because a beam that looks good early can crowd out one that is
+    better later. So the searches of all widths up to ``width`` go on side by side, sharing what they ask, and the best
+    sequence of any is returned: a wider search is never worse. Width 1 is greedy; a width that holds all sequences
+    finds the best there is.
+    """
+    nested = [[[Beam()] for _ in range(width)] for _ in range(queries)]
+    for _ in range(depth):
+        states = list(dict.fromkeys((q, b.rows) for q, own in enumerate(nested) for beams in own for b in beams))
+        found = dict(zip(states, extend(states, width), strict=True))
+        longer = {
+            (q, rows): [(int(r), float(s)) for r, s in zip(*own, strict=True)] for (q, rows), own in found.items()
+        }
+        if not any(longer.values()):
+            break
+        for q, own in enumerate(nested):
+            if any(longer[q, b.rows] for b in own[0]):
+                nested[q] = [
+                    _best(q, (b.then(r, s) for b in beams for r, s in longer[q, b.rows][:v]), v, same)
+                    for v, beams in enumerate(own, 1)
+                ]
+    every = [[b for beams in own for b in beams] for own in nested]
+    return [_best(q, beams, len(beams), same) for q, beams in enumerate(every)]
+
+
+def _best(q: int, beams: Iterable[Beam], most: int, same: Callable[[State], object]) -> list[Beam]:
+    """The best of some beams of a query, one of those that are the same."""
+    kept: dict[object, Beam] = {}
+    for beam in sorted(beams, key=lambda b: (-b.total, b.rows)):
+        kept.setdefault(same((q, beam.rows)), beam)
+        if len(kept) == most:
+            break
+    return [*kept.values()]
+
+
+@dataclass
+class Se2Selector(BaseSelector):
+    """one after another, each given those chosen before it, by beam search with a retriever of `iclkit train se2`"""
+
+    # The first chosen has rank 1, and the default order policy puts rank 1 next to the query: the layout that Se2 is
+    # trained on. Another policy shows the same demonstrations in an order that the retriever has not seen.
+
+    name: ClassVar[str] = "se2"
+    needs: ClassVar[Needs] = Needs(embedder=True)
+    source: ClassVar[str] = "Se²; Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
+
+    width: int = 3  # beams; 1 is greedy
+    normalise: str = "none"  # sum of similarities, or log-softmax: sum of log-probabilities over the pool
+    temperature: float = 0.05  # divides similarities before the softmax
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.temperature <= 0:
+            raise UsageError(f"se2: width is {self.width}, temperature {self.temperature}; give width >= 1, "
+                             f"temperature > 0")  # fmt: skip
+        if self.normalise not in _NORMS:
+            raise UsageError(f"se2: normalise is {self.normalise!r}; give {' or '.join(_NORMS)}")
+
+    def prepare(self) -> None:
+        """Vectors of the pool."""
+        self.vectors_ = self._vectors()
+
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+        """The best sequence found, first chosen first; scores are those of the steps."""
+        return self.choose_many([query], k, [allowed])[0]
+
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+        """All queries and beams of a step are encoded and searched together."""
+        out = list[Chosen]()
+        for at in range(0, len(queries), _ENCODED):
+            beams = self.beams(queries[at : at + _ENCODED], k, allowed[at : at + _ENCODED])
+            out += [(np.array(own[0].rows, np.int64), np.array(own[0].scores)) for own in beams]
+        return out
+
+    def beams(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[list[Beam]]:
+        """For each query the sequences found, best first."""
+
+        def extend(states: Sequence[State], most: int) -> list[tuple[IntArray, FloatArray]]:
+            # as many more than wanted as there are chosen rows to skip
+            vectors = self._encode(queries, states)
+            found = self._nearest(vectors, most + max(len(rows) for _, rows in states), [allowed[q] for q, _ in states])
+            out = []
+            for (q, chosen), vector, (rows, scores) in zip(states, vectors, found, strict=True):
+                new = ~np.isin(rows, chosen)
+                rows, scores = rows[new][:most], scores[new][:most].astype(np.float64)
+                if self.normalise == "log-softmax" and len(rows):
+                    scores = np.round(scores / self.temperature - self._mass(vector, chosen, allowed[q]), DIGITS)
+                out.append((rows, scores))
+            return out
+
+        return beam_search(len(queries), extend, self.width, k, lambda state: (state[0], self._text(queries, state)))
+
+    def story(self, query: Query, k: int) -> tuple[str, ...]:
+        """The sequence with its score by step, and the beams that came next."""
+        (allowed,) = self._masks([query])
+        best, *others = self.beams([query], k, [allowed])[0][: self.width]
+        lines = [f"{self.width} beams, best sum of scores {best.total:.4f}; the first chosen stands next to the query"]
+        for n, (row, score) in enumerate(zip(best.rows, best.scores, strict=True), 1):
+            lines.append(f"step {n}: score {score:.4f}, sum {sum(best.scores[:n]):.4f}: {self._label(row)}")
+        for n, beam in enumerate(others, 1):
+            steps = ", then ".join(map(self._label, beam.rows))
+            lines.append(f"runner-up beam {n}: sum {beam.total:.4f}: {steps}")
+        return tuple(lines)
+
+    def _encode(self, queries: Sequence[Query], states: Sequence[State]) -> FloatArray:
+        embedder, texts = self.kit_.embedder, [self._text(queries, state) for state in states]
+        assert embedder is not None
+        return embedder.encode_states(texts) if isinstance(embedder, Retriever) else embedder.encode_queries(texts)
+
+    def _text(self, queries: Sequence[Query], state: State) -> str:
+        """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""
+        query, chosen = queries[state[0]].text, [self.pool_.examples[r] for r in state[1]]
+        embedder = self.kit_.embedder
+        if isinstance(embedder, Retriever):
+            return embedder.rendering.query(query, embedder.task, chosen)
+        return "\n".join([query, *(e.text for e in reversed(chosen))])
+
+    def _mass(self, vector: FloatArray, chosen: Sequence[int], allowed: BoolArray) -> float:
+        """Log of the sum of exp(similarity / temperature) over all rows that could be added."""
+        logits = (self.vectors_ @ vector).astype(np.float64) / self.temperature
+        logits[~allowed] = -np.inf
+        logits[[*chosen]] = -np.inf
+        top = logits.max()
+        return float(top + np.log(np.exp(logits - top).sum()))

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import math
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.errors import UsageError
+from iclkit.pool import Pool, Rendering, Retriever
+from iclkit.prompts import order_picks
+from iclkit.records import Example, Query
+from iclkit.selectors import Kit, make_selector
+from iclkit.selectors._se2 import beam_search
+from iclkit.testing import HashEmbedder, SelectorContract
+
+
+class TestSe2(SelectorContract):
+    @pytest.fixture(params=["se2,width=1", "se2,width=2,normalise=log-softmax"])
+    def selector(self, request):
+        return make_selector(request.param)
+
+
+def scorer(seed, n, coarse=False):
+    """A made-up model: the score of a next row depends on the query and on all rows chosen before it, in order."""
+    known = {}
+
+    def score(q, chosen, row):
+        key = (q, chosen, row)
+        if key not in known:
+            draw = np.random.default_rng([seed, q, len(chosen), *chosen, row]).standard_normal()
+            known[key] = float(np.round(draw, 0 if coarse else 6))
+        return known[key]
+
+    def extend(states, most):
+        out = []
+        for q, chosen in states:
+            rows = [r for r in range(n) if r not in chosen]
+            rows.sort(key=lambda r: (-score(q, chosen, r), r))
+            out.append((rows[:most], [score(q, chosen, r) for r in rows[:most]]))
+        return out
+
+    return score, extend
+
+
+def total(score, q, rows):
+    return round(sum(score(q, rows[:t], r) for t, r in enumerate(rows)), 6)
+
+
+def plain_beam(score, q, n, width, depth):
+    """Beam search as it is usually written, without batches and without narrower searches beside it."""
+    beams = [()]
+    for _ in range(depth):
+        longer = [(*b, r) for b in beams for r in range(n) if r not in b]
+        if not longer:
+            break
+        beams = sorted(longer, key=lambda b: (-total(score, q, b), b))[:width]
+    return beams[0]
+
+
+@settings(max_examples=250)
+@given(seed=st.integers(0, 10**6), n=st.integers(1, 7), width=st.integers(1, 4), depth=st.integers(1, 4),
+       coarse=st.booleans())  # fmt: skip
+def test_the_best_of_all_widths_of_plain_beam_search_is_found(seed, n, width, depth, coarse):
+    score, extend = scorer(seed, n, coarse)
+    found = beam_search(3, extend, width, depth)
+    for q in range(3):
+        plain = [plain_beam(score, q, n, v, depth) for v in range(1, width + 1)]
+        best = min(plain, key=lambda b: (-total(score, q, b), b))
+        assert found[q][0].total == total(score, q, best)
+        assert all(len({*b.rows}) == len(b.rows) == min(n, depth) for b in found[q])
+        totals = [b.total for b in found[q]]
+        assert totals == sorted(totals, reverse=True)
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 10**6), n=st.integers(2, 8), depth=st.integers(1, 4))
+def test_width_one_is_greedy_and_a_wider_beam_is_never_worse(seed, n, depth):
+    score, extend = scorer(seed, n)
+    greedy = ()
+    while len(greedy) < min(n, depth):
+        greedy = (*greedy, max((r for r in range(n) if r not in greedy), key=lambda r: score(0, greedy, r)))
+    totals = [beam_search(1, extend, width, depth)[0][0].total for width in range(1, 7)]
+    assert beam_search(1, extend, 1, depth)[0][0].rows == greedy
+    assert totals == sorted(totals)
+
+
+def test_plain_beam_search_can_end_worse_with_more_beams():
+    def worse(seed):
+        score, _ = scorer(seed, 6)
+        return total(score, 0, plain_beam(score, 0, 6, 2, 3)) < total(score, 0, plain_beam(score, 0, 6, 1, 3))
+
+    assert any(map(worse, range(300)))  # else keeping narrower searches would be of no use
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_width_that_holds_every_sequence_finds_the_best_of_all_orders(seed):
+    score, extend = scorer(seed, 6)
+    best = max(total(score, 0, rows) for rows in permutations(range(6), 3))
+    (found,) = beam_search(1, extend, 31, 3)  # 30 pairs can lie ahead of the last step
+    assert found[0].total == best
+
+
+def test_states_of_a_step_are_asked_together_and_each_once():
+    asked = []
+    _, extend = scorer(5, 9)
+
+    def counting(states, most):
+        asked.append([*states])
+        return extend(states, most)
+
+    beam_search(4, counting, 3, 4)
+    assert len(asked) == 4
+    assert all(len({*states}) == len(states) for states in asked)
+    assert {q for q, _ in asked[2]} == {0, 1, 2, 3}
+
+
+def test_states_that_are_the_same_take_one_place():
+    def extend(states, most):
+        return [([r for r in range(4) if r not in rows][:most], [1.0, 1.0, 0.5, 0.1][:most]) for _, rows in states]
+
+    (plain,) = beam_search(1, extend, 3, 2)
+    (merged,) = beam_search(1, extend, 3, 2, lambda state: frozenset(state[1]))
+    assert {frozenset(b.rows) for b in plain} != {frozenset(b.rows) for b in merged}
+    assert len({frozenset(b.rows) for b in merged}) == len(merged)
+
+
+def pool_of(n=12):
+    words = ["soup", "fish", "bread", "wine", "cake", "table", "waiter", "bill", "garden", "dog", "cream", "salt"]
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(words, 5, replace=False)) for _ in range(n)]
+    return [Example(text, f"label {i % 3}") for i, text in enumerate(texts)]
+
+
+def retriever(document="input+output"):
+    return Retriever(HashEmbedder(48), Rendering(document), {})
+
+
+@pytest.mark.parametrize("make", [HashEmbedder, retriever])
+def test_one_demonstration_is_the_nearest_whatever_the_width(make):
+    embedder, view = make(), Pool.of(pool_of()).view()
+    kit = Kit(embedder)
+    for text in ("fish and cream", "the bill for the wine"):
+        nearest = make_selector("knn").fit(view, kit).select(Query(text), 1)
+        for width in (1, 4):
+            found = make_selector(f"se2,width={width}").fit(view, kit).select(Query(text), 1)
+            assert found.ids == nearest.ids
+            assert found.picks[0].score == nearest.picks[0].score
+
+
+@pytest.mark.parametrize("normalise", ["none", "log-softmax"])
+def test_the_pool_of_six_is_searched_to_the_end(normalise):
+    examples, embedder, query = pool_of(6), retriever(), "garden wine and a dog"
+    view = Pool.of(examples).view()
+    documents = view.vectors(embedder).astype(np.float64)
+    hidden = examples[2].id
+
+    def step(chosen, row):
+        text = embedder.rendering.query(query, "", [examples[c] for c in chosen])
+        sim = documents @ embedder.encode_states([text])[0].astype(np.float64)
+        if normalise == "none":
+            return sim[row]
+        others = [r for r in range(6) if r not in chosen and r != 2]
+        return sim[row] / 0.05 - math.log(sum(math.exp(sim[r] / 0.05) for r in others))
+
+    def score(rows):
+        return sum(step(rows[:t], row) for t, row in enumerate(rows))
+
+    best = max(permutations([0, 1, 3, 4, 5], 3), key=score)
+    found = make_selector(f"se2,width=60,normalise={normalise}").fit(view, Kit(embedder))
+    picks = found.select(Query(query, exclude=frozenset({hidden})), 3)
+    assert sum(p.score for p in picks) == pytest.approx(score(best), abs=1e-5)
+    assert [view.row_of(i) for i in picks.ids] == [*best]
+    assert hidden not in picks.ids
+
+
+def test_a_query_that_is_in_the_pool_is_excluded_by_its_content_wherever_it_stands():
+    examples = pool_of()
+    for turned in (examples, examples[::-1]):
+        view = Pool.of(turned).view()
+        chooser = make_selector("se2").fit(view, Kit(retriever()))
+        for example in examples:
+            query = Query(example.input, exclude=frozenset({example.id}))
+            assert example.id not in chooser.select(query, 5).ids
+
+
+def test_the_state_that_is_encoded_is_the_prompt_that_is_shown():
+    examples, seen = pool_of(), []
+
+    class Spy(HashEmbedder):
+        def encode_queries(self, texts, progress=None):
+            seen.extend(texts)
+            return super().encode_queries(texts, progress)
+
+    embedder = Retriever(Spy(48), Rendering(), {})
+    view = Pool.of(examples).view()
+    found = make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query("a dog in the soup"), 3)
+    chosen = [view.examples[view.row_of(i)] for i in found.ids]
+    shown = order_picks(chosen, "best-last", seed=0, query_id="")
+    assert shown[-1] == chosen[0]  # the first chosen stands next to the query
+    for t in range(3):
+        question, *demos = seen[t].split("\n")
+        assert question == "a dog in the soup"  # in front: no cut at the end can lose it
+        before = shown[len(shown) - t :]
+        assert demos == [f"{e.text}\t{e.output}" for e in before]
+
+
+def test_a_cut_text_keeps_the_query_and_loses_the_oldest(minilm_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path)
+    chosen = [Example(f"{word} " * 40, "yes") for word in ("first", "second", "third")]
+    text = Rendering().query("where is the harbour master's office", "", chosen)
+    kept = tokenizer.decode(tokenizer(text, truncation=True, max_length=64)["input_ids"])
+    assert "where is the harbour master's office" in kept.replace(" ' ", "'")
+    assert "third" in kept
+    assert "first" not in kept
+
+
+def test_a_plain_embedder_reads_the_chosen_inputs():
+    embedder, seen = HashEmbedder(), []
+    inner = embedder.encode_queries
+    embedder.encode_queries = lambda texts, progress=None: seen.extend(texts) or inner(texts, progress)
+    view = Pool.of(pool_of()).view()
+    found = make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query("wine"), 2)
+    assert seen == ["wine", "wine\n" + view.examples[view.row_of(found.ids[0])].text]
+
+
+def test_its_story_has_the_sequence_its_scores_and_the_beams_that_came_next():
+    view = Pool.of(pool_of()).view()
+    chooser = make_selector("se2,width=3").fit(view, Kit(retriever()))
+    query = Query("a dog in the soup")
+    head, *lines = chooser.story(query, 3)
+    picks = chooser.select(query, 3).picks
+    assert f"{sum(p.score for p in picks):.4f}" in head
+    for n, pick in enumerate(picks, 1):
+        assert lines[n - 1].startswith(f"step {n}: score {pick.score:.4f}")
+        assert view.examples[view.row_of(pick.example_id)].text in lines[n - 1]
+    others = [line for line in lines if line.startswith("runner-up beam")]
+    assert len(others) == 2
+    sums = [float(line.split("sum ")[1].split(":")[0]) for line in others]
+    assert sums == sorted(sums, reverse=True)
+    assert sums[0] <= sum(p.score for p in picks) + 1e-4
+
+
+def test_settings_are_checked():
+    for spec in ("se2,width=0", "se2,normalise=softmax", "se2,temperature=0"):
+        with pytest.raises(UsageError, match="give"):
+            make_selector(spec)
