@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors import make_selector
+from iclkit.pool import Pool
+from iclkit.records import Example, Query
+from iclkit.selectors import Kit, make_selector
 from iclkit.selectors._dpp import dpp_order, dpp_steps
-from iclkit.testing import SelectorContract
+from iclkit.testing import SelectorContract, TableEmbedder
 
 
 class TestCEIL(SelectorContract):
@@ -50,16 +51,18 @@ def test_the_gains_of_the_steps_are_those_of_the_log_determinant(seed, n, k, tra
     assert chosen == dpp_order(sim, near, k, trade_off)
 
 
-def test_a_small_trade_off_is_knn_and_a_large_one_spreads_out(world):
-    w = world(5, 40, dim=8)
-    nearest = make_selector("knn").fit(w.view, w.kit).select(w.query, 4)
-    assert make_selector("ceil,trade_off=0.000001").fit(w.view, w.kit).select(w.query, 4).ids == nearest.ids
+def test_a_small_trade_off_is_knn_and_a_large_one_spreads_out():
+    rows = np.random.default_rng(5).standard_normal((41, 24)) + 0.5
+    table = {"q": rows[40], **{f"d{n}": row for n, row in enumerate(rows[:40])}}
+    view, kit, query = Pool.of(Example(d, "x") for d in table if d != "q").view(), Kit(TableEmbedder(table)), Query("q")
+    nearest = make_selector("knn").fit(view, kit).select(query, 4)
+    assert make_selector("ceil,trade_off=0.0001").fit(view, kit).select(query, 4).ids == nearest.ids
 
     def nearness(ids):
-        vectors = w.view.vectors(w.kit.embedder)[[w.view.row_of(i) for i in ids]]
+        vectors = view.vectors(kit.embedder)[[view.row_of(i) for i in ids]]
         return np.mean([a @ b for a, b in combinations(vectors, 2)])
 
-    spread = make_selector("ceil,trade_off=100.0").fit(w.view, w.kit).select(w.query, 4)
+    spread = make_selector("ceil,trade_off=100.0").fit(view, kit).select(query, 4)
     assert nearness(spread.ids) < nearness(nearest.ids) - 0.2
 
 
