@@ -87,10 +87,10 @@ class OrderedSetSampler(BaseSampler):
     """Proposes ordered lists; a strategy is its ``propose``. Other parameters are drawn at random."""
 
     name = ""
-    best_first = True
 
     def __init__(self, space: Space, *, seed: int = 0) -> None:
         self.space, self.seed = space, seed
+        self.settings: dict[str, Any] = {}
 
     @abstractmethod
     def propose(
@@ -286,10 +286,10 @@ class EaseSampler(OrderedSetSampler):
         keep: int = 500,
         neighbours: float = 0.5,
         batches: int = 20,
-        width: int = 64,
-        hidden: int = 3,
-        steps: int = 300,
-        rate: float = 1e-3,
+        width: int = 256,
+        hidden: int = 1,
+        steps: int = 100,
+        rate: float = 0.01,
         targets: str = "standard",
     ) -> None:
         super().__init__(space, seed=seed)
@@ -411,4 +411,6 @@ def make_sampler(spec: str, space: Space, seed: int = 0) -> OrderedSetSampler:
             value, int | float if isinstance(default, float) else type(default)
         ):
             raise UsageError(f"sampler {wanted.name!r}: {key} is like {default!r}, not {value!r}")
-    return made(space, seed=seed, **dict(wanted.settings))
+    sampler = made(space, seed=seed, **dict(wanted.settings))
+    sampler.settings = {k: wanted.settings.get(k, p.default) for k, p in known.items()}
+    return sampler

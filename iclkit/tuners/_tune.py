@@ -45,9 +45,9 @@ class TuneSettings:
     ``batch``: lists proposed at a time.
 
     ``objective`` of a trial: ``metric`` is the task's, on what the LM answers. ``greedy`` is the share of right answers
-    that greedy decoding would write, letter by letter, up to the next demonstration: read in one pass, nothing is
+    that greedy decoding would write, letter by letter, up to the end of the line: read in one pass, nothing is
     generated. ``logprob`` is the mean log-probability of the right answer in nats. ``auto`` is greedy for tasks of
-    exact match whose answers are generated, else metric. The confirmation always goes by the metric.
+    exact match whose answers are generated, else metric. The confirmation goes by the metric, or by greedy as well.
     """
 
     k: int = 4
@@ -139,13 +139,15 @@ class Problem:
     def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The right answers, ended as a demonstration is, read after their prompts."""
         template, shown = self.template(arm), self.demonstrations(arm)
+        # models write the blank line between demonstrations one newline at a time
+        end = "" if template.chat else "\n" if template.separator.startswith("\n") else template.separator
         requests = []
         for query, example in asked:
             prompt = prompt_of(template, query, shown, self.lm)
             answer = prompt.answer_prefix + template.answer(example.output, example.choices)
             if prompt.tokens + self.lm.count_tokens(answer) > self.lm.context_size:
                 raise self._too_long(arm)
-            requests.append(ScoreRequest(prompt.text, answer + ("" if template.chat else template.separator)))
+            requests.append(ScoreRequest(prompt.text, answer + end))
         spent: Any = getattr(self.lm, "spent", None)
         before = spent.as_dict() if spent else {}
         scores = self.lm.score(requests)
@@ -294,7 +296,7 @@ def tune(
     facts = problem.facts() | {
         "k": settings.k, "sampler": settings.sampler, "seed": settings.seed, "pruner": settings.pruner,
         "features": settings.features, "embedder": embedder.fingerprint if embedder else "",
-        "objective": problem.objective(settings.objective),
+        "objective": problem.objective(settings.objective), "settings": sampler.settings,
     }  # fmt: skip
     name = study_name or f"{problem.task.name}-{sampler.name}-{digest(facts, 5)}"
     # a median of fewer than five trials says little, and a mean of less than half of the queries too
@@ -306,7 +308,7 @@ def tune(
             _judge(study, problem, trial, arm, settings)
 
     work(study, space, trials, judge, batch=settings.batch, progress=progress)
-    return _conclude(study, problem, space, settings, storage)
+    return _conclude(study, problem, space, settings, storage, sampler.settings)
 
 
 def _judge(study: optuna.Study, problem: Problem, trial: Trial, arm: Arm, settings: TuneSettings) -> None:
@@ -341,7 +343,12 @@ def expected_luck(trials: int) -> float:
 
 
 def _conclude(
-    study: optuna.Study, problem: Problem, space: Space, settings: TuneSettings, storage: str | None
+    study: optuna.Study,
+    problem: Problem,
+    space: Space,
+    settings: TuneSettings,
+    storage: str | None,
+    of: Mapping[str, Json],
 ) -> Found:
     trials = finished(study)
     whole = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
@@ -354,7 +361,8 @@ def _conclude(
         spent = {key: spent.get(key, 0) + t.user_attrs["spent"].get(key, 0) for key in {*spent, *t.user_attrs["spent"]}}
     confirmed: dict[int, NDArray[np.float64]] = {}
     for t in finalists if problem.confirmation else ():
-        confirmed[t.number], cost = problem.score(arms[t.number], problem.confirmation)
+        way = "greedy" if problem.objective(settings.objective) == "greedy" else "metric"
+        confirmed[t.number], cost = problem.score(arms[t.number], problem.confirmation, way)
         spent = {key: spent.get(key, 0) + cost.get(key, 0) for key in {*spent, *cost}}
     # the confirmation figure decides; validation only where it cannot
     best = max(finalists, key=lambda t: (_mean(confirmed.get(t.number)), float(t.value or 0), -t.number))
@@ -370,7 +378,7 @@ def _conclude(
         "task": {"name": problem.task.name, "hash": problem.task.hash, "metric": problem.metric},
         "lm": {"name": problem.lm.name, "fingerprint": problem.lm.fingerprint},
         "search": {
-            "sampler": settings.sampler, "seed": settings.seed, "features": settings.features,
+            "sampler": settings.sampler, "settings": dict(of), "seed": settings.seed, "features": settings.features,
             "objective": problem.objective(settings.objective),
             "pruner": settings.pruner, "trials": len(trials), "pruned": len(trials) - len(whole),
             "trial": best.number, "values": [float(t.value or 0) for t in whole],
