@@ -20,6 +20,7 @@ COMMANDS = {
     "pool": ("_pool", "Keep demonstrations: add, ls, show, rm, dedupe, stats, embed, check, export."),
     "generate": ("_generate", "Let a model write demonstrations into a pool."),
     "select": ("_select", "Choose demonstrations for queries and, with --prompt, show the prompt."),
+    "train": ("_train", "Train a retriever from an LM's feedback: epr, udr, llm-r, se2, ceil."),
     "eval": ("_eval", "Run selectors over tasks with an LM and record every query."),
     "tune": ("_tune", "Find one ordered list of demonstrations for a whole task."),
     "diagnose": ("_diagnose", "Describe what selectors pick, in seconds and without an LM."),

@@ -168,6 +168,9 @@ def command(
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
     vectors = load_vectors(grid, embedder, "auto" if dtype == "bf16-verified" else dtype, device)
+    for task in loaded:
+        if task.name in getattr(vectors, "seen", ()):
+            say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
     reranker = load_cross(grid, reranker_name, dtype, device)
     runs: list[Run] = []
     prices: dict[str, tuple[Rehearsed, list[str]]] = {}

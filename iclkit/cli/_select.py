@@ -100,7 +100,7 @@ def command(
     with Pool.open(pool, create=False) as store:
         view = store.view(task=task, where=conditions(where) or None)
         model = _load_lm(lm) if lm else None
-        kit = Kit(lm=model, template=template, seed=seed, order=order)
+        kit = Kit(lm=model, template=template, seed=seed, order=order, task=task or "")
         if chooser.needs.embedder:
             kit = replace(kit, embedder=_load_embedder(embedder, view))
         if chooser.needs.reranker and reranker:

@@ -59,7 +59,7 @@ def diagnose(
     """Select for every query of a bench and describe the picks. NeedError for what the selector lacks."""
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
     task, view = bench.task, bench.view
-    chooser.fit(view, Kit(embedder, lm, template or task.template, task.labels, seed))
+    chooser.fit(view, Kit(embedder, lm, template or task.template, task.labels, seed, task=task.name))
     picks = [[row for i in s.ids if (row := view.row_of(i)) is not None] for s in chooser.select_many(bench.queries, k)]
     golds = bench.golds if task.labels else None
     outputs = [e.output for e in view.examples]

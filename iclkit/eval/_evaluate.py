@@ -20,7 +20,7 @@ from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._store import RunFolder, chunks
 from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest
 from iclkit.models import home
-from iclkit.pool import Embedder, Pool, PoolView
+from iclkit.pool import Embedder, Pool, PoolView, Retriever
 from iclkit.prompts import ORDERS, Template, assemble
 from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, digest
 from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector, template_for
@@ -155,7 +155,7 @@ def evaluate(
         k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
     settings = Settings(k, seed, order, budget, normalise, calibrate)
     shown = template_for(chooser, template or bench.task.template)
-    kit = Kit(embedder, lm, shown, bench.task.labels, seed, order, reranker=reranker)
+    kit = Kit(embedder, lm, shown, bench.task.labels, seed, order, reranker=reranker, task=bench.task.name)
     work = _Work(bench, chooser, kit, settings, progress)
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]
@@ -245,6 +245,7 @@ class _Work:
         self.facts: dict[str, Any] = {
             "leaks": bench.leaks,
             "selector": short_name(chooser.spec),
+            "trained on": _trained_on(chooser, kit, bench.task.name),
             "source": bench.source,
         }
         self.spent: dict[str, float] = {}
@@ -427,6 +428,11 @@ def _stops(template: Template, task: Task) -> tuple[str, ...]:
     """What ends a generated answer: the template's own, and a line's end where no answer shown has more than one."""
     one_line = not template.chat and all("\n" not in e.output.strip() for e in task.train)
     return tuple(dict.fromkeys([*template.stop_strings, *(["\n"] if one_line else [])]))
+
+
+def _trained_on(chooser: Selector, kit: Kit, task: str) -> bool:
+    """Whether the run chooses with a retriever that has learnt from this task."""
+    return chooser.needs.embedder and isinstance(kit.embedder, Retriever) and task in kit.embedder.seen
 
 
 def _notes(rows: Sequence[Row]) -> dict[str, Any]:

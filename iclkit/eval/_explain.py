@@ -141,7 +141,9 @@ def with_runner_up(
     spec = run.spec
     chooser = make_selector(Spec(spec["selector"]["name"], spec["selector"]["settings"]))
     template = template_of(run)
-    chooser.fit(bench.view, Kit(embedder, lm, template, bench.task.labels, spec["seed"], spec["order"]))
+    chooser.fit(
+        bench.view, Kit(embedder, lm, template, bench.task.labels, spec["seed"], spec["order"], task=bench.task.name)
+    )
     query = next((q for q in bench.queries if q.id == explanation.row.query_id), explanation.query)
     picked = {i for i, _ in explanation.row.picks}
     explanation = replace(explanation, story=story_of(chooser, query, spec["k"]))

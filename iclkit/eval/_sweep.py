@@ -74,7 +74,10 @@ class Job:
         """What the selector is given."""
         template = template_for(make_selector(self.selector), self.template or self.bench.task.template)
         s = self.settings
-        return Kit(self.embedder, self.lm, template, self.bench.task.labels, s.seed, s.order, reranker=self.reranker)
+        task = self.bench.task
+        return Kit(
+            self.embedder, self.lm, template, task.labels, s.seed, s.order, reranker=self.reranker, task=task.name
+        )
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs."""
@@ -122,7 +125,7 @@ def plan(
             way = (selector, k, order)
             if way not in seeds_of:
                 shown = template or bench.task.template
-                kit = Kit(embedder, lm, shown, bench.task.labels, order=order, reranker=reranker)
+                kit = Kit(embedder, lm, shown, bench.task.labels, order=order, reranker=reranker, task=bench.task.name)
                 many = k > 0 and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order)
                 seeds_of[way] = grid.seeds if many else 1
             for seed in range(seeds_of[way]):

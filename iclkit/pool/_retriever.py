@@ -128,5 +128,5 @@ def as_retriever(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
         told = dict(card["rendering"])
         rendering = replace(Rendering(), **{**told, "instruct": tuple(told.get("instruct", ()))})
     except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{CARD} of {inner.name!r} does not say how texts are written ({error}); train again") from error
+        raise ModelError(f"{CARD} of {inner.name!r} says not how texts are written ({error}); train again") from error
     return Retriever(inner, rendering, card)

@@ -278,6 +278,8 @@ def _line_notes(runs: Sequence[Run]) -> tuple[str, ...]:
         notes.append(f"{dropped} demonstrations were dropped for the token budget")
     if short := sum(r.facts.get("short", 0) for r in runs):
         notes.append(f"{short} queries got fewer than k: {next(r.facts['note'] for r in runs if r.facts.get('short'))}")
+    if any(r.facts.get("trained on") for r in runs):
+        notes.append("its retriever was trained on this task; the figure says nothing of tasks it has not seen")
     return tuple(notes)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from iclkit import __version__
 from iclkit.errors import DataError, NeedError
+from iclkit.pool import Retriever
 from iclkit.records import Example, Json, Pick, Query, Selection, Spec
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Kit:
     order: str = "best-last"
     reserve: int = 0
     reranker: Reranker | None = None
+    task: str = ""
+    """The task asked about, for retrievers that read an instruction per task."""
 
 
 class Reranker(Protocol):
@@ -141,6 +144,8 @@ class BaseSelector(ABC):
             )
         if self.needs.labels and not self._has_labels(pool, kit):
             raise NeedError(f"selector {self.name!r} needs labelled examples, and the pool has one output only")
+        if isinstance(kit.embedder, Retriever) and kit.task:
+            kit = replace(kit, embedder=kit.embedder.for_task(kit.task))
         self.pool_, self.kit_ = pool, kit
         self.prepare()
         return self

@@ -4,13 +4,16 @@
 is a sentence-transformers folder that ``iclkit.pool.load_embedder`` reads. Importing this room loads no torch.
 """
 
+from iclkit.trainers._card import interval, percent
 from iclkit.trainers._config import METHODS, PRESETS, TrainConfig, parse_settings, preset
 from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_tasks
+from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
 from iclkit.trainers._feedback import Ask, Feedback, Price
 from iclkit.trainers._ledger import Ledger, Scope, Told
 from iclkit.trainers._train import Trained, Training
 
 __all__ = [
+    "LAYOUTS",
     "METHODS",
     "PRESETS",
     "Ask",
@@ -26,6 +29,10 @@ __all__ = [
     "Training",
     "corpus_of_pool",
     "corpus_of_tasks",
+    "export_scores",
+    "import_scores",
+    "interval",
     "parse_settings",
+    "percent",
     "preset",
 ]

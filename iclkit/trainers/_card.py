@@ -105,8 +105,9 @@ def markdown(reports: Sequence[TaskReport]) -> list[str]:
     """The report as Markdown tables, one per task."""
     out: list[str] = []
     for report in reports:
-        out += [f"{report.task}, {report.queries} queries; captured share of the head-room: "
-                f"{percent(report.captured)}.", "", "| chosen by | pool | gain, nats | right, % |", "|---|---|---|---|"]  # fmt: skip
+        share = percent(report.captured)
+        out += [f"{report.task}, {report.queries} queries; captured share of the head-room, %: {share}.", ""]
+        out += ["| chosen by | pool | gain, nats | right, % |", "|---|---|---|---|"]
         out += [
             f"| {w.name} | {w.pool} | {interval(w.gain)} | {percent(w.right) if w.right else '-'} |"
             for w in report.ways

@@ -20,17 +20,17 @@ class TrainConfig:
 
     Data: ``queries`` per task (0: all), ``held_out`` per task for early stopping, ``report`` per task for the report.
     ``candidates``: selectors that propose candidates, ``SPEC:COUNT`` or ``SPEC@output:COUNT`` to search outputs by the
-    query's output, with ``+`` between. ``cross_task``: candidates of other tasks too. ``iterations``: mine again with the
-    retriever so far, score what is new, train again.
+    query's output, with ``+`` between. ``cross_task``: candidates of other tasks too. ``iterations``: mine again with
+    the retriever so far, score what is new, train again.
 
     Feedback: ``value`` of a scored prompt, ``gold`` (log-probability of the gold answer) or ``share`` (normed over the
-    label options, where there are any); ``normalise`` ``mean`` per token or ``sum``; ``metric`` as feedback is Se2's.
-    ``shots`` demonstrations per scored prompt (Se2: rounds; CEIL: subset size).
+    label options, where there are any); ``normalise`` ``mean`` per token or ``sum``. ``shots``: demonstrations per
+    scored prompt (Se2: rounds; CEIL: subset size).
 
-    Encoder: ``base`` model with its ``own`` pooling or another, ``towers`` 1 (shared) or 2, ``similarity`` ``cos`` or ``dot``, both divided by
-    ``temperature``; ``max_tokens`` per text. Optimisation: AdamW, linear decay after ``warmup`` (share of the steps).
-    ``judge_every`` steps the LM gain on held-out queries is measured; after ``patience`` judgements without a better
-    one training stops (0: never), and the best model is kept.
+    Encoder: ``base`` model with its ``own`` pooling or another, ``towers`` 1 (shared) or 2, ``similarity`` ``cos`` or
+    ``dot``, both divided by ``temperature``; ``max_tokens`` per text. Optimisation: AdamW, linear decay after
+    ``warmup`` (share of the steps). ``judge_every`` steps the LM gain on held-out queries is measured; after
+    ``patience`` judgements without a better one training stops (0: never), and the best model is kept.
     """
 
     method: str
@@ -165,7 +165,8 @@ _PAPER: Mapping[str, Mapping[str, Any]] = {
     "se2": {**_BERT, "queries": 10_000, "candidates": "random:50", "value": "share", "shots": 3, "positives": 1,
             "negatives": 20, "hard_negatives": 20, "random_negatives": 20, "batch_size": 8, "learning_rate": 1e-5,
             "epochs": 6, "max_tokens": 512},
-    "ceil": {"base": "", "similarity": "cos", "temperature": 1.0, "queries": 44_000, "value": "gold", "shots": 16,
+    "ceil": {"base": _BERT["base"], "pooling": "mean", "towers": 2, "similarity": "cos", "temperature": 1.0,
+             "candidates": "bm25@output:50", "queries": 44_000, "value": "gold", "shots": 16,
              "neighbours": 100, "subsets": 50, "trade_off": 0.1, "freeze_documents": True, "document": "input",
              "batch_size": 128, "learning_rate": 1e-5, "epochs": 30, "patience": 5, "judge_every": 100,
              "max_tokens": 512},
@@ -177,7 +178,8 @@ _SMALL: Mapping[str, Mapping[str, Any]] = {
     "llm-r": {"hard_negatives": 3, "negatives": 8, "positives": 3, "batch_size": 12, "epochs": 6},
     "se2": {"candidates": "random:10", "queries": 100, "shots": 3, "hard_negatives": 4, "negatives": 4,
             "random_negatives": 4, "positives": 1, "batch_size": 8},
-    "ceil": {"queries": 80, "shots": 3, "neighbours": 20, "subsets": 12, "batch_size": 8, "freeze_documents": True,
+    "ceil": {"queries": 80, "shots": 3, "neighbours": 20, "subsets": 12, "batch_size": 8, "towers": 2,
+             "freeze_documents": True,
              "document": "input+output"},
 }  # fmt: skip
 
@@ -218,10 +220,21 @@ def parse_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
         except (KeyError, ValueError):
             kind = "true or false" if isinstance(default, bool) else f"a number like {default}"
             raise UsageError(f"{key} is {text!r}; give {kind}") from None
-        choices = {"value": ("gold", "share"), "normalise": ("mean", "sum"), "similarity": ("cos", "dot"),
-                   "positive_sampling": ("topk", "top1"), "rank_loss": ("paper", "lambda-mrr"), "towers": (1, 2), "pooling": ("own", "cls", "mean"),
-                   "document": ("input", "input+output"), "instruct": ("none", "both", "document"),
-                   "dtype": ("fp32", "bf16", "fp16")}.get(key)  # fmt: skip
+        choices = _CHOICES.get(key)
         if choices and found[key] not in choices:
             raise UsageError(f"{key} is {text!r}; choose from {', '.join(map(str, choices))}")
     return found
+
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "value": ("gold", "share"),
+    "normalise": ("mean", "sum"),
+    "similarity": ("cos", "dot"),
+    "positive_sampling": ("topk", "top1"),
+    "rank_loss": ("paper", "lambda-mrr"),
+    "towers": (1, 2),
+    "pooling": ("own", "cls", "mean"),
+    "document": ("input", "input+output"),
+    "instruct": ("none", "both", "document"),
+    "dtype": ("fp32", "bf16", "fp16"),
+}

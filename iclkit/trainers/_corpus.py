@@ -130,8 +130,8 @@ def _course(
     wanted = config.queries or max(0, len(distinct) - apart)
     if len(distinct) < apart + 8:
         raise DataError(
-            f"task {name!r} has {len(distinct)} different inputs; {apart} are set apart for judging and at least 8 more "
-            f"are needed to learn from; add examples, or lower held_out and report"
+            f"task {name!r} has {len(distinct)} different inputs; {apart} are set apart for judging, and at least "
+            f"8 more are needed to learn from; add examples, or lower held_out and report"
         )
     held, rest = distinct[: config.held_out], distinct[config.held_out :]
     report = tuple(task.test[: config.report]) if task is not None and tested else ()

@@ -57,7 +57,7 @@ def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 
     def tower() -> list[Any]:
-        modules = [m for m in SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE)]
+        modules = list(SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE))
         if config.pooling != "own":
             transformer = next(m for m in modules if isinstance(m, Transformer))
             width = transformer.get_embedding_dimension()
@@ -158,14 +158,9 @@ class Judge(SentenceEvaluator):
         super().__init__()
         self.greater_is_better, self.primary_metric = True, GAIN
         self._measure = measure
-        self.history: list[tuple[int, float]] = []
 
-    def __call__(
-        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
-    ) -> dict[str, float]:
-        gain = self._measure(model)
-        self.history.append((steps, gain))
-        return {GAIN: gain}
+    def __call__(self, model: SentenceTransformer, *_: Any, **__: Any) -> dict[str, float]:
+        return {GAIN: self._measure(model)}
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -196,7 +191,8 @@ def fit_retriever(
     tracker: str = "none",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Train ``model`` on the batches in order, resuming at the last checkpoint in ``work``; the best or last model stays.
+    """Train ``model`` on the batches in order, resuming at the last checkpoint in ``work``; it ends as the best, or
+    without ``measure`` as the last.
 
     Returns ``steps``, ``judged`` ((step, LM gain) pairs), ``best`` (its gain) and ``loss`` (step, loss) pairs.
     RunError when there is nothing to train on.

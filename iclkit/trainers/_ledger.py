@@ -47,7 +47,7 @@ class Scope:
 
 
 class Ledger:
-    """Scores by (scope, query id, ids of the demonstrations in prompt order). DataError for a file that is no ledger."""
+    """Scores by scope, query id and ids of the demonstrations in prompt order. DataError for a file that is none."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)

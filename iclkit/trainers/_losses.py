@@ -203,16 +203,19 @@ def dpp_scores(relevance: Tensor, similarity: Tensor, subsets: Tensor, trade_off
     return torch.where(sound, scores, -torch.inf).to(relevance.dtype)
 
 
-def ceil_margin(scores: Tensor, gamma: float | None = None) -> Tensor:
+def ceil_margin(scores: Tensor, gamma: float | None = None, ranks: Tensor | None = None) -> Tensor:
     """The better the LM finds a subset, the larger its score, by a margin per rank (CEIL's pairwise loss).
 
     scores (M,): of the subsets of one query, the LM's best first. They are scaled to [0, 1] by their extremes, which
     are not differentiated. For each rank gap g the mean of max(0, gamma g - (better - worse)) over the pairs that far
-    apart; the sum over gaps. gamma: 1 / M by default. Subsets of score -inf are left out, as if they had not been
+    apart; the sum over gaps. gamma: 1 / M by default. ranks (M,): the LM's, equal for ties, between which there is no
+    preference: such a pair counts as one in order. Subsets of score -inf are left out, as if they had not been
     drawn; when all scores tie they are not scaled, and with fewer than two the loss is 0.
     >>> round(ceil_margin(torch.tensor([-1., -.2, -2.]), 1 / 3).item(), 4)
     0.5
     """
+    if ranks is not None:
+        ranks = ranks[scores.isfinite()]
     scores = scores[scores.isfinite()]
     count = len(scores)
     if count < 2:
@@ -224,6 +227,8 @@ def ceil_margin(scores: Tensor, gamma: float | None = None) -> Tensor:
     gap = (worse - better).to(scores)
     margin = gap * (1 / count if gamma is None else gamma)
     lack = F.relu(margin - (scaled[better] - scaled[worse]))
+    if ranks is not None:
+        lack = lack * (ranks[better] < ranks[worse])
     return lack.div(count - gap).sum()
 
 

@@ -81,6 +81,10 @@ class Method(ABC):
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Any:
         """Score what this iteration needs; ``retriever``: the one of the iteration before."""
 
+    def start(self, s: Session, base: Path) -> Path:  # noqa: ARG002
+        """The folder of the encoder that training starts from, once ``gather`` is done; ``base``: the settings'."""
+        return base
+
     @abstractmethod
     def batches(self, s: Session, gathered: Any) -> list[list[Lesson]]:
         """All batches in the order of training; equal settings and scores give equal batches."""
@@ -95,7 +99,7 @@ class Method(ABC):
 
 
 def mined(s: Session, course: Course, queries: Sequence[Example], retriever: Embedder | None = None) -> list[list[int]]:
-    """Candidate rows of each query by the configured sources; with a retriever, its nearest instead (and only those)."""
+    """Candidate rows of each query by the configured sources; with a retriever, its nearest instead."""
     found = sources(s.config.candidates)
     if retriever is not None:
         found = (type(found[0])("knn", sum(f.count for f in found)),)
@@ -154,8 +158,8 @@ def encode_with(
     """Vectors of query texts and of rows as the model in training gives them; normalised by the model for cosines."""
     documents = [s.document_text(r) for r in rows]
     options = {"batch_size": 64, "show_progress_bar": False}
-    q = np.asarray(model.encode_query([*queries], **options), np.float64)  # type: ignore[call-overload]
-    return q, np.asarray(model.encode_document(documents, **options), np.float64)  # type: ignore[call-overload]
+    q = np.asarray(model.encode_query([*queries], **options), np.float64)
+    return q, np.asarray(model.encode_document(documents, **options), np.float64)
 
 
 def candidate_gain(s: Session, model: SentenceTransformer, parts: Sequence[HeldOut]) -> float:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from iclkit.eval import Estimate, estimate
 from iclkit.pool import Embedder, Retriever
-from iclkit.records import Example, Json
+from iclkit.records import Example, Json, Query
+from iclkit.selectors import Kit, make_selector
 from iclkit.trainers._config import Source
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import right, value
@@ -70,7 +71,7 @@ def report_on(s: Session, course: Course, base: Embedder, retriever: Retriever) 
     captured = Estimate(float("nan"), float("nan"), float("nan"))
     best = np.array([v.max() for v in values]) - chance
     for name, embedder in names.items():
-        at = _nearest_candidate(s, course, queries, every, embedder)
+        at = _nearest_candidate(s, queries, every, embedder)
         gain = np.array([v[i] for v, i in zip(values, at, strict=True)]) - chance
         ways.append(_way(name, AMONG, gain, [own[i][1] for own, i in zip(every, at, strict=True)]))
         if name == s.config.method:
@@ -99,21 +100,16 @@ def share(gain: FloatArray, best: FloatArray, seed: int) -> Estimate:
 
 
 def _nearest_candidate(
-    s: Session, course: Course, queries: Sequence[Example], every: Sequence[Sequence[tuple[int, Any]]],
-    embedder: Embedder | None,
-) -> list[int]:  # fmt: skip
+    s: Session, queries: Sequence[Example], every: Sequence[Sequence[tuple[int, Any]]], embedder: Embedder | None
+) -> list[int]:
     """Position of each query's best candidate by an embedder, or by BM25."""
     rows = sorted({r for own in every for r, _ in own})
     at = {r: n for n, r in enumerate(rows)}
     view = s.corpus.view.only(np.array(rows, dtype=np.int64))
     if embedder is None:
-        from iclkit.selectors import Kit, make_selector
-
         scores = []
         chooser = make_selector("bm25").fit(view, Kit(seed=s.config.seed))
         for query, own in zip(queries, every, strict=True):
-            from iclkit.records import Query
-
             picks = {p.example_id: -p.rank for p in chooser.select(Query(query.input, id=query.id), len(view))}
             scores.append([picks[view.ids[at[r]]] for r, _ in own])
         return [int(np.argmax(own)) for own in scores]

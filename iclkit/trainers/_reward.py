@@ -68,7 +68,7 @@ def fit_reward(
     tracker: str = "none",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Softmax cross-entropy over groups (Wang et al., EACL 2024, equation 2); resumes at the last checkpoint in ``work``.
+    """Softmax cross-entropy over groups (Wang et al., EACL 2024, equation 2), resuming at ``work``'s last checkpoint.
 
     Returns ``steps`` and ``loss`` (step, loss) pairs. RunError when there is no group.
     """

@@ -155,7 +155,8 @@ class Training:
         if folder.is_dir() and facts.is_file():
             return dict(json.loads(facts.read_text()))
         torch.manual_seed(self.config.seed)
-        start = self._base_folder if not iteration or self.config.restart else self.work / f"model-{iteration - 1}"
+        again = iteration and not self.config.restart
+        start = self.work / f"model-{iteration - 1}" if again else self.method.start(s, self._base_folder)
         model = load_encoder(self.config, start)
         before_gain = self.method.measure(s, model)
         self.say(f"LM gain before training: {before_gain:+.4f} nats over a random candidate, on held-out queries")

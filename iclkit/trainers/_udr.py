@@ -30,9 +30,8 @@ class UDR(CandidateMethod):
         n, top = len(ranked), min(s.config.top_sampled, best, size - 1)
         low = n - worst
         some = [*rng.choice(best, top, replace=False), low + int(rng.integers(worst))]
-        rest = (
-            [i for i in range(best, low)] if low - best >= size - len(some) else [i for i in range(n) if i not in some]
-        )
+        middle = range(best, low)
+        rest = [i for i in (middle if len(middle) >= size - len(some) else range(n)) if i not in some]
         some += [*rng.choice(rest, size - len(some), replace=False)]
         own = [ranked[i] for i in sorted(map(int, some))]
         ranks = ranks_of([v for _, v in own])

@@ -1,0 +1,213 @@
+"""``iclkit train``: a retriever from an LM's feedback."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iclkit.cli._board import console, say
+from iclkit.cli._eval import dedupe, load_reader
+from iclkit.cli._pool import conditions
+from iclkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from iclkit.lm import Progress
+    from iclkit.trainers import Corpus, TrainConfig, Trained, Training
+
+
+@click.command()
+@click.argument("method", type=click.Choice(["epr", "udr", "llm-r", "se2", "ceil"]))
+@click.argument("sources", nargs=-1, required=True, metavar="POOL|TASK...")
+@click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Whose feedback.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to make.")
+@click.option("--preset", "preset_name", default="small", show_default=True, help="paper: the paper's settings. small: "
+              "for a 2-core CPU and a 135M LM.")  # fmt: skip
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Another value for a setting; may repeat. "
+              "--settings lists them.")  # fmt: skip
+@click.option("--settings", "list_settings", is_flag=True, help="Print the settings this command would use, and stop.")
+@click.option("--seed", default=0, show_default=True, help="Which rows are asked about, draws, first weights, dropout.")
+@click.option("--template", "template_text", help="For a POOL: demonstration with {input} and {output}.")
+@click.option("--instruction", "instructions", multiple=True, metavar="TASK=TEXT", help="What a task asks for, for "
+              "retrievers of several tasks; may repeat.  [default: the data set's description]")  # fmt: skip
+@click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="Keep scores in this file, which "
+              "several trainings may share.  [default: OUT.work/ledger.db]")  # fmt: skip
+@click.option("--import-scores", type=click.Path(path_type=Path), help="Take scores from this JSONL first: one made by "
+              "--export-scores, or in the layout of LLM-R or FlagEmbedding.")  # fmt: skip
+@click.option("--export-scores", type=click.Path(path_type=Path), help="Write all scores to this JSONL and stop.")
+@click.option("--layout", default="iclkit", show_default=True, help="Of exported scores: iclkit, llm-r or "
+              "flagembedding.")  # fmt: skip
+@click.option("--score-only", is_flag=True, help="Ask the LM all that the first iteration needs, and stop.")
+@click.option("--restart", is_flag=True, help="Begin again after a change of settings; scores are kept.")
+@click.option("--tracker", default="none", show_default=True, help="wandb, mlflow, tensorboard …, as transformers "
+              "names them.")  # fmt: skip
+@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
+@click.option("--device", help="Of the LM: cpu, cuda, cuda:1 ...")
+@click.option("--workers", type=click.IntRange(1), help="Processes that score.  [default: as for iclkit eval]")
+@click.option("--threads", type=click.IntRange(1), help="Threads on CPU, of each worker and of the training.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
+def command(
+    method: str,
+    sources: tuple[str, ...],
+    lm_name: str,
+    out: Path,
+    preset_name: str,
+    settings: tuple[str, ...],
+    list_settings: bool,
+    seed: int,
+    template_text: str | None,
+    instructions: tuple[str, ...],
+    ledger: Path | None,
+    import_scores: Path | None,
+    export_scores: Path | None,
+    layout: str,
+    score_only: bool,
+    restart: bool,
+    tracker: str,
+    dtype: str,
+    device: str | None,
+    workers: int | None,
+    threads: int | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a retriever on what makes an LM answer right, for use as --selector knn --embedder OUT.
+
+    POOL is a pool file; TASK a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name. Several
+    tasks train one retriever. A killed training goes on with the same command.
+    """
+    from iclkit.trainers import parse_settings, preset
+
+    changed = {key: str(value) for key, value in conditions(settings, "--set").items()}
+    config = preset(method, preset_name, **{"seed": seed, **parse_settings(changed)})
+    if list_settings:
+        click.echo(json.dumps(config.as_dict(), indent=2))
+        return
+    told = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
+    corpus = _corpus(sources, config, template_text, told)
+    lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads)
+    with _bars() as bar:
+        training = _training(corpus, lm, out, config, ledger, restart, tracker, bar)
+        if import_scores:
+            from iclkit.trainers import import_scores as take
+
+            say(f"{take(training.session, import_scores):,} scores taken from {import_scores}")
+        if export_scores:
+            from iclkit.trainers import export_scores as give
+
+            say(f"{give(training.session, export_scores, layout):,} lines written to {export_scores}")
+            return
+        if training.finished:
+            say(f"{out} is finished; nothing to do")
+        else:
+            price = training.price()
+            say(
+                f"{lm.name}: {price.prompts:,} prompts to score for a start, {price.prompts - price.unknown:,} of them "
+                f"known; about {price.tokens:,} tokens, less where prompts share a beginning"
+            )
+        if dry_run:
+            return
+        start = time.monotonic()
+        if score_only:
+            say(f"the ledger holds {training.score():,} scores, after {time.monotonic() - start:,.0f} s")
+            return
+        result = training.run()
+    spent = getattr(lm, "spent", None)
+    if spent is not None and spent.tokens_computed:
+        say(f"LM: {spent.tokens_computed:,} tokens read for {spent.tokens_asked:,} asked, {spent.seconds:,.0f} s")
+    _show(result, as_json)
+    say(f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s knn --embedder {out}")
+
+
+def _corpus(sources: tuple[str, ...], config: TrainConfig, template_text: str | None, told: dict[str, str]) -> Corpus:
+    from dataclasses import replace
+
+    from iclkit.datasets import load_task
+    from iclkit.pool import Pool
+    from iclkit.prompts import Template
+    from iclkit.trainers import corpus_of_pool, corpus_of_tasks
+
+    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    pools = [s for s in sources if Path(s).is_file()]
+    if pools and len(sources) > 1:
+        raise UsageError(f"{pools[0]} is a pool; give one pool alone, or tasks")
+    if pools:
+        corpus = corpus_of_pool(Pool.open(pools[0], create=False).view(), config, template=template, instructions=told)
+    else:
+        tasks = [load_task(name, template=template) for name in dedupe(sources)]
+        corpus = corpus_of_tasks(tasks, config)
+    names = [c.name for c in corpus.courses]
+    for name in told:
+        if name not in names:
+            raise UsageError(f"--instruction is for {name!r}, and the tasks here are {', '.join(names)}")
+    return replace(
+        corpus, courses=tuple(replace(c, instruction=told.get(c.name, c.instruction)) for c in corpus.courses)
+    )
+
+
+def _training(
+    corpus: Corpus, lm: Any, out: Path, config: TrainConfig, ledger: Path | None, restart: bool, tracker: str,
+    bar: Callable[[str], Progress | None],
+) -> Training:  # fmt: skip
+    from iclkit.trainers import Training
+
+    return Training(corpus, lm, out, config, ledger=ledger, restart=restart, tracker=tracker, say=say, bar=bar)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """A bar per step on stderr, with rate and time left; lines at the beginning and end where it is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), disable=not shown) as bar:
+
+        def begin(title: str) -> Callable[[int, int], None]:
+            task, start, told = bar.add_task(title, total=None), time.monotonic(), [0.0]
+
+            def report(done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total)
+                now = time.monotonic()
+                if not shown and (done == total or now - told[0] > 30):
+                    told[0] = now
+                    left = (now - start) / max(1, done) * (total - done)
+                    say(f"{title}: {done} of {total}, {now - start:,.0f} s" + (f", {left:,.0f} s left" if left else ""))
+
+            return report
+
+        yield begin
+
+
+def _show(result: Trained, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({**result.card, "folder": str(result.folder)}, indent=2, default=str))
+        return
+    from rich.table import Table
+
+    from iclkit.trainers import interval, percent
+
+    out = console()
+    for report in result.reports:
+        table = Table(title=f"{report.task} · one demonstration · {report.queries} queries", title_justify="left",
+                      title_style="bold", box=None, pad_edge=False)  # fmt: skip
+        for head in ("chosen by", "pool", "gain, nats", "right, %"):
+            table.add_column(head, no_wrap=True)
+        for way in report.ways:
+            table.add_row(way.name, way.pool, interval(way.gain), percent(way.right) if way.right else "-")
+        out.print(table)
+        out.print(f"captured share of the head-room, %: {percent(report.captured)}\n", style="dim")
