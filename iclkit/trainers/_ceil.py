@@ -45,7 +45,7 @@ class Scored:
 
 
 def first_stage(config: TrainConfig) -> TrainConfig:
-    """The EPR that CEIL starts from where ``base`` is no trained retriever: same data and encoder, EPR's own training."""
+    """The EPR that CEIL starts from where ``base`` is no trained retriever: same data and encoder, its own training."""
     same = {name: getattr(config, name) for name in _OF_EPR}
     # icl-ceil's EPR has one tower and trains long at a low rate
     paper = {"towers": 1, "epochs": 120.0, "learning_rate": 1e-5, "batch_size": 128} if config.preset == "paper" else {}
@@ -91,7 +91,7 @@ class CEIL(Method):
         return out
 
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[Scored]:
-        """Train EPR if need be; then subsets of each query's neighbours with their values; of all iterations together."""
+        """Train EPR if need be, then score subsets of each query's neighbours; those of all iterations together."""
         reader = retriever or self._first(s)
         for course in s.corpus.courses:
             drawn = self._subsets(s, course, reader, iteration)
@@ -178,7 +178,7 @@ class CEIL(Method):
                 items = documents[[at[r] for r in own]]
                 sim = items @ vector
                 order = dpp_order(sim, items @ items.T, s.config.shots, s.config.trade_off)
-                sets.append([own[i] for i in sorted(order, key=lambda i: (-round(float(sim[i]), 6), own[i]))])  # noqa: B023
+                sets.append([own[i] for i in sorted(order, key=lambda i: (-round(float(sim[i]), 6), own[i]))])
             gains += part.gains(s, sets)
         return float(np.mean(gains)) if gains else 0.0
 
