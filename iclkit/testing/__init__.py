@@ -8,22 +8,44 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from iclkit.testing._embedder import HashEmbedder, OverlapReranker, TableEmbedder
+from iclkit.testing._feedback_tasks import (
+    CoverJudge,
+    Judge,
+    ModeJudge,
+    PairJudge,
+    conflicting_tasks,
+    hidden_mode_task,
+    pair_task,
+    redundancy_task,
+    shuffled_judge,
+)
 from iclkit.testing._lm import FakeLM, ScriptedLM
+from iclkit.testing._ordered_sets import OrderedSetProblem
 from iclkit.testing._skills import OracleRewriter, hidden_skill, hidden_skill_task
 
 if TYPE_CHECKING:
     from iclkit.testing._contract import SelectorContract
 
 __all__ = [
+    "CoverJudge",
     "FakeLM",
     "HashEmbedder",
+    "Judge",
+    "ModeJudge",
     "OracleRewriter",
+    "OrderedSetProblem",
     "OverlapReranker",
+    "PairJudge",
     "ScriptedLM",
     "SelectorContract",
     "TableEmbedder",
+    "conflicting_tasks",
+    "hidden_mode_task",
     "hidden_skill",
     "hidden_skill_task",
+    "pair_task",
+    "redundancy_task",
+    "shuffled_judge",
 ]
 
 
