@@ -32,7 +32,12 @@ if TYPE_CHECKING:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Another value for a setting; may repeat. "
               "--settings lists them.")  # fmt: skip
 @click.option("--settings", "list_settings", is_flag=True, help="Print the settings this command would use, and stop.")
-@click.option("--seed", default=0, show_default=True, help="Which rows are asked about, draws, first weights, dropout.")
+@click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    help="First weights, dropout, draws; --set data_seed=N draws other rows to ask about.",
+)
 @click.option("--template", "template_text", help="For a POOL: demonstration with {input} and {output}.")
 @click.option("--instruction", "instructions", multiple=True, metavar="TASK=TEXT", help="What a task asks for, for "
               "retrievers of several tasks; may repeat.  [default: the data set's description]")  # fmt: skip

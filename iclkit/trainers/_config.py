@@ -35,7 +35,8 @@ class TrainConfig:
 
     method: str
     preset: str = "small"
-    seed: int = 0
+    seed: int = 0  # first weights, dropout, the order and the draws of lessons
+    data_seed: int = 0  # which rows are asked about, and candidates drawn at random
     # data
     queries: int = 200
     held_out: int = 40

@@ -117,8 +117,8 @@ def _course(
     config: TrainConfig,
     task: Task | None,
 ) -> Course:
-    """Draw the queries: by a hash of seed and content, so that a pool that grows keeps most of them."""
-    order = sorted(rows.tolist(), key=lambda r: digest([config.seed, view.examples[r].id], 8))
+    """Draw the queries: by a hash of the data seed and content, so that a pool that grows keeps most of them."""
+    order = sorted(rows.tolist(), key=lambda r: digest([config.data_seed, view.examples[r].id], 8))
     seen, distinct = set[str](), list[int]()
     for row in order:
         folded = fold_text(view.examples[row].text)

@@ -117,7 +117,7 @@ class EPR(CandidateMethod):
 
 def ends(ranked: list[tuple[int, float]], positives: int, negatives: int) -> tuple[list[int], list[int]]:
     """The best ``positives`` and the worst ``negatives`` candidates, never overlapping: few candidates are shared out
-    in proportion. Ties between the ends are no preference: then there are no ends.
+    in proportion. What ties with the other end stands in neither: a tie is no preference.
 
     >>> ends([(7, -1.0), (8, -2.0), (9, -3.0)], 2, 2)
     ([7], [9])
@@ -127,10 +127,10 @@ def ends(ranked: list[tuple[int, float]], positives: int, negatives: int) -> tup
         positives, negatives = (max(1, int(n * part / (positives + negatives))) for part in (positives, negatives))
     if n < 2 or positives + negatives > n:
         return [], []
-    best, worst = ranked[:positives], ranked[n - negatives :]
-    middle = best[-1][1]
-    worst = [rv for rv in worst if rv[1] < middle - 1e-9]
-    return ([r for r, _ in best], [r for r, _ in worst]) if worst else ([], [])
+    worst = ranked[n - negatives :]
+    best = [rv for rv in ranked[:positives] if rv[1] > worst[-1][1] + 1e-9]
+    worst = [rv for rv in worst if best and rv[1] < best[-1][1] - 1e-9]
+    return [r for r, _ in best], [r for r, _ in worst]
 
 
 def ranks_of(values: list[float]) -> list[int]:

@@ -68,7 +68,7 @@ def _lines(s: Session, course: Course, layout: str) -> Iterable[dict[str, Any]]:
             continue
         if layout == "iclkit":
             yield {
-                "task": course.name, "query": query, "shown": [*shown], "options": [*course.labels],
+                "task": course.name, "query": query, "shown": [*shown], "options": [*s.feedback.scope(course).options],
                 "logprobs": [*told.logprobs], "tokens": [*told.tokens], "gold": told.gold,
             }  # fmt: skip
         elif len(shown) == 1:
@@ -144,8 +144,8 @@ class _Reader:
         course, query = self._known(self.by_id, data["query"], where, "query")
         options, logprobs = tuple(data["options"]), tuple(map(float, data["logprobs"]))
         gold = int(data["gold"])
-        if options != course.labels:
-            raise DataError(f"{where}: field options is {list(options)}, and task {course.name!r} has other labels")
+        if options != (expected := self.s.feedback.scope(course).options):
+            raise DataError(f"{where}: field options is {[*options]}, and for task {course.name!r} it is {[*expected]}")
         if len(data["tokens"]) != len(logprobs) or not 0 <= gold < len(logprobs):
             raise DataError(f"{where}: fields logprobs, tokens and gold do not fit together")
         shown = [self._known(self.by_id, i, where, "shown")[1].id for i in data["shown"]]

@@ -37,16 +37,17 @@ class Price:
 class Feedback:
     """Scores prompts with an LM; whatever was scored is in the ledger and never asked again.
 
-    ``known`` and ``computed`` count prompts; ``skipped`` those that do not fit the LM's context.
+    ``labels``: score every label of a classification, not the gold one alone. ``known`` and ``computed`` count prompts;
+    ``skipped`` those that do not fit the LM's context.
     """
 
-    def __init__(self, lm: LM, ledger: Ledger) -> None:
-        self.lm, self.ledger = lm, ledger
+    def __init__(self, lm: LM, ledger: Ledger, *, labels: bool = True) -> None:
+        self.lm, self.ledger, self.labels = lm, ledger, labels
         self.known = self.computed = self.skipped = 0
 
     def scope(self, course: Course) -> Scope:
         """Under what a course's scores are kept."""
-        return Scope(self.lm.fingerprint, course.template, course.labels)
+        return Scope(self.lm.fingerprint, course.template, course.labels if self.labels else ())
 
     def tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None = None) -> list[Told | None]:
         """What the LM says of each prompt, None for one that does not fit its context whole.
@@ -93,7 +94,8 @@ class Feedback:
         return prompt.text, prompt.answer_prefix, not prompt.dropped
 
     def _options(self, course: Course, ask: Ask) -> tuple[str, ...]:
-        options = course.labels or ask.query.choices or (ask.query.output,)
+        alone = (ask.query.output,)
+        options = (course.labels or ask.query.choices or alone) if self.labels else alone
         if ask.query.output not in options:
             raise DataError(
                 f"task {course.name!r}, example {ask.query.id}: output {ask.query.output!r} is none of the labels "

@@ -75,7 +75,9 @@ def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
             model = SentenceTransformer(modules=tower(), device="cpu")
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
         raise ModelError(f"cannot train from {folder}: {str(error).strip().splitlines()[0]}") from error
-    model.max_seq_length = config.max_tokens
+    for part in model.modules():
+        if isinstance(part, Transformer):
+            part.max_seq_length = min(config.max_tokens, part.max_seq_length or config.max_tokens)
     return model
 
 

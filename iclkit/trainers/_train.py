@@ -92,8 +92,8 @@ class Training:
         self.session = Session(
             config,
             corpus,
-            Feedback(lm, Ledger(ledger or self.work / "ledger.db")),
-            Miner(corpus, config.seed, self.base),
+            Feedback(lm, Ledger(ledger or self.work / "ledger.db"), labels=config.value == "share"),
+            Miner(corpus, config.data_seed, self.base),
             rendering,
             self.work,
             say,
