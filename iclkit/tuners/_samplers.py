@@ -248,9 +248,7 @@ class TPESetSampler(OptunaSampler):
 
     def inner(self, seed: int) -> BaseSampler:
         """TPESampler, with running trials counted as bad so that workers spread out."""
-        return optuna.samplers.TPESampler(
-            n_startup_trials=self.startup, seed=seed, constant_liar=True, warn_independent_sampling=False
-        )
+        return optuna.samplers.TPESampler(n_startup_trials=self.startup, seed=seed, constant_liar=True)
 
 
 class EaseSampler(OrderedSetSampler):

@@ -43,10 +43,7 @@ def open_study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        study = optuna.create_study(
-            storage=_storage(storage), study_name=name, sampler=sampler, pruner=pruner, direction="maximize",
-            load_if_exists=True,
-        )  # fmt: skip
+        study = _create(storage, name, sampler, pruner)
     except Exception as error:  # whatever the storage's libraries raise is reported, with its cause
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(f"cannot open the study storage {storage!r}: {why}") from error
@@ -60,6 +57,23 @@ def open_study(
                 f"give another --study or --storage"
             )
     return study
+
+
+def _create(
+    storage: str | None, name: str, sampler: OrderedSetSampler, pruner: optuna.pruners.BasePruner
+) -> optuna.Study:
+    for attempt in range(9):
+        try:
+            return optuna.create_study(
+                storage=_storage(storage), study_name=name, sampler=sampler, pruner=pruner, direction="maximize",
+                load_if_exists=True,
+            )  # fmt: skip
+        except Exception as error:
+            # of workers that start together one makes the tables, and the others run into it while it does
+            if not any(word in str(error) for word in ("UNIQUE", "already exists", "locked", "no such table")):
+                raise
+            time.sleep(0.2 * (attempt + 1))
+    return optuna.load_study(storage=_storage(storage), study_name=name, sampler=sampler, pruner=pruner)
 
 
 def _storage(text: str | None) -> Any:
