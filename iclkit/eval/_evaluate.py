@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from iclkit import __version__
+from iclkit.augment import generated
 from iclkit.datasets import Task, find_leaks
 from iclkit.errors import DataError, LeakError, UsageError
 from iclkit.eval._calibrate import CALIBRATIONS, blank, by_batch, divide, free_inputs, log_shares, prior
@@ -69,7 +70,8 @@ def make_bench(
 
     Pool examples whose input is that of a test row, exactly, normalised or nearly, are leaks: ``exclude`` keeps each
     from the query it gives away, ``stop`` raises LeakError, ``ignore`` leaves them to be shown. DataError for an empty
-    pool, UsageError for a limit below 1 or an unknown policy.
+    pool, and for test rows that a model wrote (see ``iclkit.augment``); UsageError for a limit below 1 or an unknown
+    policy.
     """
     if on_leak not in ON_LEAK:
         raise UsageError(f"on_leak is {on_leak!r}; choose from {', '.join(ON_LEAK)}")
@@ -79,6 +81,12 @@ def make_bench(
     view = pool.view() if isinstance(pool, Pool) else pool
     if not len(view):
         raise DataError(f"the pool for task {task.name!r} is empty; add examples with: iclkit pool add POOL FILE")
+    if made := generated(task.test[:limit]):
+        raise DataError(
+            f"{len(made)} of {len(task.test[:limit])} test rows of {task.name!r} were written by a model "
+            f"(meta.generated: {made[0].meta['generated']}): agreeing with it is not being right; take them out of the "
+            f"test rows, or take `generated` out of their meta if people have checked them"
+        )
     queries, golds = task.queries("test")[:limit], tuple(e.output for e in task.test[:limit])
     leaks = find_leaks(view.examples, queries)
     kinds = Counter(leak.kind for leak in leaks)

@@ -275,7 +275,8 @@ def _version(run: Run) -> list[tuple[int, str]]:
 def _line_notes(runs: Sequence[Run]) -> tuple[str, ...]:
     notes = []
     if dropped := sum(r.facts.get("dropped", 0) for r in runs):
-        notes.append(f"{dropped} demonstrations were dropped for the token budget")
+        what = "demonstration was" if dropped == 1 else "demonstrations were"
+        notes.append(f"{dropped} {what} dropped for the token budget")
     if short := sum(r.facts.get("short", 0) for r in runs):
         notes.append(f"{short} queries got fewer than k: {next(r.facts['note'] for r in runs if r.facts.get('short'))}")
     if any(r.facts.get("trained on") for r in runs):

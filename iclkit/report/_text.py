@@ -220,8 +220,9 @@ def plain_words(board: Board, group: Group) -> str:
         return f"Nothing can be said about choosing: there is no run of {board.baseline} to compare with."
     first = base[0]
     said = [
-        f"With {group.k} demonstrations drawn at random, {group.lm} is right on {figure(first.figure.value)} % of "
-        f"{group.queries} queries (95 % interval {interval(first.figure.low, first.figure.high)})."
+        f"With {group.k} demonstration{'s' * (group.k != 1)} drawn at random, {group.lm} is right on "
+        f"{figure(first.figure.value)} % of {group.queries} queries "
+        f"(95 % interval {interval(first.figure.low, first.figure.high)})."
     ]
     by = {v: [line for line in group.lines if line.verdict == v] for v in ("better", "worse", "no difference shown")}
     if by["better"]:

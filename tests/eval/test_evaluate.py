@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,19 @@ def test_leaks_stop_the_run_or_are_shown_when_asked():
     shown = evaluate(task, "bm25", FakeLM(), k=1, on_leak="ignore").rows[0].shown
     assert fold_text(make_bench(task).view.examples[-1].text) == fold_text(task.test[0].text)
     assert shown == (make_bench(task).view.ids[-1],)
+
+
+def test_test_rows_that_a_model_wrote_are_refused_and_train_rows_are_not():
+    task = classification()
+    made = [replace(e, meta={"generated": "synthesise"}) for e in task.test[10:12]]
+    mixed = replace(task, test=(*task.test[:10], *made))
+    with pytest.raises(DataError, match=r"2 of 12 test rows of 'things' were written by a model .*synthesise"):
+        make_bench(mixed)
+    assert len(make_bench(mixed, limit=10).queries) == 10
+    checked = replace(mixed, test=tuple(replace(e, meta={"generated": False}) for e in mixed.test))
+    assert len(make_bench(checked).queries) == 12
+    made_train = replace(task, train=tuple(replace(e, meta={"generated": "recycle"}) for e in task.train))
+    assert len(make_bench(made_train).view) == len(task.train)
 
 
 def test_a_finished_run_is_not_redone(tmp_path):

@@ -175,6 +175,9 @@ def test_plain_words_say_what_the_board_says():
     text = plain_words(board, board.groups[0])
     assert "knn beats random" in text
     assert "bm25" in text.split("no difference was shown")[0]
+    assert text.startswith("With 8 demonstrations drawn")
+    one = leaderboard([replace(r, spec={**r.spec, "k": min(1, r.spec["k"])}) for r in make_runs()])
+    assert plain_words(one, one.groups[0]).startswith("With 1 demonstration drawn")
     calm = leaderboard(make_runs(lift=0.0))
     assert "No way of choosing was shown to beat random" in plain_words(calm, calm.groups[0])
 
