@@ -62,6 +62,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_search.py
 	$(RUN)/bench_embed.py
 	$(RUN)/bench_board.py
+	$(RUN)/bench_tune.py --seeds 20 --trials 60
 	$(RUN)/bench_explain.py
 else
 	$(RUN)/bench_score.py $(MODEL) --queries 8 --naive-queries 4 --repeats 1 --fixed
@@ -72,6 +73,7 @@ else
 	$(RUN)/bench_search.py --smoke
 	$(RUN)/bench_embed.py --smoke
 	$(RUN)/bench_board.py --smoke
+	$(RUN)/bench_tune.py
 endif
 
 clean:
