@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from iclkit.errors import DataError
 from iclkit.pool import Embedder
 from iclkit.prompts import Template
 from iclkit.records import Example
@@ -45,7 +46,7 @@ class Space:
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.rows:
-            raise ValueError(f"k is {self.k} with {self.rows} candidates; it must be 1 to {self.rows}")
+            raise DataError(f"k is {self.k} with {self.rows} candidates; give a smaller -k or more --candidates")
 
     def transport_cost(self, rows: Sequence[int]) -> float:
         """Earth mover's distance of a set of candidates to the validation items; the order does not matter."""
