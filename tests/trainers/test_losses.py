@@ -264,7 +264,8 @@ def test_distillation_is_what_its_definition_says(b: int, g: int, seed: int) -> 
     assert value >= -1e-12
     assert losses.distill(teacher + 5 * draw(seed, b, 1), teacher).item() == pytest.approx(0, abs=1e-9)
     if g > 1:
-        assert losses.distill(teacher + torch.eye(g)[0], teacher).item() > 1e-6
+        unsure = teacher.clamp(-2, 2)  # a teacher that is sure of the first document would hardly notice
+        assert losses.distill(unsure + torch.eye(g)[0], unsure).item() > 1e-3
 
 
 def test_the_teacher_gets_no_gradient_and_may_rule_a_document_out() -> None:
