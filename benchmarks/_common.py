@@ -8,9 +8,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from iclkit.lm._tokens import Pair
 
 LABELS = {
     "sst2": ["negative", "positive"],
@@ -90,6 +93,18 @@ def openicl_loop(
     return np.array(columns).T
 
 
+def padded_rows(pairs: Sequence[Pair]) -> tuple[Any, Any]:
+    """Token ids (n, longest), padded on the right, and their mask, as a plain loop feeds them."""
+    import torch
+
+    ids = torch.zeros(len(pairs), max(len(p.ids) for p in pairs), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, pair in enumerate(pairs):
+        ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
+        mask[row, : len(pair.ids)] = 1
+    return ids, mask
+
+
 def load_module(folder: str, dtype: str) -> tuple[Any, Any]:
     import torch
     import transformers
@@ -102,9 +117,17 @@ def load_module(folder: str, dtype: str) -> tuple[Any, Any]:
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=kind).eval(), tokenizer
 
 
-def timed(call: Callable[[], Any], clock: Callable[[], float] = time.process_time) -> tuple[float, Any]:
+def timed(
+    call: Callable[[], Any], clock: Callable[[], float] = time.process_time, device: str = "cpu"
+) -> tuple[float, Any]:
+    """Seconds by the clock, on a GPU wall seconds until its work is done, and what the call returned."""
+    clock = clock if device == "cpu" else time.perf_counter
     start = clock()
     out = call()
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
     return clock() - start, out
 
 

@@ -28,6 +28,7 @@ from _common import (
     matmul_peak,
     matrix_parameters,
     nearest,
+    padded_rows,
     question,
     rows_of,
     timed,
@@ -44,12 +45,7 @@ def naive_loop(module: Any, pairs: Sequence[Pair], rows: int = 8) -> np.ndarray:
     out: list[float] = []
     for at in range(0, len(pairs), rows):
         part = pairs[at : at + rows]
-        width = max(len(p.ids) for p in part)
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for r, pair in enumerate(part):
-            ids[r, : len(pair.ids)] = torch.tensor(pair.ids)
-            mask[r, : len(pair.ids)] = 1
+        ids, mask = padded_rows(part)
         with torch.no_grad():
             logits = module(input_ids=ids, attention_mask=mask).logits
         loss = torch.nn.functional.cross_entropy(

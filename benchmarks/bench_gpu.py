@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from _common import emit, machine, matmul_peak, matrix_parameters
+from _common import emit, machine, matmul_peak, matrix_parameters, padded_rows, timed
 
 from iclkit.lm._lean import LeanLM
 from iclkit.lm._tokens import Pair
@@ -86,27 +84,13 @@ def plain_loop(module: Any, pairs: list[Pair], device: str, rows: int = 8) -> np
     out: list[float] = []
     for at in range(0, len(pairs), rows):
         part = pairs[at : at + rows]
-        width = max(len(p.ids) for p in part)
-        ids = torch.zeros(len(part), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, pair in enumerate(part):
-            ids[row, : len(pair.ids)] = torch.tensor(pair.ids)
-            mask[row, : len(pair.ids)] = 1
+        ids, mask = padded_rows(part)
         with torch.inference_mode():
             logits = module(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             table = torch.log_softmax(logits[:, :-1].float(), -1)
             values = table.gather(2, ids[:, 1:, None].to(device))[..., 0].cpu()
         out += [float(values[row, p.n_context - 1 : len(p.ids) - 1].sum()) for row, p in enumerate(part)]
     return np.array(out)
-
-
-def timed(call: Callable[[], Any], device: str) -> tuple[float, Any]:
-    clock = time.process_time if device == "cpu" else time.perf_counter
-    start = clock()
-    out = call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return clock() - start, out
 
 
 def main() -> None:
@@ -140,10 +124,10 @@ def main() -> None:
         best = {"engine": float("inf"), "loop": float("inf")}
         found: dict[str, np.ndarray] = {}
         for _ in range(a.repeats):
-            seconds, scores = timed(lambda pairs=pairs: dict(lm.score_pairs(pairs)), a.device)
+            seconds, scores = timed(lambda pairs=pairs: dict(lm.score_pairs(pairs)), device=a.device)
             best["engine"] = min(best["engine"], seconds)
             found["engine"] = np.array([scores[i].logprob for i in range(len(pairs))])
-            seconds, found["loop"] = timed(lambda pairs=pairs: plain_loop(module, pairs, a.device), a.device)
+            seconds, found["loop"] = timed(lambda pairs=pairs: plain_loop(module, pairs, a.device), device=a.device)
             best["loop"] = min(best["loop"], seconds)
         flops = 2 * matrix_parameters(module.config) * plan.tokens_computed
         emit(

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclkit.errors import DataError, RunError
+from iclkit.errors import RunError
+from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._lean import HEAD_ROWS, KV, LeanLM
 from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
-from iclkit.records import Message
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32
@@ -65,7 +65,7 @@ def prefix_chain(prefixes: Sequence[Prefix], last: int) -> tuple[Prefix, ...]:
     return tuple(reversed(chain))
 
 
-class TorchLM:
+class TorchLM(IdsLM):
     """A loaded model. Batches are planned over the whole request list, so equal lists give bit-equal answers.
 
     ``lean`` None runs the module itself. ``batch_tokens``: tokens per pass (speed and memory, not the answer).
@@ -108,32 +108,6 @@ class TorchLM:
         found = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
         return [m for m in found if m is not None]
 
-    # -- protocol -------------------------------------------------------------------------------------------------
-
-    def count_tokens(self, text: str) -> int:
-        """Number of tokens of ``text``, with the special tokens the model puts in front."""
-        return self.codec.count(text)
-
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
-        return self.codec.render_chat(messages)
-
-    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
-        """Sum of log-probabilities of each continuation, in nats. DataError for a request beyond the context size."""
-        found = dict(self.score_pairs(self.pairs(requests), on_done))
-        return [found[i] for i in range(len(requests))]
-
-    def generate(
-        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
-    ) -> list[Generation]:
-        """A continuation per request."""
-        found = dict(self.generate_ids(self.prompt_ids(requests), requests, on_done))
-        return [found[i] for i in range(len(requests))]
-
-    def plan(self, requests: Sequence[ScoreRequest], known: Collection[int] = ()) -> Plan:
-        """What ``score`` would feed, given that the answers of the requests ``known`` are at hand."""
-        return self.plan_pairs(self.pairs(requests), known)
-
     def estimate_seconds(self, plan: Plan) -> float:
         """Wall seconds that a plan will take here, from a probe of a second or less."""
         rate = getattr(self, "_tokens_per_second", None)
@@ -151,20 +125,6 @@ class TorchLM:
         return float(plan.tokens_computed / rate)
 
     # -- scoring by token ids -------------------------------------------------------------------------------------
-
-    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
-        """Token ids of each request. DataError for one that the model cannot read whole."""
-        pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
-        for i, pair in enumerate(pairs):
-            self._must_fit(i, len(pair.ids))
-        return pairs
-
-    def _must_fit(self, i: int, tokens: int) -> None:
-        if tokens > self.context_size:
-            raise DataError(
-                f"request {i} takes {tokens} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
-                "demonstrations"
-            )
 
     def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
         """The plan of ``score_pairs``."""
@@ -286,13 +246,6 @@ class TorchLM:
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
-        """Token ids of each context. DataError when context and answer do not fit the model together."""
-        ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
-        for i, (row, request) in enumerate(zip(ids, requests, strict=True)):
-            self._must_fit(i, len(row) + (0 if request.choices else request.max_tokens))
-        return ids
-
     def generate_ids(
         self,
         prompts: Sequence[Ids],
@@ -324,17 +277,6 @@ class TorchLM:
         for at, done in self._run(jobs):
             finish(batches[at], done)
         return iter(results)
-
-    def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """The likeliest of each request's choices (the first on a tie)."""
-        asked = [ScoreRequest(r.context, c) for r in requests for c in r.choices]
-        scores = iter(self.score(asked))
-        out = []
-        for request in requests:
-            own = [next(scores) for _ in request.choices]
-            best = max(range(len(own)), key=lambda i: own[i].logprob)
-            out.append(Generation(request.choices[best], own[best].tokens, "choice"))
-        return out
 
     def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
         try:

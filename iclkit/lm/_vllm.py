@@ -14,12 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from iclkit.errors import DataError, ModelError
+from iclkit.errors import ModelError
+from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._plan import Plan, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
-from iclkit.records import Message
 
 CHUNK = 512
 """Requests handed to vLLM at once, and stored together."""
@@ -45,8 +45,10 @@ def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
     return VLLM(engine, vllm.SamplingParams, name=name, folder=folder, dtype=dtype, version=vllm.__version__)
 
 
-class VLLM:
+class VLLM(IdsLM):
     """An LM that hands token ids to ``vllm.LLM``. ``sampling`` is ``vllm.SamplingParams``."""
+
+    spare = 1  # vLLM must generate a token
 
     def __init__(self, engine: Any, sampling: Any, *, name: str, folder: Path, dtype: str, version: str) -> None:
         from iclkit.lm._load import digest_folder
@@ -56,43 +58,6 @@ class VLLM:
         self.codec = TextCodec(engine.get_tokenizer())
         self.context_size = int(engine.llm_engine.model_config.max_model_len)
         self.spent = Spent()
-
-    def count_tokens(self, text: str) -> int:
-        """Number of tokens of ``text``, with the special tokens the model puts in front."""
-        return self.codec.count(text)
-
-    def render_chat(self, messages: Sequence[Message]) -> str:
-        """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
-        return self.codec.render_chat(messages)
-
-    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
-        """Sum of log-probabilities of each continuation, in nats."""
-        found = dict(self.score_pairs(self.pairs(requests), on_done))
-        return [found[i] for i in range(len(requests))]
-
-    def generate(
-        self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
-    ) -> list[Generation]:
-        """A continuation per request."""
-        found = dict(self.generate_ids(self.prompt_ids(requests), requests, on_done))
-        return [found[i] for i in range(len(requests))]
-
-    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
-        """Token ids of each request. DataError for one that does not fit with the one token vLLM must generate."""
-        pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
-        self._must_fit([len(p.ids) + 1 for p in pairs])
-        return pairs
-
-    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
-        """Token ids of each context. DataError when context and answer do not fit together."""
-        ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
-        self._must_fit([len(row) + r.max_tokens for row, r in zip(ids, requests, strict=True)])
-        return ids
-
-    def _must_fit(self, sizes: Sequence[int]) -> None:
-        for i, size in enumerate(sizes):
-            if size > self.context_size:
-                raise DataError(f"request {i} takes {size} tokens, {self.name} reads {self.context_size}")
 
     def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
         """Each distinct request whole: vLLM shares nothing between prompts whose log-probabilities are asked."""
@@ -151,10 +116,8 @@ class VLLM:
                 (i, Generation(a.outputs[0].text, len(a.outputs[0].token_ids), a.outputs[0].finish_reason or "length"))
                 for i, a in zip(free, answers, strict=True)
             ]
-            for i in sorted(set(part) - set(free)):
-                scores = self.score([ScoreRequest(requests[i].context, c) for c in requests[i].choices])
-                best = max(range(len(scores)), key=lambda j, scores=scores: scores[j].logprob)  # type: ignore[misc]
-                done.append((i, Generation(requests[i].choices[best], scores[best].tokens, "choice")))
+            bound = [i for i in part if requests[i].choices]
+            done += zip(bound, self._choose([requests[i] for i in bound]) if bound else [], strict=True)
             if on_done is not None:
                 on_done(done)
             out.extend(done)
