@@ -1,10 +1,14 @@
-"""Does ``explain`` find wrong labels? Flip 10 % of a pool's labels, run, and rank the demonstrations that were shown.
+"""Does ``explain`` find wrong labels? Flip a tenth of a pool's labels, run, and rank what was shown.
 
 Prints the AUROC of three rankings against the truth: the LM's log-probability of a demonstration's own label
 (``suspects``), its mean leave-one-out worth (``influences``), and the share of its nearest neighbours with its label,
 which asks no LM. 0.5 is chance.
 
-    python benchmarks/bench_explain.py [--task support] [--queries 120] [--flip 0.1] [--seeds 1] [--lm smollm2-135m]
+    python benchmarks/bench_explain.py [--task support] [--pool 100] [--queries 60] [--flip 0.1] [--seeds 1] [-k 8]
+        [--lm smollm2-135m]
+
+``--task`` is a catalogue name or a folder; ``--pool`` so many of its train rows, drawn by the seed. A worth takes k
+prompts a query, so the cost grows with queries * k * (tokens of a prompt): 100,000 tokens at the default size.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -33,12 +38,13 @@ def auroc(badness: np.ndarray, bad: np.ndarray) -> float:
     return float((ranks[bad].sum() - count * (count + 1) / 2) / (count * (len(bad) - count)))
 
 
-def trial(task_name: str, queries: int, flip: float, seed: int, lm_name: str, k: int) -> dict[str, float]:
-    task, rng = load_task(task_name), random.Random(seed)
-    flipped = set(rng.sample(range(len(task.train)), round(flip * len(task.train))))
+def trial(task_name: str, size: int, queries: int, flip: float, seed: int, lm_name: str, k: int) -> dict[str, float]:
+    task, rng, begun = load_task(task_name), random.Random(seed), time.monotonic()
+    rows = rng.sample(task.train, min(size, len(task.train)))
+    flipped = set(rng.sample(range(len(rows)), round(flip * len(rows))))
     train = [
         replace(e, output=rng.choice([x for x in task.labels if x != e.output]), id="") if n in flipped else e
-        for n, e in enumerate(task.train)
+        for n, e in enumerate(rows)
     ]
     wrong = {train[n].id for n in flipped}
     embedder, lm = load_embedder("all-minilm-l6-v2"), load_lm(lm_name)
@@ -59,6 +65,7 @@ def trial(task_name: str, queries: int, flip: float, seed: int, lm_name: str, k:
     found = sorted(shown, key=lambda e: own[e.id])[: int(bad.sum())]
     return {
         "accuracy": float(np.mean([r.metrics["accuracy"] for r in run.rows])),
+        "seconds": round(time.monotonic() - begun, 1),
         "shown": len(shown),
         "flipped": int(bad.sum()),
         "auroc own label": auroc(-np.array([own[e.id] for e in shown]), bad),
@@ -71,14 +78,15 @@ def trial(task_name: str, queries: int, flip: float, seed: int, lm_name: str, k:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", default="support")
-    parser.add_argument("--queries", type=int, default=120)
+    parser.add_argument("--pool", type=int, default=100)
+    parser.add_argument("--queries", type=int, default=60)
     parser.add_argument("--flip", type=float, default=0.1)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--lm", default="smollm2-135m")
     parser.add_argument("-k", type=int, default=8)
     args = parser.parse_args()
     for seed in range(args.seeds):
-        print(json.dumps(trial(args.task, args.queries, args.flip, seed, args.lm, args.k)), flush=True)
+        print(json.dumps(trial(args.task, args.pool, args.queries, args.flip, seed, args.lm, args.k)), flush=True)
 
 
 if __name__ == "__main__":
