@@ -74,6 +74,7 @@ else
 	$(RUN)/bench_embed.py --smoke
 	$(RUN)/bench_board.py --smoke
 	$(RUN)/bench_tune.py
+	$(RUN)/bench_explain.py --pool 20 --queries 6 -k 4
 endif
 
 clean:
