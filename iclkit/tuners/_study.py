@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def work(
 def _claim(study: optuna.Study, space: Space, trials: int) -> tuple[Trial, Arm] | None:
     """A trial to run with its list, or None when there is no room for one or another worker has that list."""
     trial = study.ask()
-    trial.set_user_attr("worker", f"{socket.gethostname()}:{os.getpid()}")
+    trial.set_user_attr("worker", f"{here()}:{os.getpid()}")
     trial.set_user_attr("beat", time.time())
     for name, dist in distributions(space).items():
         trial.suggest_categorical(name, dist.choices)  # type: ignore[attr-defined]
@@ -165,12 +166,12 @@ def _give_back(study: optuna.Study, trial: Trial) -> None:
 
 def revive(study: optuna.Study, space: Space, grace: float = GRACE) -> int:
     """Fail the trials of dead workers and queue their lists again; how many. Of several callers one does it."""
-    here, count = socket.gethostname(), 0
+    count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
         begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         silent = time.time() - float(trial.user_attrs.get("beat", begun)) > grace
-        if not silent and not (host == here and pid.isdigit() and not _runs(int(pid))):
+        if not silent and not (host == here() and pid.isdigit() and not _runs(int(pid))):
             continue
         try:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -180,6 +181,13 @@ def revive(study: optuna.Study, space: Space, grace: float = GRACE) -> int:
         if arm_of(trial, space) is not None:
             study.enqueue_trial(trial.params, user_attrs={"again": trial.number})
     return count
+
+
+@cache
+def here() -> str:
+    """This machine since it was started: names alone are not unique, and process numbers begin anew."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()}/{boot.read_text()[:8] if boot.exists() else ''}"
 
 
 def _runs(pid: int) -> bool:
