@@ -13,6 +13,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,7 @@ from iclkit.errors import IclkitError, ModelError, UsageError
 from iclkit.pool._bert import PackedBert
 from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.pool._retriever import as_retriever, read_card
+from iclkit.pool._shown import ShownExamples, read_pairs
 from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
 from iclkit.records import Json, digest
 
@@ -56,12 +58,16 @@ def load_embedder(
 
     A sentence-transformers folder is used with its own pooling and its own query and document prompts, any other
     encoder with mean pooling. ``prompteol:MODEL``, ``mean:MODEL``, ``weighted:MODEL`` and ``last:MODEL`` embed with a
-    language model. ``template`` replaces prompts and pooling. ``dtype`` "auto" is bf16 where the hardware computes in
-    it, else fp32; pooling and normalisation are always fp32. UsageError or ModelError, in one line.
+    language model; ``icl:EMBEDDER@FILE`` shows any of these the examples of FILE (lines of JSON with ``input`` and
+    ``output``) in front of each query. ``template`` replaces prompts and pooling. ``dtype`` "auto" is bf16 where the
+    hardware computes in it, else fp32; pooling and normalisation are always fp32. UsageError, DataError or ModelError,
+    in one line.
     """
     from iclkit import models
 
     way, colon, rest = name_or_path.partition(":")
+    if way == "icl" and colon and template is None:
+        return _load_shown(name_or_path, rest, dtype, device, threads)
     is_lm = bool(colon) and not Path(name_or_path).exists()
     if is_lm and template is None:
         template = lm_template(way)
@@ -75,6 +81,16 @@ def load_embedder(
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
         why = str(error).strip().splitlines() or [type(error).__name__]
         raise ModelError(f"cannot load the embedder {name_or_path!r} from {folder}: {why[0]}") from error
+
+
+def _load_shown(name: str, spec: str, dtype: Dtype, device: str | None, threads: int | None) -> Embedder:
+    inner, at, file = spec.rpartition("@")
+    if not at:
+        raise UsageError(f"{name!r} names no examples; write icl:EMBEDDER@FILE, e.g. icl:{spec}@pairs.jsonl")
+    documents = load_embedder(inner, dtype=dtype, device=device, threads=threads)
+    if not isinstance(documents, TextEmbedder):
+        raise UsageError(f"{inner!r} does not take its texts one by one as they are, and cannot be shown examples")
+    return ShownExamples(name, documents.showing(read_pairs(Path(file))), documents)
 
 
 def _load(
@@ -279,7 +295,7 @@ class TextEmbedder:
         heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
         share_front: bool = True,
     ) -> None:
-        self.name, self.template = name, template
+        self.name, self.template, self._weights = name, template, weights
         self._backbone, self._threads, self._heads, self._share = backbone, threads, heads, share_front
         limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
         self._limit = limit
@@ -295,6 +311,14 @@ class TextEmbedder:
         self.document_fingerprint = template_mark(template, "document", **facts)
         self._fronts: dict[tuple[int, ...], tuple[Any, torch.Tensor]] = {}
         self.dim = int(self._encode([""], template.document, None).shape[1])
+
+    def showing(self, pairs: Sequence[Pair]) -> TextEmbedder:
+        """The same model with examples in front of each query, a line for each text of a pair."""
+        query = replace(self.template.query, example="{query}\n{response}\n\n", examples=tuple(pairs))
+        template = replace(self.template, query=query, joint=False)
+        return TextEmbedder(
+            self.name, self._backbone, template, self._weights, threads=self._threads, heads=self._heads
+        )
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.errors import ModelError, UsageError
+from iclkit.errors import DataError, ModelError, UsageError
 from iclkit.pool import EmbedTemplate, Pool, Side, bge_icl, load_embedder, prompt_eol, rare
+from iclkit.pool._embedder import side_fingerprint
 from iclkit.pool._encoder import Backbone, TextEmbedder, pool_states
 from iclkit.pool._template import prepare_text
 from iclkit.records import Example
@@ -457,3 +458,29 @@ def test_a_bert_that_computes_something_else_is_run_as_transformers_has_it(
     assert "differs from the usual one" in caplog.text
     relu = BertModel.from_pretrained(tiny_bert, hidden_act="relu").eval()
     assert PackedBert.of(relu) is None
+
+
+def test_examples_from_a_file_stand_in_front_of_queries_alone(tiny_bert: Path, tiny_lm: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"input": a, "output": b}) + "\n" for a, b in PAIRS) + "\n")
+    for base in (str(tiny_bert), f"mean:{tiny_lm}"):
+        plain, shown = load_embedder(base, dtype="fp32"), load_embedder(f"icl:{base}@{file}", dtype="fp32")
+        np.testing.assert_array_equal(shown.encode_documents(TEXTS), plain.encode_documents(TEXTS))
+        assert side_fingerprint(shown, "document") == side_fingerprint(plain, "document")
+        assert shown.fingerprint != plain.fingerprint
+        front = "".join(f"{a}\n{b}\n\n" for a, b in PAIRS)
+        assert np.abs(shown.encode_queries(["the cat"]) - plain.encode_queries(["the cat"])).max() > 1e-3
+        alike = shown.encode_queries(["the cat"]) @ plain.encode_queries([front + "the cat"]).T
+        assert float(alike[0, 0]) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("", "no examples"), ('{"input": "x"}', "line 1: give"), ("{", "line 1: not JSON")]
+)
+def test_a_file_of_examples_that_is_none_is_one_line(tiny_bert: Path, tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(text)
+    with pytest.raises(DataError, match=says):
+        load_embedder(f"icl:{tiny_bert}@{file}")
+    with pytest.raises(UsageError, match="names no examples"):
+        load_embedder(f"icl:{tiny_bert}")

@@ -1,0 +1,50 @@
+"""Examples in front of every query of any embedder: ``icl:EMBEDDER@FILE``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from iclkit.errors import DataError
+from iclkit.pool._embedder import Embedder, FloatArray, Progress
+from iclkit.pool._template import Pair
+
+
+class ShownExamples:
+    """Queries are encoded by one embedder, which sees examples, documents by another, which does not."""
+
+    def __init__(self, name: str, queries: Embedder, documents: Embedder) -> None:
+        self.name, self.dim, self._queries, self._documents = name, documents.dim, queries, documents
+        self.fingerprint = queries.fingerprint
+        self.document_fingerprint = getattr(documents, "document_fingerprint", documents.fingerprint)
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._queries.encode_queries(texts, progress)
+
+    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._documents.encode_documents(texts, progress)
+
+
+def read_pairs(path: Path) -> tuple[Pair, ...]:
+    """(input, output) of each line of JSON. DataError names the line that has not both as texts."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the examples in {path} ({error})") from error
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        if row is None:
+            continue
+        if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("input", "output")):
+            raise DataError(f"{path}, line {number}: give `input` and `output`, both texts")
+        pairs.append((row["input"], row["output"]))
+    if not pairs:
+        raise DataError(f"{path} holds no examples; give lines of JSON with `input` and `output`")
+    return tuple(pairs)
