@@ -180,7 +180,8 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
     def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
-        """(rows,): the LM's highest label log-probability, or the mean token log-probability of what it generates.
+        """(rows,): the LM's highest label log-probability, or the mean token log-probability of what it generates,
+        -inf where that is nothing.
 
         Each example is asked about with the seeds shown, the nearest best.
         """
@@ -196,5 +197,8 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
         prompts = [asker.prompt(q, examples) for q, examples in asked]
         stop = asker.template.stop_strings
         answers = asker.lm.generate([GenerateRequest(p.text, asker.reserve or 64, stop) for p in prompts])
-        scores = asker.lm.score([ScoreRequest(p.text, a.text) for p, a in zip(prompts, answers, strict=True)])
-        return np.array([s.logprob / max(1, s.tokens) for s in scores])
+        said = np.array([bool(a.text.strip()) for a in answers])
+        pairs = [(p.text, a.text) for p, a, some in zip(prompts, answers, said, strict=True) if some]
+        confidence = np.full(len(rows), -np.inf)  # of an LM that says nothing
+        confidence[said] = [s.logprob / max(1, s.tokens) for s in asker.lm.score([ScoreRequest(*p) for p in pairs])]
+        return confidence

@@ -193,6 +193,47 @@ def test_confident_vote_k_reads_generations_where_there_are_no_labels():
     assert Counter(one.labelled_.tolist()).most_common(1)[0][1] == 1
 
 
+def test_an_lm_that_says_nothing_is_least_sure():
+    def reply(context: str) -> str:
+        number = int(context.rsplit("text ", 1)[1].split("\n")[0])
+        return "" if number % 2 else " something"
+
+    class Strict(ScriptedLM):
+        def score(self, requests, on_done=None):
+            assert all(r.continuation.strip() for r in requests)  # a real LM refuses an empty continuation
+            return super().score(requests, on_done)
+
+    view = Pool.of(Example(f"text {n}", f"answer {n}") for n in range(22)).view()
+    kit = Kit(embedder=HashEmbedder(), lm=Strict(reply=reply), template=TEMPLATE)
+    one = make_selector("vote-k-confidence,budget=4,seeds=2,neighbours=3").fit(view, kit)
+    one.select(Query("x"), 4)
+    silent, talking = one.labelled_[2:].tolist()
+    assert silent % 2 == 1
+    assert talking % 2 == 0
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "size"), [("sst2", 24), ("geoquery", 14)])
+def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, shared_data, name, size):
+    from iclkit.datasets import load_task
+    from iclkit.lm import load_lm
+
+    task, lm = load_task(str(shared_data / name)), load_lm(str(smollm2_path), cache=False, workers=1)
+    view = Pool.of(task.train[:size]).view()
+    kit = Kit(HashEmbedder(), lm, task.template, task.labels, reserve=24)
+    one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbours=5").fit(view, kit)
+    selections = one.select_many(task.queries()[:3], 4)
+    assert lm.spent.requests <= one.lm_calls(4)[0]
+    assert len({*one.labelled_.tolist()}) == 10
+    assert {i for s in selections for i in s.ids} <= {view.ids[r] for r in one.labelled_}
+    rest = np.setdiff1d(np.arange(size), one.labelled_[:4])
+    confidence = one._confidence(rest, one.labelled_[:4])
+    assert np.ptp(confidence[np.isfinite(confidence)]) > 0.05
+    assert (confidence <= 0).all()
+
+
 @pytest.mark.parametrize("spec", ["vote-k,budget=0", "vote-k,neighbours=0", "vote-k-confidence,seeds=0"])
 def test_settings_are_checked(spec):
     with pytest.raises(UsageError, match="give 1 or more"):
