@@ -46,7 +46,7 @@ def search_plot(searches: Mapping[str, Sequence[Sequence[float]]], *, title: str
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
         f'<text x="{_LEFT}" y="22" font-size="15">{escape(title)}</text>',
     ]
-    for level in np.linspace(low, high, 6):
+    for level in _round_steps(low, high):
         out.append(f'<path d="M{_LEFT} {y(level)}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
         out.append(f'<text x="{_LEFT - 8}" y="{y(level) + 4}" text-anchor="end">{level:.3g}</text>')
     for trial in sorted({*np.linspace(1, longest, min(longest, 7)).round().astype(int).tolist()}):
@@ -72,6 +72,17 @@ def search_plot(searches: Mapping[str, Sequence[Sequence[float]]], *, title: str
         )
         out.append(f'<text x="{x(len(mean)) + 6}" y="{ends[n] + 4}" fill="{colour}">{escape(name)}</text>')
     return "\n".join([*out, "</svg>"]) + "\n"
+
+
+def _round_steps(low: float, high: float) -> list[float]:
+    """Four to ten round numbers between the ends.
+
+    >>> _round_steps(0.36, 1.0)
+    [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+    """
+    power = 10 ** np.floor(np.log10(high - low))
+    step = float(next(power * part for part in (0.1, 0.2, 0.5, 1.0) if (high - low) / (power * part) <= 10))
+    return [round(n * step, 10) for n in range(int(np.ceil(low / step - 1e-9)), int(np.floor(high / step + 1e-9)) + 1)]
 
 
 def _apart(heights: list[float], gap: float = 14.0) -> list[float]:
