@@ -30,9 +30,6 @@ ROUGH_LEAST = 1024  # rows from which on bf16 saves time
 ROUGH_MOST = 256  # candidates beyond which float32 is asked instead
 BF16_STEP = 2.0**-8  # relative error of a number rounded to bf16
 BLOCK = 1 << 26  # bytes of candidate vectors looked at in one go
-TOGETHER = 256  # queries looked at in one go
-STRETCH = 16384  # rows
-RUN = 64  # columns of which the largest is found first
 
 
 @cache
@@ -106,7 +103,7 @@ class VectorIndex:
             # one call per power of two of candidates: a query that excludes more than others does not slow them
             fetch = min(len(self), 1 << int(wanted[few].min() - 1).bit_length())
             now = few[wanted[few] <= fetch] if fetch < len(self) else few
-            step = max(1, min(TOGETHER, BLOCK // (fetch * self._flat.d * 8)))
+            step = max(1, BLOCK // (fetch * self._flat.d * 8))
             for some in (now[start : start + step] for start in range(0, len(now), step)):
                 rows, limit = self._propose(queries[some], fetch)
                 masks = None if allowed is None else [allowed[int(q)] for q in some]
@@ -149,7 +146,7 @@ class VectorIndex:
             rows, norm, lost = half
             asked = torch.from_numpy(queries)
             rough = asked.bfloat16()
-            values, found = _largest_products(rough, rows, fetch)
+            values, found = torch.topk(torch.nn.functional.linear(rough, rows), fetch, dim=1)
             last = values[:, -1].double().numpy()
             length, gone = (torch.linalg.norm(x, dim=1).double().numpy() for x in (asked, asked - rough.float()))
             off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
@@ -221,43 +218,6 @@ class VectorIndex:
         if (flat.ntotal, flat.d) != (header.rows, dim):
             raise ValueError("is damaged")
         return cls(flat), header
-
-
-def _largest_products(queries: Any, rows: Any, k: int) -> tuple[Any, Any]:
-    """(values, row numbers), (q, k) each, of the k largest inner products of each query with the rows, falling.
-
-    A stretch of rows at a time, so that the products stay in the processor's cache. Equal ones may fall either way.
-    """
-    import torch
-
-    parts = [
-        (values, columns + start)
-        for start in range(0, len(rows), STRETCH)
-        for values, columns in [_largest(torch.nn.functional.linear(queries, rows[start : start + STRETCH]).float(), k)]
-    ]
-    if len(parts) == 1:
-        return parts[0]
-    values, columns = (torch.cat(x, 1) for x in zip(*parts, strict=True))
-    best, at = values.topk(k)
-    return best, columns.gather(1, at)
-
-
-def _largest(scores: Any, k: int) -> tuple[Any, Any]:
-    """``scores.topk(k)``, or all there are. The k largest of a row lie in the k runs of columns of largest maximum, and
-    maxima are found many times faster than the k largest."""
-    import torch
-
-    q, n = scores.shape
-    runs = n // RUN
-    if runs < 2 * k:
-        found = scores.topk(min(k, n))
-        return found.values, found.indices
-    head = scores[:, : runs * RUN].unflatten(1, (runs, RUN))
-    near = head.amax(2).topk(k).indices
-    some = torch.cat([head[torch.arange(q)[:, None], near].flatten(1), scores[:, runs * RUN :]], 1)
-    best, at = some.topk(k)
-    inside = near.gather(1, (at // RUN).clamp(max=k - 1)) * RUN + at % RUN
-    return best, torch.where(at < k * RUN, inside, at + (runs - k) * RUN)
 
 
 class _Memory:

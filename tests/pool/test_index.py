@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError
-from iclkit.pool import Pool, _index
+from iclkit.pool import Pool
 from iclkit.pool._index import MANY, VectorIndex
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
@@ -247,20 +247,3 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     ((rows, _),) = index.search(-vectors[:1], 1, None)
     assert spread == 0 or rows.tolist() == [3000]
     assert len(index._half_precision()[0]) == 3005
-
-
-@settings(max_examples=200, deadline=None)
-@given(seed=st.integers(0, 10**6), n=st.integers(1, 300), k=st.integers(1, 20), run=st.sampled_from([2, 4, 7]))
-def test_the_largest_by_runs_and_stretches_are_those_of_a_full_sort(seed, n, k, run):
-    import torch
-
-    rng, k = np.random.default_rng(seed), min(k, n)
-    rows, queries = rng.integers(-3, 4, (n, 3)), rng.integers(-3, 4, (5, 3))  # small whole numbers: exact, many ties
-    exact = queries @ rows.T
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_index, "RUN", run)
-        patch.setattr(_index, "STRETCH", 50)
-        values, found = _index._largest_products(*(torch.tensor(x, dtype=torch.bfloat16) for x in (queries, rows)), k)
-    np.testing.assert_array_equal(values.numpy(), np.sort(exact, axis=1)[:, ::-1][:, :k])
-    np.testing.assert_array_equal(np.take_along_axis(exact, found.numpy(), 1), values.numpy())
-    assert all(len({*row}) == k for row in found.tolist())
