@@ -61,8 +61,9 @@ def make_selector(spec: str | Spec) -> Selector:
     kind.
     """
     if isinstance(spec, str):
-        is_file = spec.endswith(".json") and "=" not in spec
-        spec = Spec("fixed", {"file": spec}) if is_file else parse_spec(spec)
+        spec = Spec(spec) if spec.endswith(".json") and "=" not in spec else parse_spec(spec)
+    if spec.name.endswith(".json"):
+        spec = Spec("fixed", {"file": spec.name, **spec.settings})
     made: Any = SELECTORS.get(spec.name)
     parameters = inspect.signature(made).parameters
     for key in spec.settings:

@@ -159,3 +159,9 @@ def test_a_missing_file_and_a_missing_demonstration_are_one_line(tmp_path):
         make_selector(f"{tmp_path}/best.json").fit(Pool.of(POOL).view(), Kit())
     with pytest.raises(UsageError, match="needs a selector file"):
         make_selector("fixed").fit(Pool.of(POOL).view(), Kit())
+
+
+def test_a_file_may_stand_inside_another_selector(tmp_path):
+    SelectorFile((POOL[3], POOL[0])).write(tmp_path / "best.json")
+    inner = make_selector(f"rrf,of=[{tmp_path}/best.json,random-fixed]").fit(Pool.of(POOL).view(), Kit())
+    assert {POOL[3].id, POOL[0].id} <= {*inner.select(Query("q"), 6).ids}
