@@ -61,6 +61,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_select.py $(DATA)
 	$(RUN)/bench_search.py
 	$(RUN)/bench_embed.py
+	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
 	$(RUN)/bench_tune.py --seeds 20 --trials 60
 	$(RUN)/bench_explain.py
@@ -72,6 +73,7 @@ else
 	$(RUN)/bench_select.py $(DATA) --rows 1000 --queries 32 --turns 1
 	$(RUN)/bench_search.py --smoke
 	$(RUN)/bench_embed.py --smoke
+	$(RUN)/bench_beam.py --smoke
 	$(RUN)/bench_board.py --smoke
 	$(RUN)/bench_tune.py
 	$(RUN)/bench_explain.py --pool 20 --queries 6 -k 4
