@@ -68,6 +68,18 @@ def test_the_runner_up_is_what_one_more_shot_would_show(made):
     assert (full.next[0].id, full.next[1]) == more.picks[4]
 
 
+@pytest.mark.parametrize(("selector", "step"), [("se2", "step 1: score"), ("ceil", "step 1: log-determinant")])
+def test_a_choice_made_step_by_step_is_told_with_what_came_next(tmp_path, home, selector, step):
+    task, lm = classification(test=4), copying_lm()
+    run = evaluate(task, selector, lm, k=3, embedder=HashEmbedder(), out=tmp_path)
+    (found,) = explain(run, load_texts(tmp_path / run.id), lm, run.rows[:1])
+    story = with_runner_up(found, run, make_bench(task), HashEmbedder()).story
+    assert story[1].startswith(step)
+    assert sum(line.startswith("step") for line in story) == 3
+    assert any("runner-up" in line for line in story)
+    assert not any(r.notes for r in run.rows)
+
+
 def test_influence_joins_all_showings_and_leads_with_what_surely_helps(made):
     _, lm, run, texts = made
     explanations = explain(run, texts, lm)
