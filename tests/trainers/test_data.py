@@ -1,0 +1,332 @@
+"""Settings, corpus, mining, ledger and feedback: what happens before anything is trained."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from iclkit.datasets import Task
+from iclkit.errors import DataError, UsageError
+from iclkit.pool import Pool
+from iclkit.prompts import Template
+from iclkit.records import Example, fold_text
+from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
+from iclkit.trainers import (
+    METHODS,
+    Ask,
+    Feedback,
+    Ledger,
+    Told,
+    corpus_of_pool,
+    corpus_of_tasks,
+    parse_settings,
+    preset,
+)
+from iclkit.trainers._config import sources
+from iclkit.trainers._epr import ends, ranks_of
+from iclkit.trainers._feedback import right, value
+from iclkit.trainers._mine import Miner
+
+
+def make_task(n: int = 60, name: str = "t", labels: tuple[str, ...] = ("yes", "no")) -> Task:
+    rows = [Example(f"{name} text number {i} about {i % 7}", labels[i % len(labels)]) for i in range(n)]
+    return Task(name, "classification", tuple(rows[:-10]), tuple(rows[-10:]), Template(), labels=labels)
+
+
+SMALL = {"queries": 12, "held_out": 6, "report": 8}
+
+
+# -- settings --
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_both_presets(method: str) -> None:
+    paper, small = preset(method, "paper"), preset(method)
+    assert paper.method == small.method == method
+    assert paper.queries > small.queries
+
+
+def test_the_papers_values_stand_in_the_paper_presets() -> None:
+    epr, udr, llmr = (preset(m, "paper") for m in ("epr", "udr", "llm-r"))
+    assert (epr.batch_size, epr.learning_rate, epr.epochs, epr.positives, epr.candidates) == (
+        120, 1e-4, 30, 5, "bm25@output:50",
+    )  # fmt: skip
+    assert (udr.list_size, udr.rank_weight, udr.iterations, udr.batch_size) == (8, 0.8, 3, 128)
+    assert (llmr.temperature, llmr.contrastive_weight, llmr.max_steps, llmr.reward_max_steps) == (0.01, 0.2, 6000, 3000)
+    assert (llmr.positives, llmr.negatives, llmr.reward_negatives, llmr.hard_negatives) == (3, 16, 7, 3)
+
+
+def test_settings_given_as_text_get_their_types() -> None:
+    assert parse_settings({"queries": "30", "label_rule": "true", "temperature": "0.1", "base": "x"}) == {
+        "queries": 30, "label_rule": True, "temperature": 0.1, "base": "x",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "needle"),
+    [
+        (lambda: parse_settings({"querys": "3"}), "Did you mean 'queries'"),
+        (lambda: parse_settings({"queries": "many"}), "queries is 'many'"),
+        (lambda: parse_settings({"towers": "3"}), "choose from 1, 2"),
+        (lambda: preset("epr", "big"), "no preset named 'big'"),
+        (lambda: preset("eprr"), "Did you mean 'epr'"),
+        (lambda: preset("epr", batch_size=0), "batch_size is 0"),
+        (lambda: preset("epr", candidates="bm25"), "write SELECTOR:COUNT"),
+        (lambda: preset("epr", candidates="bm25@inputs:3"), "only output"),
+        (lambda: preset("epr", temperature=0.0), "temperature is 0.0"),
+    ],
+)
+def test_a_bad_setting_says_what_is_wrong(call, needle: str) -> None:
+    with pytest.raises(UsageError, match=needle.replace("(", r"\(")):
+        call()
+
+
+# -- corpus --
+
+
+def test_queries_held_out_and_report_never_overlap() -> None:
+    task = make_task()
+    corpus = corpus_of_tasks([task], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asked, held = {*course.queries.tolist()}, {*course.held_out.tolist()}
+    assert len(asked) == 12
+    assert len(held) == 6
+    assert not asked & held
+    assert [e.id for e in course.report] == [e.id for e in task.test[:8]]
+    inputs = corpus.inputs()
+    assert not {fold_text(e.text) for e in course.report} & {inputs[r] for r in (*asked, *held)}
+
+
+def test_a_pool_without_test_rows_sets_report_rows_apart() -> None:
+    pool = Pool.of(make_task().train)
+    corpus = corpus_of_pool(pool.view(), preset("epr", **SMALL))
+    (course,) = corpus.courses
+    apart = {e.id for e in course.report}
+    assert len(apart) == 8
+    assert course.labels == ("no", "yes")
+    assert not apart & {corpus.examples[r].id for r in (*course.queries, *course.held_out)}
+
+
+def test_the_data_seed_draws_the_queries_and_the_seed_does_not() -> None:
+    task = make_task()
+    drawn = [
+        corpus_of_tasks([task], preset("epr", **SMALL, **seeds)).courses[0].queries.tolist()
+        for seeds in ({"seed": 0}, {"seed": 1}, {"data_seed": 1})
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_too_few_rows_is_one_clear_error() -> None:
+    with pytest.raises(DataError, match="task 't' has 20 different inputs"):
+        corpus_of_tasks([make_task(30)], preset("epr", queries=5, held_out=15, report=0))
+
+
+def test_two_tasks_of_one_name_are_refused() -> None:
+    with pytest.raises(DataError, match="two tasks are named 't'"):
+        corpus_of_tasks([make_task(), make_task()], preset("epr", **SMALL))
+
+
+# -- mining --
+
+
+def test_a_query_is_never_its_own_candidate_even_with_duplicates() -> None:
+    rows = [Example(f"the same words {i % 5}", f"label {i}") for i in range(40)]
+    rows += [Example(f"The same words {i % 5}!", f"other {i}") for i in range(20)]
+    rows += [Example(f"unlike anything {i}", "x") for i in range(30)]
+    corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=20, held_out=2, report=2))
+    (course,) = corpus.courses
+    miner, inputs = Miner(corpus, 0, HashEmbedder()), corpus.inputs()
+    queries = [corpus.examples[int(r)] for r in course.queries]
+    for text in ("bm25:50", "bm25@output:50", "knn:50", "random:50"):
+        for query, found in zip(queries, miner.mine(course, queries, sources(text)), strict=True):
+            assert fold_text(query.text) not in {inputs[r] for r in found}, text
+            assert len({*found.tolist()}) == len(found)
+
+
+def test_candidates_stay_in_the_task_unless_cross_task() -> None:
+    a, b = make_task(60, "a"), make_task(60, "b", ("left", "right"))
+    corpus = corpus_of_tasks([a, b], preset("udr", **SMALL))
+    miner = Miner(corpus, 0)
+    for number, course in enumerate(corpus.courses):
+        queries = [corpus.examples[int(r)] for r in course.queries]
+        kinds = corpus.course_of()
+        own = miner.mine(course, queries, sources("random:20"))
+        assert all((kinds[rows] == number).all() for rows in own)
+        mixed = miner.mine(course, queries, sources("random:20"), cross_task=True)
+        assert any((kinds[rows] != number).any() for rows in mixed)
+
+
+def test_mining_does_not_depend_on_what_else_is_asked() -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    miner = Miner(corpus, 0, HashEmbedder())
+    queries = [corpus.examples[int(r)] for r in course.queries]
+    together = miner.mine(course, queries, sources("bm25:4+knn:3+random:3"))
+    alone = [miner.mine(course, [q], sources("bm25:4+knn:3+random:3"))[0] for q in queries]
+    assert all(np.array_equal(x, y) for x, y in zip(together, alone, strict=True))
+
+
+def test_searching_outputs_finds_what_is_answered_alike() -> None:
+    rows = [Example(f"input {i}", f"SELECT name FROM table{i % 6} WHERE x = {i}") for i in range(60)]
+    corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=10, held_out=2, report=2))
+    (course,) = corpus.courses
+    queries = [corpus.examples[int(r)] for r in course.queries]
+    for query, found in zip(queries, Miner(corpus, 0).mine(course, queries, sources("bm25@output:5")), strict=True):
+        table = query.output.split()[3]
+        assert all(corpus.examples[int(r)].output.split()[3] == table for r in found)
+
+
+# -- ledger and feedback --
+
+
+def asks_for(corpus, n: int = 6, m: int = 4) -> list[Ask]:
+    (course,) = corpus.courses
+    rows = course.rows.tolist()
+    return [
+        Ask(corpus.examples[int(q)], (corpus.examples[r],)) for q in course.queries[:n] for r in rows[:m] if r != int(q)
+    ]
+
+
+def test_a_score_is_asked_once_and_survives(tmp_path) -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks, lm = asks_for(corpus), FakeLM()
+    first = Feedback(lm, Ledger(tmp_path / "l.db")).tell(course, [*asks, asks[0]])
+    asked = len(lm.scored)
+    again = Feedback(lm, Ledger(tmp_path / "l.db"))
+    assert again.tell(course, [*reversed(asks)])[::-1] == first[:-1]
+    assert len(lm.scored) == asked == 2 * len(asks)
+    assert again.computed == 0
+    assert again.known == len(asks)
+    assert again.price(course, asks).unknown == 0
+
+
+def test_another_template_lm_or_label_set_is_another_scope(tmp_path) -> None:
+    from dataclasses import replace
+
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks, ledger = asks_for(corpus), Ledger(tmp_path / "l.db")
+    Feedback(FakeLM(), ledger).tell(course, asks)
+    before = len(ledger)
+    for other in (
+        replace(course, template=Template("Q: {input}\nA: {output}")),
+        replace(course, labels=("yes", "no", "?")),
+    ):
+        Feedback(FakeLM(), ledger).tell(other, asks)
+    Feedback(FakeLM(name="other"), ledger).tell(course, asks)
+    assert len(ledger) == 4 * before
+    assert [s.options for s in ledger.scopes()] == [("yes", "no"), ("yes", "no"), ("yes", "no", "?"), ("yes", "no")]
+
+
+def test_a_killed_scoring_keeps_every_finished_prompt(tmp_path) -> None:
+    class Dying(FakeLM):
+        def score(self, requests, on_done=None):
+            for n, request in enumerate(requests):
+                if n == 7:
+                    raise KeyboardInterrupt
+                (score,) = super().score([request])
+                on_done([(n, score)])
+            raise AssertionError
+
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks = asks_for(corpus)
+    with pytest.raises(KeyboardInterrupt):
+        Feedback(Dying(), Ledger(tmp_path / "l.db")).tell(course, asks)
+    ledger = Ledger(tmp_path / "l.db")
+    assert len(ledger) == 3  # prompts of two labels each; the fourth had one of two
+    lm = FakeLM()
+    Feedback(lm, ledger).tell(course, asks)
+    assert len(lm.scored) == 2 * (len(asks) - 3)
+
+
+def test_mean_log_probability_covers_exactly_the_answer() -> None:
+    lm = ScriptedLM(lambda context, continuation: -1.0 * FakeLM().count_tokens(continuation))
+    rows = [Example(f"say {i}", " ".join("word" for _ in range(1 + i % 9))) for i in range(40)]
+    corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=10, held_out=2, report=2))
+    (course,) = corpus.courses
+    assert not course.labels or len(course.labels) == 9
+    for told in Feedback(lm, Ledger(":memory:"), labels=False).tell(course, asks_for(corpus)):
+        assert value(told, "gold", "mean") == pytest.approx(-1.0)
+        assert value(told, "gold", "sum") == pytest.approx(-told.tokens[0])
+
+
+@given(st.lists(st.floats(-30, 0), min_size=2, max_size=8), st.floats(-50, 50), st.data())
+@settings(max_examples=200, deadline=None)
+def test_shares_sum_to_one_and_ignore_a_common_factor(logprobs, shift, data) -> None:
+    tokens = tuple(1 for _ in logprobs)
+    shares = [math.exp(value(Told(tuple(logprobs), tokens, g), "share")) for g in range(len(logprobs))]
+    assert sum(shares) == pytest.approx(1.0)
+    assert all(0 <= s <= 1 for s in shares)
+    g = data.draw(st.integers(0, len(logprobs) - 1))
+    moved = Told(tuple(v + shift for v in logprobs), tokens, g)
+    assert value(moved, "share") == pytest.approx(math.log(shares[g]) if shares[g] else value(moved, "share"), abs=1e-6)
+    assert right(moved) == (int(np.argmax([v + shift for v in logprobs])) == g)
+
+
+def test_a_prompt_that_does_not_fit_is_left_out_not_cut() -> None:
+    rows = [Example(f"short {i}", "yes" if i % 2 else "no") for i in range(30)]
+    rows.append(Example("long " * 300, "yes"))
+    corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=5, held_out=2, report=2))
+    (course,) = corpus.courses
+    feedback = Feedback(FakeLM(context_size=100), Ledger(":memory:"))
+    query = corpus.examples[int(course.queries[0])]
+    told = feedback.tell(course, [Ask(query, (rows[-1],)), Ask(query, (rows[0],))])
+    assert told[0] is None
+    assert told[1] is not None
+    assert feedback.skipped == 1
+
+
+def test_an_answer_that_is_no_label_names_the_example() -> None:
+    from dataclasses import replace
+
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    course = replace(corpus.courses[0], labels=("yes", "perhaps"))
+    with pytest.raises(DataError, match="is none of the labels yes, perhaps"):
+        Feedback(FakeLM(), Ledger(":memory:")).tell(course, asks_for(corpus))
+
+
+def test_a_file_that_is_no_ledger_is_refused(tmp_path) -> None:
+    file = tmp_path / "l.db"
+    file.write_text("not a database, and long enough to be taken for one " * 30)
+    with pytest.raises(DataError, match="cannot be used as a ledger"):
+        Ledger(file)
+    assert sqlite3.sqlite_version  # the file is as it was
+    assert file.read_text().startswith("not a database")
+
+
+# -- labels --
+
+
+@given(
+    st.lists(st.floats(-9, 0).map(lambda v: round(v, 1)), min_size=0, max_size=30), st.integers(1, 6), st.integers(1, 6)
+)
+@settings(max_examples=300, deadline=None)
+def test_best_and_worst_never_overlap_and_never_tie(values, positives, negatives) -> None:
+    ranked = sorted(enumerate(values), key=lambda rv: (-rv[1], rv[0]))
+    best, worst = ends(ranked, positives, negatives)
+    of = dict(ranked)
+    assert not {*best} & {*worst}
+    assert len(best) <= positives
+    assert len(worst) <= negatives
+    assert bool(best) == bool(worst)
+    if best:
+        assert min(of[r] for r in best) > max(of[r] for r in worst)
+        assert max(values) == max(of[r] for r in best)
+        assert min(values) == min(of[r] for r in worst)
+    distinct = len({*values}) == len(values)
+    if distinct and len(values) >= positives + negatives:
+        assert (len(best), len(worst)) == (positives, negatives)
+
+
+@given(st.lists(st.integers(-5, 0), min_size=1, max_size=12))
+@settings(max_examples=200, deadline=None)
+def test_ranks_are_competition_ranks(values) -> None:
+    ordered = sorted(map(float, values), reverse=True)
+    assert ranks_of(ordered) == [1 + sum(w > v for w in ordered) for v in ordered]

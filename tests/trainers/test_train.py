@@ -1,0 +1,276 @@
+"""Whole trainings: they learn what the LM prefers, resume, and say what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from iclkit.errors import DataError, UsageError
+from iclkit.pool import Pool, Retriever, load_embedder
+from iclkit.records import Query
+from iclkit.selectors import Kit, make_selector
+from iclkit.testing import conflicting_tasks, shuffled_judge
+from iclkit.trainers import Trained, Training, corpus_of_tasks, preset
+
+LEARNS = {"candidates": "random:16", "learning_rate": 0.1, "epochs": 15, "temperature": 0.2, "judge_every": 30,
+          "patience": 0, "queries": 120, "held_out": 40, "report": 60, "batch_size": 16}  # fmt: skip
+REWARD = {"reward_learning_rate": 2e-4, "reward_epochs": 8, "reward_negatives": 3, "reward_batch_size": 16,
+          "negatives": 8, "positives": 2}  # fmt: skip
+QUICK = {"candidates": "random:8", "learning_rate": 2e-2, "max_steps": 8, "temperature": 0.1, "judge_every": 2,
+         "patience": 0, "queries": 32, "held_out": 8, "report": 10, "reward_max_steps": 6, "reward_negatives": 3,
+         "hard_negatives": 1, "list_size": 4, "negatives": 3, "positives": 2, "batch_size": 8}  # fmt: skip
+
+
+def train(method: str, judge: Any, tasks: list[Any], out: Path, base: Path, reward: Path, **settings: Any) -> Trained:
+    config = preset(method, **{"base": str(base), "reward_base": str(reward), "iterations": 1, **settings})
+    return Training(corpus_of_tasks(tasks, config), judge, out, config).run()
+
+
+def gains(trained: Trained) -> dict[tuple[str, str], float]:
+    (report,) = trained.reports
+    return {(w.name, w.pool): w.gain.value for w in report.ways}
+
+
+def recall(trained: Trained, task: Any, judge: Any) -> float:
+    """Share of test rows whose nearest train row helps."""
+    view = Pool.of(task.train).view()
+    chooser = make_selector("knn").fit(view, Kit(embedder=load_embedder(str(trained.folder)), task=task.name))
+    picks = chooser.select_many([Query(e.input) for e in task.test], 1)
+    near = [view.examples[view.row_of(s.ids[0])] for s in picks]
+    return float(np.mean([judge.helps(e.text, n) for e, n in zip(task.test, near, strict=True)]))
+
+
+def learns(method: str, task: Any, judge: Any, out: Path, base: Path, reward: Path, least: float) -> None:
+    trained = train(method, judge, [task], out, base, reward, **LEARNS, **(REWARD if method == "llm-r" else {}))
+    found = gains(trained)
+    for pool in ("among the candidates", "from the whole pool"):
+        for other in ("bm25", "knn, untrained"):
+            assert found[method, pool] > found[other, pool] + 0.4, (pool, other)
+    assert recall(trained, task, judge) >= least
+    (report,) = trained.reports
+    assert 0.5 < report.captured.low <= report.captured.value <= 1
+
+
+@pytest.mark.parametrize("method", ["epr", "udr"])
+def test_a_method_finds_what_helps_where_likeness_misleads(method, mode_task, bag, bert, tmp_path) -> None:
+    learns(method, *mode_task, tmp_path / "out", bag, bert, 0.85)
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_llm_r_finds_what_helps_where_likeness_misleads(mode_task, bag, minilm_path, tmp_path) -> None:
+    """Its reward model has to compare texts word by word, which a tiny one does not learn from so little."""
+    learns("llm-r", *mode_task, tmp_path / "out", bag, minilm_path, 0.75)
+
+
+@pytest.mark.parametrize("method", ["epr", "udr", "llm-r"])
+def test_shuffled_feedback_teaches_nothing(method, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    settings = {**LEARNS, **(REWARD if method == "llm-r" else {}), "epochs": 6, "reward_epochs": 2}
+    trained = train(method, shuffled_judge(judge), [task], tmp_path / "out", bag, bert, **settings)
+    assert recall(trained, task, judge) < 0.55  # by chance 1 / 4
+    (report,) = trained.reports
+    assert report.captured.low < 0.15
+
+
+def test_the_oracle_is_never_beaten_and_random_gains_nothing(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    trained = train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK)
+    (report,) = trained.reports
+    among = {w.name: w.gain.value for w in report.ways if w.pool == "among the candidates"}
+    assert among["random"] == 0
+    assert max(among, key=among.get) == "oracle"
+
+
+def test_an_instruction_tells_conflicting_tasks_apart(tmp_path, encoders) -> None:
+    tasks, judge = conflicting_tasks(120, 30)
+    words = [t for task in tasks for t in encoders.texts_of(task)] + [f"{t.card.description}:" for t in tasks]
+    base = encoders.tiny_bert(tmp_path / "bert", words)
+    # a bag of words cannot let an instruction change what a word means; attention can
+    settings = {**LEARNS, "queries": 80, "held_out": 20, "report": 30, "learning_rate": 2e-3, "epochs": 24,
+                "list_size": 4, "positives": 2, "negatives": 2, "judge_every": 60, "temperature": 0.1}  # fmt: skip
+    told = train("udr", judge, [*tasks], tmp_path / "told", base, base, **settings, instruct="both")
+    bare = train("udr", judge, [*tasks], tmp_path / "bare", base, base, **settings, instruct="none")
+    mean = {
+        name: float(np.mean([next(w.gain.value for w in r.ways if w.name == "udr") for r in trained.reports]))
+        for name, trained in (("told", told), ("bare", bare))
+    }
+    assert mean["told"] > mean["bare"]
+
+
+# -- the folder --
+
+
+def test_the_folder_is_a_plain_sentence_transformers_model(mode_task, bag, bert, tmp_path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    task, judge = mode_task
+    trained = train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK)
+    retriever = load_embedder(str(trained.folder))
+    assert isinstance(retriever, Retriever)
+    assert retriever.seen == (task.name,)
+    plain = SentenceTransformer(str(trained.folder), device="cpu")
+    example = task.train[0]
+    text = retriever.document_text(example)
+    assert text == f"{example.text}\t{example.output}"
+    np.testing.assert_allclose(plain.encode([text]), retriever.encode_documents([text]), atol=1e-5)
+    card = json.loads((trained.folder / "iclkit.json").read_text())
+    assert card["config"]["queries"] == 32
+    assert card["pool"]["size"] == len({e.id for e in task.train})
+    assert task.name in (trained.folder / "README.md").read_text()
+
+
+def test_two_towers_and_inner_products_rank_as_in_training(mode_task, bert, tmp_path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    task, judge = mode_task
+    settings = {**QUICK, "towers": 2, "similarity": "dot", "temperature": 1.0, "max_steps": 4, "learning_rate": 1e-4}
+    trained = train("epr", judge, [task], tmp_path / "out", bert, bert, **settings)
+    retriever = load_embedder(str(trained.folder), dtype="fp32")
+    model = SentenceTransformer(str(trained.folder), device="cpu")
+    documents = [retriever.document_text(e) for e in task.train[:50]]
+    queries = [e.text for e in task.test[:20]]
+    raw = model.encode_query(queries) @ model.encode_document(documents).T
+    found = retriever.encode_queries(queries) @ retriever.encode_documents(documents).T
+    assert (raw.argmax(1) == found.argmax(1)).all()
+    assert not np.allclose(model.encode_query(queries[:1]), model.encode_document(queries[:1]))
+
+
+def test_eval_marks_a_retriever_that_has_seen_the_task(mode_task, bag, bert, tmp_path) -> None:
+    from dataclasses import replace
+
+    from iclkit.eval import evaluate
+    from iclkit.report import leaderboard
+
+    task, judge = mode_task
+    embedder = load_embedder(str(train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK).folder))
+    pool = Pool.of(task.train)
+    seen = evaluate(task, "knn", judge, pool=pool, k=1, embedder=embedder, limit=10)
+    unseen = evaluate(replace(task, name="another"), "knn", judge, pool=pool, k=1, embedder=embedder, limit=10)
+    notes = [line.notes for run in (seen, unseen) for g in leaderboard([run]).groups for line in g.lines]
+    assert any("was trained on this task" in n for n in notes[0])
+    assert not notes[1]
+
+
+# -- again, and after a kill --
+
+
+def test_the_same_training_gives_the_same_weights_and_asks_nothing_twice(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    first = train("udr", judge, [task], tmp_path / "a", bag, bert, **QUICK, iterations=2)
+    again = train("udr", judge, [task], tmp_path / "b", bag, bert, **QUICK, iterations=2)
+    weights = [(t.folder / "model.safetensors").read_bytes() for t in (first, again)]
+    assert weights[0] == weights[1]
+    assert first.reports == again.reports
+    asked = len(judge.scored)
+    finished = train("udr", judge, [task], tmp_path / "a", bag, bert, **QUICK, iterations=2)
+    assert finished.reports == first.reports
+    assert len(judge.scored) == asked
+
+
+def test_a_later_iteration_adds_candidates_and_scores_only_those(mode_task, bag, bert, tmp_path) -> None:
+    task, _ = mode_task
+    from iclkit.testing import hidden_mode_task
+
+    judge = hidden_mode_task(200, 60, modes=4, forms=3)[1]
+    config = preset("udr", **{**QUICK, "base": str(bag), "iterations": 2})
+    training = Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config)
+    seen: list[dict[int, list[tuple[int, float]]]] = []
+    gather = training.method.gather
+
+    def spy(*args: Any) -> Any:
+        seen.append(gather(*args))
+        return seen[-1]
+
+    training.method.gather = spy
+    training.run()
+    asked = [(r.context, r.continuation) for r in judge.scored]
+    assert len(asked) == len({*asked})
+    for row, own in seen[0].items():
+        assert {r for r, _ in own} <= {r for r, _ in seen[1][row]}
+        assert max(v for _, v in seen[1][row]) >= max(v for _, v in own)
+        assert row not in {r for r, _ in seen[1][row]}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from iclkit.testing import hidden_mode_task
+from iclkit.trainers import Training, corpus_of_tasks, preset
+method, out, base, reward, step, count = sys.argv[1:]
+settings = eval(os.environ["SETTINGS"])
+task, judge = hidden_mode_task(200, 60, modes=4, forms=3)
+config = preset(method, **{**settings, "base": base, "reward_base": reward, "iterations": 1})
+
+def bar(title):
+    def report(done, total):
+        if step in title and done >= int(count):
+            os.kill(os.getpid(), signal.SIGKILL)
+    return report
+
+training = Training(corpus_of_tasks([task], config), judge, Path(out), config, bar=bar)
+training.run()
+print("SCORED", len(judge.scored), len(training.session.feedback.ledger))
+"""
+
+
+@pytest.mark.parametrize(
+    ("method", "step", "count"),
+    [("epr", "feedback", 1), ("epr", "training", 5), ("llm-r", "reward model", 3), ("llm-r", "training", 5)],
+)
+def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_task, bag, bert, tmp_path) -> None:
+    def run(out: str, step: str, count: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED, method, str(tmp_path / out), str(bag), str(bert), step, str(count)]
+        env = {**os.environ, "SETTINGS": repr(QUICK)}
+        return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+
+    killed = run("broken", step, count)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "broken").exists()
+    resumed, whole = run("broken", "never", 0), run("whole", "never", 0)
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr
+    counts = [int(done.stdout.split("SCORED ")[1].split()[0]) for done in (resumed, whole)]
+    assert counts[0] < counts[1]  # what the killed one had scored was not asked again
+    cards = [json.loads((tmp_path / name / "iclkit.json").read_text()) for name in ("broken", "whole")]
+    assert cards[0]["report"] == cards[1]["report"]
+    assert cards[0]["training"][0]["judged"] == cards[1]["training"][0]["judged"]
+    broken, whole_one = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole"))
+    assert broken == whole_one
+
+
+def test_other_settings_need_restart_and_keep_scores(mode_task, bag, bert, tmp_path) -> None:
+    from iclkit.testing import hidden_mode_task
+
+    task, _ = mode_task
+    judge = hidden_mode_task(200, 60, modes=4, forms=3)[1]
+    config = preset("epr", **{**QUICK, "base": str(bag)})
+    Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config).score()
+    asked = len(judge.scored)
+    other = preset("epr", **{**QUICK, "base": str(bag), "batch_size": 4})
+    with pytest.raises(UsageError, match="batch_size was 8"):
+        Training(corpus_of_tasks([task], other), judge, tmp_path / "out", other)
+    again = Training(corpus_of_tasks([task], other), judge, tmp_path / "out", other, restart=True)
+    again.score()
+    assert len(judge.scored) == asked
+    again.run()
+    with pytest.raises(DataError, match="holds a retriever of another training"):
+        Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config)
+
+
+def test_a_folder_with_something_else_is_left_alone(mode_task, bag, tmp_path) -> None:
+    task, judge = mode_task
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    config = preset("epr", **{**QUICK, "base": str(bag)})
+    with pytest.raises(DataError, match="holds something else"):
+        Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    assert not (tmp_path / "out.work").exists()
