@@ -37,6 +37,22 @@ def bag_encoder(folder: Path, texts: list[str], dim: int = 96) -> Path:
     return folder
 
 
+def layered_encoder(folder: Path, texts: list[str]) -> Path:
+    """A bag of words with two layers on top, so that one word can change what another means."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Dense, StaticEmbedding
+
+    torch.manual_seed(0)
+    modules = [
+        StaticEmbedding(word_tokenizer(texts), embedding_dim=128),
+        Dense(128, 256, activation_function=torch.nn.ReLU()),
+        Dense(256, 96, activation_function=torch.nn.Identity()),
+    ]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 def tiny_bert(folder: Path, texts: list[str]) -> Path:
     """A two-layer BERT with random weights and words as tokens, without dropout."""
     import torch
