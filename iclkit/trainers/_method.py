@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -61,9 +62,11 @@ class Session:
 
     def course_of(self, row: int) -> Course:
         """The course a row belongs to."""
-        if not hasattr(self, "_course_of"):
-            self._course_of = self.corpus.course_of()
-        return self.corpus.courses[int(self._course_of[row])]
+        return self.corpus.courses[int(self._courses[row])]
+
+    @cached_property
+    def _courses(self) -> NDArray[np.int64]:
+        return self.corpus.course_of()
 
 
 class Method(ABC):
