@@ -63,7 +63,7 @@ class Retriever:
     def __init__(self, inner: Embedder, rendering: Rendering, card: Mapping[str, Any], task: str = "") -> None:
         self.inner, self.rendering, self.card, self.task = inner, rendering, card, task
         self.name = inner.name
-        self.seen = tuple(str(t["name"]) for t in card.get("tasks", ()))
+        self.seen = _seen(card)
         mark: list[Json] = [inner.fingerprint, digest(asdict(rendering)), task if rendering.instructions else ""]
         self.fingerprint = digest(mark)
         self.dim = inner.dim + bool(rendering.radius)
@@ -115,18 +115,38 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
         found = int(card["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file} is no retriever's card ({error}); train again, or remove it") from error
+        if found <= FORMAT:
+            _rendering(card)
+            _seen(card)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"no field {error}" if isinstance(error, KeyError) else error
+        raise ModelError(f"{file} is no retriever's card ({why}); train again, or remove it") from error
     if found > FORMAT:
         raise ModelError(f"{file} has format {found}, made by a newer iclkit; this one reads up to {FORMAT}")
     return dict(card)
 
 
 def as_retriever(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
-    """The embedder of a folder with its card. ModelError when the card says nothing readable of its texts."""
-    try:
-        told = dict(card["rendering"])
-        rendering = replace(Rendering(), **{**told, "instruct": tuple(told.get("instruct", ()))})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{CARD} of {inner.name!r} says not how texts are written ({error}); train again") from error
-    return Retriever(inner, rendering, card)
+    """The embedder of a folder with its card, from ``read_card``."""
+    return Retriever(inner, _rendering(card), card)
+
+
+def _rendering(card: Mapping[str, Any]) -> Rendering:
+    """How the card says texts are written. KeyError, TypeError, AttributeError or ValueError for one that is broken."""
+    told = dict(card["rendering"])
+    found = replace(Rendering(), **{**told, "instruct": tuple(told["instruct"])})
+    sound = {
+        "document": found.document in ("input", "input+output"),
+        "separator": isinstance(found.separator, str),
+        "instructions": all(isinstance(text, str) for text in found.instructions.values()),
+        "instruct": {*found.instruct} <= {"query", "document"},
+        "radius": 0 <= found.radius < float("inf"),
+    }
+    for name, good in sound.items():
+        if not good:
+            raise ValueError(f"rendering: {name} is {getattr(found, name)!r}")
+    return found
+
+
+def _seen(card: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(str(t["name"]) for t in card.get("tasks", ()))
