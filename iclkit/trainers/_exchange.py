@@ -5,6 +5,7 @@
   ``answers``, ``task_name`` and ``positives``/``negatives`` with ``doc_id`` and ``score``. A document's id is its
   example's.
 - ``flagembedding``: a line per query: ``query``, ``pos``, ``neg``, ``pos_scores``, ``neg_scores``; documents by text.
+  Ours add ``query_id``, for inputs that stand in a pool more than once.
 
 The last two hold prompts of one demonstration and one number each: the value in nats.
 """
@@ -12,14 +13,15 @@ The last two hold prompts of one demonstration and one number each: the value in
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from iclkit.errors import DataError, UnknownName
 from iclkit.records import Example
 from iclkit.trainers._corpus import Course
-from iclkit.trainers._feedback import value
+from iclkit.trainers._feedback import Ask, value
 from iclkit.trainers._ledger import Told
 from iclkit.trainers._method import Session
 
@@ -52,19 +54,21 @@ def import_scores(s: Session, path: Path) -> int:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path} ({error})") from error
     reader = _Reader(s, path)
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: texts may hold other line separators
         if line.strip():
             reader.take(number, line)
-    for course, rows in reader.rows:
-        s.feedback.ledger.put(s.feedback.scope(course), rows)
-    return sum(len(rows) for _, rows in reader.rows)
+    for course in s.corpus.courses:
+        if rows := reader.rows.get(course.name):
+            s.feedback.ledger.put(s.feedback.scope(course), rows)
+    return sum(map(len, reader.rows.values()))
 
 
 def _lines(s: Session, course: Course, layout: str) -> Iterable[dict[str, Any]]:
     known = {e.id: e for e in (*s.corpus.examples, *course.report)}
+    own = {e.id for e in _asked_about(s, course)}  # courses with one template and label set share a scope
     by_query: dict[str, list[tuple[str, float]]] = {}
     for query, shown, told in s.feedback.ledger.rows(s.feedback.scope(course)):
-        if query not in known or any(i not in known for i in shown):
+        if query not in own or any(i not in known for i in shown):
             continue
         if layout == "iclkit":
             yield {
@@ -87,10 +91,18 @@ def _lines(s: Session, course: Course, layout: str) -> Iterable[dict[str, Any]]:
             }  # fmt: skip
         else:
             yield {
-                "query": known[query].text,
+                "query": known[query].text, "query_id": query,
                 "pos": [_document(known[i]) for i, _ in best], "neg": [_document(known[i]) for i, _ in rest],
                 "pos_scores": [v for _, v in best], "neg_scores": [v for _, v in rest],
             }  # fmt: skip
+
+
+def _asked_about(s: Session, course: Course) -> list[Example]:
+    """What can be a query of a course: its training queries, held-out ones, report rows, then its other rows."""
+    rows = dict.fromkeys([*course.queries.tolist(), *course.held_out.tolist(), *course.rows.tolist()])
+    some = [s.corpus.examples[r] for r in rows]
+    drawn = len(course.queries) + len(course.held_out)
+    return [*some[:drawn], *course.report, *some[drawn:]]
 
 
 def _document(example: Example) -> str:
@@ -98,15 +110,26 @@ def _document(example: Example) -> str:
 
 
 class _Reader:
-    """Lines of any layout to ledger rows; texts and ids are looked up in the pool."""
+    """Lines of any layout to ledger rows, by course; texts and ids are looked up in the pool.
+
+    A text that stands there more than once means the row that is asked about, and a document of the query's task.
+    """
 
     def __init__(self, s: Session, path: Path) -> None:
         self.s, self.path = s, path
-        every = [(c, e) for c in s.corpus.courses for e in (*(s.corpus.examples[int(r)] for r in c.rows), *c.report)]
-        self.by_id: dict[str, tuple[Course, Example]] = {e.id: (c, e) for c, e in every}
-        self.by_text = {e.text: e.id for _, e in every}
-        self.by_document = {_document(e): e.id for _, e in every}
-        self.rows: list[tuple[Course, list[tuple[str, list[str], Told]]]] = []
+        self.rows: dict[str, list[tuple[str, list[str], Told]]] = {}
+        self._query: dict[str, tuple[Course, Example]] = {}
+        self._text: dict[str, str] = {}
+        self._document: dict[str, str] = {}
+        self._shown: dict[tuple[str, str], str] = {}
+        self._ids = {e.id for e in s.corpus.examples}
+        for course in s.corpus.courses:
+            for e in _asked_about(s, course):
+                self._query.setdefault(e.id, (course, e))
+                self._text.setdefault(e.text, e.id)
+            for e in (s.corpus.examples[r] for r in course.rows.tolist()):
+                self._document.setdefault(_document(e), e.id)
+                self._shown.setdefault((course.name, _document(e)), e.id)
 
     def take(self, number: int, line: str) -> None:
         """One line. DataError for one that cannot be used."""
@@ -117,49 +140,104 @@ class _Reader:
             raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
         if not isinstance(data, dict):
             raise DataError(f"{where}: not an object with fields")
-        try:
-            if "logprobs" in data:
-                self._own(data, where)
-            elif "positives" in data:
-                pairs = [
-                    (i, float(v))
-                    for part in ("positives", "negatives")
-                    for i, v in zip(data[part]["doc_id"], data[part]["score"], strict=True)
-                ]
-                self._ranked(str(data["query_id"]), pairs, where, "query_id")
-            elif "pos" in data:
-                documents = [*data["pos"], *data["neg"]]
-                values = [*data["pos_scores"], *data["neg_scores"]]
-                pairs = [
-                    (self._known(self.by_document, d, where, "pos or neg"), float(v))
-                    for d, v in zip(documents, values, strict=True)
-                ]
-                self._ranked(self._known(self.by_text, data["query"], where, "query"), pairs, where, "query")
-            else:
-                raise DataError(f"{where}: has neither logprobs, positives nor pos; see the layouts of scores")
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{where}: a field is missing or is no number ({error})") from error
+        if "logprobs" in data:
+            self._own(_Line(where, data))
+        elif "positives" in data:
+            self._llm_r(_Line(where, data))
+        elif "pos" in data:
+            self._flagembedding(_Line(where, data))
+        else:
+            raise DataError(f"{where}: has neither field logprobs, positives nor pos; see the layouts of scores")
 
-    def _own(self, data: Mapping[str, Any], where: str) -> None:
-        course, query = self._known(self.by_id, data["query"], where, "query")
-        options, logprobs = tuple(data["options"]), tuple(map(float, data["logprobs"]))
-        gold = int(data["gold"])
-        if options != (expected := self.s.feedback.scope(course).options):
-            raise DataError(f"{where}: field options is {[*options]}, and for task {course.name!r} it is {[*expected]}")
-        if len(data["tokens"]) != len(logprobs) or not 0 <= gold < len(logprobs):
-            raise DataError(f"{where}: fields logprobs, tokens and gold do not fit together")
-        shown = [self._known(self.by_id, i, where, "shown")[1].id for i in data["shown"]]
-        self.rows.append((course, [(query.id, shown, Told(logprobs, tuple(map(int, data["tokens"])), gold))]))
+    def _own(self, line: _Line) -> None:
+        course, query = self._asked(line, "query")
+        if line.text("task") != course.name:
+            line.fail("task", f"is {line.text('task')!r}, and the query is of task {course.name!r}")
+        options = [*self.s.feedback.scope(course).options]
+        if line.get("options") != options:
+            line.fail("options", f"is {line.get('options')!r}, and for task {course.name!r} it is {options}")
+        answers = self.s.feedback.options(course, Ask(query, ()))
+        logprobs, tokens = line.numbers("logprobs", len(answers)), line.numbers("tokens", len(answers))
+        if any(t < 1 or t != int(t) for t in tokens):
+            line.fail("tokens", f"is {line.get('tokens')!r}; give whole numbers from 1 on")
+        gold = answers.index(query.output)
+        if line.get("gold") != gold:
+            line.fail("gold", f"is {line.get('gold')!r}, and the query's output is option {gold}")
+        self._keep(course, query, self._documents(line, "shown"), Told((*logprobs,), (*map(int, tokens),), gold))
 
-    def _ranked(self, query_id: str, pairs: list[tuple[str, float]], where: str, field: str) -> None:
-        course, query = self._known(self.by_id, query_id, where, field)
-        found = [
-            (query.id, [self._known(self.by_id, str(i), where, "doc_id")[1].id], Told((v,), (1,), 0)) for i, v in pairs
-        ]
-        self.rows.append((course, found))
+    def _llm_r(self, line: _Line) -> None:
+        course, query = self._asked(line, "query_id")
+        for name in ("positives", "negatives"):
+            part = _Line(line.where, line.get(name), f"{name}.")
+            shown = self._documents(part, "doc_id")
+            for example_id, score in zip(shown, part.numbers("score", len(shown)), strict=True):
+                self._keep(course, query, [example_id], Told((score,), (1,), 0))
 
-    @staticmethod
-    def _known(table: Mapping[str, Any], key: str, where: str, field: str) -> Any:
-        if key not in table:
-            raise DataError(f"{where}: field {field} names {str(key)[:60]!r}, which the pool does not hold")
-        return table[key]
+    def _flagembedding(self, line: _Line) -> None:
+        if "query_id" in line.data:
+            course, query = self._asked(line, "query_id")
+        else:
+            text = line.text("query")
+            if text not in self._text:
+                line.fail("query", f"is {text[:60]!r}, which the pool does not hold")
+            course, query = self._query[self._text[text]]
+        for name in ("pos", "neg"):
+            documents = line.texts(name)
+            for text, score in zip(documents, line.numbers(f"{name}_scores", len(documents)), strict=True):
+                found = self._shown.get((course.name, text)) or self._document.get(text)
+                if found is None:
+                    line.fail(name, f"names {text[:60]!r}, which the pool does not hold")
+                self._keep(course, query, [found], Told((score,), (1,), 0))
+
+    def _keep(self, course: Course, query: Example, shown: Sequence[str], told: Told) -> None:
+        self.rows.setdefault(course.name, []).append((query.id, [*shown], told))
+
+    def _asked(self, line: _Line, field: str) -> tuple[Course, Example]:
+        found = self._query.get(line.text(field))
+        if found is None:
+            line.fail(field, f"names {line.text(field)[:60]!r}, which the pool does not hold")
+        return found
+
+    def _documents(self, line: _Line, field: str) -> list[str]:
+        shown = line.texts(field)
+        for example_id in shown:
+            if example_id not in self._ids:
+                line.fail(field, f"names {example_id[:60]!r}, which the pool does not hold")
+        return shown
+
+
+class _Line:
+    """One line's fields, checked; errors name file, line and field."""
+
+    def __init__(self, where: str, data: Any, prefix: str = "") -> None:
+        self.where, self.data, self._prefix = where, data, prefix
+        if not isinstance(data, Mapping):
+            raise DataError(f"{where}: field {prefix[:-1]} is {str(data)[:60]!r}, not an object with fields")
+
+    def fail(self, field: str, what: str) -> NoReturn:
+        raise DataError(f"{self.where}: field {self._prefix}{field} {what}")
+
+    def get(self, field: str) -> Any:
+        if field not in self.data:
+            self.fail(field, "is missing")
+        return self.data[field]
+
+    def text(self, field: str) -> str:
+        found = self.get(field)
+        if not isinstance(found, str):
+            self.fail(field, f"is {str(found)[:60]!r}, not a text")
+        return found
+
+    def texts(self, field: str) -> list[str]:
+        found = self.get(field)
+        if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+            self.fail(field, f"is {str(found)[:60]!r}, not a list of texts")
+        return found
+
+    def numbers(self, field: str, count: int) -> list[float]:
+        found = self.get(field)
+        if not isinstance(found, list) or not all(isinstance(x, int | float) and x < math.inf for x in found):
+            self.fail(field, f"is {str(found)[:60]!r}, not a list of numbers")
+        if len(found) != count:
+            self.fail(field, f"has {len(found)} numbers; {count} are wanted")
+        return [float(x) for x in found]

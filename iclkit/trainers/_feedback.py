@@ -81,7 +81,7 @@ class Feedback:
     def _prompt(self, course: Course, ask: Ask) -> tuple[str, str, bool]:
         """Text, answer prefix, and whether every demonstration fits."""
         query = Query(ask.query.input, ask.query.choices, id=ask.query.id)
-        longest = max((course.template.answer(o, ask.query.choices) for o in self._options(course, ask)), key=len)
+        longest = max((course.template.answer(o, ask.query.choices) for o in self.options(course, ask)), key=len)
         prompt = assemble(
             course.template,
             query,
@@ -93,7 +93,8 @@ class Feedback:
         )
         return prompt.text, prompt.answer_prefix, not prompt.dropped
 
-    def _options(self, course: Course, ask: Ask) -> tuple[str, ...]:
+    def options(self, course: Course, ask: Ask) -> tuple[str, ...]:
+        """The answers that are scored for a prompt. DataError when the right one is not among the labels."""
         alone = (ask.query.output,)
         options = (course.labels or ask.query.choices or alone) if self.labels else alone
         if ask.query.output not in options:
@@ -111,7 +112,7 @@ class Feedback:
             if not whole:
                 self.skipped += 1
                 continue
-            options = self._options(course, ask)
+            options = self.options(course, ask)
             missing[n] = len(options)
             owner += [n] * len(options)
             answers = (course.template.answer(o, ask.query.choices) for o in options)
@@ -128,7 +129,7 @@ class Feedback:
                 n = owner[i]
                 missing[n] -= 1
                 if not missing[n]:
-                    ask, options = asks[n], self._options(course, asks[n])
+                    ask, options = asks[n], self.options(course, asks[n])
                     own = [scores[j] for j in range(first[n], first[n] + len(options))]
                     out[n] = told = Told(
                         tuple(s.logprob for s in own), tuple(s.tokens for s in own), options.index(ask.query.output)
