@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from iclkit import models
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, NeedError, UsageError
 from iclkit.lm import LM, Progress
 from iclkit.pool import CARD, Rendering, Retriever, load_embedder
 from iclkit.records import digest
@@ -33,6 +34,7 @@ _METHODS = {
     "se2": ("_se2", "Se2"),
     "ceil": ("_ceil", "CEIL"),
 }
+_NOTE = "training.json"
 _RADIUS_ROWS = 2000  # rows looked at for the longest vector
 
 
@@ -43,6 +45,12 @@ class Trained:
     folder: Path
     card: Mapping[str, Any]
     reports: tuple[TaskReport, ...]
+
+
+def check_extra() -> None:
+    """NeedError unless the extra that the sentence-transformers trainers need is installed."""
+    if find_spec("datasets") is None:
+        raise NeedError("training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'")
 
 
 def make_method(config: TrainConfig) -> Method:
@@ -56,8 +64,10 @@ class Training:
     """One training, prepared: ``price`` says what it will cost, ``score`` asks the LM, ``run`` does everything.
 
     Work is kept in ``OUT.work`` beside ``out``: the ledger (or ``ledger``, which trainings may share), checkpoints and
-    models of iterations. The same call again goes on where the last one stopped. DataError when ``out`` holds
-    something else; UsageError when its work was begun with other settings and ``restart`` is not given.
+    models of iterations. The same call again goes on where the last one stopped. ``dry``: for a look at the price or
+    at the scores; no file is made or changed, and what is scored is forgotten. DataError when ``out`` holds something
+    else; UsageError when its work was begun with other settings and ``restart`` is not given; NeedError without the
+    extra that training needs.
     """
 
     def __init__(
@@ -69,19 +79,24 @@ class Training:
         *,
         ledger: Path | None = None,
         restart: bool = False,
+        dry: bool = False,
         tracker: str = "none",
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
         bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
     ) -> None:
+        check_extra()
         self.out, self.config, self.say = out, config, say
-        self.work = out.with_name(out.name + ".work")
+        self.work = _beside(out, ".work")
+        self._kept = ledger or self.work / "ledger.db"
         self.key = digest(
             [config.as_dict(), corpus.view.hash, [c.hash for c in corpus.courses], lm.fingerprint,
              [[c.instruction, [*c.labels]] for c in corpus.courses]]
         )  # fmt: skip
         self.finished = self._finished()
         if not self.finished:
-            self._open_work(restart)
+            self._check_work(restart)
+            if not dry:
+                self._open_work(restart)
         instructions = {c.name: c.instruction.rstrip(":") + ":" for c in corpus.courses}
         sides = {"none": (), "both": ("query", "document"), "document": ("document",)}[config.instruct]
         rendering = Rendering(config.document, "\t", instructions if sides else {}, sides)
@@ -92,7 +107,7 @@ class Training:
         self.session = Session(
             config,
             corpus,
-            Feedback(lm, Ledger(ledger or self.work / "ledger.db"), labels=config.value == "share"),
+            Feedback(lm, Ledger.copy(self._kept) if dry else Ledger(self._kept), labels=config.value == "share"),
             Miner(corpus, config.data_seed, self.base),
             rendering,
             self.work,
@@ -129,11 +144,11 @@ class Training:
         retriever = self._retriever(model)
         s.rendering = retriever.rendering
         reports = tuple(report_on(s, c, self.base, retriever) for c in s.corpus.courses if c.report)
-        if not _main_process():
+        if not _processes().is_main_process:
             return Trained(self.out, {}, reports)
         source = f"{type(self.method).source}"
         card = card_of(s, s.feedback.lm.name, source, history, reports, self.key)
-        part = self.out.with_name(self.out.name + ".part")
+        part = _beside(self.out, ".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(model, part)
         write_card(part, card, reports)
@@ -150,7 +165,8 @@ class Training:
 
         s, folder = self.session, self.work / f"model-{iteration}"
         before = live_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
-        gathered = self.method.gather(s, iteration, before)
+        with _processes().main_process_first():  # the others find its scores in the ledger
+            gathered = self.method.gather(s, iteration, before)
         facts = self.work / f"fit-{iteration}.json"
         if folder.is_dir() and facts.is_file():
             return dict(json.loads(facts.read_text()))
@@ -174,9 +190,10 @@ class Training:
         told = {"iteration": iteration + 1, "before": before_gain, **told}
         if told["best"] is not None:
             self.say(f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats")
-        if _main_process():
+        if _processes().is_main_process:
             facts.write_text(json.dumps(told))
             save_model(model, folder)
+        _processes().wait_for_everyone()
         return told
 
     def _retriever(self, model: Path) -> Retriever:
@@ -193,8 +210,8 @@ class Training:
     def _finished(self) -> bool:
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return False
-        card = self.out / CARD
-        key = json.loads(card.read_text(encoding="utf-8")).get("key") if card.is_file() else None
+        told = _read_json(self.out / CARD)
+        key = told.get("key") if told else None
         if key != self.key:
             what = "a retriever of another training" if key else "something else"
             raise DataError(f"{self.out} holds {what}; give another --out, or remove it")
@@ -222,32 +239,53 @@ class Training:
         )
         return Trained(self.out, card, reports)
 
+    def _check_work(self, restart: bool) -> None:
+        if restart or not (self.work / _NOTE).is_file():
+            return
+        told, settings = _read_json(self.work / _NOTE) or {}, self.config.as_dict()
+        if told.get("key") != self.key:
+            was = {k: v for k, v in told.get("config", {}).items() if settings.get(k) != v}
+            how = ", ".join(f"{k} was {v}" for k, v in was.items()) or "other data, LM or instructions"
+            raise UsageError(
+                f"{self.work} holds a training begun with other settings ({how}); give --restart to begin again "
+                f"(scores are kept), or another --out"
+            )
+
     def _open_work(self, restart: bool) -> None:
+        note = self.work / _NOTE
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"cannot work in {self.work} ({error.strerror}); give another --out") from error
-        note = self.work / "training.json"
-        settings = self.config.as_dict()
-        if note.is_file():
-            told = json.loads(note.read_text(encoding="utf-8"))
-            if told["key"] != self.key and not restart:
-                was = {k: v for k, v in told["config"].items() if settings.get(k) != v}
-                how = ", ".join(f"{k} was {v}" for k, v in was.items()) or "other data, LM or instructions"
-                raise UsageError(
-                    f"{self.work} holds a training begun with other settings ({how}); give --restart to begin again "
-                    f"(scores are kept), or another --out"
-                )
-            if told["key"] != self.key or restart:
+            if restart and note.is_file():
+                keep = ["ledger.db", *([self._kept.name] if self._kept.absolute().parent == self.work else [])]
                 for path in self.work.iterdir():
                     if path.is_dir():
                         shutil.rmtree(path)
-                    elif not path.name.startswith("ledger.db"):
+                    elif not path.name.startswith(tuple(keep)):
                         path.unlink()
-        note.write_text(json.dumps({"key": self.key, "config": settings}))
+            part = note.with_suffix(".part")
+            part.write_text(json.dumps({"key": self.key, "config": self.config.as_dict()}), encoding="utf-8")
+            part.replace(note)
+        except OSError as error:
+            raise DataError(f"cannot work in {self.work} ({error.strerror}); give another --out") from error
 
 
-def _main_process() -> bool:
+def _beside(out: Path, ending: str) -> Path:
+    """``out`` with an ending; absolute first, for a path like "." that has no name."""
+    out = out.absolute()
+    return out.with_name(out.name + ending)
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    """An object of JSON; None where there is no such file, or one that is something else."""
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
+
+
+def _processes() -> Any:
+    """This process among those of ``accelerate launch``; alone without it."""
     from accelerate import PartialState
 
-    return bool(PartialState().is_main_process)
+    return PartialState()
