@@ -27,18 +27,13 @@ class LLMR(CandidateMethod):
 
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
         """The LM's values, then a reward model trained on them, then its logit for every candidate."""
-        ranked = super().gather(s, iteration, retriever)
-        if s.config.label_rule:
-            ranked = {row: self._by_label(s, row, own) for row, own in ranked.items()}
-        return self._rewarded(s, ranked, iteration)
+        return self._rewarded(s, super().gather(s, iteration, retriever), iteration)
 
     def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
         """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits."""
         from iclkit.trainers._fit import Lesson
 
-        best, worst = ends(ranked, s.config.positives, s.config.negatives)
-        if s.config.label_rule:
-            worst = [r for r in worst if not self._same_label(s, row, r)]
+        best, worst = eligible_ends(s, row, ranked, s.config.positives, s.config.negatives)
         count = s.config.hard_negatives
         if not best or len(worst) < count:
             return None
@@ -57,16 +52,6 @@ class LLMR(CandidateMethod):
             )
 
         return loss
-
-    def _by_label(self, s: Session, row: int, own: list[tuple[int, float]]) -> list[tuple[int, float]]:
-        judged = [(r, v if self._same_label(s, row, r) else v + OTHER) for r, v in own]
-        return sorted(judged, key=lambda rv: (-rv[1], rv[0]))
-
-    @staticmethod
-    def _same_label(s: Session, row: int, other: int) -> bool:
-        if not s.course_of(row).labels:
-            return row != other and s.course_of(row).name == s.course_of(other).name
-        return s.corpus.examples[row].output == s.corpus.examples[other].output
 
     def _rewarded(self, s: Session, ranked: Ranked, iteration: int) -> Ranked:
         """The same candidates by the reward model, which is trained unless this iteration's rewards are there."""
@@ -102,7 +87,7 @@ class LLMR(CandidateMethod):
         while (len(out) < wanted) if wanted else (epoch < s.config.reward_epochs):
             made: dict[str, list[Group]] = {}
             for row, own in ranked.items():
-                best, worst = ends(own, s.config.positives, max(count, s.config.negatives))
+                best, worst = eligible_ends(s, row, own, s.config.positives, max(count, s.config.negatives))
                 if not best or len(worst) < count:
                     continue
                 rng = s.rng("reward", s.corpus.examples[row].id, epoch)
@@ -114,6 +99,22 @@ class LLMR(CandidateMethod):
             out += in_batches(s, made, s.config.reward_batch_size, epoch)
             epoch += 1
         return out[: wanted or None]
+
+
+def eligible_ends(
+    s: Session, row: int, ranked: list[tuple[int, float]], positives: int, negatives: int
+) -> tuple[list[int], list[int]]:
+    """``ends``, with positives of the query's task alone and, by ``label_rule``, of its label, which no negative has.
+
+    The rule is for tasks with labels.
+    """
+    course, examples = s.course_of(row), s.corpus.examples
+    strict = s.config.label_rule and bool(course.labels)
+    told = {r: examples[r].output == examples[row].output for r, _ in ranked}
+    near = {r: s.course_of(r).name == course.name and (told[r] or not strict) for r, _ in ranked}
+    judged = [(r, v if near[r] else v + OTHER) for r, v in ranked]
+    best, worst = ends(sorted(judged, key=lambda rv: (-rv[1], rv[0])), positives, negatives)
+    return [r for r in best if near[r]], [r for r in worst if not (strict and told[r])]
 
 
 def asked(s: Session, row: int) -> str:
