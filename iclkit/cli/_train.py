@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,8 +18,7 @@ from iclkit.cli._pool import conditions
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from iclkit.lm import Progress
-    from iclkit.trainers import Corpus, TrainConfig, Trained, Training
+    from iclkit.trainers import Corpus, TrainConfig, Trained
 
 
 @click.command()
@@ -88,18 +87,22 @@ def command(
     POOL is a pool file; TASK a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name. Several
     tasks train one retriever. A killed training goes on with the same command.
     """
-    from iclkit.trainers import parse_settings, preset
+    from iclkit.trainers import Training, check_extra, parse_settings, preset
 
     changed = {key: str(value) for key, value in conditions(settings, "--set").items()}
     config = preset(method, preset_name, **{"seed": seed, **parse_settings(changed)})
     if list_settings:
         click.echo(json.dumps(config.as_dict(), indent=2))
         return
+    check_extra()
     told = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
     corpus = _corpus(sources, config, template_text, told)
     lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads)
     with _bars() as bar:
-        training = _training(corpus, lm, out, config, ledger, restart, tracker, bar)
+        look = dry_run or bool(export_scores and not import_scores)
+        training = Training(
+            corpus, lm, out, config, ledger=ledger, restart=restart, dry=look, tracker=tracker, say=say, bar=bar
+        )
         if import_scores:
             from iclkit.trainers import import_scores as take
 
@@ -140,7 +143,7 @@ def _corpus(sources: tuple[str, ...], config: TrainConfig, template_text: str | 
     from iclkit.trainers import corpus_of_pool, corpus_of_tasks
 
     template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
-    pools = [s for s in sources if Path(s).is_file()]
+    pools = [s for s in sources if Path(s).is_file() or Path(s).suffix in (".db", ".sqlite")]
     if pools and len(sources) > 1:
         raise UsageError(f"{pools[0]} is a pool; give one pool alone, or tasks")
     if pools:
@@ -155,15 +158,6 @@ def _corpus(sources: tuple[str, ...], config: TrainConfig, template_text: str | 
     return replace(
         corpus, courses=tuple(replace(c, instruction=told.get(c.name, c.instruction)) for c in corpus.courses)
     )
-
-
-def _training(
-    corpus: Corpus, lm: Any, out: Path, config: TrainConfig, ledger: Path | None, restart: bool, tracker: str,
-    bar: Callable[[str], Progress | None],
-) -> Training:  # fmt: skip
-    from iclkit.trainers import Training
-
-    return Training(corpus, lm, out, config, ledger=ledger, restart=restart, tracker=tracker, say=say, bar=bar)
 
 
 @contextmanager

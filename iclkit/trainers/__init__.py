@@ -10,7 +10,7 @@ from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_ta
 from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
 from iclkit.trainers._feedback import Ask, Feedback, Price
 from iclkit.trainers._ledger import Ledger, Scope, Told
-from iclkit.trainers._train import Trained, Training
+from iclkit.trainers._train import Trained, Training, check_extra
 
 __all__ = [
     "LAYOUTS",
@@ -27,6 +27,7 @@ __all__ = [
     "TrainConfig",
     "Trained",
     "Training",
+    "check_extra",
     "corpus_of_pool",
     "corpus_of_tasks",
     "export_scores",

@@ -100,14 +100,24 @@ class TrainConfig:
             raise UnknownName("training method", self.method, METHODS)
         for name, low in (("queries", 0), ("held_out", 0), ("report", 0), ("iterations", 1), ("shots", 1),
                           ("positives", 1), ("negatives", 1), ("list_size", 2), ("batch_size", 1), ("patience", 0),
-                          ("judge_every", 1), ("max_tokens", 8), ("subsets", 2), ("neighbours", 2)):  # fmt: skip
-            if getattr(self, name) < low:
+                          ("judge_every", 1), ("max_tokens", 8), ("subsets", 2), ("neighbours", 2), ("seed", 0),
+                          ("data_seed", 0), ("hard_negatives", 0), ("top_sampled", 1), ("random_negatives", 0),
+                          ("max_steps", 0), ("reward_negatives", 1), ("reward_max_steps", 0), ("reward_batch_size", 1),
+                          ("margin", 0), ("weight_decay", 0), ("clip", 0), ("warmup", 0),
+                          ("contrastive_weight", 0), ("rank_weight", 0)):  # fmt: skip
+            if not getattr(self, name) >= low:  # "not >=" also catches nan
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         for name in ("temperature", "learning_rate", "reward_learning_rate", "trade_off"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if not self.epochs > 0 and not self.max_steps:
-            raise UsageError("epochs is 0 and max_steps too; give one of them")
+        for name in ("warmup", "rank_weight"):
+            if getattr(self, name) > 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; it is a share, at most 1")
+        for name, choices in _CHOICES.items():
+            _check_choice(name, getattr(self, name), choices)
+        for epochs, steps in (("epochs", "max_steps"), ("reward_epochs", "reward_max_steps")):
+            if not 0 < getattr(self, epochs) < float("inf") and not getattr(self, steps):
+                raise UsageError(f"{epochs} is {getattr(self, epochs)} and {steps} 0; give one of them above 0")
         if self.similarity == "cos" and self.temperature >= 1 and self.preset != "paper":
             raise UsageError(f"temperature is {self.temperature}; cosines need one well below 1, e.g. 0.05")
         sources(self.candidates)
@@ -195,21 +205,20 @@ def preset(method: str, name: str = "small", **settings: Any) -> TrainConfig:
         raise UnknownName("training method", method, METHODS)
     if name not in PRESETS:
         raise UnknownName("preset", name, PRESETS)
-    known = {f.name: f for f in dataclasses.fields(TrainConfig)}
     for key in settings:
-        if key not in known or key in ("method", "preset"):
-            raise UnknownName("training setting", key, [k for k in known if k not in ("method", "preset")])
+        if key not in _settings():
+            raise UnknownName("training setting", key, _settings())
     values = (_PAPER if name == "paper" else _SMALL)[method]
     return TrainConfig(method, name, **{**values, **settings})
 
 
 def parse_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
     """Settings given as text, by the type of their field. UsageError naming the setting that cannot be read."""
-    known = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    known = _settings()
     found: dict[str, Any] = {}
     for key, text in pairs.items():
         if key not in known:
-            raise UnknownName("training setting", key, [k for k in known if k not in ("method", "preset")])
+            raise UnknownName("training setting", key, known)
         default = known[key].default
         try:
             if isinstance(default, bool):
@@ -221,10 +230,19 @@ def parse_settings(pairs: Mapping[str, str]) -> dict[str, Any]:
         except (KeyError, ValueError):
             kind = "true or false" if isinstance(default, bool) else f"a number like {default}"
             raise UsageError(f"{key} is {text!r}; give {kind}") from None
-        choices = _CHOICES.get(key)
-        if choices and found[key] not in choices:
-            raise UsageError(f"{key} is {text!r}; choose from {', '.join(map(str, choices))}")
+        if key in _CHOICES:
+            _check_choice(key, found[key], _CHOICES[key])
     return found
+
+
+def _settings() -> dict[str, dataclasses.Field[Any]]:
+    """What can be set: all but the method and the preset, which come first."""
+    return {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in ("method", "preset")}
+
+
+def _check_choice(name: str, value: object, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise UsageError(f"{name} is {value!r}; choose from {', '.join(map(str, choices))}")
 
 
 _CHOICES: Mapping[str, tuple[Any, ...]] = {

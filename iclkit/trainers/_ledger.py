@@ -63,6 +63,16 @@ class Ledger:
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{path} cannot be used as a ledger ({error}); give another --out, or remove it") from error
 
+    @classmethod
+    def copy(cls, path: Path) -> Ledger:
+        """A ledger in memory with what a file holds, empty where there is none; the file stays as it is."""
+        ledger = cls(":memory:")
+        if path.is_file():
+            saved = cls(path)
+            saved._db.backup(ledger._db)
+            saved.close()
+        return ledger
+
     def close(self) -> None:
         """Close the file; what was put stays."""
         self._db.close()

@@ -1,0 +1,291 @@
+"""``iclkit train`` from the command line: one whole training with a fake LM, and all that can be asked wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from iclkit.pool import Pool
+from iclkit.records import Example
+from iclkit.testing import FakeLM, HashEmbedder
+
+from .eval_worlds import call, write_task
+
+pytest.importorskip("datasets", reason="training needs the train extra")
+SMALL = tuple(
+    word
+    for pair in ("queries=6", "held_out=2", "report=3", "candidates=random:4", "max_steps=2", "batch_size=3")
+    for word in ("--set", pair)
+)
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder that is a bag of random word vectors."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[UNK]", "train", "test", "owl", "cat", "dog", "eel", "fox", "hen", "cow", "bee", "pie", "ham", "jam",
+             "egg", "fig", "nut", "pea", "oat", *map(str, range(40)), "animal", "food"]  # fmt: skip
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bag") / "bag"
+    model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=16)], device="cpu")
+    model.save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+@pytest.fixture
+def lm(monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
+    """The LM is a fake; embedders are folders and stay what they are."""
+    fake = FakeLM()
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: fake)
+    monkeypatch.setattr("iclkit.cli._eval.fetch", lambda *a, **k: None)
+    return fake
+
+
+@pytest.fixture
+def light(lm: FakeLM, monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
+    """No model is read at all: for what is done before anything is trained."""
+    monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: home)
+    monkeypatch.setattr("iclkit.trainers._train.load_embedder", lambda *a, **k: HashEmbedder())
+    return lm
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> str:
+    return str(write_task(tmp_path / "things"))
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> str:
+    with Pool.open(tmp_path / "demos.db") as store:
+        store.add(
+            Example(f"{name} {n} {word}", label, task=name)
+            for name in ("first", "second")
+            for n in range(30)
+            for word, label in (("owl", "animal"), ("pie", "food"))
+        )
+    return str(tmp_path / "demos.db")
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# -- a whole training --
+
+
+def test_a_training_says_its_price_makes_a_folder_and_is_not_done_twice(lm, task, bag, tmp_path, capsys) -> None:
+    out = tmp_path / "made"
+    words = ("train", "epr", task, "--out", str(out), *SMALL, "--set", f"base={bag}")
+    code, stdout, stderr = call(*words, capsys=capsys)
+    assert code == 0, stderr
+    assert "32 prompts to score for a start, 0 of them known" in stderr
+    assert "things · one demonstration · 3 queries" in stdout
+    assert "oracle" in stdout
+    assert f"iclkit eval TASK -s knn --embedder {out}" in stderr
+    asked = len(lm.scored)
+    code, stdout, stderr = call(*words, "--json", capsys=capsys)
+    assert code == 0, stderr
+    assert "is finished; nothing to do" in stderr
+    card = json.loads(stdout)
+    assert (card["method"], card["lm"]["name"], card["folder"]) == ("epr", "fake", str(out))
+    assert card["config"]["max_steps"] == 2
+    assert len(lm.scored) == asked
+    code, stdout, stderr = call("select", str(out), "x", "--embedder", str(out), capsys=capsys)
+    assert code == 1  # a retriever is no pool
+
+
+def test_scores_are_made_first_exported_and_taken_by_another_training(light, task, tmp_path, capsys) -> None:
+    words = ("train", "epr", task, *SMALL)
+    code, stdout, stderr = call(*words, "--out", str(tmp_path / "a"), "--score-only", capsys=capsys)
+    assert (code, stdout) == (0, "")
+    assert "the ledger holds 24 scores" in stderr
+    before = tree(tmp_path / "a.work")
+    file = tmp_path / "scores.jsonl"
+    code, _, stderr = call(*words, "--out", str(tmp_path / "a"), "--export-scores", str(file), capsys=capsys)
+    assert code == 0
+    assert f"24 lines written to {file}" in stderr
+    assert before["training.json"] == tree(tmp_path / "a.work")["training.json"]
+    asked = len(light.scored)
+    code, _, stderr = call(
+        *words, "--out", str(tmp_path / "b"), "--import-scores", str(file), "--score-only", capsys=capsys
+    )
+    assert code == 0
+    assert f"24 scores taken from {file}" in stderr
+    assert "32 prompts to score for a start, 24 of them known" in stderr
+    assert len(light.scored) == asked
+    file.write_text('{"logprobs": [1]}')
+    code, _, stderr = call(*words, "--out", str(tmp_path / "c"), "--import-scores", str(file), capsys=capsys)
+    assert code == 1
+    assert stderr.splitlines()[-1] == f"error: {file}, line 1: field query is missing"
+
+
+def test_a_pool_of_several_tasks_and_an_instruction_for_one_of_them(light, pool, tmp_path, capsys) -> None:
+    words = ("train", "udr", pool, "--out", str(tmp_path / "out"), *SMALL, "--instruction", "first=Say what it is")
+    code, _, stderr = call(*words, "--score-only", capsys=capsys)
+    assert code == 0, stderr
+    assert "64 prompts to score for a start" in stderr  # two tasks of 6 and 2 queries, 4 candidates
+    code, _, stderr = call(*words[:-1], "third=Say", "--dry-run", capsys=capsys)
+    assert code == 2
+    assert stderr.splitlines()[-1] == "error: --instruction is for 'third', and the tasks here are first, second"
+
+
+# -- nothing is changed --
+
+
+def test_a_dry_run_says_the_price_and_changes_nothing(light, task, tmp_path, capsys) -> None:
+    words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
+    before = tree(tmp_path)
+    code, stdout, stderr = call(*words, "--dry-run", capsys=capsys)
+    assert (code, stdout) == (0, "")
+    assert "fake: 32 prompts to score for a start, 0 of them known; about " in stderr
+    assert light.scored == []
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out.work").exists()
+    # ... so that other settings can follow without --restart
+    code, _, stderr = call(*words, "--set", "batch_size=2", "--score-only", capsys=capsys)
+    assert code == 0, stderr
+
+
+def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsys) -> None:
+    words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
+    call(*words, "--score-only", capsys=capsys)
+    (tmp_path / "out.work" / "model-0").mkdir()
+    (tmp_path / "out.work" / "model-0" / "weights").write_text("dear")
+    note = (tmp_path / "out.work" / "training.json").read_text()
+    other = (*words, "--set", "batch_size=2")
+    code, _, stderr = call(*other, "--dry-run", capsys=capsys)
+    assert (code, "batch_size was 3" in stderr, "give --restart" in stderr) == (2, True, True)
+    code, _, stderr = call(*other, "--restart", "--dry-run", capsys=capsys)
+    assert code == 0
+    assert "32 prompts to score for a start, 24 of them known" in stderr
+    assert (tmp_path / "out.work" / "training.json").read_text() == note
+    assert (tmp_path / "out.work" / "model-0" / "weights").read_text() == "dear"
+    code, _, _ = call(*other, "--restart", "--score-only", capsys=capsys)
+    assert (code, (tmp_path / "out.work" / "model-0").exists()) == (0, False)
+
+
+def test_settings_are_printed_as_json_without_looking_at_anything(home, tmp_path, capsys) -> None:
+    code, stdout, _ = call(
+        "train", "udr", "none.db", "--out", str(tmp_path / "out"), "--settings", "--preset", "paper", "--seed", "7",
+        "--set", "queries=30", "--set", "label_rule=true", "--set", "learning_rate=2e-4", capsys=capsys,
+    )  # fmt: skip
+    told = json.loads(stdout)
+    assert code == 0
+    assert (told["method"], told["preset"], told["seed"], told["queries"]) == ("udr", "paper", 7, 30)
+    assert (told["label_rule"], told["learning_rate"], told["iterations"]) == (True, 2e-4, 3)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_an_out_that_holds_something_is_refused_and_left_alone(light, task, tmp_path, capsys) -> None:
+    for name, content in (("mine.txt", "mine"), ("iclkit.json", "{"), ("iclkit.json", '{"key": "another"}')):
+        out = tmp_path / f"out-{name}-{len(content)}"
+        out.mkdir()
+        (out / name).write_text(content)
+        code, stdout, stderr = call("train", "epr", task, "--out", str(out), *SMALL, capsys=capsys)
+        assert (code, stdout) == (1, "")
+        assert "give another --out, or remove it" in stderr.splitlines()[-1]
+        assert tree(out) == {name: content.encode()}
+        assert not (tmp_path / f"{out.name}.work").exists()
+
+
+def test_out_may_be_the_folder_one_stands_in(light, task, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, stderr = call("train", "epr", task, "--out", ".", *SMALL, "--score-only", capsys=capsys)
+    assert code == 0, stderr
+    assert (tmp_path / "here.work" / "ledger.db").is_file()
+
+
+def test_a_restart_keeps_the_users_own_ledger(light, task, tmp_path, capsys) -> None:
+    ledger = tmp_path / "out.work" / "scores.db"
+    words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL, "--ledger", str(ledger), "--score-only")
+    call(*words, capsys=capsys)
+    asked = len(light.scored)
+    code, _, stderr = call(*words, "--restart", "--set", "batch_size=2", capsys=capsys)
+    assert code == 0, stderr
+    assert len(light.scored) == asked
+
+
+# -- what is asked wrongly --
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--set", "querys=3"], 2, "no training setting named 'querys'. Did you mean 'queries'?"),
+        (["--set", "queries=many"], 2, "queries is 'many'; give a number like 200"),
+        (["--set", "queries"], 2, "--set 'queries' is not KEY=VALUE"),
+        (["--set", "label_rule=perhaps"], 2, "label_rule is 'perhaps'; give true or false"),
+        (["--set", "method=udr"], 2, "no training setting named 'method'"),
+        (["--set", "preset=paper"], 2, "no training setting named 'preset'"),
+        (["--set", "similarity=cosine"], 2, "similarity is 'cosine'; choose from cos, dot"),
+        (["--set", "hard_negatives=-1"], 2, "hard_negatives is -1; it must be at least 0"),
+        (["--set", "max_steps=-5"], 2, "max_steps is -5; it must be at least 0"),
+        (["--set", "top_sampled=0"], 2, "top_sampled is 0; it must be at least 1"),
+        (["--set", "reward_negatives=0"], 2, "reward_negatives is 0; it must be at least 1"),
+        (["--set", "warmup=5"], 2, "warmup is 5.0; it is a share, at most 1"),
+        (["--set", "learning_rate=NaN"], 2, "learning_rate is nan; it must be above 0"),
+        (["--set", "max_steps=0", "--set", "epochs=-1"], 2, "epochs is -1.0 and max_steps 0; give one of them above 0"),
+        (["--set", "candidates=bm25"], 2, "write SELECTOR:COUNT"),
+        (["--set", "candidates=bm26:3"], 2, "no selector named 'bm26'. Did you mean 'bm25'?"),
+        (["--set", "held_out=100"], 1, "add examples, or lower held_out and report"),
+        (["--seed", "-1"], 2, "seed is -1; it must be at least 0"),
+        (["--preset", "big"], 2, "no preset named 'big'"),
+        (["--instruction", "other=Say"], 2, "--instruction is for 'other', and the tasks here are things"),
+        (["--instruction", "Say"], 2, "--instruction 'Say' is not KEY=VALUE"),
+        (["--export-scores", "s.jsonl", "--layout", "llmr"], 2, "no layout named 'llmr'. Did you mean 'llm-r'?"),
+        (["--import-scores", "none.jsonl"], 1, "cannot read none.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_the_right_exit_code(words, code, says, light, task, tmp_path, capsys) -> None:
+    got, stdout, stderr = call("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL, *words, capsys=capsys)
+    assert (got, stdout) == (code, ""), stderr
+    assert says in stderr.splitlines()[-1]
+    assert stderr.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_does_not_exist_is_a_usage_error(light, task, tmp_path, capsys) -> None:
+    code, _, stderr = call("train", "eprr", task, "--out", str(tmp_path / "out"), capsys=capsys)
+    assert code == 2
+    assert "'eprr'" in stderr
+    assert "'epr', 'udr', 'llm-r', 'se2', 'ceil'" in stderr
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pool_among_tasks_is_refused(first, light, pool, task, tmp_path, capsys) -> None:
+    both = (pool, task) if first else (task, pool)
+    code, _, stderr = call("train", "epr", *both, "--out", str(tmp_path / "out"), capsys=capsys)
+    assert code == 2
+    assert stderr.splitlines()[-1] == f"error: {pool} is a pool; give one pool alone, or tasks"
+
+
+def test_a_pool_that_is_not_there_or_empty_and_a_task_that_is_not_there_say_so(light, tmp_path, capsys) -> None:
+    out = ("--out", str(tmp_path / "out"))
+    code, _, stderr = call("train", "epr", str(tmp_path / "none.db"), *out, capsys=capsys)
+    assert (code, stderr.startswith(f"error: no pool at {tmp_path / 'none.db'}")) == (1, True)
+    assert not (tmp_path / "none.db").exists()
+    Pool.open(tmp_path / "empty.db").close()
+    code, _, stderr = call("train", "epr", str(tmp_path / "empty.db"), *out, capsys=capsys)
+    assert (code, "the pool is empty; add examples with" in stderr) == (1, True)
+    code, _, stderr = call("train", "epr", "sst22", *out, capsys=capsys)
+    assert (code, "no task named 'sst22'. Did you mean 'sst2'?" in stderr) == (2, True)
+
+
+def test_without_the_extra_it_says_which_before_anything_is_loaded(light, task, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("iclkit.trainers._train.find_spec", lambda name: None)
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: pytest.fail("the LM was loaded"))
+    code, stdout, stderr = call("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL, capsys=capsys)
+    assert (code, stdout) == (2, "")
+    assert stderr == (
+        "error: training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'\n"
+    )  # fmt: skip
+    assert not (tmp_path / "out.work").exists()
