@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -262,7 +263,7 @@ class Training:
                         shutil.rmtree(path)
                     elif not path.name.startswith(tuple(keep)):
                         path.unlink()
-            part = note.with_suffix(".part")
+            part = note.with_suffix(f".{os.getpid()}.part")  # several processes may begin at once
             part.write_text(json.dumps({"key": self.key, "config": self.config.as_dict()}), encoding="utf-8")
             part.replace(note)
         except OSError as error:

@@ -137,6 +137,28 @@ def test_a_pool_of_several_tasks_and_an_instruction_for_one_of_them(light, pool,
     assert stderr.splitlines()[-1] == "error: --instruction is for 'third', and the tasks here are first, second"
 
 
+def test_one_retriever_is_trained_on_all_tasks_of_a_pool(lm, pool, bag, tmp_path, capsys) -> None:
+    from iclkit.pool import load_embedder
+
+    few = ("iterations=1", "list_size=3", "positives=1", "negatives=1", f"base={bag}")
+    more = [word for pair in few for word in ("--set", pair)]
+    code, stdout, stderr = call(
+        "train", "udr", pool, "--out", str(tmp_path / "out"), *SMALL, *more, "--instruction", "first=Say what it is",
+        "--json", capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, stderr
+    card = json.loads(stdout)
+    assert [(t["name"], t["rows"], t["queries"]) for t in card["tasks"]] == [("first", 60, 6), ("second", 60, 6)]
+    assert [(r["task"], r["queries"]) for r in card["report"]] == [("first", 3), ("second", 3)]
+    assert all(w["right"] for r in card["report"] for w in r["ways"])
+    assert card["rendering"]["instructions"] == {"first": "Say what it is:", "second": "second:"}
+    retriever = load_embedder(str(tmp_path / "out"), dtype="fp32")
+    assert retriever.seen == ("first", "second")
+    example = Example("0 owl", "animal", task="first")
+    assert retriever.document_text(example) == "Say what it is: 0 owl\tanimal"
+    assert not (retriever.for_task("first").encode_queries(["owl"]) == retriever.encode_queries(["owl"])).all()
+
+
 # -- nothing is changed --
 
 
