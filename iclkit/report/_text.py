@@ -80,7 +80,9 @@ def least(group: Group) -> float | None:
 def group_notes(group: Group) -> list[str]:
     """What a reader must know about a group's table."""
     notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
-    if (size := least(group)) is not None and math.isfinite(size):
+    if (size := least(group)) is not None and size >= 1:
+        notes.append("So few queries that no true difference was sure to be declared.")
+    elif size is not None and math.isfinite(size):
         notes.append(
             f"A true difference of about {100 * size:.1f} points would have been declared with a probability of 80 %."
         )
@@ -239,7 +241,9 @@ def plain_words(board: Board, group: Group) -> str:
         said.append(f"{_list([line.name for line in by['worse']]).capitalize()} did worse than {board.baseline}.")
     if by["no difference shown"]:
         size = least(group)
-        missed = f"; one of less than about {100 * size:.1f} points could have been missed" if size else ""
+        missed = "; with so few queries any could have been missed" if size is not None else ""
+        if size is not None and size < 1:
+            missed = f"; one of less than about {100 * size:.1f} points could have been missed"
         names = _list([line.name for line in by["no difference shown"]])
         said.append(f"For {names} no difference was shown{missed if size and math.isfinite(size) else ''}.")
     return " ".join(said)

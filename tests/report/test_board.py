@@ -219,3 +219,10 @@ def test_a_board_under_the_null_declares_differences_at_most_at_the_nominal_rate
         runs += [make_run("balanced", draw(rng, chance), seed=s) for s in range(3)]
         false += any(x.verdict in ("better", "worse") for x in leaderboard(runs).groups[0].lines)
     assert false / 1000 <= 0.05 + 1.65 * (0.05 * 0.95 / 1000) ** 0.5
+
+
+def test_a_board_of_few_queries_claims_no_power():
+    board = leaderboard(make_runs(6))
+    assert "would have been declared" not in to_markdown(board)
+    assert "So few queries that no true difference was sure to be declared" in to_markdown(board)
+    assert "with so few queries any could have been missed" in plain_words(board, board.groups[0])
