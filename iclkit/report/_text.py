@@ -82,7 +82,7 @@ def group_notes(group: Group) -> list[str]:
     notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
     if (size := least(group)) is not None and size >= 1:
         notes.append("So few queries that no true difference was sure to be declared.")
-    elif size is not None and math.isfinite(size):
+    elif size is not None:
         notes.append(
             f"A true difference of about {100 * size:.1f} points would have been declared with a probability of 80 %."
         )
@@ -245,7 +245,7 @@ def plain_words(board: Board, group: Group) -> str:
         if size is not None and size < 1:
             missed = f"; one of less than about {100 * size:.1f} points could have been missed"
         names = _list([line.name for line in by["no difference shown"]])
-        said.append(f"For {names} no difference was shown{missed if size and math.isfinite(size) else ''}.")
+        said.append(f"For {names} no difference was shown{missed}.")
     return " ".join(said)
 
 

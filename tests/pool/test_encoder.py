@@ -342,7 +342,7 @@ def test_pooling_ignores_pads_on_either_side(n: int, t: int, left: int, right: i
 def test_equal_texts_are_encoded_once_and_progress_is_told(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder, told, seen = lm(tiny_lm, EmbedTemplate()), [], []
     forward = embedder._forward
-    monkeypatch.setattr(embedder, "_forward", lambda plans, side: seen.append(len(plans)) or forward(plans, side))
+    monkeypatch.setattr(embedder, "_forward", lambda plans, *how: seen.append(len(plans)) or forward(plans, *how))
     embedder.encode_documents(["a", "b b", "a", "a"], lambda done, total: told.append((done, total)))
     assert sum(seen) == 2
     assert told[-1] == (2, 2)
