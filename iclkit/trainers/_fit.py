@@ -222,32 +222,15 @@ def fit_retriever(
     steps = min(config.max_steps or len(batches), len(batches))
     every = min(config.judge_every, steps)
     args = SentenceTransformerTrainingArguments(
-        output_dir=str(work / "checkpoints"),
         per_device_train_batch_size=config.batch_size,
-        num_train_epochs=1,
-        max_steps=steps,
         learning_rate=config.learning_rate,
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=config.dtype == "bf16",
-        fp16=config.dtype == "fp16",
-        batch_sampler=InOrder,
         router_mapping={"query": "query", "document": "document"},
         eval_strategy="steps" if judge else "no",
         eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
         load_best_model_at_end=judge is not None,
         metric_for_best_model=f"eval_{GAIN}" if judge else None,
         greater_is_better=True if judge else None,
-        logging_steps=max(1, every // 5),
-        report_to=[] if tracker == "none" else [tracker],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        **common_arguments(config, work, steps, every, tracker),
     )
     callbacks: list[TrainerCallback] = [Told(progress)]
     if judge and config.patience:
@@ -271,6 +254,31 @@ def fit_retriever(
         "judged": [(h["step"], h[f"eval_{GAIN}"]) for h in history if f"eval_{GAIN}" in h],
         "best": state.best_metric,
         "loss": [(h["step"], h["loss"]) for h in history if "loss" in h],
+    }
+
+
+def common_arguments(config: TrainConfig, work: Path, steps: int, every: int, tracker: str) -> dict[str, Any]:
+    """What the trainers of retriever and reward model are told alike: one pass over batches that are laid out already,
+    a checkpoint every ``every`` steps."""
+    return {
+        "output_dir": str(work / "checkpoints"),
+        "num_train_epochs": 1,
+        "max_steps": steps,
+        "warmup_steps": math.ceil(config.warmup * steps),
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.clip,
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "bf16": config.dtype == "bf16",
+        "fp16": config.dtype == "fp16",
+        "batch_sampler": InOrder,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "save_total_limit": 2,
+        "logging_steps": max(1, every // 5),
+        "report_to": [] if tracker == "none" else [tracker],
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
     }
 
 

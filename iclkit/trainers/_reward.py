@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import PrinterCallback
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._fit import InOrder, Told, last_checkpoint
+from iclkit.trainers._fit import Told, common_arguments, last_checkpoint
 from iclkit.trainers._losses import reward_loss
 
 Group = tuple[str, tuple[str, ...]]
@@ -88,26 +87,9 @@ def fit_reward(
     steps = min(config.reward_max_steps or len(batches), len(batches))
     every = max(1, min(config.judge_every, steps))
     args = CrossEncoderTrainingArguments(
-        output_dir=str(work / "checkpoints"),
         per_device_train_batch_size=config.reward_batch_size,
-        num_train_epochs=1,
-        max_steps=steps,
         learning_rate=config.reward_learning_rate,
-        warmup_steps=math.ceil(config.warmup * steps),
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.clip,
-        seed=config.seed,
-        data_seed=config.seed,
-        bf16=config.dtype == "bf16",
-        fp16=config.dtype == "fp16",
-        batch_sampler=InOrder,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        logging_steps=max(1, every // 5),
-        report_to=[] if tracker == "none" else [tracker],
-        disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
+        **common_arguments(config, work, steps, every, tracker),
     )
     trainer = _Trainer(
         model=model,

@@ -196,9 +196,9 @@ class EvolutionSampler(OrderedSetSampler):
 class OptunaSampler(OrderedSetSampler):
     """A sampler of Optuna's own, asked for one position after the other until a row comes that is not there yet."""
 
+    @abstractmethod
     def inner(self, seed: int) -> BaseSampler:
         """Optuna's sampler, made anew for every trial so that nothing hangs on a process."""
-        raise NotImplementedError
 
     def propose(
         self,
