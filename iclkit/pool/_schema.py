@@ -169,6 +169,9 @@ def _version(connection: sqlite3.Connection, path: Path | str) -> int:
     if mark != APPLICATION_ID:
         (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         if mark or version or tables:
+            # another process may have made the pool between these reads; what it made became visible all at once
+            if connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,):
+                return _version(connection, path)
             raise PoolError(f"{path} is an SQLite file but not a pool")
         return 0
     if version > len(MIGRATIONS):

@@ -249,8 +249,9 @@ def test_retry_after_is_honoured_and_holds_back_every_worker(start: Start):
     server.times.clear()
     lm.score([ScoreRequest(f"{n} is in", " Germany") for n in range(8)])
     gaps = [b - a for a, b in zip(server.times, server.times[1:], strict=False)]
+    # how many requests the others had sent before the answer came is chance; then nobody sends any for half a second
     assert max(gaps) >= 0.45
-    assert len([t for t in server.times if t > server.times[0] + 0.45]) >= 5
+    assert len(server.times) == 9
 
 
 def test_retry_after_may_be_a_date_or_nonsense():
@@ -320,7 +321,7 @@ def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: St
     with pytest.raises(Refused):
         lm.score(requests, lambda done: finished.extend(i for i, _ in done))
     assert time.monotonic() - begun < 5
-    assert finished == [0, 1] or sorted(finished) == [0, 1]
+    assert len(finished) == len({*finished}) == 2  # which two came first is chance
 
 
 def test_a_run_that_died_repeats_no_finished_request(start: Start, tmp_path):
