@@ -49,7 +49,7 @@ def score_text_key(fingerprint: str, request: ScoreRequest) -> bytes:
 def generation_key(fingerprint: str, prompt: Ids | str, request: GenerateRequest) -> bytes:
     """Key of a generation: the prompt (ids, or text where they are not ours to see) and every setting."""
     settings = [request.max_tokens, [*request.stop], [*request.choices], request.temperature, request.seed]
-    return cache_key(fingerprint, "generate", prompt, json.dumps(settings))
+    return cache_key(fingerprint, "generate-2", prompt, json.dumps(settings))
 
 
 class CachedLM:

@@ -30,6 +30,8 @@ _ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 KV = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values (kv heads, tokens, head size)."""
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, queries (T, heads, size), keys and values (kv heads, T, size)) -> what is seen (T, heads * size)."""
 
 
 def supported(config: Any) -> bool:
@@ -176,20 +178,41 @@ class LeanLM:
         """Run a laid-out batch after a kept prefix.
 
         Returns the hidden states at ``layout.rows``, normalised, float32 (R, hidden); and, when ``keep``, the prefix's
-        keys and values with the batch's own behind them (for a batch that is a single segment).
+        keys and values with the batch's own flat rows behind them.
         """
         real = len(layout.tokens)
         n = -(-real // ROUND) * ROUND if self.device.type == "cpu" else real
         tokens, positions = torch.zeros(2, n, dtype=torch.long)
         tokens[:real], positions[:real] = torch.from_numpy(layout.tokens), torch.from_numpy(layout.positions)
         tokens, positions = tokens.to(self.device), positions.to(self.device)
-        cos, sin = self._angles(positions)
-        turn = cos * self.size**-0.5, sin * self.size**-0.5  # queries come out scaled
         attend = self._rows(layout, prefix) if self._rows_attention else self._blocks(layout, prefix)
-        h, g, d = self.heads, self.kv_heads, self.size
-        x = self.embedding[tokens].float()
         rows = torch.from_numpy(np.resize(layout.rows, -(-len(layout.rows) // ROUND) * ROUND)).to(self.device)
         kept: KV = []
+
+        def attend_and_keep(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = keys[:, :real], values[:, :real]
+            old = prefix[number] if prefix else None
+            kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)) if old else (keys, values))
+            return attend(number, q, keys, values)
+
+        hidden = self._layers(tokens, positions, attend_and_keep if keep else attend, rows)
+        return hidden[: len(layout.rows)], kept
+
+    def grow(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """One token per row (B,), with ``attend`` seeing to its past: hidden states, normalised, float32 (B, hidden).
+
+        ``attend`` is given the rows padded; those beyond B are nobody's.
+        """
+        real = len(tokens)
+        if self.device.type == "cpu":
+            tokens, positions = F.pad(tokens, (0, -real % ROUND)), F.pad(positions, (0, -real % ROUND))
+        return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device))[:real]
+
+    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
+        cos, sin = self._angles(positions)
+        turn = cos * self.size**-0.5, sin * self.size**-0.5  # queries come out scaled
+        n, h, g, d = len(tokens), self.heads, self.kv_heads, self.size
+        x = self.embedding[tokens].float()
         for number, layer in enumerate(self.layers):
             y = F.rms_norm(x, (self.hidden,), layer.norm1, self.eps).to(self.dtype)
             qkv = layer.qkv(y).view(n, h + 2 * g, d)
@@ -199,21 +222,17 @@ class LeanLM:
                 k = F.rms_norm(k.float(), (d,), layer.k_norm, self.eps).to(self.dtype)
             q, k = self._rotate(q, *turn), self._rotate(k, cos, sin)
             keys, values = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()  # (g, n, d)
-            if keep:
-                keys, values = keys[:, :real], values[:, :real]
-                old = prefix[number] if prefix else None
-                kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)) if old else (keys, values))
             seen = attend(number, q, keys, values)
             if number == len(self.layers) - 1:  # nobody reads the other rows any more
                 x, seen = x[rows], seen[rows]
             x += layer.o(seen)
             y = F.rms_norm(x, (self.hidden,), layer.norm2, self.eps).to(self.dtype)
             x += layer.down(layer.up.times(y, layer.gate.silu(y)))
-        return F.rms_norm(x[: len(layout.rows)], (self.hidden,), self.final_norm, self.eps), kept
+        return F.rms_norm(x, (self.hidden,), self.final_norm, self.eps)
 
     # -- attention ------------------------------------------------------------------------------------------------
 
-    def _blocks(self, layout: Layout, prefix: KV | None) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    def _blocks(self, layout: Layout, prefix: KV | None) -> Attend:
         """Attention by blocks of neighbouring segments: a block's queries see its ancestors whole and itself masked."""
         blocks = _make_blocks(layout)
         h, g, d = self.heads, self.kv_heads, self.size
@@ -248,7 +267,7 @@ class LeanLM:
 
         return attend
 
-    def _rows(self, layout: Layout, prefix: KV | None) -> Callable[[int, Tensor, Tensor, Tensor], Tensor]:
+    def _rows(self, layout: Layout, prefix: KV | None) -> Attend:
         """Attention by padded rows (a row: a root segment with its descendants) under a mask: few, large kernels."""
         h, g, d = self.heads, self.kv_heads, self.size
         spans = _root_spans(layout)

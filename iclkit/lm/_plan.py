@@ -231,6 +231,18 @@ class Layout:
     read_token: IntArray
     read_unit: IntArray
     n_units: int
+    leaf: list[int]
+    """Per unit: the segment that holds its last fed token."""
+
+    def path(self, unit: int, size: int) -> list[int]:
+        """The flat rows of a unit's first ``size`` tokens behind the kept prefix."""
+        rows: list[int] = []
+        s = self.leaf[unit]
+        while s >= 0:
+            segment = self.segments[s]
+            rows[:0] = range(segment.at, segment.at + len(segment.ids))
+            s = segment.parent
+        return rows[:size]
 
 
 @dataclass(slots=True)
@@ -274,7 +286,7 @@ def lay_out(pairs: Sequence[Pair], depth: int = 0) -> Layout:
     tokens = np.array([t for s in segments for t in s.ids], np.int64)
     positions = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in segments]).astype(np.int64)
     rows = np.array([*row_number], np.int64)
-    return Layout(segments, tokens, positions, rows, read_row, read_token, read_unit, len(pairs))
+    return Layout(segments, tokens, positions, rows, read_row, read_token, read_unit, len(pairs), leaf)
 
 
 def _dissolve(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node:

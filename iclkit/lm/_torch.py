@@ -23,6 +23,7 @@ from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
+from iclkit.lm._write import Rows, Writer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32
@@ -279,8 +280,9 @@ class TorchLM(IdsLM):
         return iter(results)
 
     def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        write = self._generate if self.lean else self._generate_by_module
         try:
-            return self._generate(prompts, requests)
+            return write(prompts, requests)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error) or len(prompts) == 1:
                 raise
@@ -293,6 +295,39 @@ class TorchLM(IdsLM):
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Read the prompts as the scorer does, shared beginnings once; then write until the last row has ended."""
+        assert self.lean is not None
+        rows = Rows(self.lean, [len(p) for p in prompts], max(r.max_tokens for r in requests))
+        first = torch.empty(len(prompts), self.lean.hidden, device=self.device)
+        plan = make_plan([Pair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
+        for batch in plan.batches:
+            chain = prefix_chain(plan.prefixes, batch.prefix)
+            past = len(chain[-1].ids) if chain else 0
+            layout = lay_out([plan.units[u] for u in batch.units], past)
+            self.spent.tokens_computed += len(layout.tokens)
+            hidden, held = self.lean.forward(layout, self._keep(chain), keep=True)
+            for j, u in enumerate(batch.units):
+                own = layout.path(j, len(plan.units[u].ids) - 1 - past)
+                index = torch.tensor([*range(past), *(past + row for row in own)], device=self.device)
+                for i in plan.requests_of[u]:
+                    rows.fill(i, held, index)
+                    first[i] = hidden[layout.read_row[layout.read_unit == j][0]]
+        writers = [Writer(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        logits, alive = self.lean.logits(first), list(range(len(writers)))
+        while True:
+            found = logits.cpu().numpy()
+            tokens = [writers[i].step(row) for i, row in zip(alive, found, strict=True)]
+            left = [n for n, i in enumerate(alive) if not writers[i].finish]
+            if not left:
+                return [w.result() for w in writers]
+            if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
+                rows.keep(left)
+                alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
+            self.spent.tokens_computed += len(alive)
+            logits = rows.step(tokens)
+
+    @torch.inference_mode()
+    def _generate_by_module(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Left-padded rows with a key-value cache; a row that has ended rides along until the last one has."""
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -318,46 +353,6 @@ class TorchLM(IdsLM):
             ids = torch.tensor(tokens, device=self.device)[:, None]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
             position = position[:, -1:] + 1
-
-
-class Writer:
-    """One growing continuation: picks each next token and knows when to stop."""
-
-    def __init__(self, codec: TextCodec, prompt: Ids, request: GenerateRequest, eos: Collection[int]) -> None:
-        self.request, self.finish = request, ""
-        self._codec, self._eos, self._ids, self._text = codec, eos, list[int](), ""
-        self._key = np.random.SeedSequence([request.seed & (2**63 - 1), len(prompt), *prompt])
-        if request.max_tokens <= 0:
-            self.finish = "length"
-
-    def step(self, logits: Any) -> int:
-        """Choose the next token from float32 ``logits`` (vocabulary,); returns it, or 0 when already finished."""
-        if self.finish:
-            return 0
-        if self.request.temperature > 0:
-            # Gumbel-max with noise keyed by seed, prompt and step: a sample does not depend on its neighbours
-            seed = np.random.SeedSequence(entropy=self._key.entropy, spawn_key=(len(self._ids),))
-            noise = np.random.Generator(np.random.Philox(seed)).gumbel(size=logits.shape)
-            token = int(np.argmax(logits / self.request.temperature + noise))
-        else:
-            token = int(np.argmax(logits))
-        if token in self._eos:
-            self.finish = "stop"
-            return token
-        self._ids.append(token)
-        if self.request.stop:
-            self._text = self._codec.decode(self._ids)
-            if any(stop in self._text for stop in self.request.stop):
-                self.finish = "stop"
-        if not self.finish and len(self._ids) >= self.request.max_tokens:
-            self.finish = "length"
-        return token
-
-    def result(self) -> Generation:
-        """The text up to the first stop string."""
-        text = self._codec.decode(self._ids)
-        ends = [at for stop in self.request.stop if (at := text.find(stop)) >= 0]
-        return Generation(text[: min(ends)] if ends else text, len(self._ids), self.finish)
 
 
 class _Reader:
