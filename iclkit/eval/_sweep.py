@@ -180,9 +180,10 @@ def break_evens(jobs: Sequence[Job]) -> list[str]:
     kinds: dict[tuple[int, int, int], list[Job]] = {}
     for job in jobs:
         chooser = make_selector(job.selector)
-        part = chooser.shared(job.settings.k) if isinstance(chooser, BaseSelector) else 0
-        if job.settings.k:
-            kinds.setdefault((id(job.bench), part, job.settings.k), []).append(job)
+        k = job.settings.k
+        part, k = (chooser.shared(k), chooser.shown(k)) if isinstance(chooser, BaseSelector) else (0, k)
+        if k:
+            kinds.setdefault((id(job.bench), part, k), []).append(job)
     lines = []
     for (bench, part, k), fixed in kinds.items():
         own = [(least, rivals) for (where, no, least), rivals in kinds.items() if where == bench and not no]

@@ -181,6 +181,10 @@ class BaseSelector(ABC):
         """How many of k picks are the same for every query, so that prompts can begin alike and that is read once."""
         return 0
 
+    def shown(self, k: int) -> int:
+        """How many of k it can pick, however large the pool."""
+        return k
+
     def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """How many texts the LM is asked to read at most: (once per task, for each query)."""
         return 0, 0

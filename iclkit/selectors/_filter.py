@@ -58,6 +58,11 @@ class FilterSelector(OuterSelector):
         selections = self.parts_[0].select_many(queries, k)
         return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
 
+    def shown(self, k: int) -> int:
+        """As many as the inner selector."""
+        part = self.parts_[0]
+        return part.shown(k) if isinstance(part, BaseSelector) else k
+
     def shared(self, k: int) -> int:
         """As many as of the inner selector's."""
         part = self.parts_[0]

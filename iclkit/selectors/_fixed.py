@@ -186,9 +186,13 @@ class FixedSelector(BaseSelector):
         rows = self._ranked(kept[max(0, len(kept) - k) :])
         return rows, np.zeros(len(rows))
 
+    def shown(self, k: int) -> int:
+        """No more than the list has."""
+        return min(k, len(self.content.demonstrations))
+
     def shared(self, k: int) -> int:
         """All of the list."""
-        return min(k, len(self.content.demonstrations))
+        return self.shown(k)
 
     def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing but the shortfall."""

@@ -6,6 +6,9 @@ import json
 
 import pytest
 
+from iclkit.records import Example
+from iclkit.selectors import SelectorFile
+
 from .eval_worlds import VotingLM, call, fakes, write_task
 
 __all__ = ["fakes"]
@@ -85,6 +88,20 @@ def test_dry_run_says_from_how_many_queries_on_shared_demonstrations_cost_less(t
     code, stdout, _ = call(*args, "--json", capsys=capsys)
     assert json.loads(stdout)["smollm2-135m"]["break_even"] == lines
     assert "against" not in call(*args[:3], *args[-5:], capsys=capsys)[1]
+
+
+def test_a_selector_file_breaks_even_with_what_it_has_not_with_k(task, tmp_path, fakes, capsys):
+    best = tmp_path / "best.json"
+    rows = [json.loads(line) for line in (task / "train.jsonl").read_text().splitlines()[:3]]
+    SelectorFile(tuple(Example(r["input"], r["output"]) for r in rows)).write(best)
+    code, stdout, stderr = call(
+        "eval", str(task), "-s", str(best), "-s", "knn", "-k", "16", "--dry-run", "--out", str(tmp_path / "runs"),
+        capsys=capsys,
+    )  # fmt: skip
+    assert code == 0, stderr
+    (line,) = [line.strip() for line in stdout.splitlines() if "against" in line]
+    per_demo = fakes.count_tokens("\n\nInput: train 1 owl\nOutput: animal")
+    assert f"at k=3 (about {3 * per_demo} tokens that all share) against knn at k=16 ({16 * per_demo} for" in line
 
 
 def test_json_is_the_board_and_nothing_else(task, tmp_path, fakes, capsys):
