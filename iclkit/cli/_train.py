@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iclkit.cli._board import console, say
+from iclkit.cli._board import console
+from iclkit.cli._board import say as say_aloud
 from iclkit.cli._eval import dedupe, load_reader
 from iclkit.cli._pool import conditions
 from iclkit.errors import UsageError
+
+_FIRST = os.environ.get("RANK", "0") == "0"
 
 if TYPE_CHECKING:
     from iclkit.trainers import Corpus, TrainConfig, Trained
@@ -130,8 +134,15 @@ def command(
     spent = getattr(lm, "spent", None)
     if spent is not None and spent.tokens_computed:
         say(f"LM: {spent.tokens_computed:,} tokens read for {spent.tokens_asked:,} asked, {spent.seconds:,.0f} s")
-    _show(result, as_json)
+    if _FIRST:
+        _show(result, as_json)
     say(f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s knn --embedder {out}")
+
+
+def say(text: str) -> None:
+    """Said once, by the first of several processes (``torchrun``, ``accelerate launch``)."""
+    if _FIRST:
+        say_aloud(text)
 
 
 def _corpus(sources: tuple[str, ...], config: TrainConfig, template_text: str | None, told: dict[str, str]) -> Corpus:
@@ -173,7 +184,7 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     )
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = sys.stderr.isatty()
+    shown = sys.stderr.isatty() and _FIRST
     with Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), disable=not shown) as bar:
 
         def begin(title: str) -> Callable[[int, int], None]:

@@ -20,6 +20,7 @@ from iclkit.trainers._corpus import Course
 from iclkit.trainers._epr import EPR, ranks_of
 from iclkit.trainers._feedback import Ask, value
 from iclkit.trainers._method import Method, Session, encode_with, in_batches, live_retriever
+from iclkit.trainers._processes import batches_for, processes
 from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ class CEIL(Method):
             lesson = Lesson(one.query, shown, tuple(map(float, (*positions, *ranks))))
             made.setdefault(s.course_of(one.query).name, []).append(lesson)
         out: list[list[Lesson]] = []
-        wanted, epoch = s.config.max_steps, 0
+        wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
             out += in_batches(s, made, s.config.batch_size, epoch)
             epoch += 1
@@ -218,7 +219,6 @@ class CEIL(Method):
 
     def _train_first(self, s: Session) -> None:
         import torch
-        from accelerate import PartialState
 
         from iclkit import models
         from iclkit.trainers._fit import Texts, fit_retriever, load_encoder, save_model
@@ -240,9 +240,9 @@ class CEIL(Method):
             progress=s.bar("training, EPR"),
         )
         s.facts["epr"] = {**stage.facts, "steps": told["steps"], "best": told["best"]}
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             save_model(model, self._first_folder(s))
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     @staticmethod
     def _first_session(s: Session) -> Session:

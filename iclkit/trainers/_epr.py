@@ -21,6 +21,7 @@ from iclkit.trainers._method import (
     mined,
     score_candidates,
 )
+from iclkit.trainers._processes import batches_for
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -69,7 +70,7 @@ class CandidateMethod(Method):
     def batches(self, s: Session, gathered: Ranked) -> list[list[Lesson]]:
         """Epoch after epoch of lessons, drawn anew in each."""
         out: list[list[Lesson]] = []
-        wanted, epoch = s.config.max_steps, 0
+        wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
             made: dict[str, list[Lesson]] = {}
             for row, own in gathered.items():

@@ -13,6 +13,7 @@ from iclkit.prompts import assemble
 from iclkit.records import Example, Query
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._ledger import Ledger, Scope, Told
+from iclkit.trainers._processes import processes
 
 CHUNK = 512  # prompts planned together: demonstrations that many of them share are read once
 
@@ -52,8 +53,13 @@ class Feedback:
     def tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None = None) -> list[Told | None]:
         """What the LM says of each prompt, None for one that does not fit its context whole.
 
-        A prompt is stored with its chunk's batches as they end. DataError for an answer that is none of the labels.
+        A prompt is stored with its chunk's batches as they end. Of several processes the first asks, and the others
+        find its scores in the ledger. DataError for an answer that is none of the labels.
         """
+        with processes().main_process_first():
+            return self._tell(course, asks, progress)
+
+    def _tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None) -> list[Told | None]:
         scope = self.scope(course)
         unique = {(a.query.id, tuple(e.id for e in a.shown)): a for a in asks}
         keys = [*unique]

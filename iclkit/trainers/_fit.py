@@ -26,6 +26,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
+from iclkit.trainers._processes import processes, shared_out
 
 log = logging.getLogger(__name__)
 GAIN = "lm_gain"
@@ -203,6 +204,7 @@ def fit_retriever(
     from datasets import Dataset
     from sentence_transformers.sentence_transformer.modules import Router
 
+    batches = shared_out(batches, config.batch_size)
     rows = [(lesson, n) for n, batch in enumerate(batches) for lesson in batch]
     if not rows:
         raise RunError("no training query has enough scored candidates; lower positives and negatives, or mine more")
@@ -219,7 +221,7 @@ def fit_retriever(
         }
     )
     judge = Judge(measure) if measure else None
-    steps = min(config.max_steps or len(batches), len(batches))
+    steps = len(batches) // processes().num_processes
     every = min(config.judge_every, steps)
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.batch_size,

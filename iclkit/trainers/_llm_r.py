@@ -10,6 +10,7 @@ from iclkit.records import Example, digest
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._epr import CandidateMethod, ends
 from iclkit.trainers._method import Ranked, Session, in_batches
+from iclkit.trainers._processes import batches_for
 
 if TYPE_CHECKING:
     from iclkit.trainers._fit import Lesson, Objective
@@ -83,7 +84,7 @@ class LLMR(CandidateMethod):
     def _groups(self, s: Session, ranked: Ranked) -> list[list[Group]]:
         """All batches for the reward model: a positive against several of the worst."""
         out: list[list[Group]] = []
-        wanted, epoch, count = s.config.reward_max_steps, 0, s.config.reward_negatives
+        wanted, epoch, count = batches_for(s.config.reward_max_steps), 0, s.config.reward_negatives
         while (len(out) < wanted) if wanted else (epoch < s.config.reward_epochs):
             made: dict[str, list[Group]] = {}
             for row, own in ranked.items():

@@ -18,6 +18,7 @@ from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._fit import Told, common_arguments, last_checkpoint
 from iclkit.trainers._losses import reward_loss
+from iclkit.trainers._processes import processes, shared_out
 
 Group = tuple[str, tuple[str, ...]]
 """A query with its answer, and demonstrations with the positive first."""
@@ -73,6 +74,7 @@ def fit_reward(
     """
     from datasets import Dataset
 
+    batches = shared_out(batches, config.reward_batch_size)
     rows = [(group, n) for n, batch in enumerate(batches) for group in batch]
     if not rows:
         raise RunError("no training query has enough scored candidates for the reward model; mine more of them")
@@ -84,7 +86,7 @@ def fit_reward(
             "batch": [n for _, n in rows],
         }
     )
-    steps = min(config.reward_max_steps or len(batches), len(batches))
+    steps = len(batches) // processes().num_processes
     every = max(1, min(config.judge_every, steps))
     args = CrossEncoderTrainingArguments(
         per_device_train_batch_size=config.reward_batch_size,

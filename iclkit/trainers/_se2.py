@@ -15,6 +15,7 @@ from iclkit.trainers._epr import EPR
 from iclkit.trainers._feedback import Ask, right, value
 from iclkit.trainers._ledger import Told
 from iclkit.trainers._method import FloatArray, Method, Session, encode_with, in_batches
+from iclkit.trainers._processes import batches_for
 from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Se2(Method):
     def batches(self, s: Session, gathered: list[Step]) -> list[list[Lesson]]:
         """Epoch after epoch, all rounds mixed, negatives drawn anew in each."""
         out: list[list[Lesson]] = []
-        wanted, epoch = s.config.max_steps, 0
+        wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
             made: dict[str, list[Lesson]] = {}
             for step in gathered:

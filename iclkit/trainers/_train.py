@@ -24,6 +24,7 @@ from iclkit.trainers._corpus import Corpus
 from iclkit.trainers._feedback import Feedback, Price
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Method, Session, live_retriever
+from iclkit.trainers._processes import processes
 
 if TYPE_CHECKING:
     from iclkit.trainers._report import TaskReport
@@ -145,7 +146,7 @@ class Training:
         retriever = self._retriever(model)
         s.rendering = retriever.rendering
         reports = tuple(report_on(s, c, self.base, retriever) for c in s.corpus.courses if c.report)
-        if not _processes().is_main_process:
+        if not processes().is_main_process:
             return Trained(self.out, {}, reports)
         source = f"{type(self.method).source}"
         card = card_of(s, s.feedback.lm.name, source, history, reports, self.key)
@@ -166,8 +167,7 @@ class Training:
 
         s, folder = self.session, self.work / f"model-{iteration}"
         before = live_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
-        with _processes().main_process_first():  # the others find its scores in the ledger
-            gathered = self.method.gather(s, iteration, before)
+        gathered = self.method.gather(s, iteration, before)
         facts = self.work / f"fit-{iteration}.json"
         if folder.is_dir() and facts.is_file():
             return dict(json.loads(facts.read_text()))
@@ -191,10 +191,10 @@ class Training:
         told = {"iteration": iteration + 1, "before": before_gain, **told}
         if told["best"] is not None:
             self.say(f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats")
-        if _processes().is_main_process:
+        if processes().is_main_process:
             facts.write_text(json.dumps(told))
             save_model(model, folder)
-        _processes().wait_for_everyone()
+        processes().wait_for_everyone()
         return told
 
     def _retriever(self, model: Path) -> Retriever:
@@ -283,10 +283,3 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return told if isinstance(told, dict) else None
-
-
-def _processes() -> Any:
-    """This process among those of ``accelerate launch``; alone without it."""
-    from accelerate import PartialState
-
-    return PartialState()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import iclkit
 from iclkit.errors import DataError, UsageError
 from iclkit.pool import Pool, Retriever, load_embedder
 from iclkit.records import Query
@@ -27,6 +28,8 @@ REWARD = {"reward_learning_rate": 2e-4, "reward_epochs": 8, "reward_negatives": 
 QUICK = {"candidates": "random:8", "learning_rate": 2e-2, "max_steps": 8, "temperature": 0.1, "judge_every": 2,
          "patience": 0, "queries": 32, "held_out": 8, "report": 10, "reward_max_steps": 6, "reward_negatives": 3,
          "hard_negatives": 1, "list_size": 4, "negatives": 3, "positives": 2, "batch_size": 8}  # fmt: skip
+
+SETS = {"se2": {"shots": 2, "random_negatives": 2}, "ceil": {"shots": 2, "neighbours": 6, "subsets": 6}}
 
 
 def train(method: str, judge: Any, tasks: list[Any], out: Path, base: Path, reward: Path, **settings: Any) -> Trained:
@@ -199,7 +202,7 @@ def test_a_later_iteration_adds_candidates_and_scores_only_those(mode_task, bag,
 
 
 KILLED = """
-import os, signal, sys
+import os, re, signal, sys
 from pathlib import Path
 from iclkit.testing import hidden_mode_task
 from iclkit.trainers import Training, corpus_of_tasks, preset
@@ -210,7 +213,7 @@ config = preset(method, **{**settings, "base": base, "reward_base": reward, "ite
 
 def bar(title):
     def report(done, total):
-        if step in title and done >= int(count):
+        if re.search(step, title) and done >= int(count):
             os.kill(os.getpid(), signal.SIGKILL)
     return report
 
@@ -222,12 +225,20 @@ print("SCORED", len(judge.scored), len(training.session.feedback.ledger))
 
 @pytest.mark.parametrize(
     ("method", "step", "count"),
-    [("epr", "feedback", 1), ("epr", "training", 5), ("llm-r", "reward model", 3), ("llm-r", "training", 5)],
+    [
+        ("epr", "feedback", 1),
+        ("epr", "training", 5),
+        ("llm-r", "reward model", 3),
+        ("llm-r", "training", 5),
+        ("se2", "training", 5),
+        ("ceil", "subsets", 1),
+        ("ceil", "training$", 5),
+    ],
 )
 def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_task, bag, bert, tmp_path) -> None:
     def run(out: str, step: str, count: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", KILLED, method, str(tmp_path / out), str(bag), str(bert), step, str(count)]
-        env = {**os.environ, "SETTINGS": repr(QUICK)}
+        env = {**os.environ, "SETTINGS": repr(QUICK | SETS.get(method, {}))}
         return subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
 
     killed = run("broken", step, count)
@@ -240,8 +251,35 @@ def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_
     cards = [json.loads((tmp_path / name / "iclkit.json").read_text()) for name in ("broken", "whole")]
     assert cards[0]["report"] == cards[1]["report"]
     assert cards[0]["training"][0]["judged"] == cards[1]["training"][0]["judged"]
-    broken, whole_one = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole"))
-    assert broken == whole_one
+    weights = {p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.safetensors")}
+    assert weights
+    for name in weights:
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["epr", "llm-r", "ceil"])
+def test_two_processes_train_one_model_and_ask_once(method, mode_task, bag, bert, tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script),
+               method, str(tmp_path / "out"), str(bag), str(bert), "never", "0"]  # fmt: skip
+    env = {
+        **os.environ,
+        "SETTINGS": repr(QUICK | SETS.get(method, {})),
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+    }
+    env["PYTHONPATH"] = str(Path(iclkit.__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    asked, kept = zip(*(map(int, part.split()[:2]) for part in done.stdout.split("SCORED ")[1:]), strict=True)
+    card = json.loads((tmp_path / "out" / "iclkit.json").read_text())
+    assert len(asked) == 2
+    assert min(asked) == 0
+    assert max(asked) >= max(kept) > 0
+    assert QUICK["max_steps"] / 2 < card["training"][0]["steps"] <= QUICK["max_steps"]  # short batches are left out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "out.work", "script.py"]
 
 
 def test_other_settings_need_restart_and_keep_scores(mode_task, bag, bert, tmp_path) -> None:
