@@ -213,7 +213,8 @@ class Prompt:
 class Row:
     """One query of a run: what was shown, what the LM said, how it was judged.
 
-    ``label_logprobs`` are summed log-probabilities in nats, one per label (empty for generation).
+    ``label_logprobs`` are summed log-probabilities in nats, one per label (empty for generation). ``greedy``: the
+    labels whose tokens were each the likeliest next one; None where nobody recorded it.
     Nothing in a row depends on time or machine load: a resumed run writes the same bytes.
     """
 
@@ -228,6 +229,7 @@ class Row:
     prompt_tokens: int = 0
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    greedy: tuple[str, ...] | None = None
 
     def to_json(self) -> str:
         """One line of ``rows.jsonl``."""
@@ -241,6 +243,8 @@ class Row:
         data["shown"] = tuple(data["shown"])
         data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
         data["notes"] = tuple(data["notes"])
+        if data.get("greedy") is not None:
+            data["greedy"] = tuple(data["greedy"])
         return cls(**data)
 
 

@@ -217,6 +217,8 @@ class _Answer:
     raw: str
     logprobs: Mapping[str, float]
     shares: Mapping[str, float]
+    greedy: tuple[str, ...] | None = None
+    """Those labels that greedy decoding would have written; None for a written answer."""
 
 
 def _by_label(labels: Sequence[str], values: Any) -> dict[str, float]:
@@ -328,9 +330,10 @@ class _Work:
                 ]
             )
         )
-        summed, judged = [], []
+        summed, judged, greedy = [], [], []
         for _, _, answers in asked:
             these = [next(scores) for _ in answers]
+            greedy.append(tuple(o for o, s in zip(answers, these, strict=True) if s.greedy))
             summed.append(np.array([s.logprob for s in these]))
             tokens = np.array([max(1, s.tokens) for s in these])
             judged.append(summed[-1] / tokens if self.settings.normalise == "mean" else summed[-1])
@@ -343,8 +346,8 @@ class _Work:
             final = list(by_batch(np.stack(raw)))
         # ties go to the first label
         return [
-            _Answer(o[int(np.argmax(f))], o[int(np.argmax(r))], _by_label(o, s), _by_label(o, f))
-            for o, s, r, f in zip(options, summed[::step], raw, final, strict=True)
+            _Answer(o[int(np.argmax(f))], o[int(np.argmax(r))], _by_label(o, s), _by_label(o, f), g)
+            for o, s, r, f, g in zip(options, summed[::step], raw, final, greedy[::step], strict=True)
         ]
 
     def _blanks(
@@ -381,6 +384,7 @@ class _Work:
             prompt_tokens=prompt.tokens,
             label_logprobs=answer.logprobs,
             notes=selection.notes,
+            greedy=answer.greedy,
         )
 
     @contextmanager

@@ -30,7 +30,7 @@ def write_harness(runs: Iterable[Run], folder: str | Path, texts: Texts | None =
     """Write finished runs under ``folder`` and return the files, results first in each folder.
 
     ``texts`` as for the page; a prompt whose words are not there is "". Chat prompts are written as JSON messages.
-    ``is_greedy``, which a run does not record, is "None". DataError when the folder cannot be written.
+    ``is_greedy`` is "None" for runs of before it was recorded. DataError when the folder cannot be written.
     """
     stamp = date.isoformat().replace(":", "-")
     models: dict[str, dict[str, Run]] = {}
@@ -118,7 +118,8 @@ def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
                 prefix + (template.answer(c, options) if c in options or not options else c) for c in choices
             ]
             arguments: list[dict[str, Any]] = [{"arg_0": prompt, "arg_1": c} for c in continuations]
-            answers = [[str(row.label_logprobs[c]), "None"] for c in choices]
+            greedy = [None if row.greedy is None else c in row.greedy for c in choices]
+            answers = [[str(row.label_logprobs[c]), str(g)] for c, g in zip(choices, greedy, strict=True)]
             resps: list[Any] = [[a] for a in answers]
             filtered: list[Any] = answers
             target = str(choices.index(row.gold)) if row.gold in choices else row.gold

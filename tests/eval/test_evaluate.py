@@ -36,6 +36,7 @@ def test_each_row_is_what_a_plain_loop_gives(selector):
         scores = {label: lm._score(prompt.text, " " + label).logprob for label in task.labels}
         assert row.shown == prompt.shown
         assert row.label_logprobs == scores
+        assert row.greedy == tuple(label for label in task.labels if lm._score(prompt.text, " " + label).greedy)
         assert row.output == max(task.labels, key=scores.__getitem__)
         assert (row.gold, row.metrics["accuracy"]) == (example.output, row.output == example.output)
         total = sum(math.exp(s) for s in scores.values())

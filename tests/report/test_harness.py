@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import mean, stdev
 
@@ -66,12 +67,16 @@ def test_samples_hold_the_prompt_and_the_score_of_every_label(tmp_path, monkeypa
     runs, texts = make(tmp_path / "runs", ks=(2,), test=10)
     run = next(r for r in runs if r.spec["selector"]["name"] == "knn")
     samples = lines(write_harness([run], tmp_path / "out", texts, date=DATE)[1])
+    old = replace(run, rows=tuple(replace(row, greedy=None) for row in run.rows))
+    before = lines(write_harness([old], tmp_path / "old", texts, date=DATE)[1])
+    assert {g for sample in before for _, g in sample["filtered_resps"]} == {"None"}
     by_id = next(iter(texts.values()))
     for number, (sample, row) in enumerate(zip(samples, run.rows, strict=True)):
         assert set(sample) == SAMPLE
         assert (sample["doc_id"], sample["acc"]) == (number, row.metrics["accuracy"])
         scores = [float(value) for value, _ in sample["filtered_resps"]]
         assert scores == [*row.label_logprobs.values()]
+        assert [g for _, g in sample["filtered_resps"]] == [str(label in row.greedy) for label in row.label_logprobs]
         assert [r[0] for r in sample["resps"]] == sample["filtered_resps"]
         # what its readers do: the right label is the one with the index of the target
         assert (scores.index(max(scores)) == int(sample["target"])) == (row.metrics["accuracy"] == 1)
@@ -107,8 +112,6 @@ def test_two_runs_of_one_task_do_not_overwrite_each_other(tmp_path):
 
 
 def test_unfinished_runs_are_not_written(tmp_path):
-    from dataclasses import replace
-
     assert write_harness([replace(make_run("knn", [1]), facts={"done": False})], tmp_path, date=DATE) == []
 
 
