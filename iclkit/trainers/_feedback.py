@@ -13,7 +13,7 @@ from iclkit.prompts import assemble
 from iclkit.records import Example, Query
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._ledger import Ledger, Scope, Told
-from iclkit.trainers._processes import processes
+from iclkit.trainers._processes import first_goes_first
 
 CHUNK = 512  # prompts planned together: demonstrations that many of them share are read once
 
@@ -56,7 +56,7 @@ class Feedback:
         A prompt is stored with its chunk's batches as they end. Of several processes the first asks, and the others
         find its scores in the ledger. DataError for an answer that is none of the labels.
         """
-        with processes().main_process_first():
+        with first_goes_first():
             return self._tell(course, asks, progress)
 
     def _tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None) -> list[Told | None]:

@@ -26,7 +26,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._processes import processes, shared_out
+from iclkit.trainers._processes import one_apart, processes, shared_out
 
 log = logging.getLogger(__name__)
 GAIN = "lm_gain"
@@ -164,7 +164,8 @@ class Judge(SentenceEvaluator):
         self._measure = measure
 
     def __call__(self, model: SentenceTransformer, *_: Any, **__: Any) -> dict[str, float]:
-        return {GAIN: self._measure(model)}
+        with one_apart():
+            return {GAIN: self._measure(model)}
 
 
 class _Trainer(SentenceTransformerTrainer):

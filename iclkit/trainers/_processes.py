@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -14,6 +15,30 @@ def processes() -> Any:
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+_apart = False
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The first process does the block, then the others do; inside ``one_apart`` whoever is there does."""
+    if _apart:
+        yield
+    else:
+        with processes().main_process_first():
+            yield
+
+
+@contextmanager
+def one_apart() -> Iterator[None]:
+    """A block that the first process alone comes to, as to the trainer's evaluation: nobody waits for the others."""
+    global _apart
+    _apart = True
+    try:
+        yield
+    finally:
+        _apart = False
 
 
 def batches_for(steps: int) -> int:

@@ -258,7 +258,7 @@ def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["epr", "llm-r", "ceil"])
+@pytest.mark.parametrize("method", ["epr", "llm-r", "se2", "ceil"])
 def test_two_processes_train_one_model_and_ask_once(method, mode_task, bag, bert, tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(KILLED)
