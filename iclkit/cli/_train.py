@@ -19,10 +19,11 @@ from iclkit.cli._eval import dedupe, load_reader
 from iclkit.cli._pool import conditions
 from iclkit.errors import UsageError
 
-_FIRST = os.environ.get("RANK", "0") == "0"
-
 if TYPE_CHECKING:
     from iclkit.trainers import Corpus, TrainConfig, Trained
+
+_FIRST = os.environ.get("RANK", "0") == "0"
+"""Whether this is the first of several processes (``torchrun``, ``accelerate launch``), or alone."""
 
 
 @click.command()
@@ -140,7 +141,7 @@ def command(
 
 
 def say(text: str) -> None:
-    """Said once, by the first of several processes (``torchrun``, ``accelerate launch``)."""
+    """Said once, by the first process."""
     if _FIRST:
         say_aloud(text)
 

@@ -36,6 +36,10 @@ class TokenLM(Protocol):
     ) -> Iterable[tuple[int, Generation]]: ...
 
 
+GENERATION = "generate-2"
+"""Raised when the way of writing changes while scores stay as they are."""
+
+
 def score_key(fingerprint: str, pair: Pair) -> bytes:
     """Key of a score by token ids."""
     return cache_key(fingerprint, "score", pair.n_context, pair.ids)
@@ -49,7 +53,7 @@ def score_text_key(fingerprint: str, request: ScoreRequest) -> bytes:
 def generation_key(fingerprint: str, prompt: Ids | str, request: GenerateRequest) -> bytes:
     """Key of a generation: the prompt (ids, or text where they are not ours to see) and every setting."""
     settings = [request.max_tokens, [*request.stop], [*request.choices], request.temperature, request.seed]
-    return cache_key(fingerprint, "generate-2", prompt, json.dumps(settings))
+    return cache_key(fingerprint, GENERATION, prompt, json.dumps(settings))
 
 
 class CachedLM:

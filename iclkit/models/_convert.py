@@ -37,7 +37,7 @@ def gguf_to_safetensors(gguf: Path, out: Path, step: Callable[[float], None]) ->
             loaded = transformers.AutoModelForCausalLM.from_pretrained(
                 str(gguf.parent), dtype=torch.float32, low_cpu_mem_usage=True, **source
             )
-        except (ValueError, KeyError, ImportError, NotImplementedError, RuntimeError, IndexError) as error:
+        except (ValueError, LookupError, ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"{gguf.name} cannot be converted to safetensors: {reason[0]}") from error
         step(0.7)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from iclkit.errors import RunError
+
 T = TypeVar("T")
 
 
@@ -47,9 +49,17 @@ def batches_for(steps: int) -> int:
 
 
 def shared_out(batches: Sequence[Sequence[T]], size: int) -> Sequence[Sequence[T]]:
-    """Batches that all processes can take turns at: for several the whole ones alone, as many for each."""
+    """Batches that all processes can take turns at: for several the whole ones alone, as many for each.
+
+    RunError when there are not as many whole batches as processes.
+    """
     many = processes().num_processes
     if many == 1:
         return batches
     whole = [b for b in batches if len(b) == size]
+    if batches and len(whole) < many:
+        raise RunError(
+            f"{len(whole)} whole batches of {size} are not enough for {many} processes: start fewer, set a smaller "
+            "batch size, or train on more queries"
+        )
     return whole[: len(whole) // many * many]
