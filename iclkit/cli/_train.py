@@ -87,7 +87,7 @@ def command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Train a retriever on what makes an LM answer right, for use as --selector knn --embedder OUT.
+    """Train a retriever on what makes an LM answer right, for use with --embedder OUT.
 
     POOL is a pool file; TASK a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name. Several
     tasks train one retriever. A killed training goes on with the same command.
@@ -137,7 +137,8 @@ def command(
         say(f"LM: {spent.tokens_computed:,} tokens read for {spent.tokens_asked:,} asked, {spent.seconds:,.0f} s")
     if _FIRST:
         _show(result, as_json)
-    say(f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s knn --embedder {out}")
+    selector = result.card.get("selector", "knn")
+    say(f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s {selector} --embedder {out}")
 
 
 def say(text: str) -> None:
@@ -210,12 +211,11 @@ def _show(result: Trained, as_json: bool) -> None:
         return
     from rich.table import Table
 
-    from iclkit.trainers import interval, percent
+    from iclkit.trainers import headline, interval, percent
 
     out = console()
     for report in result.reports:
-        table = Table(title=f"{report.task} · one demonstration · {report.queries} queries", title_justify="left",
-                      title_style="bold", box=None, pad_edge=False)  # fmt: skip
+        table = Table(title=headline(report), title_justify="left", title_style="bold", box=None, pad_edge=False)
         for head in ("chosen by", "pool", "gain, nats", "right, %"):
             table.add_column(head, no_wrap=True)
         for way in report.ways:

@@ -4,12 +4,13 @@
 is a sentence-transformers folder that ``iclkit.pool.load_embedder`` reads. Importing this room loads no torch.
 """
 
-from iclkit.trainers._card import interval, percent
+from iclkit.trainers._card import headline, interval, percent
 from iclkit.trainers._config import METHODS, PRESETS, TrainConfig, parse_settings, preset
 from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_tasks
 from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
 from iclkit.trainers._feedback import Ask, Feedback, Price
 from iclkit.trainers._ledger import Ledger, Scope, Told
+from iclkit.trainers._report import Chooser, TaskReport, Way, report_on
 from iclkit.trainers._train import Trained, Training, check_extra
 
 __all__ = [
@@ -17,23 +18,28 @@ __all__ = [
     "METHODS",
     "PRESETS",
     "Ask",
+    "Chooser",
     "Corpus",
     "Course",
     "Feedback",
     "Ledger",
     "Price",
     "Scope",
+    "TaskReport",
     "Told",
     "TrainConfig",
     "Trained",
     "Training",
+    "Way",
     "check_extra",
     "corpus_of_pool",
     "corpus_of_tasks",
     "export_scores",
+    "headline",
     "import_scores",
     "interval",
     "parse_settings",
     "percent",
     "preset",
+    "report_on",
 ]

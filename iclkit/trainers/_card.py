@@ -12,12 +12,17 @@ from typing import Any
 from iclkit import __version__
 from iclkit.eval import Estimate
 from iclkit.pool import CARD
-from iclkit.trainers._method import Session
+from iclkit.trainers._method import Method, Session
 from iclkit.trainers._report import TaskReport
 
 
-def card_of(s: Session, lm: str, source: str, history: Sequence[Mapping[str, Any]], reports: Sequence[TaskReport],
-            key: str) -> dict[str, Any]:  # fmt: skip
+def card_of(
+    s: Session,
+    method: Method,
+    history: Sequence[Mapping[str, Any]],
+    reports: Sequence[TaskReport],
+    key: str,
+) -> dict[str, Any]:
     """Everything that decided the training and everything it measured."""
     rendering = asdict(s.rendering)
     return {
@@ -25,8 +30,9 @@ def card_of(s: Session, lm: str, source: str, history: Sequence[Mapping[str, Any
         "iclkit": __version__,
         "key": key,
         "method": s.config.method,
-        "source": source,
-        "lm": {"name": lm, "fingerprint": s.feedback.lm.fingerprint},
+        "source": method.source,
+        "selector": method.chooser(s.config).spec,
+        "lm": {"name": s.feedback.lm.name, "fingerprint": s.feedback.lm.fingerprint},
         "rendering": {**rendering, "instructions": dict(s.rendering.instructions)},
         "tasks": [
             {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.courses
@@ -79,7 +85,7 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         "before.",
         "",
         "```console",
-        "$ iclkit eval TASK --selector knn --embedder THIS_FOLDER --lm LM",
+        f"$ iclkit eval TASK --selector {card['selector']} --embedder THIS_FOLDER --lm LM",
         "```",
         "",
         "It is a plain sentence-transformers folder; to use it without iclkit, write texts as `iclkit.json` says under "
@@ -87,8 +93,8 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         "",
         "## Before and after",
         "",
-        "One demonstration per prompt. Gain in nats over a random candidate, and right answers, each with its 95 % "
-        "interval over queries; among the candidates, the oracle shows the one that the LM likes best.",
+        "Gain in nats over random candidates, and right answers, each with its 95 % interval over queries; among the "
+        "candidates, the oracle shows those that the LM likes best, found one after another.",
         "",
         *markdown(reports),
         "",
@@ -106,7 +112,7 @@ def markdown(reports: Sequence[TaskReport]) -> list[str]:
     out: list[str] = []
     for report in reports:
         share = percent(report.captured)
-        out += [f"{report.task}, {report.queries} queries; captured share of the head-room, %: {share}.", ""]
+        out += [f"{headline(report)}; captured share of the head-room, %: {share}.", ""]
         out += ["| chosen by | pool | gain, nats | right, % |", "|---|---|---|---|"]
         out += [
             f"| {w.name} | {w.pool} | {interval(w.gain)} | {percent(w.right) if w.right else '-'} |"
@@ -114,6 +120,12 @@ def markdown(reports: Sequence[TaskReport]) -> list[str]:
         ]
         out.append("")
     return out[:-1]
+
+
+def headline(report: TaskReport) -> str:
+    """What a report is about."""
+    shots = "one demonstration" if report.shots == 1 else f"{report.shots} demonstrations"
+    return f"{report.task} · {shots} · {report.queries} queries"
 
 
 def interval(e: Estimate) -> str:

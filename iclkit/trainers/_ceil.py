@@ -114,6 +114,10 @@ class CEIL(Method):
         """EPR: the settings' ``base`` if that is a trained retriever, else the one trained first."""
         return base if isinstance(s.miner.embedder, Retriever) else self._first_folder(s)
 
+    def chooser(self, config: TrainConfig) -> Source:
+        """The set with the largest determinant, as large as the subsets."""
+        return Source(f"ceil,trade_off={config.trade_off:g}", config.shots)
+
     def batches(self, s: Session, gathered: list[Scored]) -> list[list[Lesson]]:
         """Epoch after epoch, a lesson per query with all its subsets.
 

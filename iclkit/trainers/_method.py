@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from iclkit.lm import Progress
 from iclkit.pool import Embedder, Rendering, Retriever
 from iclkit.records import Example, digest
-from iclkit.trainers._config import TrainConfig, sources
+from iclkit.trainers._config import Source, TrainConfig, sources
 from iclkit.trainers._corpus import Corpus, Course
 from iclkit.trainers._feedback import Ask, Feedback, value
 from iclkit.trainers._mine import Miner
@@ -87,6 +87,10 @@ class Method(ABC):
     def start(self, s: Session, base: Path) -> Path:  # noqa: ARG002
         """The folder of the encoder that training starts from, once ``gather`` is done; ``base``: the settings'."""
         return base
+
+    def chooser(self, config: TrainConfig) -> Source:  # noqa: ARG002
+        """The selector that the trained retriever is meant for, and how many demonstrations it learns to choose."""
+        return Source("knn", 1)
 
     @abstractmethod
     def batches(self, s: Session, gathered: Any) -> list[list[Lesson]]:

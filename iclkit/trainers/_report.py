@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.eval import Estimate, estimate
-from iclkit.pool import Embedder, Retriever
-from iclkit.records import Example, Json, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.pool import Embedder
+from iclkit.records import Example, Json
 from iclkit.trainers._config import Source
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import right, value
-from iclkit.trainers._method import Session, asks_of, mined
+from iclkit.trainers._method import Session, mined
+from iclkit.trainers._sets import ask_set
 
 if TYPE_CHECKING:
     from iclkit.trainers._ledger import Told
 
 FloatArray = NDArray[np.float64]
+Rows = tuple[int, ...]
 AMONG, ANYWHERE = "among the candidates", "from the whole pool"
 _DRAWS = 2000  # of the bootstrap
+_SETS = 3  # random ones of a query, where more than one demonstration is chosen
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """A selector by its spec, and the embedder it chooses with, if any."""
+
+    selector: str
+    embedder: Embedder | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """One way of choosing a demonstration. ``gain``: mean value over that of a random candidate, in nats, with its 95 %
+    """One way of choosing demonstrations. ``gain``: mean value over that of random candidates, in nats, with its 95 %
     interval over queries; ``right``: share of right answers, None where answers are free."""
 
     name: str
@@ -39,11 +49,13 @@ class Way:
 
 @dataclass(frozen=True, slots=True)
 class TaskReport:
-    """One task's ways; ``captured``: the retriever's part of the head-room between a random candidate and the best
-    one (the oracle), with its 95 % bootstrap interval; nan where there is no head-room."""
+    """One task's ways of choosing ``shots`` demonstrations; ``captured``: the trained retriever's part of the head-room
+    between random candidates and the best ones (the oracle), with its 95 % bootstrap interval; nan where there is no
+    head-room."""
 
     task: str
     queries: int
+    shots: int
     ways: tuple[Way, ...]
     captured: Estimate
 
@@ -52,40 +64,38 @@ class TaskReport:
         return asdict(self)
 
 
-def report_on(s: Session, course: Course, base: Embedder, retriever: Retriever) -> TaskReport:
-    """Score the candidates of the course's report queries, and let each way choose one demonstration.
+def report_on(s: Session, course: Course, choosers: Mapping[str, Chooser], method: str, size: int) -> TaskReport:
+    """Let each chooser choose ``size`` demonstrations for the course's report queries, and have the LM score them.
 
-    Among the candidates, which were mined as in training, all ways but the oracle choose without the LM.
+    Among the candidates, which were mined as in training, all ways but the oracle choose without the LM. The oracle
+    adds demonstrations greedily: each time the candidate that is best behind those it has. ``method`` names the chooser
+    whose share of the head-room is reported.
     """
     queries = list(course.report)
     candidates = mined(s, course, queries)
-    told = iter(s.feedback.tell(course, asks_of(s, queries, candidates), s.bar(f"{course.name}: report")))
-    every = [[(r, t) for r in rows if (t := next(told)) is not None] for rows in candidates]
-    kept = [n for n, own in enumerate(every) if own]
-    queries, every = [queries[n] for n in kept], [every[n] for n in kept]
-    values = [np.array([value(t, s.config.value, s.config.normalise) for _, t in own]) for own in every]
-    chance = np.array([v.mean() for v in values])
-    lucky = _mean_right(every)
-    names = {"bm25": None, "knn, untrained": base, s.config.method: retriever.for_task(course.name)}
-    ways = [Way("random", AMONG, estimate(np.zeros((1, len(chance))), bounded=False), lucky)]
+    drawn = [_random_sets(s, q, own, size) for q, own in zip(queries, candidates, strict=True)]
+    lucky = _tell(s, course, queries, drawn, f"{course.name}: report")
+    best = _oracle(s, course, queries, candidates, size)
+    kept = [n for n, own in enumerate(lucky) if best[n] is not None and any(own)]
+    queries, candidates = [queries[n] for n in kept], [candidates[n] for n in kept]
+    every = [[t for t in lucky[n] if t is not None] for n in kept]
+    chance = np.array([np.mean([_worth(s, t) for t in own]) for own in every])
+    oracle = [best[n] for n in kept]
+    ways = [Way("random", AMONG, estimate(np.zeros((1, len(chance))), bounded=False), _mean_right(every))]
     captured = Estimate(float("nan"), float("nan"), float("nan"))
-    best = np.array([v.max() for v in values]) - chance
-    for name, embedder in names.items():
-        at = _nearest_candidate(s, queries, every, embedder)
-        gain = np.array([v[i] for v, i in zip(values, at, strict=True)]) - chance
-        ways.append(_way(name, AMONG, gain, [own[i][1] for own, i in zip(every, at, strict=True)]))
-        if name == s.config.method:
-            captured = share(gain, best, s.config.seed)
-    top = [int(v.argmax()) for v in values]
-    ways.append(_way("oracle", AMONG, best, [own[i][1] for own, i in zip(every, top, strict=True)]))
-    for name, embedder in names.items():
-        source = (Source("bm25" if embedder is None else "knn", 1),)
-        rows = s.miner.mine(course, queries, source, cross_task=s.config.cross_task, embedder=embedder)
-        answers = s.feedback.tell(course, asks_of(s, queries, [r.tolist() for r in rows]))
-        found = [(n, t) for n, t in enumerate(answers) if t is not None]
-        gain = np.array([value(t, s.config.value, s.config.normalise) - chance[n] for n, t in found])
-        ways.append(_way(name, ANYWHERE, gain, [t for _, t in found]))
-    return TaskReport(course.name, len(queries), tuple(ways), captured)
+    rows = np.unique(np.concatenate([np.array(own, np.int64) for own in candidates])) if kept else course.rows
+    for name, chooser in choosers.items():
+        apart = [np.setdiff1d(rows, own).tolist() for own in candidates]
+        told = _chosen(s, replace(course, rows=rows), queries, chooser, size, apart)
+        ways.append(_way(s, name, AMONG, told, chance))
+        if name == method:
+            there = [n for n, t in enumerate(told) if t is not None]
+            gains = [np.array([_worth(s, some[n]) for n in there]) - chance[there] for some in (told, oracle)]
+            captured = share(gains[0], gains[1], s.config.seed)
+    ways.append(_way(s, "oracle", AMONG, oracle, chance))
+    for name, chooser in choosers.items():
+        ways.append(_way(s, name, ANYWHERE, _chosen(s, course, queries, chooser, size), chance))
+    return TaskReport(course.name, len(queries), size, tuple(ways), captured)
 
 
 def share(gain: FloatArray, best: FloatArray, seed: int) -> Estimate:
@@ -99,39 +109,75 @@ def share(gain: FloatArray, best: FloatArray, seed: int) -> Estimate:
     return Estimate(float(gain.mean() / best.mean()), float(low), float(high))
 
 
-def _nearest_candidate(
-    s: Session, queries: Sequence[Example], every: Sequence[Sequence[tuple[int, Any]]], embedder: Embedder | None
-) -> list[int]:
-    """Position of each query's best candidate by an embedder, or by BM25."""
-    rows = sorted({r for own in every for r, _ in own})
-    at = {r: n for n, r in enumerate(rows)}
-    view = s.corpus.view.only(np.array(rows, dtype=np.int64))
-    if embedder is None:
-        scores = []
-        chooser = make_selector("bm25").fit(view, Kit(seed=s.config.seed))
-        for query, own in zip(queries, every, strict=True):
-            picks = {p.example_id: -p.rank for p in chooser.select(Query(query.input, id=query.id), len(view))}
-            scores.append([picks[view.ids[at[r]]] for r, _ in own])
-        return [int(np.argmax(own)) for own in scores]
-    documents = view.vectors(embedder)
-    vectors = embedder.encode_queries([q.text for q in queries])
-    near = [documents[[at[r] for r, _ in own]] @ v for own, v in zip(every, vectors, strict=True)]
-    return [int(np.argmax(np.round(n, 6))) for n in near]
+def _random_sets(s: Session, query: Example, candidates: Sequence[int], size: int) -> list[Rows]:
+    """What chance would choose: each candidate once, or some sets of them."""
+    if size == 1:
+        return [(c,) for c in candidates]
+    rng = s.rng("report", query.id, size)
+    return [tuple(rng.choice(candidates, min(size, len(candidates)), replace=False).tolist()) for _ in range(_SETS)]
 
 
-def _way(name: str, pool: str, gain: FloatArray, told: Sequence[Told]) -> Way:
-    hits = [right(t) for t in told]
+def _oracle(
+    s: Session, course: Course, queries: Sequence[Example], candidates: Sequence[Sequence[int]], size: int
+) -> list[Told | None]:
+    """What the LM says of the best set that greedy search finds for each query; None where no prompt fits."""
+    chosen: list[Rows] = [() for _ in queries]
+    best: list[Told | None] = [None for _ in queries]
+    for step in range(1, size + 1):
+        longer = [[(*some, c) for c in own if c not in some] for some, own in zip(chosen, candidates, strict=True)]
+        title = f"{course.name}: report, oracle {step} of {size}"
+        for n, answers in enumerate(_tell(s, course, queries, longer, title)):
+            fit = [(rows, t) for rows, t in zip(longer[n], answers, strict=True) if t is not None]
+            if fit:
+                chosen[n], best[n] = max(fit, key=lambda rt: _worth(s, rt[1]))
+    return best
+
+
+def _chosen(
+    s: Session,
+    course: Course,
+    queries: Sequence[Example],
+    chooser: Chooser,
+    size: int,
+    apart: Sequence[Sequence[int]] | None = None,
+) -> list[Told | None]:
+    """What the LM says of a chooser's demonstrations for each query."""
+    rows = s.miner.mine(
+        course, queries, (Source(chooser.selector, size),), cross_task=s.config.cross_task and apart is None,
+        embedder=chooser.embedder, apart=apart,
+    )  # fmt: skip
+    return [told for (told,) in _tell(s, course, queries, [[own.tolist()] for own in rows])]
+
+
+def _tell(
+    s: Session, course: Course, queries: Sequence[Example], sets: Sequence[Sequence[Sequence[int]]], title: str = ""
+) -> list[list[Told | None]]:
+    """What the LM says of each query behind each of its sets."""
+    asks = [ask_set(s, q, rows) for q, own in zip(queries, sets, strict=True) for rows in own]
+    told = iter(s.feedback.tell(course, asks, s.bar(title) if title else None))
+    return [[next(told) for _ in own] for own in sets]
+
+
+def _worth(s: Session, told: Told | None) -> float:
+    return value(told, s.config.value, s.config.normalise) if told else float("nan")
+
+
+def _way(s: Session, name: str, pool: str, told: Sequence[Told | None], chance: FloatArray) -> Way:
+    """A way by what the LM said; queries whose prompt does not fit are left out."""
+    found = [(n, t) for n, t in enumerate(told) if t is not None]
+    gain = np.array([_worth(s, t) - chance[n] for n, t in found])
+    hits = [right(t) for _, t in found]
     known = [float(h) for h in hits if h is not None]
     return Way(
         name,
         pool,
         estimate(gain[None], bounded=False),
-        estimate(np.array([known])) if len(known) == len(told) else None,
+        estimate(np.array([known])) if len(known) == len(hits) else None,
     )
 
 
-def _mean_right(every: Sequence[Sequence[tuple[int, Told]]]) -> Estimate | None:
-    shares = [[right(t) for _, t in own] for own in every]
+def _mean_right(every: Sequence[Sequence[Told]]) -> Estimate | None:
+    shares = [[right(t) for t in own] for own in every]
     if any(h is None for own in shares for h in own):
         return None
     return estimate(np.array([[np.mean([bool(h) for h in own]) for own in shares]]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from iclkit.pool import Embedder
-from iclkit.trainers._config import TrainConfig, sources
+from iclkit.trainers._config import Source, TrainConfig, sources
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._epr import EPR
 from iclkit.trainers._feedback import Ask, right, value
@@ -125,6 +125,10 @@ class Se2(Method):
         for course in s.corpus.courses:
             self._steps += sequences(s, course, course.queries.tolist(), retriever, tell, draw=iteration)
         return self._steps
+
+    def chooser(self, config: TrainConfig) -> Source:
+        """Beam search, as many demonstrations as rounds."""
+        return Source("se2", config.shots)
 
     def batches(self, s: Session, gathered: list[Step]) -> list[list[Lesson]]:
         """Epoch after epoch, all rounds mixed, negatives drawn anew in each."""

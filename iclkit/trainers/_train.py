@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from iclkit import models
 from iclkit.errors import DataError, NeedError, UsageError
+from iclkit.eval import Estimate
 from iclkit.lm import LM, Progress
 from iclkit.pool import CARD, Rendering, Retriever, load_embedder
 from iclkit.records import digest
@@ -25,9 +26,7 @@ from iclkit.trainers._feedback import Feedback, Price
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Method, Session, live_retriever
 from iclkit.trainers._processes import processes
-
-if TYPE_CHECKING:
-    from iclkit.trainers._report import TaskReport
+from iclkit.trainers._report import Chooser, TaskReport, Way, report_on
 
 _METHODS = {
     "epr": ("_epr", "EPR"),
@@ -135,7 +134,6 @@ class Training:
     def run(self) -> Trained:
         """Everything up to the finished folder; returns at once when it is there."""
         from iclkit.trainers._card import card_of, write_card
-        from iclkit.trainers._report import report_on
 
         if self.finished:
             return self._read()
@@ -145,11 +143,17 @@ class Training:
         model = self.work / f"model-{self.config.iterations - 1}"
         retriever = self._retriever(model)
         s.rendering = retriever.rendering
-        reports = tuple(report_on(s, c, self.base, retriever) for c in s.corpus.courses if c.report)
+        meant = self.method.chooser(self.config)
+        choosers = {"bm25": Chooser("bm25"), "knn, untrained": Chooser("knn", self.base)}
+        if meant.spec != "knn":
+            choosers["knn, trained"] = Chooser("knn", retriever)
+        choosers[self.config.method] = Chooser(meant.spec, retriever)
+        reports = tuple(
+            report_on(s, c, choosers, self.config.method, meant.count) for c in s.corpus.courses if c.report
+        )
         if not processes().is_main_process:
             return Trained(self.out, {}, reports)
-        source = f"{type(self.method).source}"
-        card = card_of(s, s.feedback.lm.name, source, history, reports, self.key)
+        card = card_of(s, self.method, history, reports, self.key)
         part = _beside(self.out, ".part")
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(model, part)
@@ -220,8 +224,6 @@ class Training:
 
     def _read(self) -> Trained:
         card = json.loads((self.out / CARD).read_text(encoding="utf-8"))
-        from iclkit.eval import Estimate
-        from iclkit.trainers._report import TaskReport, Way
 
         def number(e: Mapping[str, float | None]) -> Estimate:
             return Estimate(**{k: float("nan") if v is None else v for k, v in e.items()})
@@ -230,6 +232,7 @@ class Training:
             TaskReport(
                 r["task"],
                 r["queries"],
+                r.get("shots", 1),
                 tuple(
                     Way(w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None)
                     for w in r["ways"]

@@ -1,0 +1,62 @@
+"""What trained retrievers are worth with several demonstrations: the part of the head-room that each captures.
+
+For each task all choosers choose K demonstrations among the same candidates, and from the whole pool; the oracle adds,
+again and again, the candidate that the LM likes best behind those chosen. Whatever the LM said stays in the ledger.
+
+    python benchmarks/run_sets.py trec -k 3 --retriever EPR=runs/epr-trec-0 --retriever Se2=runs/se2-trec-0
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from _common import default_data
+
+from iclkit.datasets import load_task
+from iclkit.lm import load_lm
+from iclkit.pool import CARD, load_embedder
+from iclkit.trainers import Chooser, Training, Way, corpus_of_tasks, interval, percent, preset, report_on
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("task")
+    ap.add_argument("--retriever", action="append", default=[], metavar="NAME=FOLDER", help="made by iclkit train")
+    ap.add_argument("-k", type=int, default=3)
+    ap.add_argument("--queries", type=int, default=60)
+    ap.add_argument("--out", type=Path, default=Path("runs-sets"), help="for the ledger")
+    ap.add_argument("--ledger", type=Path, help="one that trainings share, instead")
+    ap.add_argument("--data", type=Path, default=default_data())
+    ap.add_argument("--lm", default="smollm2-135m")
+    args = ap.parse_args()
+    config = preset("epr", report=args.queries)
+    corpus = corpus_of_tasks([load_task(str(args.data / args.task))], config)
+    lm = load_lm(args.lm, workers=1, threads=1)
+    training = Training(corpus, lm, args.out / args.task, config, ledger=args.ledger)
+    choosers = {"`bm25`": Chooser("bm25"), "`knn`, untrained": Chooser("knn", training.base)}
+    for given in args.retriever:
+        name, _, folder = given.partition("=")
+        selector, retriever = json.loads((Path(folder) / CARD).read_text())["selector"], load_embedder(folder)
+        choosers[name] = Chooser(selector, retriever)
+        if selector != "knn":
+            choosers[f"`knn` with {name}"] = Chooser("knn", retriever)
+    print("| task | k | chosen by | among the candidates | right, % | from the whole pool | right, % | captured, % |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
+    for name, chooser in choosers.items():
+        report = report_on(training.session, corpus.courses[0], {name: chooser}, name, args.k)
+        random, among, oracle, anywhere = report.ways
+        start = f"| {args.task} | {args.k} |"
+        if name == "`bm25`":
+            print(f"{start} random | {cells(random)} | – | – | 0 |")
+            print(f"{start} oracle | {cells(oracle)} | – | – | 100 |")
+        print(f"{start} {name} | {cells(among)} | {cells(anywhere)} | {percent(report.captured)} |", flush=True)
+
+
+def cells(way: Way) -> str:
+    return f"{interval(way.gain)} | {percent(way.right) if way.right else '–'}"
+
+
+if __name__ == "__main__":
+    main()
