@@ -195,6 +195,8 @@ class Training:
         told = {"iteration": iteration + 1, "before": before_gain, **told}
         if told["best"] is not None:
             self.say(f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats")
+            if told["best"] <= before_gain:
+                self.say("note: that is not more than before training; see in the report whether it helps at all")
         if processes().is_main_process:
             facts.write_text(json.dumps(told))
             save_model(model, folder)

@@ -93,6 +93,17 @@ def test_the_oracle_is_never_beaten_and_random_gains_nothing(mode_task, bag, ber
     assert max(among, key=among.get) == "oracle"
 
 
+def test_a_training_that_helps_nobody_says_so(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    heard = {}
+    for rate in (1e-12, 0.1):
+        config = preset("epr", base=str(bag), **{**QUICK, "learning_rate": rate, "max_steps": 40, "judge_every": 40})
+        out, lines = tmp_path / str(rate), list[str]()
+        Training(corpus_of_tasks([task], config), judge, out, config, say=lines.append).run()
+        heard[rate] = [line for line in lines if "not more than before training" in line]
+    assert [len(lines) for lines in heard.values()] == [1, 0]
+
+
 def test_an_instruction_tells_conflicting_tasks_apart(tmp_path, encoders) -> None:
     tasks, judge = conflicting_tasks()
     words = [t for task in tasks for t in encoders.texts_of(task)] + [f"{t.card.description}:" for t in tasks]
