@@ -31,6 +31,9 @@ def main() -> None:
     ap.add_argument("--data", type=Path, default=default_data())
     ap.add_argument("--lm", default="smollm2-135m")
     args = ap.parse_args()
+    for given in args.retriever:
+        if "=" not in given or not (Path(given.partition("=")[2]) / CARD).is_file():
+            ap.error(f"--retriever {given!r}: give NAME=FOLDER, a folder made by iclkit train")
     config = preset("epr", report=args.queries)
     corpus = corpus_of_tasks([load_task(str(args.data / args.task))], config)
     lm = load_lm(args.lm, workers=1, threads=1)

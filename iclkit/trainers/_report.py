@@ -16,7 +16,7 @@ from iclkit.trainers._config import Source
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import right, value
 from iclkit.trainers._method import Session, mined
-from iclkit.trainers._sets import ask_set
+from iclkit.trainers._sets import DRAWS, ask_set
 
 if TYPE_CHECKING:
     from iclkit.trainers._ledger import Told
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 FloatArray = NDArray[np.float64]
 Rows = tuple[int, ...]
 AMONG, ANYWHERE = "among the candidates", "from the whole pool"
-_DRAWS = 2000  # of the bootstrap
-_SETS = 3  # random ones of a query, where more than one demonstration is chosen
+_RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def share(gain: FloatArray, best: FloatArray, seed: int) -> Estimate:
     """mean(gain) / mean(best) over queries (q,) with a percentile bootstrap interval; nan without head-room."""
     if not len(best) or best.mean() <= 1e-9:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    draws = np.random.default_rng(seed).integers(len(best), size=(_DRAWS, len(best)))
+    draws = np.random.default_rng(seed).integers(len(best), size=(_RESAMPLES, len(best)))
     below = best[draws].mean(1)
     ratios = gain[draws].mean(1)[below > 1e-9] / below[below > 1e-9]
     low, high = np.quantile(ratios, [0.025, 0.975])
@@ -114,7 +113,7 @@ def _random_sets(s: Session, query: Example, candidates: Sequence[int], size: in
     if size == 1:
         return [(c,) for c in candidates]
     rng = s.rng("report", query.id, size)
-    return [tuple(rng.choice(candidates, min(size, len(candidates)), replace=False).tolist()) for _ in range(_SETS)]
+    return [tuple(rng.choice(candidates, min(size, len(candidates)), replace=False).tolist()) for _ in range(DRAWS)]
 
 
 def _oracle(

@@ -14,7 +14,7 @@ from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import Ask, value
 from iclkit.trainers._method import Session
 
-_DRAWS = 3  # random sets of each held-out query, to compare with
+DRAWS = 3  # random sets of each query that a model is judged on, to compare with
 
 
 def ask_set(s: Session, query: Example, rows: Sequence[int]) -> Ask:
@@ -48,7 +48,7 @@ def held_out_sets(s: Session, course: Course) -> HeldOutSets:
     told = iter(s.feedback.tell(course, random_sets(s, course), s.bar(f"{course.name}: held-out queries")))
     kept, chance = [], []
     for query in queries:
-        values = [value(t, s.config.value, s.config.normalise) for _ in range(_DRAWS) if (t := next(told)) is not None]
+        values = [value(t, s.config.value, s.config.normalise) for _ in range(DRAWS) if (t := next(told)) is not None]
         if values:
             kept.append(query)
             chance.append(float(np.mean(values)))
@@ -64,7 +64,7 @@ def random_sets(s: Session, course: Course) -> list[Ask]:
         rows = course.rows[~np.isin(course.rows, bad)]
         rng = s.rng("random set", query.id)
         size = min(s.config.shots, len(rows))
-        asks += [ask_set(s, query, rng.choice(rows, size, replace=False).tolist()) for _ in range(_DRAWS)]
+        asks += [ask_set(s, query, rng.choice(rows, size, replace=False).tolist()) for _ in range(DRAWS)]
     return asks
 
 

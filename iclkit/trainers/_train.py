@@ -96,13 +96,13 @@ class Training:
         self.finished = self._finished()
         if not self.finished:
             self._check_work(restart)
-            if not dry:
-                self._open_work(restart)
         instructions = {c.name: c.instruction.rstrip(":") + ":" for c in corpus.courses}
         sides = {"none": (), "both": ("query", "document"), "document": ("document",)}[config.instruct]
         rendering = Rendering(config.document, "\t", instructions if sides else {}, sides)
         self._base_folder = models.resolve(config.base, "embedder")
         self.base = load_embedder(str(self._base_folder), dtype="fp32")
+        if not self.finished and not dry:
+            self._open_work(restart)
         from iclkit.trainers._mine import Miner
 
         self.session = Session(

@@ -176,6 +176,17 @@ def test_a_dry_run_says_the_price_and_changes_nothing(light, task, tmp_path, cap
     assert code == 0, stderr
 
 
+def test_a_base_that_is_not_there_changes_nothing(lm, bag, task, tmp_path, capsys) -> None:
+    words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
+    before = tree(tmp_path)
+    code, _, stderr = call(*words, "--set", f"base={tmp_path / 'nowhere'}", capsys=capsys)
+    assert (code, "no model folder" in stderr) == (1, True)
+    assert tree(tmp_path) == before
+    assert not (tmp_path / "out.work").exists()
+    code, _, stderr = call(*words, "--set", f"base={bag}", "--score-only", capsys=capsys)  # no --restart
+    assert code == 0, stderr
+
+
 def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsys) -> None:
     words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
     call(*words, "--score-only", capsys=capsys)
