@@ -5,6 +5,7 @@ Each command lives in a module of its own and loads when it is called, so that `
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -31,6 +32,10 @@ COMMANDS = {
     "datasets": ("_datasets", "List, show and fetch data sets."),
     "selectors": ("_selectors", "List the selectors with what each needs and costs."),
 }
+
+
+_NO_SPACE = os.strerror(errno.ENOSPC)
+"""What a full disk is called, also inside the errors of libraries."""
 
 
 class _LazyGroup(click.Group):
@@ -79,6 +84,10 @@ def main(args: list[str] | None = None) -> None:
         # the reader of our output has gone (e.g. `| head`): not an error; keep Python from flushing into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:
+        if "--debug" in arguments or _NO_SPACE not in str(error):
+            raise
+        _stop(f"{error}; free space and give the same command again: what was finished is kept", 1)
 
 
 def _stop(text: str, code: int) -> None:

@@ -75,8 +75,8 @@ class Cache:
 
     def _unusable(self, error: Exception) -> RunError:
         return RunError(
-            f"LM cache {self.path} cannot be used ({error}): make it writable, set ICLKIT_HOME to a folder that is, "
-            "or pass --no-cache"
+            f"LM cache {self.path} cannot be used ({error}): free space or make it writable, set ICLKIT_HOME to "
+            "another folder, or pass --no-cache"
         )
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
@@ -102,10 +102,11 @@ class Cache:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     self._db.executemany("INSERT OR IGNORE INTO entry VALUES (?, ?)", entries.items())
-                except sqlite3.Error:
-                    self._db.execute("ROLLBACK")
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                        self._db.execute("ROLLBACK")
                     raise
-                self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._unusable(error) from error
 

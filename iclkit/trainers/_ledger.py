@@ -7,10 +7,11 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from iclkit.errors import DataError
+from iclkit.errors import DataError, RunError
 from iclkit.prompts import Template
 from iclkit.records import canonical_json
 
@@ -87,24 +88,39 @@ class Ledger:
         for at in range(0, len(every), _LOOKUP):
             some = every[at : at + _LOOKUP]
             marks = ",".join("?" * len(some))
-            for key, gold, told in self._db.execute(f"SELECT key, gold, told FROM scores WHERE key IN ({marks})", some):
+            with self._errors():
+                rows = self._db.execute(f"SELECT key, gold, told FROM scores WHERE key IN ({marks})", some).fetchall()
+            for key, gold, told in rows:
                 found[key] = _unpack(told, gold)
         return {n: found[k] for n, (q, s) in enumerate(asked) if (k := _key(scope.mark, q, s)) in found}
 
     def put(self, scope: Scope, rows: Iterable[tuple[str, Sequence[str], Told]]) -> None:
-        """Store scores in one transaction; a score that is there already stays."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """Store scores in one transaction; a score that is there already stays. RunError, with what was stored before
+        kept, where the disk is full or the file cannot be written."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute("INSERT OR IGNORE INTO scopes (mark) VALUES (?)", (scope.mark,))
+                (number,) = self._db.execute("SELECT id FROM scopes WHERE mark = ?", (scope.mark,)).fetchone()
+                self._db.executemany(
+                    "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)",
+                    ((_key(scope.mark, q, s), number, q, json.dumps([*s]), t.gold, _pack(t)) for q, s, t in rows),
+                )
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                    self._db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
         try:
-            self._db.execute("INSERT OR IGNORE INTO scopes (mark) VALUES (?)", (scope.mark,))
-            (number,) = self._db.execute("SELECT id FROM scopes WHERE mark = ?", (scope.mark,)).fetchone()
-            self._db.executemany(
-                "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)",
-                ((_key(scope.mark, q, s), number, q, json.dumps([*s]), t.gold, _pack(t)) for q, s, t in rows),
-            )
-            self._db.execute("COMMIT")
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"the ledger {self.path} cannot be used ({error}); free space or make it writable, then give the same "
+                f"command again: what was scored is kept"
+            ) from error
 
     def scopes(self) -> list[Scope]:
         """The scopes that scores were put under, oldest first."""

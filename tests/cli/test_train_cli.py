@@ -187,6 +187,23 @@ def test_a_base_that_is_not_there_changes_nothing(lm, bag, task, tmp_path, capsy
     assert code == 0, stderr
 
 
+def test_a_disk_that_is_full_while_a_library_saves_is_one_line(light, task, tmp_path, capsys, monkeypatch) -> None:
+    class LibraryError(Exception): ...
+
+    def full(self):
+        raise LibraryError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("iclkit.trainers.Training.run", full)
+    words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
+    code, stdout, stderr = call(*words, capsys=capsys)
+    assert (code, stdout) == (1, "")
+    assert stderr.splitlines()[-1].startswith("error: Error while serializing: I/O error: No space left on device")
+    assert "free space and give the same command again" in stderr
+    monkeypatch.setattr("iclkit.trainers.Training.run", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(*words, capsys=capsys)
+
+
 def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsys) -> None:
     words = ("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL)
     call(*words, "--score-only", capsys=capsys)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.datasets import Task
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, RunError, UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, fold_text
@@ -21,6 +21,7 @@ from iclkit.trainers import (
     Ask,
     Feedback,
     Ledger,
+    Scope,
     Told,
     corpus_of_pool,
     corpus_of_tasks,
@@ -299,6 +300,21 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path) -> None:
         Ledger(file)
     assert sqlite3.sqlite_version  # the file is as it was
     assert file.read_text().startswith("not a database")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    asks, ledger = asks_for(corpus), Ledger(tmp_path / "l.db")
+    Feedback(FakeLM(), ledger).tell(corpus.courses[0], asks[:3])
+    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")  # to SQLite the same as a disk that is full
+    scope = Scope("another", corpus.courses[0].template, ())
+    more = [(f"q{i}", ["d"], Told((-1.0,), (1,), 0)) for i in range(5000)]
+    with pytest.raises(RunError, match=r"l\.db cannot be used \(database or disk is full\); free space"):
+        ledger.put(scope, more)
+    again = Feedback(FakeLM(), Ledger(tmp_path / "l.db"))
+    again.tell(corpus.courses[0], asks[:3])
+    assert again.computed == 0
 
 
 # -- labels --
