@@ -425,7 +425,7 @@ def _cell(where: str, row: Mapping[str, Any], column: str, flag: str) -> Any:
             raise DataError(
                 f"{where}: no field {column!r}; the row has: {', '.join(map(str, row)) or 'none'}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Name the field with {flag}"
+                + f" Name the field with {flag} (iclkit pool add) or {flag[2:]}= (load_task), or rename it"
             )
     return value
 

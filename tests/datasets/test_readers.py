@@ -186,7 +186,9 @@ def test_a_malformed_line_17_is_named_and_nothing_is_returned(tmp_path: Path) ->
 
 def test_a_wrong_column_names_those_that_exist_and_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path / "w.jsonl", [{"text": "x", "label": "y"}])
-    assert "no field 'input'; the row has: text, label. Name the field with --input" in refusal(path, output="label")
+    said = refusal(path, output="label")
+    assert "no field 'input'; the row has: text, label. Name the field with --input (iclkit pool add)" in said
+    assert said.endswith("or input= (load_task), or rename it")
     assert "no field 'lable'; the row has: text, label. Did you mean 'label'?" in refusal(
         path, input="text", output="lable"
     )
