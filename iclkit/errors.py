@@ -7,7 +7,8 @@
     ├── DataError (1)         a file, a row or a pool is not what it should be
     │   ├── PoolError         the pool file cannot be used (newer version, not a pool, corrupted)
     │   └── LeakError         test rows were found in the pool and the user asked to stop
-    ├── ModelError (1)        a model cannot be found, fetched, verified or loaded
+    ├── ModelError (1)        a model cannot be found, fetched, verified or loaded, or gives what is no score
+    │   └── RequestError      one request that an LM can never answer; costs its row, not the run
     └── RunError (1)          work that had started could not be finished
 
 The text of an error is one line: what was expected, what came, what to do.
@@ -60,6 +61,18 @@ class LeakError(DataError):
 
 class ModelError(IclkitError):
     """A model cannot be found, fetched, verified or loaded."""
+
+
+class RequestError(ModelError):
+    """Request number ``index`` of a call can never be answered (over the context, refused by the server).
+
+    The one error of an LM that costs a row and not the run: whoever asked leaves that request out, records why, and
+    asks again for the others. What was answered before it has been handed to ``on_done`` and cached.
+    """
+
+    def __init__(self, index: int, reason: str) -> None:
+        self.index = index
+        super().__init__(reason)
 
 
 class RunError(IclkitError):

@@ -16,6 +16,8 @@ LEVEL = {
     "records": 0,
     "errors": 0,
     "registry": 1,
+    "files": 1,
+    "text": 1,
     "models": 2,
     "pool": 3,
     "prompts": 3,
