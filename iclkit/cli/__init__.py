@@ -5,14 +5,17 @@ Each command lives in a module of its own and loads when it is called, so that `
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
 from importlib import import_module
 
 import click
 
 from iclkit import __version__
+from iclkit.cli._terminal import echo
 from iclkit.errors import IclkitError, UnknownName
 
 # command -> (module, one line of help); a module's ``command`` is the click object
@@ -63,9 +66,34 @@ def cli(ctx: click.Context, debug: bool) -> None:
     ctx.obj = {"debug": debug}
 
 
+class _Ended(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: ends what runs the way Ctrl-C does, so that locks are released and work folders closed."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def _end(number: int, _: object) -> None:
+    raise _Ended(number)
+
+
+def _end_cleanly_on_signals() -> None:
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        # what is ignored stays ignored (nohup), and a handler of the embedding program stays in force
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            with contextlib.suppress(ValueError):  # called from a thread: signals are the main thread's business
+                signal.signal(number, _end)
+
+
 def main(args: list[str] | None = None) -> None:
-    """Entry point. Exit codes: 0 done, 1 the data or the run failed, 2 change the command, 130 interrupted."""
+    """Entry point. Exit codes: 0 done, 1 the data or the run failed, 2 change the command, 130 interrupted.
+
+    SIGTERM and SIGHUP end a command like Ctrl-C does, with exit codes 143 and 129.
+    """
     arguments = sys.argv[1:] if args is None else args
+    _end_cleanly_on_signals()
     try:
         status = cli.main(arguments, prog_name="iclkit", standalone_mode=False)
         sys.exit(status if isinstance(status, int) else 0)
@@ -78,18 +106,32 @@ def main(args: list[str] | None = None) -> None:
         _stop(error.format_message() + hint, 2)
     except click.ClickException as error:
         _stop(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _stop("interrupted; what was finished is kept, and the same command resumes", 130)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        cause = stop if isinstance(stop, _Ended) else stop.__cause__  # click wraps what interrupts a command
+        number = cause.number if isinstance(cause, _Ended) else signal.SIGINT
+        _stop("interrupted; what was finished is kept, and the same command resumes", 128 + number)
     except BrokenPipeError:
         # the reader of our output has gone (e.g. `| head`): not an error; keep Python from flushing into it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if "--debug" in arguments or _NO_SPACE not in str(error):
+        remedy = _remedy(error)
+        if "--debug" in arguments or remedy is None:
             raise
-        _stop(f"{error}; free space and give the same command again: what was finished is kept", 1)
+        _stop(f"{error or type(error).__name__}; {remedy}", 1)
+
+
+def _remedy(error: Exception) -> str | None:
+    """What to do about an error of the machine, which any line of any library may meet; None for a bug of ours."""
+    if _NO_SPACE in str(error):
+        return "free space and give the same command again: what was finished is kept"
+    if isinstance(error, MemoryError):
+        return "not enough memory; what was finished is kept. Give less at once (a smaller --limit or pool)"
+    if isinstance(error, OSError) and error.filename is not None:
+        return "make that path readable and writable, or name another; what was finished is kept"
+    return None
 
 
 def _stop(text: str, code: int) -> None:
-    click.echo(f"error: {' '.join(text.split())}", err=True)
+    echo(f"error: {' '.join(text.split())}", err=True)
     sys.exit(code)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from iclkit.cli._board import console, say
+from iclkit.cli._board import say
 from iclkit.cli._eval import Numbers, load_reader, load_vectors, open_pool
+from iclkit.cli._terminal import console, emit_json
 
 
 @click.command()
@@ -62,7 +62,7 @@ def command(
             "findings": [asdict(f) | {"verdict": f.verdict} for f in found.findings],
             "confirm": confirm,
         }
-        click.echo(json.dumps(_finite(data), ensure_ascii=False, indent=1))
+        emit_json(data, indent=1)
         return
     _print(found, task.metric, confirm)
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-import click
+from iclkit.cli._terminal import console, echo
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from iclkit.report import Board
 
 STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim"}
 WIDTH = 128
-
-
-def console(file: IO[str] | None = None) -> Console:
-    """A console that does not fold tables when its output goes to a file."""
-    from rich.console import Console
-
-    stream = file or sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDTH
-    return Console(file=stream, width=width, highlight=False)
 
 
 def show(board: Board) -> None:
@@ -66,4 +53,4 @@ def show(board: Board) -> None:
 
 def say(text: str) -> None:
     """Talk: one line on stderr."""
-    click.echo(text, err=True)
+    echo(text, err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from textwrap import indent
@@ -11,6 +10,7 @@ from typing import Any
 import click
 
 from iclkit import datasets
+from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.datasets import SPLITS, Card, Entry, Task
 from iclkit.errors import DataError
 
@@ -28,10 +28,9 @@ def ls(as_json: bool) -> None:
     for name, entry in datasets.catalogue().items():
         rows.append(_row(entry, name, "here" if datasets.is_pulled(name) else "on the hub"))
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        emit_json(rows, indent=2)
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD)
@@ -39,8 +38,8 @@ def ls(as_json: bool) -> None:
         table.add_column(column, no_wrap=column != "what")
     for row in rows:
         table.add_row(row["name"], row["state"], row["kind"].replace("_", " "), row["description"])
-    Console().print(table)
-    click.echo(
+    console().print(table)
+    echo(
         "a folder with train.jsonl and test.jsonl, or hf:owner/name, is a task too; "
         "fetch with: iclkit datasets pull NAME",
         err=True,
@@ -59,11 +58,11 @@ def show(name: str, as_json: bool) -> None:
     entry = datasets.catalogue().get(name)
     facts = _entry_facts(entry) if entry and not datasets.is_pulled(name) else _task_facts(datasets.load_task(name))
     if as_json:
-        click.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+        emit_json(facts, indent=2)
         return
     for key, value in facts.items():
         if text := _plain(value):
-            click.echo(f"{key}: " + (text if "\n" not in text else "\n" + indent(text, "    ")))
+            echo(f"{key}: " + (text if "\n" not in text else "\n" + indent(text, "    ")))
 
 
 @command.command()
@@ -72,7 +71,6 @@ def show(name: str, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pull(names: tuple[str, ...], again: bool, as_json: bool) -> None:
     """Fetch data sets of the catalogue from the Hugging Face hub (needs the extra iclkit[datasets])."""
-    from rich.console import Console
 
     for name in names:
         if name in datasets.BUNDLED:
@@ -80,13 +78,13 @@ def pull(names: tuple[str, ...], again: bool, as_json: bool) -> None:
         datasets.entry(name)  # all names are known before the first download starts
     done = []
     for name in names:
-        with Console(stderr=True).status(f"fetching {name} from the Hugging Face hub"):
+        with console(err=True).status(f"fetching {name} from the Hugging Face hub"):
             folder = datasets.pull(name, again=again)
         done.append({"name": name, "path": str(folder)})
         if not as_json:
-            click.echo(f"{name}\t{folder}")
+            echo(f"{name}\t{folder}")
     if as_json:
-        click.echo(json.dumps(done, indent=2))
+        emit_json(done, indent=2)
 
 
 def _plain(value: object) -> str:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import console, say, show
+from iclkit.cli._board import say, show
 from iclkit.cli._eval import announce, load_reader, load_vectors, run_jobs
+from iclkit.cli._terminal import console, emit_json_text
 
 if TYPE_CHECKING:
     from iclkit.eval import Bench
@@ -46,7 +47,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
     runs = run_jobs(announce([bench], lm, grid, embedder, out), out)
     board = leaderboard(runs)
     if as_json:
-        click.echo(to_json(board), nl=False)
+        emit_json_text(to_json(board))
         return
     show(board)
     _example(bench, {r.spec["selector"]["name"]: r for r in reversed(runs)})

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from iclkit.cli._board import console, say
+from iclkit.cli._board import say
 from iclkit.cli._eval import dedupe, load_vectors, open_pool
+from iclkit.cli._terminal import console, emit_json
 
 COLUMNS = (
     ("label_recall", "label recall"),
@@ -78,7 +78,7 @@ def command(
             table.add_row(d.selector, *("–" if math.isnan(v) else f"{v:.2f}" for v in values))
         console().print(table)
     if as_json:
-        click.echo(json.dumps([{k: None if v != v else v for k, v in row.items()} for row in data], indent=1))
+        emit_json(data, indent=1)
         return
     console().print(
         "label recall: queries with a pick of their own label · label match: share of picks that have it · majority "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 import tomllib
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._board import say, show
+from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
 from iclkit.errors import DataError, UnknownName
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def command(
         return
     board = leaderboard(runs)
     if as_json:
-        click.echo(to_json(board), nl=False)
+        emit_json_text(to_json(board))
     else:
         show(board)
         say(f"Runs are in {out}; see them again with: iclkit leaderboard {out}")
@@ -272,11 +272,11 @@ def show_prices(prices: Mapping[str, tuple[Rehearsed, list[str]]], as_json: bool
 
     if as_json:
         data = {name: {**asdict(price), "break_even": evens} for name, (price, evens) in prices.items()}
-        click.echo(json.dumps(data, indent=2))
+        emit_json(data, indent=2)
         return
     for name, (p, evens) in prices.items():
         time_ = "not known for this LM" if p.seconds is None else f"{p.seconds:,.0f} s by a short probe here"
-        click.echo(
+        echo(
             f"{name}\n  requests              {p.requests:,}\n  calls                 {p.calls:,}\n"
             f"  tokens asked          {p.tokens_asked:,}\n  known from the cache  {p.tokens_cached:,}\n"
             f"  to compute            {p.tokens_computed:,}  (after sharing)\n"
@@ -353,9 +353,7 @@ def bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int
         TimeRemainingColumn,
     )
 
-    from iclkit.cli._board import console
-
-    err = console(sys.stderr)
+    err = console(err=True)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import console, say
+from iclkit.cli._board import say
 from iclkit.cli._eval import load_reader, open_pool
+from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import DataError, IclkitError, UsageError
 
 WORTH = "nats that showing it adds to the right answer's log-probability, all others in place"
@@ -169,7 +169,7 @@ def _print_query(found: Explanation, as_json: bool) -> None:
             "runner_up": _item(found.next[0]) | {"score": found.next[1]} if found.next else None,
             "story": found.story,
         }  # fmt: skip
-        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+        emit_json(data, indent=1)
         return
     out = console()
     verdict = "right" if row.output == row.gold else f"wrong, it is {row.gold}"
@@ -226,7 +226,7 @@ def _print_run(ranked: Sequence[Influence], doubted: Sequence[Suspect], queries:
             "suspects": [_item(s.example) | {"own": s.own, "said": s.said, "said_share": s.shares[s.said]}
                          for s in doubted],
         }  # fmt: skip
-        click.echo(json.dumps(data, ensure_ascii=False, indent=1))
+        emit_json(data, indent=1)
         return
     out = console()
     for title, found in (("help most", ranked[:top]), ("hurt most", ranked[::-1][:top])):

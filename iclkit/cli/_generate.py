@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._terminal import echo, emit_json
 from iclkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -92,16 +92,16 @@ def command(
         added = None if dry_run else add_generated(store, made)
         total = len(store)
     if as_json:
-        click.echo(json.dumps(_facts(made, added.added if added else 0), indent=2, ensure_ascii=False))
+        emit_json(_facts(made, added.added if added else 0), indent=2)
         return
     for reason, times in made.reasons.items():
-        click.echo(f"rejected {times:,}: {reason}", err=True)
+        echo(f"rejected {times:,}: {reason}", err=True)
     if added is None:
-        click.echo(f"made {len(made.examples):,} examples with {made.calls:,} LM calls; {pool} is as it was")
+        echo(f"made {len(made.examples):,} examples with {made.calls:,} LM calls; {pool} is as it was")
         return
     known = f"; {added.known:,} were there already" if added.known else ""
-    click.echo(f"added {added.added:,} examples{known}; {pool} holds {total:,}")
-    click.echo(f"list them with: iclkit pool ls {pool} --where generated={made.method}", err=True)
+    echo(f"added {added.added:,} examples{known}; {pool} holds {total:,}")
+    echo(f"list them with: iclkit pool ls {pool} --where generated={made.method}", err=True)
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class _Order:
 
 
 def _say_cost(calls: int) -> None:
-    click.echo(f"the LM is asked at most {calls:,} times", err=True)
+    echo(f"the LM is asked at most {calls:,} times", err=True)
 
 
 def _load_task(name: str) -> Task:

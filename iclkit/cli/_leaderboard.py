@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._board import say, show
+from iclkit.cli._terminal import emit
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def command(
         _write(board, kept, _texts(runs, kept), html, title, harness)
     for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
         if flag:
-            click.echo(render(board), nl=False)
+            emit(render(board), nl=False)
             return
     show(board)
 

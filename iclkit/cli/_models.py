@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -10,6 +9,7 @@ from dataclasses import asdict
 import click
 
 from iclkit import models
+from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import ModelError
 
 
@@ -25,7 +25,7 @@ def ls(check: bool, as_json: bool) -> None:
     """List the models of the catalogue and which are on this machine."""
     found = models.ls(hashes=check)
     if as_json:
-        click.echo(json.dumps([_plain(status) for status in found], indent=2))
+        emit_json([_plain(status) for status in found], indent=2)
     else:
         _table(found)
     if check and (bad := [f"{s.card.name} ({s.problems[0]})" for s in found if s.problems]):
@@ -49,20 +49,19 @@ def pull(names: tuple[str, ...], as_json: bool) -> None:
         source = manifest.source if manifest else f"hub:{name}"
         done.append({"name": name, "path": str(path), "source": source})
         if not as_json:
-            click.echo(f"{name}\t{path}")
-        click.echo(f"{name}: ready, from {source}", err=True)
+            echo(f"{name}\t{path}")
+        echo(f"{name}: ready, from {source}", err=True)
     if as_json:
-        click.echo(json.dumps(done, indent=2))
+        emit_json(done, indent=2)
 
 
 @contextmanager
 def progress_bar() -> Iterator[models.PullProgress]:
     """A bar on stderr for ``models.pull`` and ``models.resolve``, with size, speed and time left."""
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console(err=True)) as bar:
         tasks = {}
 
         def report(done: int, total: int, what: str) -> None:
@@ -90,7 +89,6 @@ def _state(status: models.ModelStatus) -> str:
 
 
 def _table(found: list[models.ModelStatus]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
@@ -105,4 +103,4 @@ def _table(found: list[models.ModelStatus]) -> None:
         places = "hub, index" if card.wheel else "hub"
         size = f"{card.megabytes:,} MB" if card.megabytes else ""
         table.add_row(card.name, card.kind, size, card.licence, _state(status), places)
-    Console().print(table)
+    console().print(table)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool, example_dict
 from iclkit.records import Example, Json
@@ -80,7 +81,7 @@ def add(
         return
     again = f" ({report.revived} of them had been removed before)" if report.revived else ""
     known = f"; {report.known:,} were there already" if report.known else ""
-    click.echo(f"added {report.added:,} examples{again}{known}; {pool} holds {total:,}")
+    echo(f"added {report.added:,} examples{again}{known}; {pool} holds {total:,}")
 
 
 @command.command()
@@ -100,7 +101,7 @@ def ls(pool: Path, task: str | None, where: tuple[str, ...], limit: int | None, 
     if shown:
         rows = [(e.id[:12], e.task, e.output, e.text) for e in shown]
         print_table(("id", "task", "output", "input"), rows)
-    click.echo(f"{len(shown):,} of {len(examples):,} examples", err=True)
+    echo(f"{len(shown):,} of {len(examples):,} examples", err=True)
 
 
 @command.command()
@@ -124,7 +125,7 @@ def show(pool: Path, example_id: str, as_json: bool) -> None:
     for key, value in facts.items():
         if value:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            click.echo(f"{key}: {text}" if "\n" not in text else f"{key}:\n  " + text.replace("\n", "\n  "))
+            echo(f"{key}: {text}" if "\n" not in text else f"{key}:\n  " + text.replace("\n", "\n  "))
 
 
 def _keys(store: Pool, example_id: str) -> dict[str, list[str]]:
@@ -155,7 +156,7 @@ def rm(
     if as_json:
         print_json({"removed": 0 if dry_run else len(gone), "ids": gone, "examples": left})
     else:
-        click.echo(f"{'would remove' if dry_run else 'removed'} {len(gone):,} examples; {pool} holds {left:,}")
+        echo(f"{'would remove' if dry_run else 'removed'} {len(gone):,} examples; {pool} holds {left:,}")
 
 
 @command.command()
@@ -183,7 +184,7 @@ def dedupe(pool: Path, near: float | None, dry_run: bool, as_json: bool) -> None
     if rows:
         print_table(("", "id", "input"), rows)
     many = sum(len(g) - 1 for g in report.groups)
-    click.echo(f"{'would remove' if dry_run else 'removed'} {many:,} duplicates; {pool} holds {left:,}")
+    echo(f"{'would remove' if dry_run else 'removed'} {many:,} duplicates; {pool} holds {left:,}")
 
 
 @command.command()
@@ -220,7 +221,7 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
     else:
-        click.echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
+        echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
 
 
 @command.command()
@@ -234,10 +235,10 @@ def check(pool: Path, as_json: bool) -> None:
         print_json(problems)
     else:
         for problem in problems:
-            click.echo(problem)
+            echo(problem)
     if problems:
         raise PoolError(f"{pool} has {len(problems):,} problem{'s' if len(problems) > 1 else ''}")
-    click.echo("no problems", err=True)
+    echo("no problems", err=True)
 
 
 @command.command()
@@ -252,7 +253,7 @@ def export(pool: Path, file: Path, format_: str | None, as_json: bool) -> None:
             if format_ not in (None, "jsonl"):
                 raise UsageError(f"only jsonl goes to stdout; give a file for {format_}")
             for example in store:
-                click.echo(json.dumps(example_dict(example), ensure_ascii=False))
+                emit_json(example_dict(example))
             return
         if file.is_dir():
             raise DataError(f"{file} is a folder; give a file, e.g. {file / 'demos.jsonl'}")
@@ -260,7 +261,7 @@ def export(pool: Path, file: Path, format_: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"examples": count, "path": str(file)})
     else:
-        click.echo(f"wrote {count:,} examples to {file}")
+        echo(f"wrote {count:,} examples to {file}")
 
 
 def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]:
@@ -279,37 +280,34 @@ def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]
 
 def print_json(value: object) -> None:
     """JSON on stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    emit_json(value, indent=2)
 
 
 def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: int | None = None) -> None:
     """A table on stdout; one line per row, whatever the cells hold."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = Console()
     table = Table(*heads, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     if right is not None:
         table.columns[right].justify = "right"
     for row in rows:
         cells = (" ".join(c.split()) for c in row)
         table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
-    Console(width=None if terminal.is_terminal else 120, highlight=False).print(table)
+    console(piped_width=120).print(table)
 
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with rate and time left, on a terminal's stderr, from the first report on."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    terminal = console(err=True)
+    if not terminal.is_terminal:
         yield lambda _done, _total: None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    shown = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    shown = Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True)
     task = shown.add_task(title, start=False, rate="")
 
     def report(done: int, total: int) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._pool import conditions
+from iclkit.cli._terminal import console, echo, emit, emit_json
 from iclkit.errors import DataError, UsageError
 from iclkit.records import Prompt, Query, Selection
 
@@ -116,10 +117,10 @@ def command(
 def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: PoolView, as_json: bool) -> None:
     for note, queries in _by_note(selections).items():
         which = f"{queries} of {len(selections)} queries: " if len(selections) > 1 else ""
-        click.echo(f"note: {which}{note}", err=True)
+        echo(f"note: {which}{note}", err=True)
     if dropped := sum(len(p.dropped) for p in prompts):
         reason = next(d.reason for p in prompts for d in p.dropped)
-        click.echo(f"note: {dropped} demonstrations are not shown: {reason}", err=True)
+        echo(f"note: {dropped} demonstrations are not shown: {reason}", err=True)
     rows = [
         {
             "query": s.query.id,
@@ -141,25 +142,23 @@ def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: Poo
             }
             for s, p in zip(selections, prompts, strict=True)
         ]
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        emit_json(data, indent=2)
     elif as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        emit_json(rows, indent=2)
     elif prompts:
         for n, prompt in enumerate(prompts):
-            click.echo(("\n" + "-" * 40 + "\n" if n else "") + prompt.text)
+            emit(("\n" + "-" * 40 + "\n" if n else "") + prompt.text)
     else:
         _tables(selections, view)
 
 
 def _tables(selections: Sequence[Selection], view: PoolView) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    terminal = Console()
-    console = Console(width=None if terminal.is_terminal else 120, highlight=False)
+    out = console(piped_width=120)
     for selection in selections:
-        console.print(Text(f"{' '.join(selection.query.text.split())}", style="bold"))
+        out.print(Text(f"{' '.join(selection.query.text.split())}", style="bold"))
         table = Table("rank", "score", "id", "output", "input", box=None, pad_edge=False)
         table.columns[1].justify = "right"
         for pick in selection:
@@ -167,7 +166,7 @@ def _tables(selections: Sequence[Selection], view: PoolView) -> None:
             text = " ".join(json.dumps(shown["input"]) if isinstance(shown["input"], dict) else shown["input"].split())
             cells = (str(pick.rank), f"{pick.score:.4f}", pick.example_id[:12], shown["output"], text)
             table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
-        console.print(table)
+        out.print(table)
 
 
 def _shown(view: PoolView, example_id: str) -> dict[str, Any]:
@@ -206,7 +205,7 @@ def _say_cost(chooser: Any, queries: int, k: int) -> None:
     per_task, per_query = chooser.lm_calls(k) if hasattr(chooser, "lm_calls") else (0, 0)
     if per_task or per_query:
         total = per_task + per_query * queries
-        click.echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
+        echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
 
 
 def _read_queries(path: Path, exclude: frozenset[str]) -> list[Query]:
@@ -258,11 +257,10 @@ def _load_embedder(name: str, view: PoolView) -> Any:
 @contextmanager
 def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar on stderr that appears with the first report, with the rate and the time left."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console(err=True), transient=True) as bar:
         tasks: list[Any] = []
 
         def report(done: int, total: int) -> None:

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from iclkit.cli._terminal import console, echo, emit_json
+
 
 @click.group()
 def command() -> None:
@@ -21,7 +23,7 @@ def ls(as_json: bool, markdown: bool) -> None:
     from iclkit.selectors import BUILTINS, SELECTORS, describe, selectors_table
 
     if markdown:
-        click.echo(selectors_table())
+        echo(selectors_table())
         return
     plugins = [n for n in SELECTORS.names() if n not in BUILTINS]
     rows = [describe(SELECTORS.get(name)) for name in BUILTINS]
@@ -29,11 +31,10 @@ def ls(as_json: bool, markdown: bool) -> None:
         try:
             rows.append({**describe(SELECTORS.get(name)), "name": name})
         except UsageError as error:  # one broken package must not hide the others
-            click.echo(f"warning: {error}", err=True)
+            echo(f"warning: {error}", err=True)
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        emit_json(rows, indent=2)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("selector", "chooses", "needs", "LM calls", "settings", "source", box=None, pad_edge=False)
@@ -50,5 +51,4 @@ def ls(as_json: bool, markdown: bool) -> None:
             " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()) or "-",
             str(row["source"]),
         )
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    console(piped_width=160).print(table)

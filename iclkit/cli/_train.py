@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -13,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iclkit.cli._board import console
 from iclkit.cli._board import say as say_aloud
 from iclkit.cli._eval import dedupe, load_reader
 from iclkit.cli._pool import conditions
+from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def command(
     changed = {key: str(value) for key, value in conditions(settings, "--set").items()}
     config = preset(method, preset_name, **{"seed": seed, **parse_settings(changed)})
     if list_settings:
-        click.echo(json.dumps(config.as_dict(), indent=2))
+        emit_json(config.as_dict(), indent=2)
         return
     check_extra()
     told = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
@@ -187,7 +186,7 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     shown = sys.stderr.isatty() and _FIRST
-    with Progress(*columns, TimeRemainingColumn(), console=console(sys.stderr), disable=not shown) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console(err=True), disable=not shown) as bar:
 
         def begin(title: str) -> Callable[[int, int], None]:
             task, start, told = bar.add_task(title, total=None), time.monotonic(), [0.0]
@@ -207,7 +206,7 @@ def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 def _show(result: Trained, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({**result.card, "folder": str(result.folder)}, indent=2, default=str))
+        emit_json({**result.card, "folder": str(result.folder)}, indent=2)
         return
     from rich.table import Table
 

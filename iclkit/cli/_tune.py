@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import console, say
+from iclkit.cli._board import say
 from iclkit.cli._eval import bars, load_reader
+from iclkit.cli._terminal import console, emit, emit_json
 from iclkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def ease(
         )
         _write(plot, drawn)
     if as_json:
-        click.echo(out.read_text(encoding="utf-8"), nl=False)
+        emit(out.read_text(encoding="utf-8"), nl=False)
         return
     _show(found, problem, objective)
     say(f"{out} is a selector: iclkit eval {source} --lm {lm_name} -k {k} --selector {out}")
@@ -168,7 +168,7 @@ def demos(file: Path) -> None:
     from iclkit.selectors import SelectorFile
 
     for example in SelectorFile.read(file).demonstrations:
-        click.echo(json.dumps(example_dict(example), ensure_ascii=False))
+        emit_json(example_dict(example))
 
 
 def _task(source: str, name: str | None, template: Any, metric: str | None) -> Task:
