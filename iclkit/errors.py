@@ -18,12 +18,25 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class IclkitError(Exception):
     """Base class. ``exit_code`` is what the command line returns: 1 (data or run) or 2 (usage)."""
 
     exit_code = 1
+
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # between processes whole: Exception's own would call __init__ with the text
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[IclkitError], args: tuple[Any, ...], attributes: dict[str, Any]) -> IclkitError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 class UsageError(IclkitError):

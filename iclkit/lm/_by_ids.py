@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from typing import ClassVar
 
-from iclkit.errors import DataError
+from iclkit.errors import RequestError
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
 from iclkit.records import Message
@@ -54,7 +54,7 @@ class IdsLM(ABC):
         return self.codec.render_chat(messages)
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
-        """Sum of log-probabilities of each continuation, in nats. DataError for a request beyond the context size."""
+        """Sum of log-probabilities of each continuation, in nats. RequestError for one beyond the context size."""
         found = dict(self.score_pairs(self.pairs(requests), on_done))
         return [found[i] for i in range(len(requests))]
 
@@ -70,13 +70,13 @@ class IdsLM(ABC):
         return self.plan_pairs(self.pairs(requests), known)
 
     def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
-        """Token ids of each request. DataError for one that the model cannot read whole."""
+        """Token ids of each request. RequestError for one that the model cannot read whole."""
         pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
         self._must_fit([len(pair.ids) + self.spare for pair in pairs])
         return pairs
 
     def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
-        """Token ids of each context. DataError when context and answer do not fit the model together."""
+        """Token ids of each context. RequestError when context and answer do not fit the model together."""
         ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
         self._must_fit([len(row) + (0 if r.choices else r.max_tokens) for row, r in zip(ids, requests, strict=True)])
         return ids
@@ -84,15 +84,17 @@ class IdsLM(ABC):
     def _must_fit(self, sizes: Sequence[int]) -> None:
         for i, size in enumerate(sizes):
             if size > self.context_size:
-                raise DataError(
-                    f"request {i} takes {size} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
-                    "demonstrations"
+                raise RequestError(
+                    i,
+                    f"a request takes {size} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
+                    "demonstrations",
                 )
 
     def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """The likeliest of each request's choices (the first on a tie)."""
         asked = [ScoreRequest(r.context, c) for r in requests for c in r.choices]
-        scores = iter(self.score(asked))
+        with numbered([i for i, r in enumerate(requests) for _ in r.choices]):
+            scores = iter(self.score(asked))
         out = []
         for request in requests:
             own = [next(scores) for _ in request.choices]

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from iclkit.lm._cache import Cache, cache_key, pack_score, unpack_score
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair
 from iclkit.records import Message
@@ -120,9 +120,10 @@ class CachedLM:
                     list(self.inner.score_pairs(pairs, store, frozenset(results)))
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
-                    self.inner.score(
-                        [requests[i] for i in missing], lambda done: store([(missing[i], s) for i, s in done])
-                    )
+                    with numbered(missing):
+                        self.inner.score(
+                            [requests[i] for i in missing], lambda done: store([(missing[i], s) for i, s in done])
+                        )
         self.spent.requests += len(requests)
         self.spent.seconds += time.perf_counter() - start
         return [results[i] for i in range(len(requests))]
@@ -156,9 +157,10 @@ class CachedLM:
                     list(self.inner.generate_ids(prompts, requests, store, frozenset(results)))
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
-                    self.inner.generate(
-                        [requests[i] for i in missing], lambda done: store([(missing[i], g) for i, g in done])
-                    )
+                    with numbered(missing):
+                        self.inner.generate(
+                            [requests[i] for i in missing], lambda done: store([(missing[i], g) for i, g in done])
+                        )
         self.spent.requests += len(requests)
         self.spent.seconds += time.perf_counter() - start
         return [results[i] for i in range(len(requests))]

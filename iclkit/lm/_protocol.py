@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
+from iclkit.errors import RequestError
 from iclkit.records import Message
 
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -68,13 +70,26 @@ class OnDone(Protocol[T_contra]):
     def __call__(self, done: Sequence[tuple[int, T_contra]], /) -> None: ...
 
 
+@contextmanager
+def numbered(places: Sequence[int]) -> Iterator[None]:
+    """Inside, requests are asked that stand at ``places`` in a caller's list: a RequestError comes out numbered so."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(places[error.index], str(error)) from error
+
+
 Progress = Callable[[int, int], None]
 """Called with (done, total) units of work; a room below ``cli`` never prints."""
 
 
 @runtime_checkable
 class LM(Protocol):
-    """A language model. Results come in the order of the requests, whatever the order of computation."""
+    """A language model. Results come in the order of the requests, whatever the order of computation.
+
+    ``score`` and ``generate`` raise RequestError, with its index in the list they were given, for a request that can
+    never be answered; whoever asked may leave it out and ask again for the others.
+    """
 
     name: str
     fingerprint: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import RequestError, UsageError
 from iclkit.records import Message
 
 Ids = tuple[int, ...]
@@ -56,7 +56,7 @@ class TextCodec:
         return len(self.encode([text])[0])
 
     def pairs(self, requests: Sequence[tuple[str, str]]) -> list[Pair]:
-        """(context, continuation) -> Pair. DataError for a continuation without any token."""
+        """(context, continuation) -> Pair. RequestError for a continuation without any token."""
         split = []
         for context, continuation in requests:
             kept = context.rstrip()
@@ -66,17 +66,19 @@ class TextCodec:
         of_context = dict(zip(contexts, self.encode(contexts), strict=True))
         of_whole = dict(zip(wholes, self.encode(wholes), strict=True))
         out = []
-        for context, continuation in split:
+        for i, (context, continuation) in enumerate(split):
             whole, head = of_whole[context + continuation], of_context[context]
             n = len(head)
             if whole == head:
-                raise DataError(f"the continuation {continuation!r} has no token of its own; give it some text")
+                raise RequestError(i, f"the continuation {continuation!r} has no token of its own; give it some text")
             if whole[:n] != head:
-                same = next(i for i, (a, b) in enumerate(zip((*whole, -1), head, strict=False)) if a != b)
+                same = next(n for n, (a, b) in enumerate(zip((*whole, -1), head, strict=False)) if a != b)
                 n = min(same, len(whole) - 1)
             if n == 0:
                 if not self.start:
-                    raise DataError("an empty context needs a tokenizer with a BOS or EOS token; give some context")
+                    raise RequestError(
+                        i, "an empty context needs a tokenizer with a BOS or EOS token; give some context"
+                    )
                 whole, n = self.start + whole, len(self.start)
             out.append(Pair(whole, n))
         return out

@@ -20,7 +20,7 @@ from iclkit.errors import RunError
 from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._lean import HEAD_ROWS, KV, LeanLM
 from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
 from iclkit.lm._write import Rows, Writer
@@ -273,7 +273,9 @@ class TorchLM(IdsLM):
 
         if batches and requests[batches[0][0]].choices:
             chosen, *batches = batches
-            finish(chosen, self._choose([requests[i] for i in chosen]))
+            with numbered(chosen):
+                picked = self._choose([requests[i] for i in chosen])
+            finish(chosen, picked)
         jobs = [Job((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
         for at, done in self._run(jobs):
             finish(batches[at], done)

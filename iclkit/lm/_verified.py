@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
 from iclkit.lm._spent import Spent
 from iclkit.records import Message
 
@@ -87,7 +87,8 @@ class VerifiedLM:
         chosen = [i for i, r in enumerate(requests) if r.choices]
         if chosen:
             asked = [ScoreRequest(requests[i].context, c, f"{i}") for i in chosen for c in requests[i].choices]
-            scores = iter(self.score(asked))
+            with numbered([i for i in chosen for _ in requests[i].choices]):
+                scores = iter(self.score(asked))
             for i in chosen:
                 own = [next(scores) for _ in requests[i].choices]
                 best = max(range(len(own)), key=lambda j: own[j].logprob)
@@ -102,7 +103,8 @@ class VerifiedLM:
 
         if free:
             self._requests += len(free)
-            results.update(zip(free, self.exact.generate([requests[i] for i in free], done), strict=True))
+            with numbered(free):
+                results.update(zip(free, self.exact.generate([requests[i] for i in free], done), strict=True))
         return [results[i] for i in range(len(requests))]
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
@@ -125,7 +127,9 @@ class VerifiedLM:
             ]
             if not wanted:
                 break
-            for i, score in zip(wanted, self.exact.score([requests[i] for i in wanted]), strict=True):
+            with numbered(wanted):
+                again = self.exact.score([requests[i] for i in wanted])
+            for i, score in zip(wanted, again, strict=True):
                 scores[i] = score
                 exact[i] = score.logprob
             errors = gap_errors(fast, exact, groups)

@@ -17,7 +17,7 @@ from typing import Any
 from iclkit.errors import ModelError
 from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._plan import Plan, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
 
@@ -117,7 +117,8 @@ class VLLM(IdsLM):
                 for i, a in zip(free, answers, strict=True)
             ]
             bound = [i for i in part if requests[i].choices]
-            done += zip(bound, self._choose([requests[i] for i in bound]) if bound else [], strict=True)
+            with numbered(bound):
+                done += zip(bound, self._choose([requests[i] for i in bound]) if bound else [], strict=True)
             if on_done is not None:
                 on_done(done)
             out.extend(done)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from iclkit.errors import DataError
+from iclkit.errors import RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._lean import LeanLM
 from iclkit.lm._load import load_torch
@@ -94,7 +94,7 @@ def test_a_choice_is_the_likeliest_of_the_choices(lm):
 
 
 def test_a_prompt_and_answer_beyond_the_context_are_an_error(lm):
-    with pytest.raises(DataError, match="reads 512"):
+    with pytest.raises(RequestError, match="reads 512"):
         lm.generate([GenerateRequest("dog", 600)])
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.errors import DataError, ModelError, UsageError
+from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.lm import LM, ScoreRequest, load_lm
 from iclkit.lm._load import load_torch
 from iclkit.lm._tokens import Pair
@@ -139,8 +139,9 @@ def test_greedy_says_whether_the_continuation_was_the_likeliest(tiny_folder):
 
 def test_a_request_that_does_not_fit_is_an_error_before_anything_is_computed(tiny_folder):
     lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", cache=False)
-    with pytest.raises(DataError, match=r"request 1 takes \d+ tokens, .* reads 512"):
+    with pytest.raises(RequestError, match=r"a request takes \d+ tokens, .* reads 512") as caught:
         lm.score([ScoreRequest("the dog", " jumps"), ScoreRequest("quick " * 600, "fox")])
+    assert caught.value.index == 1
     assert lm.spent.calls == 0
 
 

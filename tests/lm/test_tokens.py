@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import RequestError, UsageError
 from iclkit.lm._tokens import TextCodec
 from iclkit.records import Message
 
@@ -57,7 +57,7 @@ def test_an_empty_context_starts_from_bos_or_end_of_text(codec):
 
 
 def test_a_continuation_without_tokens_is_an_error(codec):
-    with pytest.raises(DataError, match="no token"):
+    with pytest.raises(RequestError, match="no token"):
         codec.pairs([("the dog", "")])
 
 
@@ -75,7 +75,7 @@ def test_every_pair_is_whole_and_splits_inside(codec, context, continuation):
     kept = context.rstrip()
     try:
         (pair,) = codec.pairs([(context, continuation)])
-    except DataError:
+    except RequestError:
         assert codec.encode([kept]) == codec.encode([context + continuation])
         return
     assert 1 <= pair.n_context < len(pair.ids)

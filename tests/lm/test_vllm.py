@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from iclkit.errors import DataError, ModelError
+from iclkit.errors import ModelError, RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest, load_lm
 from iclkit.lm._load import load_torch
 from iclkit.lm._vllm import VLLM
@@ -68,7 +68,7 @@ def test_generation_hands_over_seed_and_choices_are_scored(lms):
 
 
 def test_what_does_not_fit_is_an_error(lms):
-    with pytest.raises(DataError, match="reads 512"):
+    with pytest.raises(RequestError, match="reads 512"):
         lms[1].score([ScoreRequest("quick " * 600, "fox")])
 
 
