@@ -58,6 +58,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_feedback.py $(MODEL)
 	$(RUN)/bench_gpu.py
 	$(RUN)/bench_bm25.py $(DATA)
+	$(RUN)/bench_words.py $(DATA)
 	$(RUN)/bench_select.py $(DATA)
 	$(RUN)/bench_search.py
 	$(RUN)/bench_embed.py

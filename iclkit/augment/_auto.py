@@ -20,7 +20,7 @@ from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 
-_ITEM = re.compile(r"\s*(?:\d+\s*[.):]|[-*•])\s*(.*)")
+_ITEM = re.compile(r"\s*(?:\d+\s*[.):．）：、]|[-*•・])\s*(.*)")
 _ALIKE = 0.9  # ratio of difflib from which a new input repeats the query
 _NEW_INPUT_TOKENS = 24  # room for a written input beyond twice the length of the query
 
@@ -32,7 +32,7 @@ def read_list(text: str) -> tuple[list[str], list[str]]:
     (['a', 'b'], ['Sure:'])
     """
     items, others = list[str](), list[str]()
-    for line in filter(str.strip, text.splitlines()):
+    for line in filter(str.strip, text.split("\n")):
         found = _ITEM.fullmatch(line)
         (items if found and found.group(1).strip() else others).append((found.group(1) if found else line).strip())
     return items, others

@@ -9,7 +9,7 @@ from typing import Any
 
 from iclkit.lm import LM
 from iclkit.pool import AddReport, Pool
-from iclkit.records import Example, Json, Message, digest, fold_text
+from iclkit.records import Example, Json, Message, clean_text, digest, fold_text
 
 METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesise")
 """What ``meta["generated"]`` may be."""
@@ -82,15 +82,19 @@ class Fresh:
     """Tells a new input from one that was seen before: equal but for case, punctuation and white space."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
-        self._seen = {fold_text(t) for t in known}
+        self._seen = {self._folded(t) for t in known}
 
     def take(self, text: str) -> bool:
         """True the first time a text comes."""
-        folded = fold_text(text)
+        folded = self._folded(text)
         if folded in self._seen:
             return False
         self._seen.add(folded)
         return True
+
+    @staticmethod
+    def _folded(text: str) -> str:
+        return fold_text(text) or clean_text(text)  # signs alone are told apart as they are
 
 
 def add_generated(pool: Pool, made: Made) -> AddReport:

@@ -17,8 +17,13 @@ from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template
 from iclkit.records import Example, clean_text, digest, fold_text
+from iclkit.text import count_words
 
-_SENTENCE_END = re.compile(r"[.!?…。！？][\"')\]]*(?=\s|$)")
+_CLOSING = "[\"')\\]”’»」』）]*"
+# the stops of other scripts end a sentence without a space behind them
+_SENTENCE_END = re.compile(
+    rf"[.!?…]{_CLOSING}(?=\s|$)|[。！？｡．।॥؟۔։።፧။។៕]{_CLOSING}"
+)  # the latter need no space after them
 _PARAGRAPHS = re.compile(r"\n[ \t]*\n")
 _ASK = "Read the paragraph. Write one question that it answers, then the answer in a few words."
 _SHOWN = (  # small models need to see the form once
@@ -142,6 +147,6 @@ def _read(text: str, max_words: int, cut: bool) -> tuple[str, str, str]:
         return "", "", "empty answer"
     if cut and not more:
         return "", "", "cut off"
-    if len(answer.split()) > max_words:
+    if count_words(answer) > max_words:
         return "", "", f"an answer of more than {max_words} words"
     return question, answer, ""

@@ -18,6 +18,7 @@ from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._asking import NORMALISE, Asker, entropy
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import first_best, shuffle_keys, smallest_rows, stable_keys
+from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
 
@@ -159,10 +160,15 @@ class _OrderSearch(BaseSelector):
         found = list[Fields]()
         for block in (b for text in texts for b in parse_continued(self.asker_.template, text) if b.asks):
             text = " ".join(input_text(block.input).split())
-            if len(text.split()) >= self.min_words and text.isprintable() and fold_text(text) not in known:
+            if count_words(text) >= self.min_words and _is_readable(text) and fold_text(text) not in known:
                 known.add(fold_text(text))
                 found.append(block.input)
         return found[: self.probes]
+
+
+def _is_readable(text: str) -> bool:
+    """No control, private or unassigned characters; joiners and other marks of writing that show nothing may stand."""
+    return " ".join(fold(text).split()).isprintable()
 
 
 @dataclass

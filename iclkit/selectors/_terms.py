@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,34 +13,38 @@ from iclkit.errors import UsageError
 from iclkit.registry import Registry
 from iclkit.selectors._base import BoolArray, IntArray
 from iclkit.selectors._maths import Keys, best_rows, smallest_rows
+from iclkit.text import characters, search_terms
 
 Tokenizer = Callable[[str], list[str]]
 TOKENIZERS = Registry(
     "tokenizer",
     "iclkit.tokenizers",
     {
-        "words": "iclkit.selectors._terms:words",
+        "words": "iclkit.text:search_terms",
         "split": "iclkit.selectors._terms:split",
         "trigrams": "iclkit.selectors._terms:trigrams",
     },
 )
-_WORD = re.compile(r"\w+")
 _DENSE = 8  # a word in more than 1/8 of the pool is kept as a dense column: adding that is faster than scattering
 
-
-def words(text: str) -> list[str]:
-    """Lower-cased runs of letters and digits."""
-    return _WORD.findall(text.lower())
+words = search_terms
 
 
 def split(text: str) -> list[str]:
-    """What stands between white space, as it is: for code, or text that is already tokenised."""
-    return text.split()
+    """What stands between white space, as it is (in NFC): for code, or text that is already tokenised."""
+    return unicodedata.normalize("NFC", text).split()
 
 
 def trigrams(text: str) -> list[str]:
-    """Lower-cased runs of three characters within words: for languages without spaces, and against misspellings."""
-    return [w[n : n + 3] for w in words(text) for n in range(max(1, len(w) - 2))]
+    """Runs of three characters within words, against misspellings and word endings; short words whole.
+
+    Where a script puts no spaces between words the terms are those of ``words``: single characters and pairs.
+    """
+    found = list[str]()
+    for word in words(text):
+        own = characters(word)
+        found += ["".join(own[n : n + 3]) for n in range(max(1, len(own) - 2))]
+    return found
 
 
 def tokenizer(name: str, stemmer: str) -> Tokenizer:

@@ -127,3 +127,19 @@ def test_named_fields_are_refused():
         auto_icl(FakeLM(), Template("{question} {context}: {output}"), [QUERY])
     with pytest.raises(UsageError, match="votes"):
         label_inputs(FakeLM(), TEMPLATE, ["a"], votes=0)
+
+
+def test_a_list_is_read_whatever_its_numbers_look_like_and_whatever_its_items_hold():
+    assert read_list("1、猫\n２．犬\n3） 鳥\n- a\u2028b") == (["猫", "犬", "鳥", "a\u2028b"], [])
+
+
+def test_inputs_of_signs_alone_are_told_apart():
+    lm = ScriptedLM(reply=iter_replies(["?!", "...", "?!"]))
+    made = write_for_labels(lm, Template("Text: {input}\nKind: {output}"), ["odd"], per_label=3)
+    assert [e.input for e in made.examples] == ["?!", "..."]
+    assert made.reasons == {"repeats another": 1}
+
+
+def iter_replies(texts):
+    left = iter(texts)
+    return lambda _: f" {next(left)}"

@@ -114,3 +114,11 @@ def test_numbers_and_answers_are_read_back():
     assert parse_recycled("no") == ((), "")
     with pytest.raises(UsageError, match="k is -1"):
         recycle(ScriptedLM(), [], k=-1)
+
+
+def test_sentences_and_lengths_are_counted_in_scripts_without_spaces():
+    paragraph = "橋は1904年に開通した。それまでは渡し船があった。"
+    lm = ScriptedLM(reply=lambda _: " 橋はいつ開通した？\nAnswer: 1904年\n\n")
+    assert [e.output for e in recycle(lm, [Document((paragraph,))], k=1, evidence=False).examples] == ["1904年"]
+    long = ScriptedLM(reply=lambda _: f" 橋は？\nAnswer: {paragraph}\n\n")
+    assert recycle(long, [Document((paragraph,))], k=1).reasons == {"an answer of more than 15 words": 1}

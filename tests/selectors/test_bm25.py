@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -111,3 +112,37 @@ def test_tokenizers_and_stemmers_are_settings():
         make_selector("bm25,stemmer=klingon").fit(view, Kit())
     with pytest.raises(UsageError, match="0 <= b"):
         make_selector("bm25,b=2")
+
+
+NEWS = {  # script: (weather, football, a question that is about the first)
+    "Devanagari": ("कल दिल्ली में बारिश होगी", "भारत ने क्रिकेट मैच जीता", "दिल्ली की बारिश"),
+    "Han": ("北京明天有大雨", "足球比赛昨晚结束", "雨会下到什么时候"),
+    "Kana": ("東京はあした雨でしょう", "サッカーの試合が終わった", "あしたの天気"),
+    "Hangul": ("내일 서울에는 비가 온다", "축구 경기가 끝났다", "서울은 맑다"),
+    "Thai": ("พรุ่งนี้ฝนตกที่กรุงเทพ", "ทีมฟุตบอลชนะ", "กรุงเทพมีฝนไหม"),
+    "Khmer": ("ថ្ងៃស្អែកមានភ្លៀង", "ក្រុមបាល់ទាត់ឈ្នះ", "ភ្លៀងទេ"),
+    "Burmese": ("မနက်ဖြန်မိုးရွာမယ်", "ဘောလုံးပွဲပြီးပြီ", "မိုးလား"),
+    "Lao": ("ມື້ອື່ນຝົນຈະຕົກ", "ທີມບານເຕະຊະນະ", "ຝົນ"),
+    "Arabic": ("المطر غدا في القاهرة", "انتهت مباراة الكرة", "مطر القاهرة"),
+    "Cyrillic": ("завтра в Москве дождь", "матч окончен", "ДОЖДЬ сегодня"),
+    "Tamil": ("நாளை சென்னையில் மழை", "கால்பந்து போட்டி முடிந்தது", "மழை"),
+    "Greek": ("αύριο βροχή στην Αθήνα", "ο αγώνας τελείωσε", "ΒΡΟΧΉ"),
+}
+
+
+@pytest.mark.parametrize("script", NEWS)
+@pytest.mark.parametrize("spec", ["bm25", "bm25,tokenizer=trigrams", "bm25-coverage", "r-bm25"])
+@pytest.mark.parametrize(("stored", "asked"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_what_is_about_the_query_is_found_in_every_script_and_unicode_form(script, spec, stored, asked):
+    weather, football, question = NEWS[script]
+    view = pool([unicodedata.normalize(stored, t) for t in (football, weather)])
+    selection = make_selector(spec).fit(view, Kit()).select(Query(unicodedata.normalize(asked, question)), 1)
+    assert selection.ids == (view.ids[1],)
+    assert selection.picks[0].score > 0
+    assert selection.notes == ()
+
+
+def test_code_that_is_split_at_white_space_meets_itself_in_another_unicode_form():
+    view = pool(["x = 1", "caf\u00e9 = 2"])
+    one = make_selector("bm25,tokenizer=split").fit(view, Kit())
+    assert one.select(Query("cafe\u0301 ?"), 1).ids == (view.ids[1],)

@@ -150,3 +150,12 @@ def test_an_excluded_row_is_replaced_where_it_stands():
 def test_settings_out_of_range_are_refused(spec):
     with pytest.raises(UsageError, match=spec[:6]):
         make_selector(spec)
+
+
+@pytest.mark.parametrize(
+    "written", ["明日の天気はとてもいいです", "می\u200cخواهم به خانه بروم امروز", "यह फ़िल्म बहुत अच्छी है"]
+)
+def test_inputs_written_in_any_script_are_probed_with(written):
+    lm = ScriptedLM(reply=lambda _: f" {written}\nKind: good\n\n")
+    assert fitted("globale", lm=lm).select(Query("x"), 2).notes == ()
+    assert written in {r.context.split("Text: ")[-1].split("\n")[0] for r in lm.scored}
