@@ -122,13 +122,20 @@ def command(
             price = training.price()
             say(
                 f"{lm.name}: {price.prompts:,} prompts to score for a start, {price.prompts - price.unknown:,} of them "
-                f"known; about {price.tokens:,} tokens, less where prompts share a beginning"
+                f"known; about {price.tokens:,} tokens, less where prompts share a beginning; judging and the report "
+                f"ask up to {training.later():,} more"
+                + (", later iterations what they mine" if config.iterations > 1 else "")
             )
+            say(f"disk: {training.disk}")
         if dry_run:
             return
         start = time.monotonic()
         if score_only:
-            say(f"the ledger holds {training.score():,} scores, after {time.monotonic() - start:,.0f} s")
+            asked = training.score()
+            say(
+                f"the ledger holds {asked.prompts - asked.unknown:,} of these {asked.prompts:,} scores, after "
+                f"{time.monotonic() - start:,.0f} s"
+            )
             return
         result = training.run()
     spent = getattr(lm, "spent", None)

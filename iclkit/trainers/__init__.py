@@ -10,8 +10,9 @@ from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_ta
 from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
 from iclkit.trainers._feedback import Ask, Feedback, Price
 from iclkit.trainers._ledger import Ledger, Scope, Told
+from iclkit.trainers._prepare import Disk, check_extra
 from iclkit.trainers._report import Chooser, TaskReport, Way, report_on
-from iclkit.trainers._train import Trained, Training, check_extra
+from iclkit.trainers._train import Trained, Training
 
 __all__ = [
     "LAYOUTS",
@@ -21,6 +22,7 @@ __all__ = [
     "Chooser",
     "Corpus",
     "Course",
+    "Disk",
     "Feedback",
     "Ledger",
     "Price",

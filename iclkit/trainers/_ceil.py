@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
+from iclkit.errors import DataError, UsageError
 from iclkit.pool import Embedder, Retriever
 from iclkit.records import Example
 from iclkit.selectors import dpp_order
@@ -19,9 +19,10 @@ from iclkit.trainers._config import Source, TrainConfig, preset
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._epr import EPR, ranks_of
 from iclkit.trainers._feedback import Ask, value
-from iclkit.trainers._method import Method, Session, encode_with, in_batches, live_retriever
+from iclkit.trainers._method import TRIED, Method, Session, encode_with, in_batches, judgings, live_retriever
 from iclkit.trainers._processes import batches_for, processes
 from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
+from iclkit.trainers._whole import drop, is_whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -33,7 +34,8 @@ Subset = tuple[int, ...]
 
 _TIED = 1e-9
 _OF_EPR = ("seed", "queries", "held_out", "report", "candidates", "cross_task", "value", "normalise", "base", "pooling",
-           "max_tokens", "document", "instruct", "judge_every", "patience", "dtype", "clip")  # fmt: skip
+           "max_tokens", "document", "instruct", "judge_every", "judgements", "patience", "keep",
+           "checkpoints", "dtype", "clip")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,17 @@ class Scored:
 
 
 def first_stage(config: TrainConfig) -> TrainConfig:
-    """The EPR that CEIL starts from where ``base`` is no trained retriever: same data and encoder, its own training."""
+    """The EPR that CEIL starts from where ``base`` is no trained retriever: same data and encoder, its own training.
+
+    Under ``paper`` as icl-ceil's scripts train it: one tower for both sides, which learns from the queries alone
+    (``freeze_documents``), long at a low rate.
+    """
     same = {name: getattr(config, name) for name in _OF_EPR}
-    # icl-ceil's EPR has one tower and trains long at a low rate
-    paper = {"towers": 1, "epochs": 120.0, "learning_rate": 1e-5, "batch_size": 128} if config.preset == "paper" else {}
-    return replace(preset("epr", config.preset), **{**same, **paper})
+    paper = {
+        "towers": 1, "freeze_documents": config.freeze_documents, "epochs": 120.0, "learning_rate": 1e-5,
+        "batch_size": 128,
+    }  # fmt: skip
+    return replace(preset("epr", config.preset), **{**same, **(paper if config.preset == "paper" else {})})
 
 
 def draw_subsets(n: int, size: int, count: int, rng: np.random.Generator) -> list[Subset]:
@@ -82,14 +90,44 @@ class CEIL(Method):
         """EPR's prompts, unless that is trained, and those of subsets of the neighbours by the best embedder so far."""
         out, reader = [], s.miner.embedder
         if not isinstance(reader, Retriever):
-            if self._first_folder(s).is_dir():
-                reader = live_retriever(self._first_folder(s), s)
+            if is_whole(self._first_folder(s)):
+                reader = live_retriever(self._first_folder(s), s, first_stage(s.config))
             else:
                 out += EPR().plan(self._first_session(s))
         for course in s.corpus.courses:
             asks = [ask for _, _, _, own in self._subsets(s, course, reader, 0) for ask in own]
             out.append((course, [*asks, *random_sets(s, course)]))
         return out
+
+    def check(self, s: Session) -> None:
+        """That EPR's documents are read as CEIL's, and that some query of each course has two sets to tell apart."""
+        base = s.miner.embedder
+        if isinstance(base, Retriever):
+            self._check_base(s, base)
+        else:
+            EPR().check(self._first_session(s))
+        for course in s.corpus.courses:
+            queries = [s.corpus.examples[int(r)] for r in course.queries[:TRIED]]
+            most = max(map(len, self._neighbours(s, course, queries, base)), default=0)
+            if math.comb(most, s.config.shots) < 2:
+                raise DataError(
+                    f"task {course.name!r} has at most {most} neighbours for a query, and ceil needs two sets of "
+                    f"shots={s.config.shots}; lower shots, raise neighbours, or add examples"
+                )
+
+    def stages(self, s: Session) -> list[TrainConfig]:
+        """EPR, unless the base is that, and CEIL."""
+        return [s.config] if isinstance(s.miner.embedder, Retriever) else [first_stage(s.config), s.config]
+
+    def judging(self, s: Session) -> int:
+        """A judgement asks for the set that the model chooses for each held-out query."""
+        return judgings(s, sum(len(c.queries) for c in s.corpus.courses))
+
+    def score(self, s: Session) -> None:
+        """EPR's prompts, those of the subsets (for which EPR is trained, if the base is none), and of random sets."""
+        self.gather(s, 0, None)
+        for course in s.corpus.courses:
+            held_out_sets(s, course)
 
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[Scored]:
         """Train EPR if need be, then score subsets of each query's neighbours; those of all iterations together."""
@@ -211,15 +249,19 @@ class CEIL(Method):
         """EPR: the base, if that is a trained retriever, else trained in ``epr`` of the work folder."""
         base = s.miner.embedder
         if isinstance(base, Retriever):
-            if base.rendering.document != s.rendering.document:
-                raise UsageError(
-                    f"base {s.config.base!r} reads documents as {base.rendering.document!r} and document is "
-                    f"{s.rendering.document!r}; set document={base.rendering.document}"
-                )
+            self._check_base(s, base)
             return base
-        if not self._first_folder(s).is_dir():
+        if not is_whole(self._first_folder(s)):
             self._train_first(s)
-        return live_retriever(self._first_folder(s), s)
+        return live_retriever(self._first_folder(s), s, first_stage(s.config))
+
+    @staticmethod
+    def _check_base(s: Session, base: Retriever) -> None:
+        if base.rendering.document != s.rendering.document:
+            raise UsageError(
+                f"base {s.config.base!r} reads documents as {base.rendering.document!r} and document is "
+                f"{s.rendering.document!r}; set document={base.rendering.document}"
+            )
 
     def _train_first(self, s: Session) -> None:
         import torch
@@ -239,13 +281,15 @@ class CEIL(Method):
             Texts(stage.query_text, stage.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
             epr.objective(stage.config),
             stage.work,
-            measure=lambda m: epr.measure(stage, m),
+            measure=(lambda m: epr.measure(stage, m)) if any(len(c.held_out) for c in s.corpus.courses) else None,
             tracker=s.tracker,
             progress=s.bar("training, EPR"),
+            say=s.say,
         )
         s.facts["epr"] = {**stage.facts, "steps": told["steps"], "best": told["best"]}
         if processes().is_main_process:
             save_model(model, self._first_folder(s))
+            drop(stage.work / "checkpoints")
         processes().wait_for_everyone()
 
     @staticmethod

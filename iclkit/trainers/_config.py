@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,8 +30,13 @@ class TrainConfig:
 
     Encoder: ``base`` model with its ``own`` pooling or another, ``towers`` 1 (shared) or 2, ``similarity`` ``cos`` or
     ``dot``, both divided by ``temperature``; ``max_tokens`` per text. Optimisation: AdamW, linear decay after
-    ``warmup`` (share of the steps). ``judge_every`` steps the LM gain on held-out queries is measured; after
-    ``patience`` judgements without a better one training stops (0: never), and the best model is kept.
+    ``warmup`` (share of the steps).
+
+    Judging: every ``judge_every`` steps the LM gain on held-out queries is measured, at longer intervals where that
+    would be more than ``judgements`` times in a training (0: no such bound). After ``patience`` judgements without a
+    better one training stops (0: never). ``keep`` ``best``: the model of the best judgement, the last one where there
+    are no held-out queries to judge by; ``last``: the one that training ends with. ``checkpoints``: at most so many
+    are written in a training, to go on from after a kill; they decide nothing else.
     """
 
     method: str
@@ -85,7 +91,10 @@ class TrainConfig:
     weight_decay: float = 0.0
     clip: float = 2.0
     judge_every: int = 25
+    judgements: int = 40
     patience: int = 3
+    keep: Literal["best", "last"] = "best"
+    checkpoints: int = 4
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     # reward model (LLM-R)
     reward_base: str = "all-minilm-l6-v2"
@@ -100,7 +109,8 @@ class TrainConfig:
             raise UnknownName("training method", self.method, METHODS)
         for name, low in (("queries", 0), ("held_out", 0), ("report", 0), ("iterations", 1), ("shots", 1),
                           ("positives", 1), ("negatives", 1), ("list_size", 2), ("batch_size", 1), ("patience", 0),
-                          ("judge_every", 1), ("max_tokens", 8), ("subsets", 2), ("neighbours", 2), ("seed", 0),
+                          ("judge_every", 1), ("judgements", 0), ("checkpoints", 1), ("max_tokens", 8),
+                          ("subsets", 2), ("neighbours", 2), ("seed", 0),
                           ("data_seed", 0), ("hard_negatives", 0), ("top_sampled", 1), ("random_negatives", 0),
                           ("max_steps", 0), ("reward_negatives", 1), ("reward_max_steps", 0), ("reward_batch_size", 1),
                           ("margin", 0), ("weight_decay", 0), ("clip", 0), ("warmup", 0),
@@ -125,6 +135,30 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Json]:
         """Every setting by name."""
         return dataclasses.asdict(self)
+
+    def identity(self) -> dict[str, Json]:
+        """What decides the result, for the training's key.
+
+        A setting that came later is left out at the value that means what was done before it, so that the keys of
+        finished trainings stay.
+        """
+        return {k: v for k, v in self.as_dict().items() if k != "checkpoints" and BEFORE.get(k, _NEVER) != v}
+
+
+_NEVER = object()
+BEFORE: Mapping[str, Json] = {"judgements": 40, "keep": "best"}
+"""Settings that came later, at the values that mean what was done before them."""
+
+
+def judged_every(config: TrainConfig, steps: int) -> int:
+    """After how many of its steps a training is judged again.
+
+    >>> config = TrainConfig("epr", judge_every=25, judgements=40)
+    >>> [judged_every(config, steps) for steps in (8, 104, 1000, 11_010)]
+    [8, 25, 25, 276]
+    """
+    fewest = math.ceil(steps / config.judgements) if config.judgements else 1
+    return max(1, min(max(config.judge_every, fewest), steps))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,24 +197,25 @@ _BERT = {
 }
 _PAPER: Mapping[str, Mapping[str, Any]] = {
     "epr": {**_BERT, "queries": 44_000, "candidates": "bm25@output:50", "value": "gold", "positives": 5, "negatives": 5,
-            "batch_size": 120, "learning_rate": 1e-4, "epochs": 30, "max_tokens": 256, "patience": 0},
+            "batch_size": 120, "learning_rate": 1e-4, "epochs": 30, "max_tokens": 256, "patience": 0, "keep": "last",
+            "checkpoints": 10},
     "udr": {**_BERT, "queries": 100_000, "candidates": "bm25:50", "value": "share", "positives": 5, "negatives": 5,
             "iterations": 3, "instruct": "both", "batch_size": 128, "learning_rate": 1e-4, "epochs": 30,
-            "max_tokens": 256, "restart": False, "patience": 0},
+            "max_tokens": 256, "restart": False, "patience": 0, "keep": "last", "checkpoints": 10},
     "llm-r": {"base": "intfloat/e5-base-v2", "similarity": "cos", "temperature": 0.01, "queries": 30_000,
               "candidates": "bm25:100", "cross_task": True, "value": "gold", "positives": 3, "negatives": 16,
               "iterations": 2, "hard_negatives": 3, "batch_size": 256, "learning_rate": 3e-5, "max_steps": 6000,
               "max_tokens": 256, "reward_base": "google/electra-base-discriminator", "reward_negatives": 7,
               "reward_learning_rate": 1e-5, "reward_max_steps": 3000, "reward_batch_size": 128, "patience": 0,
-              "instruct": "none"},
+              "instruct": "none", "keep": "last", "checkpoints": 10},
     "se2": {**_BERT, "queries": 10_000, "candidates": "random:50", "value": "share", "shots": 3, "positives": 1,
             "negatives": 20, "hard_negatives": 20, "random_negatives": 20, "batch_size": 8, "learning_rate": 1e-5,
-            "epochs": 6, "max_tokens": 512},
+            "epochs": 6, "max_tokens": 512, "patience": 0, "judgements": 6, "checkpoints": 10},
     "ceil": {"base": _BERT["base"], "pooling": "mean", "towers": 2, "similarity": "cos", "temperature": 1.0,
              "candidates": "bm25@output:50", "queries": 44_000, "value": "gold", "shots": 16,
              "neighbours": 100, "subsets": 50, "trade_off": 0.1, "freeze_documents": True, "document": "input",
              "batch_size": 128, "learning_rate": 1e-5, "epochs": 30, "patience": 5, "judge_every": 100,
-             "max_tokens": 512},
+             "judgements": 0, "max_tokens": 512, "checkpoints": 10},
 }  # fmt: skip
 _SMALL: Mapping[str, Mapping[str, Any]] = {
     "epr": {},
@@ -256,4 +291,5 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "document": ("input", "input+output"),
     "instruct": ("none", "both", "document"),
     "dtype": ("fp32", "bf16", "fp16"),
+    "keep": ("best", "last"),
 }

@@ -118,7 +118,7 @@ def _course(
     task: Task | None,
 ) -> Course:
     """Draw the queries: by a hash of the data seed and content, so that a pool that grows keeps most of them."""
-    order = sorted(rows.tolist(), key=lambda r: digest([config.data_seed, view.examples[r].id], 8))
+    order = sorted(rows.tolist(), key=lambda r: _draw(config.data_seed, view.examples[r]))
     seen, distinct = set[str](), list[int]()
     for row in order:
         folded = fold_text(view.examples[row].text)
@@ -134,7 +134,7 @@ def _course(
             f"8 more are needed to learn from; add examples, or lower held_out and report"
         )
     held, rest = distinct[: config.held_out], distinct[config.held_out :]
-    report = tuple(task.test[: config.report]) if task is not None and tested else ()
+    report = _sample(task.test, config.report, config.data_seed) if task is not None and tested else ()
     if not tested:
         report, rest = tuple(view.examples[r] for r in rest[: config.report]), rest[config.report :]
     mark = task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()])
@@ -149,3 +149,13 @@ def _course(
         report,
         mark,
     )
+
+
+def _sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:
+    """``count`` of the examples by a hash of seed and content, in their order, however the file is sorted."""
+    drawn = sorted(range(len(examples)), key=lambda n: (_draw(seed, examples[n]), n))[:count]
+    return tuple(examples[n] for n in sorted(drawn))
+
+
+def _draw(seed: int, example: Example) -> str:
+    return digest([seed, example.id], 8)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from iclkit.errors import DataError
 from iclkit.pool import Embedder
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import Ask
 from iclkit.trainers._method import (
+    TRIED,
     HeldOut,
     Method,
     Ranked,
@@ -35,6 +37,9 @@ class CandidateMethod(Method):
     power: ClassVar[float] = 1.0
     """How a task's share of the batches grows with its share of the queries."""
 
+    wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives")
+    """Settings that say how many candidates a query must have to teach."""
+
     def __init__(self) -> None:
         self._candidates: dict[int, list[int]] = {}
         self._held_out: list[HeldOut] | None = None
@@ -46,6 +51,25 @@ class CandidateMethod(Method):
             queries = [s.corpus.examples[int(r)] for r in (*course.queries, *course.held_out)]
             out.append((course, asks_of(s, queries, mined(s, course, queries))))
         return out
+
+    def check(self, s: Session) -> None:
+        """That some of the training queries have candidates enough for a lesson; some of each course are tried."""
+        most = 0
+        for course in s.corpus.courses:
+            rows = course.queries[:TRIED].tolist()
+            for row, found in zip(rows, mined(s, course, [s.corpus.examples[r] for r in rows]), strict=True):
+                if self.teaches(s, row, [(r, -float(n)) for n, r in enumerate(found)]):
+                    return
+                most = max(most, len(found))
+        wanted = ", ".join(f"{name}={getattr(s.config, name)}" for name in self.wants)
+        raise DataError(
+            f"no training query has candidates enough for {self.name}: at most {most} are found by "
+            f"candidates={s.config.candidates}, with {wanted}; lower these, mine more, or add examples"
+        )
+
+    def teaches(self, s: Session, row: int, ranked: list[tuple[int, float]]) -> bool:
+        """Whether a query's candidates, ranked somehow without ties, can make what is trained on."""
+        return self.lesson(s, row, ranked, 0) is not None
 
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
         """Every training query's candidates with their values, best first; candidates of all iterations together."""

@@ -13,15 +13,15 @@ The last two hold prompts of one demonstration and one number each: the value in
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from iclkit.errors import DataError, UnknownName
+from iclkit.files import parse_json, read_text, replace_file, split_lines
 from iclkit.records import Example
 from iclkit.trainers._corpus import Course
-from iclkit.trainers._feedback import Ask, value
+from iclkit.trainers._feedback import ROUNDING, Ask, value
 from iclkit.trainers._ledger import Told
 from iclkit.trainers._method import Session
 
@@ -37,7 +37,7 @@ def export_scores(s: Session, path: Path, layout: str = "iclkit") -> int:
         raise UnknownName("layout", layout, LAYOUTS)
     lines = [line for course in s.corpus.courses for line in _lines(s, course, layout)]
     try:
-        path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+        replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
         raise DataError(f"cannot write {path} ({error.strerror})") from error
     return len(lines)
@@ -49,14 +49,9 @@ def import_scores(s: Session, path: Path) -> int:
 
     All or nothing: DataError names file, line and field of the first that cannot be used.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} ({error})") from error
     reader = _Reader(s, path)
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: texts may hold other line separators
-        if line.strip():
-            reader.take(number, line)
+    for number, line in split_lines(read_text(path)):
+        reader.take(number, line)
     for course in s.corpus.courses:
         if rows := reader.rows.get(course.name):
             s.feedback.ledger.put(s.feedback.scope(course), rows)
@@ -134,10 +129,7 @@ class _Reader:
     def take(self, number: int, line: str) -> None:
         """One line. DataError for one that cannot be used."""
         where = f"{self.path}, line {number}"
-        try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
+        data = parse_json(line, where)
         if not isinstance(data, dict):
             raise DataError(f"{where}: not an object with fields")
         if "logprobs" in data:
@@ -158,8 +150,10 @@ class _Reader:
             line.fail("options", f"is {line.get('options')!r}, and for task {course.name!r} it is {options}")
         answers = self.s.feedback.options(course, Ask(query, ()))
         logprobs, tokens = line.numbers("logprobs", len(answers)), line.numbers("tokens", len(answers))
-        if any(t < 1 or t != int(t) for t in tokens):
+        if any(not 1 <= t < 1 << 32 or t != int(t) for t in tokens):
             line.fail("tokens", f"is {line.get('tokens')!r}; give whole numbers from 1 on")
+        if any(value > ROUNDING * count for value, count in zip(logprobs, tokens, strict=True)):
+            line.fail("logprobs", f"is {line.get('logprobs')!r}; log-probabilities are at most 0")
         gold = answers.index(query.output)
         if line.get("gold") != gold:
             line.fail("gold", f"is {line.get('gold')!r}, and the query's output is option {gold}")
@@ -236,8 +230,16 @@ class _Line:
 
     def numbers(self, field: str, count: int) -> list[float]:
         found = self.get(field)
-        if not isinstance(found, list) or not all(isinstance(x, int | float) and x < math.inf for x in found):
+        if not isinstance(found, list) or not all(_is_number(x) for x in found):
             self.fail(field, f"is {str(found)[:60]!r}, not a list of numbers")
         if len(found) != count:
             self.fail(field, f"has {len(found)} numbers; {count} are wanted")
         return [float(x) for x in found]
+
+
+def _is_number(value: object) -> bool:
+    """A finite number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
+
+
+_HUGE = 1e300  # beyond what a score can be, and below what a float cannot hold

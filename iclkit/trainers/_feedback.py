@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from iclkit.errors import DataError
+from iclkit.errors import DataError, ModelError, RequestError, RunError
 from iclkit.lm import LM, Progress, Score, ScoreRequest
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._ledger import Ledger, Scope, Told
-from iclkit.trainers._processes import first_goes_first
+from iclkit.trainers._processes import asks_lm, first_goes_first
 
 CHUNK = 512  # prompts planned together: demonstrations that many of them share are read once
+ROUNDING = 1e-3  # nats above 0 that a token's log-probability may be by rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,37 +37,75 @@ class Price:
     tokens: int
 
 
+Key = tuple[str, tuple[str, ...]]
+"""A query's id, and demonstrations' ids in prompt order."""
+
+
+def key_of(ask: Ask) -> Key:
+    """What a prompt is known by in its scope."""
+    return ask.query.id, tuple(e.id for e in ask.shown)
+
+
 class Feedback:
     """Scores prompts with an LM; whatever was scored is in the ledger and never asked again.
 
-    ``labels``: score every label of a classification, not the gold one alone. ``known`` and ``computed`` count prompts;
-    ``skipped`` those that do not fit the LM's context.
+    ``labels``: score every label of a classification, not the gold one alone. ``known`` and ``computed`` count scores;
+    ``skipped`` are prompts that do not fit the LM's context, ``failed`` those that it refused, with its reasons: both
+    cost the candidate, not the training. What was refused is in the ledger too, and is asked again in another run.
     """
 
     def __init__(self, lm: LM, ledger: Ledger, *, labels: bool = True) -> None:
         self.lm, self.ledger, self.labels = lm, ledger, labels
-        self.known = self.computed = self.skipped = 0
+        self.known = self.computed = 0
+        self._skipped: set[tuple[str, Key]] = set()
+        self._failed: dict[tuple[str, Key], str] = {}
+
+    @property
+    def skipped(self) -> int:
+        """How many prompts do not fit the LM's context."""
+        return len(self._skipped)
+
+    @property
+    def failed(self) -> dict[tuple[str, Key], str]:
+        """(scope, key) of the prompts that the LM refused, with its reasons."""
+        return dict(self._failed)
+
+    def notes(self) -> list[str]:
+        """What a user should know about prompts without a score, counted."""
+        out = []
+        if n := self.ledger.unusable:
+            out.append(f"{n:,} scores in {self.ledger.path} are damaged or not finite (NaN); they count as not there")
+        if n := self.skipped:
+            out.append(f"{n:,} prompts do not fit the {self.lm.context_size:,} tokens of {self.lm.name}; left out")
+        if n := len(self._failed):
+            reason = next(iter(self._failed.values()))
+            out.append(
+                f"{self.lm.name} refused {n:,} prompts (the first: {reason}); they are left out and stand in the "
+                f"ledger as failed; the same command asks them again"
+            )
+        return out
 
     def scope(self, course: Course) -> Scope:
         """Under what a course's scores are kept."""
         return Scope(self.lm.fingerprint, course.template, course.labels if self.labels else ())
 
     def tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None = None) -> list[Told | None]:
-        """What the LM says of each prompt, None for one that does not fit its context whole.
+        """What the LM says of each prompt, None for one that does not fit its context whole or that it refused.
 
         A prompt is stored with its chunk's batches as they end. Of several processes the first asks, and the others
-        find its scores in the ledger. DataError for an answer that is none of the labels.
+        find its scores in the ledger. DataError for an answer that is none of the labels; RunError for an LM that
+        refuses everything.
         """
         with first_goes_first():
             return self._tell(course, asks, progress)
 
     def _tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None) -> list[Told | None]:
         scope = self.scope(course)
-        unique = {(a.query.id, tuple(e.id for e in a.shown)): a for a in asks}
+        unique = {key_of(a): a for a in asks}
         keys = [*unique]
         told: dict[int, Told | None] = {**self.ledger.get(scope, keys)}
         self.known += len(told)
-        todo = [n for n in range(len(keys)) if n not in told]
+        todo = [n for n in range(len(keys)) if n not in told] if asks_lm() else []
         for at in range(0, len(todo), CHUNK):
             some = todo[at : at + CHUNK]
             answers = self._ask(course, scope, [unique[keys[n]] for n in some])
@@ -73,31 +113,24 @@ class Feedback:
             if progress:
                 progress(at + len(some), len(todo))
         number = {k: n for n, k in enumerate(keys)}
-        return [told[number[a.query.id, tuple(e.id for e in a.shown)]] for a in asks]
+        return [told.get(number[key_of(a)]) for a in asks]
 
     def price(self, course: Course, asks: Sequence[Ask]) -> Price:
-        """What ``tell`` would cost; tokens from up to 32 of the prompts."""
-        keys = [(a.query.id, tuple(e.id for e in a.shown)) for a in asks]
-        known = self.ledger.get(self.scope(course), keys)
-        todo = [a for n, a in enumerate(asks) if n not in known]
+        """What ``tell`` would cost, each prompt once; tokens from up to 32 of the prompts."""
+        unique = {key_of(a): a for a in asks}
+        known = self.ledger.get(self.scope(course), [*unique])
+        todo = [a for n, a in enumerate(unique.values()) if n not in known]
         sample = todo[:: max(1, len(todo) // 32)]
-        mean = sum(self.lm.count_tokens(self._prompt(course, a)[0]) for a in sample) / max(1, len(sample))
-        return Price(len(asks), len(todo), round(mean * len(todo)))
+        counts = [self.lm.count_tokens(p[0]) for a in sample if (p := self._prompt(course, a)) is not None]
+        return Price(len(unique), len(todo), round(sum(counts) / max(1, len(counts)) * len(todo)))
 
-    def _prompt(self, course: Course, ask: Ask) -> tuple[str, str, bool]:
-        """Text, answer prefix, and whether every demonstration fits."""
+    def _prompt(self, course: Course, ask: Ask) -> tuple[str, str] | None:
+        """Text and answer prefix; None where not every demonstration fits the LM's context."""
         query = Query(ask.query.input, ask.query.choices, id=ask.query.id)
         longest = max((course.template.answer(o, ask.query.choices) for o in self.options(course, ask)), key=len)
-        prompt = assemble(
-            course.template,
-            query,
-            ask.shown,
-            order="best-first",  # as given
-            budget=self.lm.context_size,
-            count_tokens=self.lm.count_tokens,
-            reserve=self.lm.count_tokens(longest) + 1,
-        )
-        return prompt.text, prompt.answer_prefix, not prompt.dropped
+        prompt = assemble(course.template, query, ask.shown, order="best-first")  # as given
+        tokens = self.lm.count_tokens(prompt.text) + self.lm.count_tokens(longest) + 1
+        return (prompt.text, prompt.answer_prefix) if tokens <= self.lm.context_size else None
 
     def options(self, course: Course, ask: Ask) -> tuple[str, ...]:
         """The answers that are scored for a prompt. DataError when the right one is not among the labels."""
@@ -106,7 +139,7 @@ class Feedback:
         if ask.query.output not in options:
             raise DataError(
                 f"task {course.name!r}, example {ask.query.id}: output {ask.query.output!r} is none of the labels "
-                f"{', '.join(options[:5])}…; mend or remove the example"
+                f"{', '.join(options[:5])}…; fix or remove the example"
             )
         return options
 
@@ -114,10 +147,11 @@ class Feedback:
         requests, owner = list[ScoreRequest](), list[int]()
         missing, scores = dict[int, int](), dict[int, Score]()
         for n, ask in enumerate(asks):
-            text, prefix, whole = self._prompt(course, ask)
-            if not whole:
-                self.skipped += 1
+            prompt = self._prompt(course, ask)
+            if prompt is None:
+                self._skipped.add((scope.mark, key_of(ask)))
                 continue
+            text, prefix = prompt
             options = self.options(course, ask)
             missing[n] = len(options)
             owner += [n] * len(options)
@@ -126,12 +160,12 @@ class Feedback:
         first = {n: i for i, n in reversed([*enumerate(owner)])}
         out: list[Told | None] = [None] * len(asks)
 
-        def done(part: Sequence[tuple[int, Score]]) -> None:
+        def done(part: Iterable[tuple[int, Score]]) -> None:
             ready = []
             for i, score in part:
                 if i in scores:
                     continue
-                scores[i] = score
+                scores[i] = self._checked(score, asks[owner[i]])
                 n = owner[i]
                 missing[n] -= 1
                 if not missing[n]:
@@ -140,13 +174,40 @@ class Feedback:
                     out[n] = told = Told(
                         tuple(s.logprob for s in own), tuple(s.tokens for s in own), options.index(ask.query.output)
                     )
-                    ready.append((ask.query.id, [e.id for e in ask.shown], told))
+                    ready.append((*key_of(ask), told))
             if ready:
                 self.ledger.put(scope, ready)
                 self.computed += len(ready)
 
-        done([*enumerate(self.lm.score(requests, done))])
+        refused = dict[int, str]()
+        left = [*range(len(requests))]
+        while left:
+            some = left
+            try:
+                found = self.lm.score(
+                    [requests[i] for i in some], lambda part, some=some: done((some[i], s) for i, s in part)
+                )
+                done(zip(some, found, strict=True))
+                break
+            except RequestError as error:  # costs this candidate; what was answered before it is stored
+                n = owner[some[error.index]]
+                refused[n] = str(error)
+                left = [i for i in some if i not in scores and owner[i] != n]
+        if refused:
+            self.ledger.fail(scope, [(*key_of(asks[n]), why) for n, why in refused.items()])
+            self._failed |= {(scope.mark, key_of(asks[n])): why for n, why in refused.items()}
+            if len(refused) > 1 and not self.known + self.computed:
+                raise RunError(f"{self.lm.name} refused all of {len(refused)} prompts: {next(iter(refused.values()))}")
         return out
+
+    def _checked(self, score: Score, ask: Ask) -> Score:
+        """ModelError for what is no log-probability: nothing can be learnt from it, and it must not be kept."""
+        if not score.logprob <= ROUNDING * max(1, score.tokens) or score.logprob == -math.inf:
+            raise ModelError(
+                f"{self.lm.name} gives {score.logprob} as the log-probability of an answer to example {ask.query.id}; "
+                f"its weights or its precision are broken (try another --dtype, or another model)"
+            )
+        return score
 
 
 def value(told: Told, how: str, normalise: str = "mean") -> float:

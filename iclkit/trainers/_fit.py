@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
 import math
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sentence_transformers import (
+    CrossEncoder,
     SentenceTransformer,
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
@@ -21,12 +22,14 @@ from sentence_transformers import (
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor
-from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback, TrainerState
 
-from iclkit.errors import ModelError, RunError
+from iclkit.errors import ModelError, RunError, UsageError
+from iclkit.files import replace_file
 from iclkit.lm import Progress
-from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._processes import one_apart, processes, shared_out
+from iclkit.trainers._config import TrainConfig, judged_every
+from iclkit.trainers._processes import first_goes_first, one_apart, processes, shared_out
+from iclkit.trainers._whole import drop, last_checkpoint, seal
 
 log = logging.getLogger(__name__)
 GAIN = "lm_gain"
@@ -55,7 +58,8 @@ class Texts:
 
 
 def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
-    """The bi-encoder that training starts from. ModelError when the folder holds no encoder."""
+    """The bi-encoder that training starts from, in fp32. ModelError when the folder holds no encoder, UsageError for
+    one of two towers that was trained for another similarity."""
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 
     def tower() -> list[Any]:
@@ -68,22 +72,27 @@ def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
         return [*modules, Normalize()] if config.similarity == "cos" else modules
 
     try:
-        saved = SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE)
-        if any(isinstance(m, Router) for m in saved):
-            model = saved  # a retriever of ours with two towers: go on with it
+        model = SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE)
+        if routed := any(isinstance(m, Router) for m in model):
+            pass  # a retriever of ours with two towers: go on with it
         elif config.towers == 2:
             model = SentenceTransformer(modules=[Router.for_query_document(tower(), tower())], device="cpu")
         else:
             model = SentenceTransformer(modules=tower(), device="cpu")
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
         raise ModelError(f"cannot train from {folder}: {str(error).strip().splitlines()[0]}") from error
+    found = "cos" if any(isinstance(m, Normalize) for m in model.modules()) else "dot"
+    if routed and found != config.similarity:
+        raise UsageError(f"base {folder} has two towers trained for similarity={found}; set similarity={found}")
     for part in model.modules():
         if isinstance(part, Transformer):
             part.max_seq_length = min(config.max_tokens, part.max_seq_length or config.max_tokens)
     return model
 
 
-_SAFE = {"use_safetensors": True}
+_SAFE = {"use_safetensors": True, "dtype": torch.float32}
+KEPT = 2  # checkpoints that are on disk at a time, for the case that the newer one is damaged
+_BEST, _ROWS = "best.safetensors", "rows.txt"
 
 
 class RetrieverLoss(torch.nn.Module):
@@ -103,7 +112,10 @@ class RetrieverLoss(torch.nn.Module):
         b, m = len(labels), self._width
         columns, rest = labels[:, :m].long(), labels[:, m:]
         values, mask = rest[:, : rest.shape[1] - b * m], rest[:, rest.shape[1] - b * m :].bool()
-        return self._objective(queries, unique[columns], values, mask)
+        loss = self._objective(queries, unique[columns], values, mask)
+        if not bool(loss.isfinite()):
+            raise diverged(f"a loss of {float(loss)}")
+        return loss
 
 
 class Collator:
@@ -173,7 +185,7 @@ class _Trainer(SentenceTransformerTrainer):
         """Leave it out: iclkit writes the card, and the library's looks models up on the hub."""
 
 
-class Told(TrainerCallback):
+class Progressing(TrainerCallback):
     """Reports each step to our progress."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -182,6 +194,95 @@ class Told(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         if self._progress:
             self._progress(state.global_step, state.max_steps)
+
+
+class Guard(TrainerCallback):
+    """Stops a training whose gradients are no numbers, and whose weights are none before they are judged or saved."""
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """RunError for gradients that are not finite; in fp16 the scaler leaves out such a step by itself."""
+        grads = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        if grads and not args.fp16 and not bool(torch.stack([g.isfinite().all() for g in grads]).all()):
+            raise diverged(f"gradients that are not finite at step {state.global_step + 1}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """RunError for weights that are not finite, where the trainer's own callback has asked for a look at them."""
+        if control.should_evaluate or control.should_save or control.should_training_stop:
+            check_finite(kwargs["model"])
+
+
+class Keeper(TrainerCallback):
+    """Follows the judgements: keeps the best weights in memory and in each checkpoint, stops when patience is out, and
+    seals checkpoints.
+
+    All it knows comes from the trainer's own history, which checkpoints hold, so that a training that goes on decides
+    as one that never stopped.
+    """
+
+    def __init__(self, model: SentenceTransformer | CrossEncoder, config: TrainConfig, judged: bool) -> None:
+        self._model, self.config, self._judged = model, config, judged
+        self.best: dict[str, Tensor] | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        """The model that is kept as the last one is judged at its last step, too."""
+        if self._judged and self.config.keep == "last" and state.global_step >= state.max_steps:
+            control.should_evaluate = True
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        gains = [gain for _, gain in judgements(state.log_history)]
+        if gains and gains[-1] > max(gains[:-1], default=-math.inf) and self.config.keep == "best":
+            self.best = {
+                name: value.detach().cpu().clone().contiguous() for name, value in self._model.state_dict().items()
+            }
+        if out_of_patience(gains, self.config.patience):
+            control.should_training_stop = True
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        processes().wait_for_everyone()  # each has put a file of its own there
+        if processes().is_main_process:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            if self.best is not None:
+                save_file(self.best, str(folder / _BEST))
+            seal(folder)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Take up the best weights of a checkpoint."""
+        if (checkpoint / _BEST).is_file():
+            self.best = load_file(str(checkpoint / _BEST))
+
+    def restore(self) -> None:
+        """Put the best weights into the model."""
+        if self.best is not None:
+            self._model.load_state_dict(self.best)
+
+
+def judgements(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, LM gain) of each judgement in a trainer's history."""
+    return [(int(h["step"]), float(h[f"eval_{GAIN}"])) for h in history if f"eval_{GAIN}" in h]
+
+
+def out_of_patience(gains: Sequence[float], patience: int) -> bool:
+    """Whether the last ``patience`` judgements were no better than the best before them; never for a patience of 0.
+
+    >>> out_of_patience([0.1, 0.3, 0.2, 0.3], 2), out_of_patience([0.1, 0.3, 0.2], 2), out_of_patience([0.1, 0.1], 0)
+    (True, False, False)
+    """
+    return bool(patience and gains) and len(gains) - 1 - gains.index(max(gains)) >= patience
+
+
+def diverged(what: str) -> RunError:
+    """The error of a training that has gone astray."""
+    return RunError(
+        f"the training gives {what}: lower learning_rate (or reward_learning_rate), raise temperature, or start from "
+        f"another base, with --restart; scores are kept, and no such weights are"
+    )
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """RunError for a model with weights that are not finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise diverged(f"weights that are not finite ({name})")
 
 
 def fit_retriever(
@@ -195,12 +296,14 @@ def fit_retriever(
     measure: Callable[[SentenceTransformer], float] | None = None,
     tracker: str = "none",
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> dict[str, Any]:
-    """Train ``model`` on the batches in order, resuming at the last checkpoint in ``work``; it ends as the best, or
-    without ``measure`` as the last.
+    """Train ``model`` on the batches in order, going on from the last whole checkpoint in ``work``; it ends as
+    ``config.keep`` says, without ``measure`` as the last.
 
-    Returns ``steps``, ``judged`` ((step, LM gain) pairs), ``best`` (its gain) and ``loss`` (step, loss) pairs.
-    RunError when there is nothing to train on.
+    Returns ``steps``, ``judged`` ((step, LM gain) pairs), ``kept`` (the step of the model that is kept), ``best`` (its
+    gain, None where it was not judged) and ``loss`` (step, loss) pairs. RunError when there is nothing to train on, and
+    for a training whose loss, gradients or weights are no numbers.
     """
     from datasets import Dataset
     from sentence_transformers.sentence_transformer.modules import Router
@@ -223,21 +326,15 @@ def fit_retriever(
     )
     judge = Judge(measure) if measure else None
     steps = len(batches) // processes().num_processes
-    every = min(config.judge_every, steps)
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         router_mapping={"query": "query", "document": "document"},
         eval_strategy="steps" if judge else "no",
-        eval_steps=every,
-        load_best_model_at_end=judge is not None,
-        metric_for_best_model=f"eval_{GAIN}" if judge else None,
-        greater_is_better=True if judge else None,
-        **common_arguments(config, work, steps, every, tracker),
+        eval_steps=judged_every(config, steps),
+        **common_arguments(config, work, steps, tracker),
     )
-    callbacks: list[TrainerCallback] = [Told(progress)]
-    if judge and config.patience:
-        callbacks.append(EarlyStoppingCallback(config.patience))
+    keeper = Keeper(model, config, judge is not None)
     routed = any(isinstance(m, Router) for m in model)
     trainer = _Trainer(
         model=model,
@@ -246,23 +343,56 @@ def fit_retriever(
         loss=RetrieverLoss(model, objective, width, config),
         evaluator=judge,
         data_collator=Collator(model, texts, routed=routed),
-        callbacks=callbacks,
+        callbacks=[Progressing(progress), Guard(), keeper],
     )
-    trainer.remove_callback(PrinterCallback)  # stdout is for data
-    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-    state = trainer.state
-    history = state.log_history
+    state = run_trainer(trainer, keeper, rows, work, say)
+    judged = judgements(state.log_history)
+    kept = state.global_step
+    if config.keep == "best" and judged:
+        kept = max(judged, key=lambda each: (each[1], -each[0]))[0]
     return {
         "steps": state.global_step,
-        "judged": [(h["step"], h[f"eval_{GAIN}"]) for h in history if f"eval_{GAIN}" in h],
-        "best": state.best_metric,
-        "loss": [(h["step"], h["loss"]) for h in history if "loss" in h],
+        "judged": judged,
+        "kept": kept,
+        "best": dict(judged).get(kept),
+        "loss": losses(state.log_history),
     }
 
 
-def common_arguments(config: TrainConfig, work: Path, steps: int, every: int, tracker: str) -> dict[str, Any]:
+def run_trainer(trainer: Any, keeper: Keeper, rows: Sequence[Any], work: Path, say: Callable[[str], None]) -> Any:
+    """Train to the end from the last whole checkpoint in ``work`` that was made with the same ``rows``; the trainer's
+    last state. The model ends with the best weights, if any were kept."""
+    trainer.remove_callback(PrinterCallback)  # stdout is for data
+    checkpoints, note = work / "checkpoints", work / _ROWS
+    with first_goes_first():
+        mark = hashlib.blake2b(digest_size=16)
+        for row in rows:
+            mark.update(repr(row).encode())
+        if not note.is_file() or note.read_bytes() != mark.hexdigest().encode():
+            drop(checkpoints)  # of other scores: a prompt that was refused then has been answered since
+            work.mkdir(parents=True, exist_ok=True)
+            replace_file(note, mark.hexdigest())
+        last = last_checkpoint(checkpoints, say)
+    if last is not None:
+        keeper.resume(last)
+        state = TrainerState.load_from_json(str(last / "trainer_state.json"))
+        if out_of_patience([gain for _, gain in judgements(state.log_history)], keeper.config.patience):
+            keeper.restore()
+            return state
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    keeper.restore()
+    check_finite(trainer.model)
+    return trainer.state
+
+
+def losses(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, loss) pairs of a trainer's history."""
+    return [(h["step"], h["loss"]) for h in history if "loss" in h]
+
+
+def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) -> dict[str, Any]:
     """What the trainers of retriever and reward model are told alike: one pass over batches that are laid out already,
-    a checkpoint every ``every`` steps."""
+    and ``config.checkpoints`` checkpoints on the way, of which two are kept."""
     return {
         "output_dir": str(work / "checkpoints"),
         "num_train_epochs": 1,
@@ -276,33 +406,22 @@ def common_arguments(config: TrainConfig, work: Path, steps: int, every: int, tr
         "fp16": config.dtype == "fp16",
         "batch_sampler": InOrder,
         "save_strategy": "steps",
-        "save_steps": every,
-        "save_total_limit": 2,
-        "logging_steps": max(1, every // 5),
+        "save_steps": math.ceil(steps / config.checkpoints),
+        "save_total_limit": KEPT,
+        "logging_steps": max(1, min(config.judge_every, steps) // 5),
+        "logging_nan_inf_filter": False,
         "report_to": [] if tracker == "none" else [tracker],
         "disable_tqdm": True,
         "use_cpu": not torch.cuda.is_available(),
     }
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written whole; the trainer's state is the last file of one."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]), reverse=True)
-    return next((str(p) for p in found if _is_json(p / "trainer_state.json")), None)
-
-
-def _is_json(file: Path) -> bool:
-    try:
-        json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def save_model(model: Any, folder: Path) -> None:
-    """Write a model's folder whole or not at all."""
+    """Write a model's folder whole or not at all, sealed. RunError for one with weights that are no numbers."""
+    check_finite(model)
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    drop(part)
     model.save_pretrained(str(part), create_model_card=False)
-    shutil.rmtree(folder, ignore_errors=True)
+    seal(part)
+    drop(folder)
     part.rename(folder)

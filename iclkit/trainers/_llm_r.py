@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from iclkit.errors import DataError
+from iclkit.files import read_json, replace_file
 from iclkit.pool import Embedder
 from iclkit.records import Example, digest
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._epr import CandidateMethod, ends
 from iclkit.trainers._method import Ranked, Session, in_batches
-from iclkit.trainers._processes import batches_for
+from iclkit.trainers._processes import batches_for, processes
+from iclkit.trainers._whole import drop
 
 if TYPE_CHECKING:
     from iclkit.trainers._fit import Lesson, Objective
@@ -25,6 +30,12 @@ class LLMR(CandidateMethod):
 
     name: ClassVar[str] = "llm-r"
     source: ClassVar[str] = "Wang, Yang & Wei 2024, EACL, arXiv 2307.07164"
+    wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives", "reward_negatives")
+
+    def teaches(self, s: Session, row: int, ranked: list[tuple[int, float]]) -> bool:
+        """Whether reward model and retriever both can learn from the candidates."""
+        once = replace(s, config=replace(s.config, reward_epochs=1.0, reward_max_steps=0), facts={})
+        return super().teaches(s, row, ranked) and bool(self._groups(once, {row: ranked}))
 
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
         """The LM's values, then a reward model trained on them, then its logit for every candidate."""
@@ -59,15 +70,21 @@ class LLMR(CandidateMethod):
         work = s.work / f"reward-{iteration}"
         key = digest([[row, own] for row, own in sorted(ranked.items())])
         kept = work / "rewards.json"
-        if kept.is_file() and (told := json.loads(kept.read_text()))["key"] == key:
-            return {int(row): [(r, v) for r, v in own] for row, own in told["ranked"].items()}
+        if (known := _read_rewards(kept, key)) is not None:
+            return known
         from iclkit import models
         from iclkit.trainers._reward import fit_reward, load_reward, reward_of
 
         work.mkdir(parents=True, exist_ok=True)
         model = load_reward(s.config, models.resolve(s.config.reward_base, "embedder"))
         facts = fit_reward(
-            s.config, model, self._groups(s, ranked), work, tracker=s.tracker, progress=s.bar("reward model")
+            s.config,
+            model,
+            self._groups(s, ranked),
+            work,
+            tracker=s.tracker,
+            progress=s.bar("reward model"),
+            say=s.say,
         )
         s.facts[f"reward model {iteration + 1}"] = {"steps": facts["steps"], "last loss": facts["loss"][-1][1]}
         pairs = [(asked(s, row), s.document_text(r)) for row, own in ranked.items() for r, _ in own]
@@ -76,9 +93,11 @@ class LLMR(CandidateMethod):
             row: sorted(((r, float(next(logits))) for r, _ in own), key=lambda rv: (-rv[1], rv[0]))
             for row, own in ranked.items()
         }
-        part = kept.with_suffix(".part")
-        part.write_text(json.dumps({"key": key, "ranked": out}))
-        part.replace(kept)
+        if processes().is_main_process:
+            told = [[row, own] for row, own in out.items()]
+            replace_file(kept, json.dumps({"key": key, "check": digest(told), "ranked": told}))
+            drop(work / "checkpoints")
+        processes().wait_for_everyone()
         return out
 
     def _groups(self, s: Session, ranked: Ranked) -> list[list[Group]]:
@@ -122,3 +141,14 @@ def asked(s: Session, row: int) -> str:
     """What the reward model reads of a query: with its answer, which the bi-encoder never sees."""
     example: Example = s.corpus.examples[row]
     return f"{example.text}\n{example.output}"
+
+
+def _read_rewards(file: Path, key: str) -> Ranked | None:
+    """The rewards kept in a file for these candidates; None where there are none, or the file is damaged."""
+    try:
+        told = read_json(file)
+        if told["key"] != key or told["check"] != digest(told["ranked"]):
+            return None
+        return {int(row): [(int(r), float(v)) for r, v in own] for row, own in told["ranked"]}
+    except (DataError, LookupError, TypeError, ValueError):
+        return None

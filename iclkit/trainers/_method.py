@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.errors import RunError
 from iclkit.lm import Progress
 from iclkit.pool import Embedder, Rendering, Retriever
 from iclkit.records import Example, digest
-from iclkit.trainers._config import Source, TrainConfig, sources
+from iclkit.trainers._config import Source, TrainConfig, judged_every, sources
 from iclkit.trainers._corpus import Corpus, Course
 from iclkit.trainers._feedback import Ask, Feedback, value
 from iclkit.trainers._mine import Miner
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from iclkit.trainers._fit import Lesson, Objective
 
+TRIED = 64  # queries of a course that are looked at before anything is asked, to see whether they can teach
+_ROOM = 1.1  # how much longer a vector of a later demonstration may be than the longest one now
 FloatArray = NDArray[np.float64]
 Ranked = dict[int, list[tuple[int, float]]]
 """Query row -> (candidate row, value in nats), best first; equal values in the order of rows."""
@@ -81,6 +85,23 @@ class Method(ABC):
         """The prompts of the first iteration that can be named before any is scored, for the price."""
 
     @abstractmethod
+    def check(self, s: Session) -> None:
+        """Before anything is asked: DataError or UsageError when nothing can be learnt, whatever the LM will say."""
+
+    def stages(self, s: Session) -> list[TrainConfig]:
+        """The settings of the bi-encoders that are trained one after the other, each from the settings' ``base``."""
+        return [s.config]
+
+    def judging(self, s: Session) -> int:  # noqa: ARG002
+        """At most how many prompts a training's judgements ask that ``plan`` does not name."""
+        return 0
+
+    def score(self, s: Session) -> None:
+        """Ask the LM all that ``plan`` names, and no more."""
+        for course, asks in self.plan(s):
+            s.feedback.tell(course, asks, s.bar(f"{course.name}: feedback"))
+
+    @abstractmethod
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Any:
         """Score what this iteration needs; ``retriever``: the one of the iteration before."""
 
@@ -103,6 +124,17 @@ class Method(ABC):
     @abstractmethod
     def measure(self, s: Session, model: SentenceTransformer) -> float:
         """The LM gain (nats) of choosing with ``model`` over choosing at random, on held-out queries."""
+
+
+def judgings(s: Session, lessons: int) -> int:
+    """How many prompts judging asks, where each judgement asks one for each held-out query; ``lessons``: of an epoch.
+
+    One judgement comes before training.
+    """
+    config = s.config
+    steps = config.max_steps or max(1, math.ceil(config.epochs * lessons / config.batch_size))
+    looks = 2 + steps // judged_every(config, steps)
+    return config.iterations * looks * sum(len(c.held_out) for c in s.corpus.courses)
 
 
 def mined(s: Session, course: Course, queries: Sequence[Example], retriever: Embedder | None = None) -> list[list[int]]:
@@ -166,7 +198,10 @@ def encode_with(
     documents = [s.document_text(r) for r in rows]
     options = {"batch_size": 64, "show_progress_bar": False}
     q = np.asarray(model.encode_query([*queries], **options), np.float64)
-    return q, np.asarray(model.encode_document(documents, **options), np.float64)
+    d = np.asarray(model.encode_document(documents, **options), np.float64)
+    if not (np.isfinite(q).all() and np.isfinite(d).all()):
+        raise RunError("the model in training gives vectors that are not finite; lower learning_rate, with --restart")
+    return q, d
 
 
 def candidate_gain(s: Session, model: SentenceTransformer, parts: Sequence[HeldOut]) -> float:
@@ -207,10 +242,20 @@ def in_batches(
     return [batches[i] for i in s.rng("batches", epoch).permutation(len(batches))]
 
 
-def live_retriever(folder: Path, s: Session) -> Retriever:
-    """The retriever saved in a folder, reading texts as this training writes them."""
+def live_retriever(folder: Path, s: Session, config: TrainConfig | None = None) -> Retriever:
+    """The retriever saved in a folder, reading texts as this training writes them and ranking as it was trained.
+
+    ``config``: of its training, where that is another than the session's. For inner products the rendering gets a
+    radius that holds every demonstration (see ``Rendering.radius``). RunError for vectors that are not finite.
+    """
     from iclkit.pool import load_embedder
 
     embedder = load_embedder(str(folder), dtype="fp32")
-    inner = embedder.inner if isinstance(embedder, Retriever) else embedder
-    return Retriever(inner, s.rendering, {})
+    inner: Any = embedder.inner if isinstance(embedder, Retriever) else embedder
+    rendering = replace(s.rendering, radius=0.0)
+    if (config or s.config).similarity == "dot":
+        lengths = np.linalg.norm(inner.encode_raw([s.document_text(row) for row in range(len(s.corpus.view))]), axis=1)
+        if not np.isfinite(lengths).all():
+            raise RunError(f"the model in {folder} gives vectors that are not finite; train again with --restart")
+        rendering = replace(rendering, radius=_ROOM * float(lengths.max()))
+    return Retriever(inner, rendering, {})

@@ -43,6 +43,11 @@ def one_apart() -> Iterator[None]:
         _apart = False
 
 
+def asks_lm() -> bool:
+    """Whether this process asks the LM; the others know what the first has put into the ledger."""
+    return _apart or bool(processes().is_main_process)
+
+
 def batches_for(steps: int) -> int:
     """How many batches ``steps`` steps take."""
     return int(steps * processes().num_processes)

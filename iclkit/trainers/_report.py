@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from iclkit.eval import Estimate, estimate
 from iclkit.pool import Embedder
 from iclkit.records import Example, Json
-from iclkit.trainers._config import Source
+from iclkit.trainers._config import Source, sources
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._feedback import right, value
 from iclkit.trainers._method import Session, mined
@@ -95,6 +95,15 @@ def report_on(s: Session, course: Course, choosers: Mapping[str, Chooser], metho
     for name, chooser in choosers.items():
         ways.append(_way(s, name, ANYWHERE, _chosen(s, course, queries, chooser, size), chance))
     return TaskReport(course.name, len(queries), size, tuple(ways), captured)
+
+
+def prompts_of_report(s: Session, meant: Source) -> int:
+    """At most how many prompts the report asks; ``meant``: the selector that is judged, with its demonstrations."""
+    candidates, size = sum(source.count for source in sources(s.config.candidates)), meant.count
+    choosers = 3 if meant.spec == "knn" else 4
+    # one demonstration among the candidates is asked about once, whoever chooses it
+    each = candidates + choosers if size == 1 else DRAWS + size * candidates + 2 * choosers
+    return each * sum(len(course.report) for course in s.corpus.courses)
 
 
 def share(gain: FloatArray, best: FloatArray, seed: int) -> Estimate:

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from torch import Tensor
-from transformers import PrinterCallback
 
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._fit import Told, common_arguments, last_checkpoint
+from iclkit.trainers._fit import Guard, Keeper, Progressing, common_arguments, diverged, losses, run_trainer
 from iclkit.trainers._losses import reward_loss
 from iclkit.trainers._processes import processes, shared_out
 
@@ -33,7 +32,7 @@ def load_reward(config: TrainConfig, folder: Path) -> CrossEncoder:
             num_labels=1,
             max_length=min(384, 3 * config.max_tokens),
             device="cuda" if torch.cuda.is_available() else "cpu",
-            model_kwargs={"use_safetensors": True},
+            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
             activation_fn=torch.nn.Identity(),
         )
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
@@ -51,7 +50,10 @@ class _GroupLoss(torch.nn.Module):
         tokens = self.model.preprocess(pairs)
         tokens = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
         scores = self.model(tokens)["scores"].view(len(questions), -1)
-        return reward_loss(scores.float())
+        loss = reward_loss(scores.float())
+        if not bool(loss.isfinite()):
+            raise diverged(f"a loss of the reward model of {float(loss)}")
+        return loss
 
 
 class _Trainer(CrossEncoderTrainer):
@@ -67,10 +69,13 @@ def fit_reward(
     *,
     tracker: str = "none",
     progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> dict[str, Any]:
-    """Softmax cross-entropy over groups (Wang et al., EACL 2024, equation 2), resuming at ``work``'s last checkpoint.
+    """Softmax cross-entropy over groups (Wang et al., EACL 2024, equation 2), going on from the last whole checkpoint
+    in ``work``.
 
-    Returns ``steps`` and ``loss`` (step, loss) pairs. RunError when there is no group.
+    Returns ``steps`` and ``loss`` (step, loss) pairs. RunError when there is no group, and for a training whose loss,
+    gradients or weights are no numbers.
     """
     from datasets import Dataset
 
@@ -87,24 +92,22 @@ def fit_reward(
         }
     )
     steps = len(batches) // processes().num_processes
-    every = max(1, min(config.judge_every, steps))
     args = CrossEncoderTrainingArguments(
         per_device_train_batch_size=config.reward_batch_size,
         learning_rate=config.reward_learning_rate,
-        **common_arguments(config, work, steps, every, tracker),
+        **common_arguments(config, work, steps, tracker),
     )
+    keeper = Keeper(model, config, judged=False)
     trainer = _Trainer(
         model=model,
         args=args,
         train_dataset=data,
         loss=_GroupLoss(model),
         data_collator=_collate,
-        callbacks=[Told(progress)],
+        callbacks=[Progressing(progress), Guard(), keeper],
     )
-    trainer.remove_callback(PrinterCallback)  # stdout is for data
-    trainer.train(resume_from_checkpoint=last_checkpoint(work / "checkpoints"))
-    history = trainer.state.log_history
-    return {"steps": trainer.state.global_step, "loss": [(h["step"], h["loss"]) for h in history if "loss" in h]}
+    state = run_trainer(trainer, keeper, rows, work, say)
+    return {"steps": state.global_step, "loss": losses(state.log_history)}
 
 
 def _collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -128,4 +131,8 @@ def reward_of(
         some = [*pairs[at : at + size]]
         out[at : at + len(some)] = model.predict(some, batch_size=32, show_progress_bar=False)
         step(at + len(some))
+    if not np.isfinite(out).all():
+        raise ModelError(
+            "the reward model gives rewards that are not finite; lower reward_learning_rate, with --restart"
+        )
     return out

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from iclkit.errors import DataError
 from iclkit.pool import Embedder
 from iclkit.trainers._config import Source, TrainConfig, sources
 from iclkit.trainers._corpus import Course
 from iclkit.trainers._epr import EPR
 from iclkit.trainers._feedback import Ask, right, value
 from iclkit.trainers._ledger import Told
-from iclkit.trainers._method import FloatArray, Method, Session, encode_with, in_batches
+from iclkit.trainers._method import TRIED, FloatArray, Method, Session, encode_with, in_batches, judgings
 from iclkit.trainers._processes import batches_for
 from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
 
@@ -115,6 +116,28 @@ class Se2(Method):
             out.append((course, [*asks, *random_sets(s, course)]))
         return out
 
+    def check(self, s: Session) -> None:
+        """That some query of each course has two candidates to tell apart, and other rows to stand against them."""
+        for course in s.corpus.courses:
+            queries = [s.corpus.examples[int(r)] for r in course.queries[:TRIED]]
+            found = s.miner.mine(course, queries, sources(s.config.candidates), cross_task=s.config.cross_task)
+            most = max(map(len, found), default=0)
+            if most < 2 or len(course.rows) < s.config.shots + 2:
+                raise DataError(
+                    f"task {course.name!r} has {len(course.rows)} rows and at most {most} candidates for a query by "
+                    f"candidates={s.config.candidates}; se2 with shots={s.config.shots} needs two candidates, and "
+                    f"{s.config.shots + 2} rows; mine more, or add examples"
+                )
+
+    def judging(self, s: Session) -> int:
+        """A judgement asks for the set that the model chooses for each held-out query."""
+        return judgings(s, s.config.shots * sum(len(c.queries) for c in s.corpus.courses))
+
+    def score(self, s: Session) -> None:
+        """All rounds, and the random sets that models are judged by."""
+        self.gather(s, 0, None)
+        self._held_out = [held_out_sets(s, course) for course in s.corpus.courses]
+
     def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[Step]:
         """Every step of every training query's sequence; those of all iterations together."""
 
@@ -122,6 +145,8 @@ class Se2(Method):
             with thrift(s, title):
                 return s.feedback.tell(course, asks, s.bar(title))
 
+        if not iteration:
+            self._steps = []
         for course in s.corpus.courses:
             self._steps += sequences(s, course, course.queries.tolist(), retriever, tell, draw=iteration)
         return self._steps

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from iclkit import models
-from iclkit.errors import DataError, NeedError, UsageError
+from iclkit.errors import DataError, UsageError
 from iclkit.eval import Estimate
+from iclkit.files import read_json, replace_file
 from iclkit.lm import LM, Progress
-from iclkit.pool import CARD, Rendering, Retriever, load_embedder
+from iclkit.pool import CARD, Rendering, load_embedder
 from iclkit.records import digest
-from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._corpus import Corpus
-from iclkit.trainers._feedback import Feedback, Price
+from iclkit.trainers._config import BEFORE, TrainConfig
+from iclkit.trainers._corpus import Corpus, Course
+from iclkit.trainers._feedback import Ask, Feedback, Price
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Method, Session, live_retriever
+from iclkit.trainers._prepare import Disk, check_data, check_models, check_place, check_settings
 from iclkit.trainers._processes import processes
-from iclkit.trainers._report import Chooser, TaskReport, Way, report_on
+from iclkit.trainers._report import Chooser, TaskReport, Way, prompts_of_report, report_on
+from iclkit.trainers._whole import SEAL, drop, is_whole
 
 _METHODS = {
     "epr": ("_epr", "EPR"),
@@ -36,7 +35,8 @@ _METHODS = {
     "ceil": ("_ceil", "CEIL"),
 }
 _NOTE = "training.json"
-_RADIUS_ROWS = 2000  # rows looked at for the longest vector
+_FACTS = {"iteration", "before", "steps", "judged", "kept", "best", "loss"}
+"""What is known of a trained iteration."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,6 @@ class Trained:
     reports: tuple[TaskReport, ...]
 
 
-def check_extra() -> None:
-    """NeedError unless the extra that the sentence-transformers trainers need is installed."""
-    if find_spec("datasets") is None:
-        raise NeedError("training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'")
-
-
 def make_method(config: TrainConfig) -> Method:
     """The method that a config names."""
     module, name = _METHODS[config.method]
@@ -62,13 +56,18 @@ def make_method(config: TrainConfig) -> Method:
 
 
 class Training:
-    """One training, prepared: ``price`` says what it will cost, ``score`` asks the LM, ``run`` does everything.
+    """One training, prepared: ``price`` and ``disk`` say what it will cost, ``score`` asks the LM, ``run`` does
+    everything.
 
     Work is kept in ``OUT.work`` beside ``out``: the ledger (or ``ledger``, which trainings may share), checkpoints and
     models of iterations. The same call again goes on where the last one stopped. ``dry``: for a look at the price or
-    at the scores; no file is made or changed, and what is scored is forgotten. DataError when ``out`` holds something
-    else; UsageError when its work was begun with other settings and ``restart`` is not given; NeedError without the
-    extra that training needs.
+    at the scores; no file is made or changed, and what is scored is forgotten.
+
+    Whatever a training needs is looked at here, before anything is asked or written: DataError when ``out`` holds
+    something else, no file can be made there or the disk is too full, and for data that nothing can be learnt from;
+    UsageError when its work was begun with other settings and ``restart`` is not given, and for settings or an LM that
+    cannot be trained with; NeedError without the extra or the tracker that is asked for; ModelError for a base model
+    that cannot be trained.
     """
 
     def __init__(
@@ -85,12 +84,12 @@ class Training:
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
         bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
     ) -> None:
-        check_extra()
+        check_settings(config, lm, tracker)
         self.out, self.config, self.say = out, config, say
         self.work = _beside(out, ".work")
         self._kept = ledger or self.work / "ledger.db"
         self.key = digest(
-            [config.as_dict(), corpus.view.hash, [c.hash for c in corpus.courses], lm.fingerprint,
+            [config.identity(), corpus.view.hash, [c.hash for c in corpus.courses], lm.fingerprint,
              [[c.instruction, [*c.labels]] for c in corpus.courses]]
         )  # fmt: skip
         self.finished = self._finished()
@@ -101,14 +100,15 @@ class Training:
         rendering = Rendering(config.document, "\t", instructions if sides else {}, sides)
         self._base_folder = models.resolve(config.base, "embedder")
         self.base = load_embedder(str(self._base_folder), dtype="fp32")
-        if not self.finished and not dry:
-            self._open_work(restart)
         from iclkit.trainers._mine import Miner
 
+        self.method, self._noted = make_method(config), set[str]()
+        self.disk = Disk(0, 0)
+        self._announced: Price | None = None
         self.session = Session(
             config,
             corpus,
-            Feedback(lm, Ledger.copy(self._kept) if dry else Ledger(self._kept), labels=config.value == "share"),
+            Feedback(lm, Ledger.copy(self._kept) if dry else Ledger(":memory:"), labels=config.value == "share"),
             Miner(corpus, config.data_seed, self.base),
             rendering,
             self.work,
@@ -116,20 +116,52 @@ class Training:
             bar,
             tracker,
         )
-        self.method = make_method(config)
+        if not self.finished:
+            check_data(self.session, self.method)
+            self.disk = check_models(self.session, self.method, self._base_folder)
+            check_place(self.work, self.disk)
+        if not dry:
+            if not self.finished:
+                self._open_work(restart)
+            self.session.feedback = Feedback(lm, Ledger(self._kept), labels=config.value == "share")
 
     def price(self) -> Price:
-        """What scoring the first iteration will cost."""
-        parts = [self.session.feedback.price(course, asks) for course, asks in self.method.plan(self.session)]
-        return Price(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
+        """What scoring the first iteration will cost, each prompt counted once.
 
-    def score(self) -> int:
-        """Ask the LM what the first iteration needs, train nothing; how many scores the ledger then holds.
-
-        Training afterwards asks nothing again, e.g. under ``accelerate launch`` on several GPUs.
+        Later iterations, judging (Se2, CEIL) and the report ask what cannot be named before: see ``later``.
         """
-        self.method.gather(self.session, 0, None)
-        return len(self.session.feedback.ledger)
+        asks: dict[str, tuple[Course, list[Ask]]] = {}
+        for course, some in self.method.plan(self.session):
+            asks.setdefault(course.name, (course, []))[1].extend(some)
+        parts = [self.session.feedback.price(course, own) for course, own in asks.values()]
+        self._announced = Price(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
+        return self._announced
+
+    def later(self) -> int:
+        """At most how many prompts judging and the report ask beside those of ``price``; a later iteration's are not
+        among them."""
+        return self.method.judging(self.session) + prompts_of_report(self.session, self.method.chooser(self.config))
+
+    def score(self) -> Price:
+        """Ask the LM what ``price`` names, no more and no less; the same prompts, with those that are still unknown:
+        they do not fit its context, or it refused them.
+
+        No model is trained for that, but the EPR that CEIL starts from, whose neighbours the sets are of. What was
+        scored is not asked again by a training afterwards, e.g. under ``accelerate launch`` on several GPUs; judging
+        and the report at its end ask more (``later``).
+        """
+        announced, feedback = self._announced or self.price(), self.session.feedback
+        if self.finished:
+            return announced
+        self.method.score(self.session)
+        self._notes()
+        return Price(announced.prompts, feedback.skipped + len(feedback.failed), 0)
+
+    def _notes(self) -> None:
+        for note in self.session.feedback.notes():
+            if note not in self._noted:
+                self._noted.add(note)
+                self.say(f"note: {note}")
 
     def run(self) -> Trained:
         """Everything up to the finished folder; returns at once when it is there."""
@@ -141,7 +173,7 @@ class Training:
         for iteration in range(self.config.iterations):
             history.append(self._iterate(iteration))
         model = self.work / f"model-{self.config.iterations - 1}"
-        retriever = self._retriever(model)
+        retriever = live_retriever(model, s)
         s.rendering = retriever.rendering
         meant = self.method.chooser(self.config)
         choosers = {"bm25": Chooser("bm25"), "knn, untrained": Chooser("knn", self.base)}
@@ -155,12 +187,13 @@ class Training:
             return Trained(self.out, {}, reports)
         card = card_of(s, self.method, history, reports, self.key)
         part = _beside(self.out, ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(model, part)
+        drop(part)
+        shutil.copytree(model, part, ignore=shutil.ignore_patterns(SEAL))
         write_card(part, card, reports)
         part.rename(self.out)
         for folder in self.work.glob("*/checkpoints"):
-            shutil.rmtree(folder)
+            drop(folder)
+        self._notes()
         return Trained(self.out, card, reports)
 
     def _iterate(self, iteration: int) -> dict[str, Any]:
@@ -172,9 +205,10 @@ class Training:
         s, folder = self.session, self.work / f"model-{iteration}"
         before = live_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
         gathered = self.method.gather(s, iteration, before)
+        self._notes()
         facts = self.work / f"fit-{iteration}.json"
-        if folder.is_dir() and facts.is_file():
-            return dict(json.loads(facts.read_text()))
+        if is_whole(folder) and (known := _read_json(facts)) is not None and known.keys() >= _FACTS:
+            return known
         torch.manual_seed(self.config.seed)
         again = iteration and not self.config.restart
         start = self.work / f"model-{iteration - 1}" if again else self.method.start(s, self._base_folder)
@@ -188,31 +222,24 @@ class Training:
             Texts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
             self.method.objective(self.config),
             self.work / f"fit-{iteration}",
-            measure=lambda m: self.method.measure(s, m),
+            measure=(lambda m: self.method.measure(s, m)) if any(len(c.held_out) for c in s.corpus.courses) else None,
             tracker=s.tracker,
             progress=s.bar(f"training, iteration {iteration + 1}" if self.config.iterations > 1 else "training"),
+            say=self.say,
         )
-        told = {"iteration": iteration + 1, "before": before_gain, **told}
+        told = dict(json.loads(json.dumps({"iteration": iteration + 1, "before": before_gain, **told})))  # as read back
         if told["best"] is not None:
-            self.say(f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats")
+            self.say(
+                f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats with the model of step {told['kept']}"
+            )
             if told["best"] <= before_gain:
                 self.say("note: that is not more than before training; see in the report whether it helps at all")
         if processes().is_main_process:
-            facts.write_text(json.dumps(told))
             save_model(model, folder)
+            replace_file(facts, json.dumps(told))
+            drop(self.work / f"fit-{iteration}" / "checkpoints")
         processes().wait_for_everyone()
         return told
-
-    def _retriever(self, model: Path) -> Retriever:
-        """The trained retriever; for inner products, with a radius that holds the pool."""
-        s = self.session
-        found = live_retriever(model, s)
-        if self.config.similarity == "cos":
-            return found
-        rows = np.linspace(0, len(s.corpus.view) - 1, min(_RADIUS_ROWS, len(s.corpus.view))).astype(int)
-        raw = found.inner.encode_raw([s.document_text(int(r)) for r in rows])  # type: ignore[attr-defined]
-        radius = 1.1 * float(np.linalg.norm(raw, axis=1).max())
-        return Retriever(found.inner, replace(found.rendering, radius=radius), {})
 
     def _finished(self) -> bool:
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
@@ -225,37 +252,49 @@ class Training:
         return True
 
     def _read(self) -> Trained:
-        card = json.loads((self.out / CARD).read_text(encoding="utf-8"))
+        card = _read_json(self.out / CARD) or {}
 
         def number(e: Mapping[str, float | None]) -> Estimate:
             return Estimate(**{k: float("nan") if v is None else v for k, v in e.items()})
 
-        reports = tuple(
-            TaskReport(
-                r["task"],
-                r["queries"],
-                r.get("shots", 1),
-                tuple(
-                    Way(w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None)
-                    for w in r["ways"]
-                ),
-                number(r["captured"]),
+        try:
+            reports = tuple(
+                TaskReport(
+                    r["task"],
+                    r["queries"],
+                    r.get("shots", 1),
+                    tuple(
+                        Way(w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None)
+                        for w in r["ways"]
+                    ),
+                    number(r["captured"]),
+                )
+                for r in card["report"]
             )
-            for r in card["report"]
-        )
+        except (LookupError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{self.out / CARD} is damaged ({type(error).__name__}: {error}); remove {self.out} and give the same "
+                f"command again"
+            ) from error
         return Trained(self.out, card, reports)
 
     def _check_work(self, restart: bool) -> None:
         if restart or not (self.work / _NOTE).is_file():
             return
-        told, settings = _read_json(self.work / _NOTE) or {}, self.config.as_dict()
-        if told.get("key") != self.key:
-            was = {k: v for k, v in told.get("config", {}).items() if settings.get(k) != v}
-            how = ", ".join(f"{k} was {v}" for k, v in was.items()) or "other data, LM or instructions"
-            raise UsageError(
-                f"{self.work} holds a training begun with other settings ({how}); give --restart to begin again "
-                f"(scores are kept), or another --out"
-            )
+        told = _read_json(self.work / _NOTE) or {}
+        if told.get("key") == self.key:
+            return
+        config = told.get("config")
+        if isinstance(config, dict):
+            was = {
+                k: config.get(k, BEFORE.get(k)) for k, v in self.config.identity().items() if k in config or k in BEFORE
+            }
+            differs = {k: v for k, v in was.items() if v != getattr(self.config, k)}
+            how = ", ".join(f"{k} was {v}" for k, v in differs.items()) or "other data, LM or instructions"
+            what = f"holds a training begun with other settings ({how})"
+        else:
+            what = f"holds a {_NOTE} that cannot be read"
+        raise UsageError(f"{self.work} {what}; give --restart to begin again (scores are kept), or another --out")
 
     def _open_work(self, restart: bool) -> None:
         note = self.work / _NOTE
@@ -268,9 +307,7 @@ class Training:
                         shutil.rmtree(path)
                     elif not path.name.startswith(tuple(keep)):
                         path.unlink()
-            part = note.with_suffix(f".{os.getpid()}.part")  # several processes may begin at once
-            part.write_text(json.dumps({"key": self.key, "config": self.config.as_dict()}), encoding="utf-8")
-            part.replace(note)
+            replace_file(note, json.dumps({"key": self.key, "config": self.config.as_dict()}))
         except OSError as error:
             raise DataError(f"cannot work in {self.work} ({error.strerror}); give another --out") from error
 
@@ -284,7 +321,7 @@ def _beside(out: Path, ending: str) -> Path:
 def _read_json(file: Path) -> dict[str, Any] | None:
     """An object of JSON; None where there is no such file, or one that is something else."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        told = read_json(file)
+    except DataError:
         return None
     return told if isinstance(told, dict) else None

@@ -18,6 +18,7 @@ class UDR(CandidateMethod):
     name: ClassVar[str] = "udr"
     source: ClassVar[str] = "Li et al. 2023, ACL, arXiv 2305.04320"
     power: ClassVar[float] = 0.5
+    wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "list_size")
 
     def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
         """Some of the best, one of the worst and some of the middle, in the LM's order, with their ranks."""

@@ -50,9 +50,9 @@ def lm(monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
 
 
 @pytest.fixture
-def light(lm: FakeLM, monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
-    """No model is read at all: for what is done before anything is trained."""
-    monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: home)
+def light(lm: FakeLM, bag: Path, monkeypatch: pytest.MonkeyPatch) -> FakeLM:
+    """Every base is the bag, and nothing is encoded with it: for what is done before anything is trained."""
+    monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: bag)
     monkeypatch.setattr("iclkit.trainers._train.load_embedder", lambda *a, **k: HashEmbedder())
     return lm
 
@@ -106,20 +106,20 @@ def test_scores_are_made_first_exported_and_taken_by_another_training(light, tas
     words = ("train", "epr", task, *SMALL)
     code, stdout, stderr = call(*words, "--out", str(tmp_path / "a"), "--score-only", capsys=capsys)
     assert (code, stdout) == (0, "")
-    assert "the ledger holds 24 scores" in stderr
+    assert "the ledger holds 32 of these 32 scores" in stderr
     before = tree(tmp_path / "a.work")
     file = tmp_path / "scores.jsonl"
     code, _, stderr = call(*words, "--out", str(tmp_path / "a"), "--export-scores", str(file), capsys=capsys)
     assert code == 0
-    assert f"24 lines written to {file}" in stderr
+    assert f"32 lines written to {file}" in stderr
     assert before["training.json"] == tree(tmp_path / "a.work")["training.json"]
     asked = len(light.scored)
     code, _, stderr = call(
         *words, "--out", str(tmp_path / "b"), "--import-scores", str(file), "--score-only", capsys=capsys
     )
     assert code == 0
-    assert f"24 scores taken from {file}" in stderr
-    assert "32 prompts to score for a start, 24 of them known" in stderr
+    assert f"32 scores taken from {file}" in stderr
+    assert "32 prompts to score for a start, 32 of them known" in stderr
     assert len(light.scored) == asked
     file.write_text('{"logprobs": [1]}')
     code, _, stderr = call(*words, "--out", str(tmp_path / "c"), "--import-scores", str(file), capsys=capsys)
@@ -128,7 +128,8 @@ def test_scores_are_made_first_exported_and_taken_by_another_training(light, tas
 
 
 def test_a_pool_of_several_tasks_and_an_instruction_for_one_of_them(light, pool, tmp_path, capsys) -> None:
-    words = ("train", "udr", pool, "--out", str(tmp_path / "out"), *SMALL, "--instruction", "first=Say what it is")
+    few = [word for name in ("list_size=3", "positives=1", "negatives=1") for word in ("--set", name)]
+    words = ("train", "udr", pool, "--out", str(tmp_path / "out"), *SMALL, *few, "--instruction", "first=Say what")
     code, _, stderr = call(*words, "--score-only", capsys=capsys)
     assert code == 0, stderr
     assert "64 prompts to score for a start" in stderr  # two tasks of 6 and 2 queries, 4 candidates
@@ -215,7 +216,7 @@ def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsy
     assert (code, "batch_size was 3" in stderr, "give --restart" in stderr) == (2, True, True)
     code, _, stderr = call(*other, "--restart", "--dry-run", capsys=capsys)
     assert code == 0
-    assert "32 prompts to score for a start, 24 of them known" in stderr
+    assert "32 prompts to score for a start, 32 of them known" in stderr
     assert (tmp_path / "out.work" / "training.json").read_text() == note
     assert (tmp_path / "out.work" / "model-0" / "weights").read_text() == "dear"
     code, _, _ = call(*other, "--restart", "--score-only", capsys=capsys)
@@ -331,7 +332,7 @@ def test_a_pool_that_is_not_there_or_empty_and_a_task_that_is_not_there_say_so(l
 
 
 def test_without_the_extra_it_says_which_before_anything_is_loaded(light, task, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("iclkit.trainers._train.find_spec", lambda name: None)
+    monkeypatch.setattr("iclkit.trainers._prepare.find_spec", lambda name: None)
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: pytest.fail("the LM was loaded"))
     code, stdout, stderr = call("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL, capsys=capsys)
     assert (code, stdout) == (2, "")

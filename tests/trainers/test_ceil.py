@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iclkit.cli._pool import conditions
+from iclkit.cli._train import command
 from iclkit.errors import UsageError
 from iclkit.pool import Pool, Rendering, Retriever, load_embedder
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder, redundancy_task
-from iclkit.trainers import Training, corpus_of_tasks, preset
+from iclkit.trainers import Training, corpus_of_tasks, parse_settings, preset
 from iclkit.trainers._ceil import CEIL, Scored, draw_subsets, first_stage
 from iclkit.trainers._feedback import Feedback
 from iclkit.trainers._ledger import Ledger
@@ -155,6 +161,29 @@ def test_the_first_stage_is_epr_on_the_same_data_with_the_same_encoder():
     assert (epr.method, epr.seed, epr.queries, epr.base) == ("epr", 3, 17, "somewhere")
     assert (epr.candidates, epr.document, epr.shots, epr.towers) == ("random:9", "input", 1, 1)
     assert not epr.freeze_documents
+    paper = preset("ceil", "paper")
+    assert first_stage(paper).freeze_documents  # as the released code does
+    assert not first_stage(replace(paper, freeze_documents=False)).freeze_documents
+
+
+def test_the_documented_command_for_epr_at_full_size_runs_what_ceil_would_run():
+    """What stands in the guide is parsed as the command line parses it."""
+    text = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    commands = [
+        shlex.split(c, comments=True)
+        for c in re.findall(r"^iclkit (train .*)$", text.replace("\\\n", " "), re.MULTILINE)
+    ]
+    made = {}
+    for _, *words in commands:
+        given = command.make_context("train", words).params
+        changed = {key: str(value) for key, value in conditions(given["settings"], "--set").items()}
+        made[given["method"], given["out"].name] = preset(
+            given["method"], given["preset_name"], seed=given["seed"], **parse_settings(changed)
+        )
+    assert {*made} == {("se2", "se2-paper"), ("epr", "epr-paper"), ("ceil", "ceil-paper")}
+    assert made["se2", "se2-paper"] == preset("se2", "paper")
+    assert made["ceil", "ceil-paper"] == preset("ceil", "paper", base="epr-paper")
+    assert made["epr", "epr-paper"] == first_stage(preset("ceil", "paper"))
 
 
 TINY = {"learning_rate": 2e-2, "temperature": 0.1, "batch_size": 16, "judge_every": 100, "patience": 0, "held_out": 20,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import struct
+from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.datasets import Task
-from iclkit.errors import DataError, RunError, UsageError
+from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, fold_text
@@ -98,7 +101,8 @@ def test_queries_held_out_and_report_never_overlap() -> None:
     assert len(asked) == 12
     assert len(held) == 6
     assert not asked & held
-    assert [e.id for e in course.report] == [e.id for e in task.test[:8]]
+    assert len(course.report) == 8
+    assert {e.id for e in course.report} <= {e.id for e in task.test}
     inputs = corpus.inputs()
     assert not {fold_text(e.text) for e in course.report} & {inputs[r] for r in (*asked, *held)}
 
@@ -208,8 +212,6 @@ def test_a_score_is_asked_once_and_survives(tmp_path) -> None:
 
 
 def test_another_template_lm_or_label_set_is_another_scope(tmp_path) -> None:
-    from dataclasses import replace
-
     corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
     (course,) = corpus.courses
     asks, ledger = asks_for(corpus), Ledger(tmp_path / "l.db")
@@ -285,8 +287,6 @@ def test_a_prompt_that_does_not_fit_is_left_out_not_cut() -> None:
 
 
 def test_an_answer_that_is_no_label_names_the_example() -> None:
-    from dataclasses import replace
-
     corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
     course = replace(corpus.courses[0], labels=("yes", "perhaps"))
     with pytest.raises(DataError, match="is none of the labels yes, perhaps"):
@@ -315,6 +315,213 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
     again = Feedback(FakeLM(), Ledger(tmp_path / "l.db"))
     again.tell(corpus.courses[0], asks[:3])
     assert again.computed == 0
+
+
+# -- ledgers that are damaged or of something else --
+
+
+def scored(path) -> tuple[Feedback, list[Ask]]:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    feedback, asks = Feedback(FakeLM(), Ledger(path)), asks_for(corpus)
+    feedback.tell(corpus.courses[0], asks)
+    return feedback, asks
+
+
+@pytest.mark.parametrize(
+    ("column", "stored"),
+    [
+        ("told", struct.pack("<dIdI", math.nan, 1, -1.0, 1)),  # what earlier versions took from a broken LM
+        ("told", struct.pack("<dIdI", -math.inf, 1, -1.0, 1)),
+        ("told", b"short"),
+        ("told", b""),
+        ("told", "text"),
+        ("gold", 7),
+        ("gold", -1),
+        ("gold", "first"),
+    ],
+)
+def test_a_stored_score_that_is_none_is_said_asked_again_and_replaced(column, stored, tmp_path) -> None:
+    file = tmp_path / "l.db"
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    feedback, asks = scored(file)
+    scope, before = feedback.scope(corpus.courses[0]), feedback.tell(corpus.courses[0], asks)
+    with sqlite3.connect(file) as db:
+        db.execute(f"UPDATE scores SET {column} = ? WHERE query = ?", (stored, asks[0].query.id))
+    touched = sum(a.query.id == asks[0].query.id for a in asks)
+    lm = FakeLM()
+    again = Feedback(lm, Ledger(file))
+    assert len(list(again.ledger.rows(scope))) == len(asks) - touched  # never exported
+    assert again.tell(corpus.courses[0], asks) == before
+    assert again.computed == touched
+    whole = Feedback(FakeLM(), Ledger(file))
+    assert whole.tell(corpus.courses[0], asks) == before
+    assert (whole.computed, whole.notes()) == (0, [])
+
+
+def test_a_score_that_is_set_aside_is_counted_in_a_note(tmp_path) -> None:
+    _, asks = scored(tmp_path / "l.db")
+    with sqlite3.connect(tmp_path / "l.db") as db:
+        db.execute("UPDATE scores SET told = ?", (struct.pack("<dIdI", math.nan, 1, -1.0, 1),))
+    dry = Feedback(FakeLM(), Ledger.copy(tmp_path / "l.db"))
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    assert dry.price(corpus.courses[0], asks).unknown == len(asks)
+    assert dry.notes() == [
+        f"{len(asks)} scores in {tmp_path / 'l.db'} are damaged or not finite (NaN); they count as not there"
+    ]
+
+
+@pytest.mark.parametrize("where", [0, 40, 5000, -3000])
+@pytest.mark.parametrize("how", ["cut", "zeroes"])
+def test_a_damaged_ledger_is_one_line_that_names_it(where, how, tmp_path) -> None:
+    file = tmp_path / "l.db"
+    feedback, _ = scored(file)
+    scope = feedback.scope(corpus_of_tasks([make_task()], preset("epr", **SMALL)).courses[0])
+    feedback.ledger.put(scope, [(f"q{i}", ["d" * 50], Told((-1.0, -2.0), (1, 1), 0)) for i in range(500)])
+    feedback.ledger.close()
+    data = bytearray(file.read_bytes())
+    where %= len(data)
+    data = data[:where] if how == "cut" else data[:where] + bytes(3000) + data[where + 3000 :]
+    file.write_bytes(data)
+
+    def use() -> None:
+        ledger = Ledger(file)
+        found = ledger.get(scope, [(f"q{i}", ["d" * 50]) for i in range(500)])
+        assert {*found.values()} <= {Told((-1.0, -2.0), (1, 1), 0)}
+        list(ledger.rows(scope))
+        ledger.put(scope, [("new", ["d"], Told((-1.0, -2.0), (1, 1), 0))])
+
+    if where == 0 and how == "cut":  # an empty file is an empty ledger
+        use()
+        return
+    if where in (0, 40):
+        with pytest.raises(DataError, match=r"l\.db"):
+            use()
+        return
+    with suppress(DataError):  # further behind a cut may have hit what nobody reads; never is it another kind of error
+        use()
+
+
+def test_a_file_of_something_else_is_no_ledger_and_stays_as_it_is(tmp_path) -> None:
+    with Pool.open(tmp_path / "demos.db") as pool:
+        pool.add([Example("a", "b")])
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("CREATE TABLE scores (a, b)")
+    for name in ("demos.db", "other.db"):
+        before = (tmp_path / name).read_bytes()
+        for opened in (Ledger, Ledger.copy):
+            with pytest.raises(DataError, match=f"{name} cannot be used as a ledger .*of something else"):
+                opened(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["demos.db", "other.db"]
+
+
+def test_a_look_at_a_ledger_changes_nothing_beside_it(tmp_path) -> None:
+    feedback, asks = scored(tmp_path / "l.db")
+    feedback.ledger._db.execute("DROP TABLE failed")  # a ledger of before
+    feedback.ledger.close()
+    before = (tmp_path / "l.db").read_bytes()
+    copy = Ledger.copy(tmp_path / "l.db")
+    assert len(copy) == len(asks)
+    assert (tmp_path / "l.db").read_bytes() == before
+    assert len(Ledger(tmp_path / "l.db")) == len(asks)  # ... and can be gone on with
+
+
+# -- an LM that refuses, or that gives no numbers --
+
+
+class Refusing(FakeLM):
+    """Never answers prompts that a test points at, one request at a time as servers do."""
+
+    def __init__(self, bad) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def score(self, requests, on_done=None):
+        done = []
+        for n, request in enumerate(requests):
+            if self.bad(request):
+                raise RequestError(n, "filtered by the server")
+            done += super().score([request])
+            on_done([(n, done[-1])])
+        return done
+
+
+def test_a_refused_prompt_costs_its_candidate_and_a_rerun_asks_that_alone(tmp_path) -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks = asks_for(corpus)
+    fine = Feedback(FakeLM(), Ledger(":memory:")).tell(course, asks)
+    shown = asks[0].shown[0].text
+    lm = Refusing(lambda r: f"{shown}\n" in r.context and r.continuation.strip() == "no")  # half-way through a prompt
+    feedback = Feedback(lm, Ledger(tmp_path / "l.db"))
+    told = feedback.tell(course, asks)
+    refused = [n for n, a in enumerate(asks) if a.shown[0].text == shown]
+    assert 1 < len(refused) < len(asks)
+    assert [n for n, t in enumerate(told) if t is None] == refused
+    assert [t for t in told if t] == [t for n, t in enumerate(fine) if n not in refused]
+    scope = feedback.scope(course)
+    assert feedback.ledger.failures(scope) == sorted(
+        (asks[n].query.id, (asks[n].shown[0].id,), "filtered by the server") for n in refused
+    )
+    assert feedback.notes() == [
+        f"fake refused {len(refused)} prompts (the first: filtered by the server); they are left out and stand in the "
+        "ledger as failed; the same command asks them again"
+    ]
+    lm = FakeLM()
+    again = Feedback(lm, Ledger(tmp_path / "l.db"))
+    assert again.price(course, asks).unknown == len(refused)
+    assert again.tell(course, asks) == fine
+    assert len(lm.scored) == 2 * len(refused)
+    assert again.ledger.failures(scope) == []
+
+
+def test_what_is_refused_again_and_again_stops_no_rerun_but_an_lm_that_refuses_everything_does(tmp_path) -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks = asks_for(corpus)
+    some = Refusing(lambda r: "about 3" in r.context.split("Input: ")[1])
+    for _ in range(2):
+        told = Feedback(some, Ledger(tmp_path / "l.db")).tell(course, asks)
+        assert 0 < sum(t is None for t in told) < len(asks)
+    with pytest.raises(RunError, match=f"refused all of {len(asks)} prompts: filtered by the server"):
+        Feedback(Refusing(lambda _: True), Ledger(tmp_path / "other.db")).tell(course, asks)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 3.0])
+def test_what_is_no_log_probability_never_enters_the_ledger(bad, tmp_path) -> None:
+    corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
+    (course,) = corpus.courses
+    asks = asks_for(corpus)
+    lm = ScriptedLM(lambda context, _: bad if asks[5].shown[0].text in context else -1.0)
+    feedback = Feedback(lm, Ledger(tmp_path / "l.db"))
+    with pytest.raises(ModelError, match=f"scripted gives {bad} as the log-probability"):
+        feedback.tell(course, asks)
+    assert len(feedback.ledger) == 0
+    if not math.isfinite(bad):
+        with pytest.raises(ModelError, match="a log-probability is finite"):
+            feedback.ledger.put(feedback.scope(course), [("q", ["d"], Told((bad,), (1,), 0))])
+
+
+def test_a_query_that_is_too_long_by_itself_is_left_out_too() -> None:
+    rows = [Example(f"short {i}", "yes" if i % 2 else "no") for i in range(30)]
+    corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=5, held_out=2, report=2))
+    feedback = Feedback(FakeLM(context_size=100), Ledger(":memory:"))
+    long = Example("long " * 300, "yes")
+    assert feedback.tell(corpus.courses[0], [Ask(long, (rows[0],))]) == [None]
+    assert feedback.notes() == ["1 prompts do not fit the 100 tokens of fake; left out"]
+    assert feedback.price(corpus.courses[0], [Ask(long, (rows[0],)), Ask(rows[1], (rows[0],))]).unknown == 2
+
+
+def test_report_rows_are_a_sample_of_the_test_rows_however_they_are_sorted() -> None:
+    task = make_task(60)
+    test = tuple(Example(f"test row {i}", "yes" if i < 30 else "no") for i in range(60))
+    config = preset("epr", **SMALL)
+    (course,) = corpus_of_tasks([replace(task, test=test)], config).courses
+    (turned,) = corpus_of_tasks([replace(task, test=test[::-1])], config).courses
+    (other,) = corpus_of_tasks([replace(task, test=test)], replace(config, data_seed=1)).courses
+    assert {e.output for e in course.report} == {"yes", "no"}
+    assert {e.id for e in course.report} == {e.id for e in turned.report} != {e.id for e in other.report}
+    assert len(course.report) == 8
 
 
 # -- labels --

@@ -225,6 +225,10 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("iclkit", "logprobs", ["low", "high"], "field logprobs is \"['low', 'high']\", not a list of numbers"),
     ("iclkit", "logprobs", [-1.0], "field logprobs has 1 numbers; 2 are wanted"),
     ("iclkit", "logprobs", [-1.0, float("nan")], "field logprobs is '[-1.0, nan]'"),
+    ("iclkit", "logprobs", [-1.0, -float("inf")], "field logprobs is '[-1.0, -inf]'"),
+    ("iclkit", "logprobs", [-1.0, 3.0], "field logprobs is [-1.0, 3.0]; log-probabilities are at most 0"),
+    ("iclkit", "logprobs", [-1.0, True], "field logprobs is '[-1.0, True]'"),
+    ("iclkit", "tokens", [1, 1 << 40], "give whole numbers from 1 on"),
     ("iclkit", "tokens", [1], "field tokens has 1 numbers"),
     ("iclkit", "tokens", [1, -1], "field tokens is [1, -1]; give whole numbers from 1 on"),
     ("iclkit", "tokens", None, "field tokens is missing"),
@@ -238,6 +242,7 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("llm-r", "negatives.doc_id", ["x", "y"], "field negatives.doc_id names 'x'"),
     ("llm-r", "negatives.score", [0.5], "field negatives.score has 1 numbers"),
     ("llm-r", "positives.score", ["1", "2"], "field positives.score is"),
+    ("llm-r", "negatives.score", [0.5, -float("inf")], "field negatives.score is"),
     ("flagembedding", "query", "not there", "field query is 'not there', which the pool does not hold"),
     ("flagembedding", "pos", ["unheard of", "x"], "field pos names 'unheard of'"),
     ("flagembedding", "neg", None, "field neg is missing"),
@@ -276,6 +281,8 @@ def test_a_bad_line_names_file_line_and_field_and_nothing_is_taken(
     ("line", "says"),
     [
         ("{", "line 1: not JSON"),
+        ('{"pos": ["\\ud800"]}', "line 1: half of a surrogate pair"),
+        ("[" * 100_000, "line 1: JSON is nested too deep"),
         ("[]", "line 1: not an object with fields"),
         ('{"score": 1}', "line 1: has neither field logprobs, positives nor pos"),
     ],
@@ -299,7 +306,7 @@ def test_a_file_that_cannot_be_read_or_written_is_one_error(corpus, tmp_path) ->
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
         import_scores(s, tmp_path / "none.jsonl")
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"cannot read .*bytes\.jsonl"):
+    with pytest.raises(DataError, match=r"bytes\.jsonl is not UTF-8"):
         import_scores(s, tmp_path / "bytes.jsonl")
     for place in (tmp_path / "nowhere" / "s.jsonl", tmp_path):
         with pytest.raises(DataError, match=f"cannot write {place}"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +20,13 @@ from iclkit.records import Example, fold_text
 from iclkit.testing import FakeLM, HashEmbedder
 from iclkit.trainers import Feedback, Ledger, corpus_of_tasks, preset
 from iclkit.trainers._epr import EPR
-from iclkit.trainers._fit import Collator, InOrder, Lesson, RetrieverLoss, Texts, last_checkpoint, load_encoder
+from iclkit.trainers._fit import Collator, InOrder, Lesson, RetrieverLoss, Texts, load_encoder
 from iclkit.trainers._llm_r import LLMR, asked, eligible_ends
 from iclkit.trainers._method import HeldOut, Session, candidate_gain, in_batches
 from iclkit.trainers._mine import Miner
 from iclkit.trainers._report import share
 from iclkit.trainers._udr import UDR
+from iclkit.trainers._whole import SEAL, last_checkpoint, seal
 
 SMALL = {"queries": 10, "held_out": 2, "report": 2}
 LABELS = ("a", "b", "c")
@@ -393,15 +393,24 @@ def test_batches_come_in_the_order_they_were_written() -> None:
 # -- checkpoints --
 
 
-def test_the_last_whole_checkpoint_is_found_and_half_written_ones_are_passed_over(tmp_path) -> None:
+def test_the_last_whole_checkpoint_is_found_and_damaged_ones_are_passed_over_with_a_word(tmp_path) -> None:
     assert last_checkpoint(tmp_path / "none") is None
-    for step, state in ((5, "{}"), (25, json.dumps({"global_step": 25})), (100, '{"global_st'), (125, None)):
+    for step in (5, 25, 100, 125, 150):
         folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        (folder / "model.safetensors").write_bytes(b"weights")
-        if state is not None:
-            (folder / "trainer_state.json").write_text(state)
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-25")
+        (folder / "module").mkdir(parents=True)
+        (folder / "module" / "model.safetensors").write_bytes(b"weights")
+        (folder / "trainer_state.json").write_text("{}")
+        if step != 150:  # killed while it was written
+            seal(folder)
+    (tmp_path / "checkpoint-100" / "module" / "model.safetensors").write_bytes(b"weightz")  # a bit turned round
+    (tmp_path / "checkpoint-125" / "trainer_state.json").unlink()
+    (tmp_path / "checkpoint-nothing").mkdir()
+    heard: list[str] = []
+    assert last_checkpoint(tmp_path, heard.append) == tmp_path / "checkpoint-25"
+    assert [line.split("checkpoint-")[1].split()[0] for line in heard] == ["150", "125", "100"]
+    (tmp_path / "checkpoint-25" / SEAL).write_text("[]")
+    (tmp_path / "checkpoint-5" / SEAL).write_text("{oops")
+    assert last_checkpoint(tmp_path) is None
 
 
 # -- what is measured --

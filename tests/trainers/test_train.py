@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,188 @@ def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_
     assert weights
     for name in weights:
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def damage(folder: Path, how: str) -> None:
+    """What a bad disk or an unfinished write makes of a checkpoint."""
+    weights = next(folder.rglob("model.safetensors"))
+    if how == "cut weights":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "other weights":
+        data = bytearray(weights.read_bytes())
+        data[-1] ^= 255
+        weights.write_bytes(bytes(data))
+    elif how == "no optimizer":
+        (folder / "optimizer.pt").write_bytes(b"")
+    else:
+        (folder / "trainer_state.json").write_text("[]")
+
+
+@pytest.mark.parametrize("how", ["cut weights", "other weights", "no optimizer", "odd state"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(how, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    whole = train("epr", judge, [task], tmp_path / "whole", bag, bert, **QUICK)
+    config = preset("epr", **{"base": str(bag), "reward_base": str(bert), "iterations": 1, **QUICK})
+
+    class Killed(Exception): ...
+
+    def bar(title: str) -> Any:
+        def report(done: int, total: int) -> None:
+            if title == "training" and done == 7:
+                raise Killed
+
+        return report
+
+    heard: list[str] = []
+    corpus, out = corpus_of_tasks([task], config), tmp_path / "out"
+    with pytest.raises(Killed):
+        Training(corpus, judge, out, config, bar=bar).run()
+    found = sorted((tmp_path / "out.work" / "fit-0" / "checkpoints").glob("checkpoint-*"))
+    assert [p.name for p in found] == ["checkpoint-4", "checkpoint-6"]
+    damage(found[-1], how)
+    resumed = Training(corpus, judge, out, config, say=heard.append).run()
+    assert any("checkpoint-6 is not whole" in line for line in heard)
+    assert resumed.card["training"] == whole.card["training"]
+    assert (out / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "file", ["fit-0.json", "model-0/model.safetensors", "model-0/whole.json", "reward-0/rewards.json"]
+)
+def test_damaged_results_of_a_step_are_made_again(file, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    settings = {**QUICK, "max_steps": 2, "reward_max_steps": 2}
+    whole = train("llm-r", judge, [task], tmp_path / "out", bag, bert, **settings)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for text in ("", "{oops", "[]", '{"key": 1}'):
+        shutil.rmtree(tmp_path / "out")  # as if killed before the last step
+        (tmp_path / "out.work" / file).write_text(text)
+        again = train("llm-r", judge, [task], tmp_path / "out", bag, bert, **settings)
+        assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+        assert again.card["training"] == whole.card["training"]
+
+
+@pytest.mark.parametrize("text", ["", "{oops", "[]", "5", '{"key": 1, "config": 5}', '{"config": {"seed": []}}'])
+def test_a_damaged_note_of_the_work_is_one_line(text, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    config = preset("epr", **{**QUICK, "base": str(bag)})
+    corpus = corpus_of_tasks([task], config)
+    Training(corpus, judge, tmp_path / "out", config).score()
+    (tmp_path / "out.work" / "training.json").write_text(text)
+    with pytest.raises(UsageError, match="give --restart to begin again"):
+        Training(corpus, judge, tmp_path / "out", config)
+    assert Training(corpus, judge, tmp_path / "out", config, restart=True).price().unknown == 0
+
+
+@pytest.mark.parametrize(
+    "report", ["5", '[{"task": "t"}]', "null", '[{"task": 1, "queries": 1, "ways": [], "captured": 3}]']
+)
+def test_a_finished_folder_with_a_damaged_card_is_one_line(report, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK)
+    card = json.loads((tmp_path / "out" / "iclkit.json").read_text())
+    (tmp_path / "out" / "iclkit.json").write_text(json.dumps(card | {"report": json.loads(report)}))
+    with pytest.raises(DataError, match=r"iclkit\.json is damaged .*; remove .*out and give the same command again"):
+        train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK)
+
+
+def test_patience_outlasts_a_kill(mode_task, bag, bert, tmp_path, monkeypatch) -> None:
+    from iclkit.trainers import _epr
+
+    task, judge = mode_task
+    config = preset("epr", **{**QUICK, "base": str(bag), "max_steps": 16, "judge_every": 2, "patience": 3,
+                              "checkpoints": 8})  # fmt: skip
+    gains = {0: 0.0, 2: 0.1, 4: 0.5, 6: 0.2, 8: 0.4, 10: 0.3, 12: 0.9}
+    step = [0]
+    monkeypatch.setattr(_epr, "candidate_gain", lambda *_: gains[step[0]])
+
+    class Killed(Exception): ...
+
+    def run(out: str, until: int) -> Trained:
+        def bar(title: str) -> Any:
+            def report(done: int, total: int) -> None:
+                step[0] = done if title == "training" else step[0]
+                if title == "training" and done > until:
+                    raise Killed
+
+            return report
+
+        step[0] = 0
+        return Training(corpus_of_tasks([task], config), judge, tmp_path / out, config, bar=bar).run()
+
+    whole = run("whole", 99)
+    (facts,) = whole.card["training"]
+    assert (facts["steps"], facts["kept"]) == (10, 4)
+    for until in (5, 7, 9):
+        out = f"broken-{until}"
+        with pytest.raises(Killed):
+            run(out, until)
+        assert run(out, 99).card["training"] == whole.card["training"]
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in (out, "whole")]
+        assert weights[0] == weights[1]
+
+
+def test_a_training_that_had_stopped_by_patience_does_not_go_on_after_a_kill(
+    mode_task, bag, bert, tmp_path, monkeypatch
+) -> None:
+    from iclkit.trainers import _epr, _train
+
+    task, judge = mode_task
+    config = preset("epr", **{**QUICK, "base": str(bag), "max_steps": 16, "patience": 2, "checkpoints": 8})
+    gains = iter([0.0, 0.5, 0.1, 0.2])
+    monkeypatch.setattr(_epr, "candidate_gain", lambda *_: next(gains))
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("iclkit.trainers._fit.save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config).run()
+    assert _train.is_whole(tmp_path / "out.work" / "fit-0" / "checkpoints" / "checkpoint-6")
+    monkeypatch.setattr(_epr, "candidate_gain", lambda *_: 0.0)  # nothing is judged again but the start
+    (facts,) = Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config).run().card["training"]
+    assert (facts["steps"], facts["kept"], facts["judged"]) == (6, 2, [[2, 0.5], [4, 0.1], [6, 0.2]])
+
+
+def test_checkpoints_of_other_scores_are_not_gone_on_from(mode_task, bag, bert, tmp_path) -> None:
+    """A prompt that was refused before a kill and is answered after it changes the lessons."""
+    from iclkit.errors import RequestError
+    from iclkit.testing import hidden_mode_task
+
+    task, judge = mode_task
+
+    class Refusing(type(judge)):  # type: ignore[misc]
+        refuses = True
+
+        def score(self, requests: Any, on_done: Any = None) -> Any:
+            for n, request in enumerate(requests):
+                if self.refuses and len(request.context) % 5 == 0:
+                    raise RequestError(n, "filtered")
+            return super().score(requests, on_done)
+
+    other = hidden_mode_task(200, 60, modes=4, forms=3)[1]
+    other.__class__ = Refusing
+    config = preset("epr", **{"base": str(bag), "iterations": 1, **QUICK})
+    corpus, heard = corpus_of_tasks([task], config), list[str]()
+
+    class Killed(Exception): ...
+
+    def bar(title: str) -> Any:
+        def report(done: int, total: int) -> None:
+            if title == "training" and done == 7:
+                raise Killed
+
+        return report
+
+    with pytest.raises(Killed):
+        Training(corpus, other, tmp_path / "out", config, bar=bar, say=heard.append).run()
+    assert any("refused" in line and "(the first: filtered)" in line for line in heard)
+    other.refuses = False
+    Training(corpus, other, tmp_path / "out", config).run()
+    train("epr", judge, [task], tmp_path / "whole", bag, bert, **QUICK)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "whole")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow

@@ -1,0 +1,162 @@
+"""What a training needs, all of it looked at before the first prompt is scored and the first file is made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from iclkit import models
+from iclkit.errors import DataError, NeedError, UnknownName, UsageError
+from iclkit.lm import LM
+from iclkit.selectors import make_selector
+from iclkit.trainers._config import TrainConfig, sources
+from iclkit.trainers._feedback import Ask
+from iclkit.trainers._method import Method, Session
+
+_ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """What a training takes of the disk, in bytes: ``peak`` at a time, ``written`` in all. Both are upper bounds."""
+
+    peak: int
+    written: int
+
+    def __str__(self) -> str:
+        return f"at most {in_words(self.peak)} at a time, {in_words(self.written)} written in all"
+
+
+def in_words(size: int) -> str:
+    """A number of bytes as people say it.
+
+    >>> in_words(880_000_000), in_words(35_200_000_000), in_words(10_000)
+    ('880 MB', '35.2 GB', '0.01 MB')
+    """
+    if size >= 1e9:
+        return f"{size / 1e9:,.1f} GB"
+    return f"{size / 1e6:,.0f} MB" if size >= 1e6 else f"{size / 1e6:.2f} MB"
+
+
+def check_extra() -> None:
+    """NeedError unless the extra that the sentence-transformers trainers need is installed."""
+    if any(find_spec(name) is None for name in ("datasets", "accelerate")):
+        raise NeedError("training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'")
+
+
+def check_settings(config: TrainConfig, lm: LM, tracker: str = "none") -> None:
+    """That the settings, the LM and the tracker can be trained with, without a look at data or models."""
+    check_extra()
+    if getattr(lm, "scoring", "") == "generate":
+        raise UsageError(
+            f"{lm.name} tells no log-probabilities (scoring generate), and a retriever learns from those; give another "
+            f"server or a local model, or scores made elsewhere with --import-scores and the LM that made them"
+        )
+    for source in sources(config.candidates):
+        needs = make_selector(source.spec).needs
+        if needs.lm or needs.reranker:
+            what = "an LM" if needs.lm else "a reranker"
+            raise UsageError(
+                f"candidates has {source.spec!r}, which needs {what}; candidates are found without one, e.g. by bm25, "
+                f"knn, mmr or random"
+            )
+    if tracker != "none":
+        _check_tracker(tracker)
+
+
+def check_data(s: Session, method: Method) -> None:
+    """That every row that will be asked about has an answer that can be scored, and that there is enough to learn from.
+
+    DataError names the example or the task.
+    """
+    for course in s.corpus.courses:
+        rows = [s.corpus.examples[int(r)] for r in (*course.queries, *course.held_out)]
+        for example in (*rows, *course.report):
+            if not course.template.answer(example.output, example.choices).strip():
+                raise DataError(
+                    f"task {course.name!r}, example {example.id}: the output is empty, and there is nothing to score; "
+                    f"fix or remove the example"
+                )
+            s.feedback.options(course, Ask(example, ()))
+    method.check(s)
+
+
+def check_models(s: Session, method: Method, base: Path) -> Disk:
+    """Load what will be trained, as it will be, and make the trainers' settings; what that takes of the disk."""
+    from iclkit.trainers._fit import KEPT, common_arguments, load_encoder
+
+    peak = written = models_kept = 0
+    for config in method.stages(s):
+        size = _size(load_encoder(config, base))
+        checkpoint = size * (4 if config.keep == "best" else 3)  # weights, two moments of each, the best weights
+        runs = config.iterations if config is s.config else 1
+        peak = max(peak, (KEPT + 1) * checkpoint)  # the new one stands beside those that are kept
+        written += runs * (config.checkpoints * checkpoint + size)
+        models_kept += runs * size
+        _check_arguments(config, s.tracker, common_arguments(config, s.work, 1, s.tracker))
+    if s.config.method == "llm-r":
+        from iclkit.trainers._reward import load_reward
+
+        size = _size(load_reward(s.config, models.resolve(s.config.reward_base, "embedder")))
+        peak = max(peak, (KEPT + 1) * 3 * size)
+        written += s.config.iterations * s.config.checkpoints * 3 * size
+    size = _size(load_encoder(s.config, base))
+    return Disk(peak + models_kept + size, written + size)  # the finished folder is a copy
+
+
+def check_place(work: Path, disk: Disk) -> None:
+    """DataError where no folder can be made, or the disk has not what a training takes."""
+    place = work
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise DataError(f"cannot work in {work} ({place} is a file); give another --out")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise DataError(f"cannot work in {work} ({place} is not writable); give another --out")
+    free = shutil.disk_usage(place).free
+    there = sum(p.stat().st_size for p in work.rglob("*") if p.is_file()) if work.is_dir() else 0
+    if free + there < disk.peak + _ASIDE:
+        raise DataError(
+            f"the disk of {work} has {in_words(free)} free, and the training takes {disk}; free space, give another "
+            f"--out, or a smaller base"
+        )
+
+
+def _size(model: Any) -> int:
+    """Bytes of a model's weights."""
+    return sum(int(value.numel() * value.element_size()) for value in model.state_dict().values())
+
+
+def _check_arguments(config: TrainConfig, tracker: str, arguments: dict[str, Any]) -> None:
+    """UsageError for settings that the trainer refuses on this machine, such as fp16 on a CPU."""
+    import torch
+    from sentence_transformers import SentenceTransformerTrainingArguments
+
+    if config.dtype == "fp16" and not torch.cuda.is_available():
+        raise UsageError("dtype=fp16 needs a GPU; set dtype=bf16 or dtype=fp32")
+    try:
+        SentenceTransformerTrainingArguments(**arguments)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"dtype={config.dtype} with tracker {tracker} cannot be trained with here: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _check_tracker(tracker: str) -> None:
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_reporting_integration_callbacks,
+    )
+
+    if tracker not in INTEGRATION_TO_CALLBACK:
+        raise UnknownName("tracker", tracker, ["none", *INTEGRATION_TO_CALLBACK])
+    try:
+        for callback in get_reporting_integration_callbacks([tracker]):
+            callback()
+    except (RuntimeError, ImportError) as error:
+        raise NeedError(f"tracker {tracker} cannot be used ({' '.join(str(error).split())[:160]})") from error

@@ -1,0 +1,356 @@
+"""What a training needs is looked at before the first prompt is asked and the first file is made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iclkit.datasets import Task
+from iclkit.errors import DataError, ModelError, NeedError, RunError, UnknownName, UsageError
+from iclkit.prompts import Template
+from iclkit.records import Example
+from iclkit.testing import FakeLM
+from iclkit.trainers import METHODS, Training, corpus_of_tasks, preset
+from iclkit.trainers._ceil import first_stage
+from iclkit.trainers._fit import load_encoder, out_of_patience
+from iclkit.trainers._report import prompts_of_report
+
+FEW = {"candidates": "random:8", "queries": 12, "held_out": 3, "report": 4, "max_steps": 4, "batch_size": 4,
+       "learning_rate": 1e-2, "judge_every": 2, "temperature": 0.1, "list_size": 4, "positives": 2, "negatives": 2,
+       "hard_negatives": 1, "reward_negatives": 2, "reward_max_steps": 2, "reward_batch_size": 4, "neighbours": 6,
+       "subsets": 5, "random_negatives": 2, "iterations": 1}  # fmt: skip
+
+
+def settings(method: str, base: Path, reward: Path, **more: Any) -> Any:
+    shots = {"shots": 2} if method in ("se2", "ceil") else {}
+    return preset(method, **{**FEW, **shots, "base": str(base), "reward_base": str(reward), **more})
+
+
+def training(method: str, task: Any, lm: Any, out: Path, base: Path, reward: Path, **more: Any) -> Training:
+    changes = {k: more.pop(k) for k in [*more] if k not in ("dry", "restart", "tracker", "say", "bar", "ledger")}
+    config = settings(method, base, reward, **changes)
+    return Training(corpus_of_tasks([task], config), lm, out, config, **more)
+
+
+# -- what is announced is what is asked and kept --
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_number_announced_is_asked_and_kept_and_asked_no_more(method, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    first = training(method, task, judge, tmp_path / "out", bag, bert)
+    price = first.price()
+    before = len(judge.scored)
+    left = first.score()
+    asked = {(r.context, r.continuation) for r in judge.scored[before:]}
+    labels = len(task.labels)
+    assert len(judge.scored) - before == len(asked) == price.prompts * labels == price.unknown * labels
+    assert (left.prompts, left.unknown) == (price.prompts, 0)
+    assert len(first.session.feedback.ledger) == price.prompts
+    again = training(method, task, judge, tmp_path / "out", bag, bert)
+    assert again.price().unknown == 0
+    before = len(judge.scored)
+    again.run()
+    later = {(r.context, r.continuation) for r in judge.scored[before:]}
+    assert not later & asked
+    assert len(later) <= again.later() * labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_prompts_that_do_not_fit_are_counted_as_left_and_not_asked_again(method, bag, bert, tmp_path) -> None:
+    rows = [Example(f"word {i}", "yes" if i % 2 else "no") for i in range(60)]
+    rows.append(Example("long " * 400, "yes"))
+    task = Task("t", "classification", tuple(rows), (), Template(), labels=("yes", "no"))
+    lm = FakeLM(context_size=60)
+    some = training(
+        method, task, lm, tmp_path / "out", bag, bert, candidates="random:40", queries=8, learning_rate=1e-3
+    )
+    price = some.price()
+    left = some.score()
+    assert left.prompts == price.prompts == len(some.session.feedback.ledger) + left.unknown
+    assert left.unknown == some.session.feedback.skipped
+
+
+def test_the_report_asks_no_more_than_was_said(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    for method in ("epr", "se2"):
+        made = training(method, task, judge, tmp_path / method, bag, bert, max_steps=1)
+        s, meant = made.session, made.method.chooser(made.config)
+        made.score()
+        known = len(s.feedback.ledger)
+        made.run()
+        asked = len(s.feedback.ledger) - known
+        assert asked <= prompts_of_report(s, meant) + made.method.judging(s) == made.later()
+        assert asked > made.later() / 3
+
+
+# -- everything is found out before the first prompt --
+
+
+def untouched(folder: Path, lm: Any) -> None:
+    assert lm.scored == []
+    assert sorted(p.name for p in folder.iterdir()) == []
+
+
+WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
+    ("llm-r", {"reward_base": "nowhere/at-all/x"}, ModelError, "no model folder nowhere/at-all/x"),
+    ("llm-r", {"reward_negatives": 30}, DataError, "no training query has candidates enough for llm-r: at most 8"),
+    ("epr", {"hard_negatives": 20, "negatives": 20}, DataError, "hard_negatives=20; lower these, mine more"),
+    ("udr", {"list_size": 9}, DataError, "at most 8 are found by candidates=random:8.*list_size=9"),
+    ("se2", {"candidates": "random:1"}, DataError, "at most 1 candidates for a query.*needs two candidates"),
+    ("ceil", {"shots": 7, "neighbours": 6}, DataError, "at most 6 neighbours for a query, and ceil needs two sets"),
+    ("ceil", {"candidates": "random:1"}, DataError, "no training query has candidates enough for epr"),
+    ("epr", {"candidates": "mdl:5"}, UsageError, "'mdl', which needs an LM"),
+    ("epr", {"candidates": "rerank:5"}, UsageError, "'rerank', which needs a reranker"),
+    ("epr", {"tracker": "wandbb"}, UnknownName, "Did you mean 'wandb'"),
+    ("epr", {"tracker": "comet_ml"}, NeedError, "tracker comet_ml cannot be used"),
+]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(("method", "changes", "error", "says"), WRONG)
+def test_what_will_fail_fails_before_anything_is_asked(
+    method, changes, error, says, dry, mode_task, bag, bert, tmp_path
+) -> None:
+    lm = FakeLM()
+    with pytest.raises(error, match=says):
+        training(method, mode_task[0], lm, tmp_path / "out", bag, bert, dry=dry, **changes)
+    untouched(tmp_path, lm)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can")
+def test_a_precision_that_this_machine_has_not_is_found_before_anything_is_asked(
+    mode_task, bag, bert, tmp_path
+) -> None:
+    lm = FakeLM()
+    with pytest.raises(UsageError, match="dtype=fp16"):
+        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert, dtype="fp16")
+    untouched(tmp_path, lm)
+
+
+@pytest.mark.parametrize("method", ["epr", "llm-r"])
+@pytest.mark.parametrize("how", ["cut", "empty", "no header"])
+def test_a_damaged_base_is_found_before_anything_is_asked(method, how, mode_task, bag, bert, tmp_path) -> None:
+    lm, broken = FakeLM(), tmp_path / "models" / "broken"
+    shutil.copytree(bert, broken)
+    weights = broken / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "no header": b"\xff" * 100}[how])
+    (tmp_path / "work").mkdir()
+    models = (bag, broken) if method == "llm-r" else (broken, bag)
+    with pytest.raises(ModelError, match="broken"):
+        training(method, mode_task[0], lm, tmp_path / "work" / "out", *models)
+    untouched(tmp_path / "work", lm)
+
+
+def test_a_place_that_cannot_be_written_or_is_too_full_is_found_before_anything_is_asked(
+    mode_task, bag, bert, tmp_path, monkeypatch
+) -> None:
+    lm = FakeLM()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file is a file\); give another --out"):
+        training("epr", mode_task[0], lm, tmp_path / "file" / "out", bag, bert)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("iclkit.trainers._prepare.shutil.disk_usage", lambda _: usage(10**12, 10**12, 10_000_000))
+    with pytest.raises(
+        DataError, match=r"has 10 MB free, and the training takes at most .* written in all; free space"
+    ):
+        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+    monkeypatch.setattr("iclkit.trainers._prepare.os.access", lambda *_: False)
+    with pytest.raises(DataError, match=r"is not writable\); give another --out"):
+        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+    (tmp_path / "file").unlink()
+    untouched(tmp_path, lm)
+
+
+def test_an_answer_that_cannot_be_scored_is_found_before_anything_is_asked(bag, bert, tmp_path) -> None:
+    rows = [Example(f"word {i}", "yes" if i % 2 else "no") for i in range(40)]
+    odd = Task("t", "classification", tuple(rows), (Example("x", "perhaps"),), Template(), labels=("yes", "no"))
+    lm = FakeLM()
+    with pytest.raises(DataError, match=r"output 'perhaps' is none of the labels yes, no.*fix or remove the example"):
+        training("epr", odd, lm, tmp_path / "out", bag, bert)
+    choices = replace(odd, labels=(), test=(Example("x", "c", choices=("a", "b")),))
+    with pytest.raises(DataError, match="output 'c' is none of the labels a, b"):
+        training("epr", choices, lm, tmp_path / "out", bag, bert)
+    untouched(tmp_path, lm)
+
+
+def test_a_server_without_log_probabilities_teaches_nothing_and_says_so(mode_task, bag, bert, tmp_path) -> None:
+    lm = FakeLM()
+    lm.scoring = "generate"
+    with pytest.raises(UsageError, match="tells no log-probabilities"):
+        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+    untouched(tmp_path, lm)
+
+
+def test_a_base_that_reads_documents_otherwise_is_found_in_a_dry_run(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    epr = training("epr", task, judge, tmp_path / "epr", bag, bert, document="input").run()
+    for dry in (True, False):
+        with pytest.raises(UsageError, match=r"reads documents as 'input'.*set document=input"):
+            training("ceil", task, FakeLM(), tmp_path / "ceil", epr.folder, bert, dry=dry)
+    two = training("epr", task, judge, tmp_path / "two", bag, bert, towers=2).run()
+    with pytest.raises(UsageError, match="two towers trained for similarity=cos; set similarity=cos"):
+        training("epr", task, FakeLM(), tmp_path / "next", two.folder, bert, similarity="dot")
+    assert not list(tmp_path.glob("ceil*"))
+
+
+# -- the base --
+
+
+def test_a_base_kept_in_half_precision_is_trained_in_full(bert, mode_task, tmp_path) -> None:
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(str(bert)).to(torch.bfloat16).save_pretrained(str(tmp_path / "half"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bert / name, tmp_path / "half" / name)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    model = load_encoder(settings("epr", bert, bert), tmp_path / "half")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+# -- judging and keeping --
+
+
+def test_the_papers_are_followed_in_what_is_kept_and_how_often_is_judged() -> None:
+    papers = {m: preset(m, "paper") for m in METHODS}
+    assert {m: c.keep for m, c in papers.items()} == {
+        "epr": "last", "udr": "last", "llm-r": "last", "se2": "best", "ceil": "best",
+    }  # fmt: skip
+    assert {m: c.patience for m, c in papers.items()} == {"epr": 0, "udr": 0, "llm-r": 0, "se2": 0, "ceil": 5}
+    assert (papers["ceil"].judge_every, papers["ceil"].judgements) == (100, 0)
+    assert papers["se2"].judgements == papers["se2"].epochs  # once an epoch
+    assert all(c.checkpoints <= 10 for c in papers.values())
+    stage = first_stage(papers["ceil"])
+    assert (stage.freeze_documents, stage.towers, stage.keep, stage.patience) == (True, 1, "best", 5)
+    assert not first_stage(replace(papers["ceil"], freeze_documents=False)).freeze_documents
+
+
+def test_settings_that_came_later_leave_the_keys_of_finished_trainings_as_they_were() -> None:
+    config = preset("epr")
+    assert {"judgements", "keep", "checkpoints"} & config.identity().keys() == set()
+    assert preset("epr", checkpoints=9).identity() == config.identity()
+    for changed in ({"keep": "last"}, {"judgements": 7}):
+        assert preset("epr", **changed).identity() == config.identity() | changed
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_the_model_that_is_kept_is_the_best_or_the_last(keep, mode_task, bag, bert, tmp_path, monkeypatch) -> None:
+    from iclkit.trainers import _epr
+
+    task, judge = mode_task
+    gains = iter([0.0, 0.1, 0.5, 0.3, 0.2])
+    seen: dict[float, torch.Tensor] = {}
+
+    def measured(s: Any, model: Any, parts: Any) -> float:
+        gain = next(gains)
+        seen[gain] = next(model.parameters()).detach().clone()
+        return gain
+
+    monkeypatch.setattr(_epr, "candidate_gain", measured)
+    some = training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=8, patience=0, keep=keep)
+    card = some.run().card
+    kept = {"best": 0.5, "last": 0.2}[keep]
+    (facts,) = card["training"]
+    assert facts["judged"] == [[2, 0.1], [4, 0.5], [6, 0.3], [8, 0.2]]
+    assert (facts["kept"], facts["best"]) == ({"best": 4, "last": 8}[keep], kept)
+    model = load_encoder(some.config, tmp_path / "out")
+    assert torch.equal(next(model.parameters()), seen[kept])
+
+
+def test_the_last_model_is_judged_though_no_judgement_is_due(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    some = training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=5, patience=0, keep="last")
+    (facts,) = some.run().card["training"]
+    assert [step for step, _ in facts["judged"]] == [2, 4, 5]
+    assert facts["best"] == facts["judged"][-1][1]
+
+
+def test_without_held_out_queries_the_last_model_is_kept(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    (facts,) = (
+        training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=20, held_out=0).run().card["training"]
+    )
+    assert (facts["steps"], facts["kept"], facts["judged"], facts["best"]) == (20, 20, [], None)
+
+
+def test_patience_counts_judgements_since_the_best() -> None:
+    assert not out_of_patience([], 3)
+    assert [out_of_patience([0.1, 0.2, 0.2, 0.1][:n], 2) for n in range(1, 5)] == [False, False, False, True]
+
+
+def test_a_long_training_writes_few_checkpoints_and_judges_a_bounded_number_of_times(
+    mode_task, bag, bert, tmp_path, monkeypatch
+) -> None:
+    from iclkit.trainers import _fit
+
+    task, judge = mode_task
+    sealed: list[str] = []
+    seal = _fit.seal
+    monkeypatch.setattr(_fit, "seal", lambda folder: (sealed.append(folder.name), seal(folder)))
+    changes = {"max_steps": 120, "judge_every": 1, "judgements": 6, "checkpoints": 3, "patience": 0}
+    some = training("epr", task, judge, tmp_path / "out", bag, bert, **changes)
+    (facts,) = some.run().card["training"]
+    assert [step for step, _ in facts["judged"]] == [20, 40, 60, 80, 100, 120]
+    assert sealed == ["checkpoint-40", "checkpoint-80", "checkpoint-120", "model-0.part"]
+    assert not list((tmp_path / "out.work").rglob("checkpoint-*"))  # gone once the model is there
+
+
+def test_the_disk_that_was_said_is_not_exceeded(mode_task, bag, bert, tmp_path, monkeypatch) -> None:
+    from iclkit.trainers import _fit, _llm_r
+
+    def size(folder: Path) -> int:
+        return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+    for method in ("epr", "llm-r", "ceil"):
+        most = [0]
+        place = tmp_path / method
+        changes = {"iterations": 2} if method == "llm-r" else {}
+        some = training(method, mode_task[0], mode_task[1], place / "out", bert, bert, learning_rate=1e-4, **changes)
+
+        def looked(real: Any, place: Path = place, most: list[int] = most) -> Any:
+            def look(*args: Any) -> Any:
+                most[0] = max(most[0], size(place))
+                return real(*args)
+
+            return look
+
+        with monkeypatch.context() as patch:
+            for module in (_fit, _llm_r):
+                patch.setattr(module, "drop", looked(_fit.drop))
+            patch.setattr(_fit, "seal", looked(_fit.seal))
+            some.run()
+        assert some.disk.peak / 4 < most[0] < some.disk.peak + (1 << 20)
+        assert some.disk.written >= some.disk.peak / 4
+
+
+# -- numbers that are none --
+
+
+@pytest.mark.parametrize("method", ["epr", "llm-r", "se2", "ceil"])
+def test_a_training_that_diverges_stops_and_saves_nothing(method, mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    rates = {"learning_rate": 1e38, "temperature": 0.1}
+    some = training(method, task, judge, tmp_path / "out", bag, bert, max_steps=12, similarity="dot", **rates)
+    with pytest.raises(RunError, match=r"not finite|a loss of"):
+        some.run()
+    assert not (tmp_path / "out").exists()
+    for file in (tmp_path / "out.work").rglob("*.safetensors"):
+        from safetensors.torch import load_file
+
+        assert all(bool(v.isfinite().all()) for v in load_file(file).values())
+
+
+def test_a_reward_model_that_diverges_stops_and_saves_nothing(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    changes = {"reward_learning_rate": 1e38, "reward_max_steps": 8}
+    with pytest.raises(RunError, match="reward_learning_rate"):
+        training("llm-r", task, judge, tmp_path / "out", bag, bert, **changes).run()
+    assert not list((tmp_path / "out.work").rglob("rewards.json"))
