@@ -9,11 +9,12 @@ export TOKENIZERS_PARALLELISM   := false
 MODELS   := smollm2-135m all-minilm-l6-v2
 READY    := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint format bench clean help
+.PHONY: demo test test-slow test-faults lint format bench clean help
 
 help:
 	@echo "make demo       choose demonstrations on the bundled set and measure the gain (fetches two small models)"
 	@echo "make test       all tests but the slow ones    make test-slow  the slow ones"
+	@echo "make test-faults  kills, hostile files and servers, full disks: every command must lose nothing and say why"
 	@echo "make lint       ruff and mypy --strict         make format     ruff format"
 	@echo "make bench      the benchmarks, smoke size (BENCH_FULL=1 for the full size)"
 
@@ -36,6 +37,10 @@ test: models
 
 test-slow: models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+FAULTS ?=
+test-faults: models
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign $(FAULTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

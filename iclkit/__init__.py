@@ -6,7 +6,18 @@ The public names below load on first use, so ``import iclkit`` needs neither tor
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what a type checker and an editor see; at run time each name loads on first use
+    from iclkit.datasets import Task, load_task
+    from iclkit.errors import IclkitError
+    from iclkit.eval import evaluate
+    from iclkit.lm import load_lm
+    from iclkit.pool import Pool, load_embedder
+    from iclkit.prompts import Template, assemble
+    from iclkit.records import Example, Pick, Prompt, Query, Row, Run, Selection, Spec
+    from iclkit.report import leaderboard
+    from iclkit.selectors import BaseSelector, Kit, Needs, Selector, make_selector
 
 __version__ = "0.1.0"
 
@@ -26,15 +37,44 @@ _HOME = {
     "load_lm": "iclkit.lm",
     "Task": "iclkit.datasets",
     "load_task": "iclkit.datasets",
+    "IclkitError": "iclkit.errors",
+    "BaseSelector": "iclkit.selectors",
     "Kit": "iclkit.selectors",
+    "Needs": "iclkit.selectors",
+    "Selector": "iclkit.selectors",
     "make_selector": "iclkit.selectors",
     "evaluate": "iclkit.eval",
     "leaderboard": "iclkit.report",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = [
+    "BaseSelector",
+    "Example",
+    "IclkitError",
+    "Kit",
+    "Needs",
+    "Pick",
+    "Pool",
+    "Prompt",
+    "Query",
+    "Row",
+    "Run",
+    "Selection",
+    "Selector",
+    "Spec",
+    "Task",
+    "Template",
+    "__version__",
+    "assemble",
+    "evaluate",
+    "leaderboard",
+    "load_embedder",
+    "load_lm",
+    "load_task",
+    "make_selector",
+]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'iclkit' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
+from iclkit.errors import DataError
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Fields: TypeAlias = "str | Mapping[str, str]"
-"""An input: one text, or named fields that a template places."""
+"""An input: one text, or named fields that a template places. Fields have no order of their own: see ``input_text``."""
 
 
 def canonical_json(value: object) -> str:
@@ -37,8 +40,13 @@ def digest(value: object, size: int = 16) -> str:
 
 
 def clean_text(text: str) -> str:
-    """The spelling that content hashes see: NFC, Unix newlines, no white space at either end."""
+    """The spelling of every text of an example or query: NFC, Unix newlines, no white space at either end."""
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n")).strip()
+
+
+def one_line(text: str) -> str:
+    """The spelling that answers are compared in: clean, and white space inside folded to single spaces."""
+    return " ".join(clean_text(text).split())
 
 
 def fold_text(text: str) -> str:
@@ -49,20 +57,69 @@ def fold_text(text: str) -> str:
 
 
 def input_text(value: Fields) -> str:
-    """An input as one text: the text itself, or the field values joined by newlines in the order given."""
-    return value if isinstance(value, str) else "\n".join(value.values())
+    """An input as one text, for search and comparison: the text itself, or the field values, a line each, by name.
+
+    Sorted by field name, so that it does not depend on the order in which a row happens to give its fields.
+    """
+    return value if isinstance(value, str) else "\n".join(value[name] for name in sorted(value))
 
 
-def _clean_fields(value: Fields) -> Any:
-    return clean_text(value) if isinstance(value, str) else {k: clean_text(v) for k, v in value.items()}
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names in order, each different: the second ``a`` becomes ``a#2``, and so on.
+
+    >>> unique_names(["a", "a", "a#2", "b"])
+    ['a', 'a#3', 'a#2', 'b']
+    """
+    given = list(names)
+    taken, last, unique = set(given), Counter[str](), list[str]()
+    for name in given:
+        number = last[name] + 1
+        while number > 1 and f"{name}#{number}" in taken:
+            number += 1
+        last[name] = number
+        unique.append(f"{name}#{number}" if number > 1 else name)
+        taken.add(unique[-1])
+    return unique
+
+
+def _clean(value: Any) -> Any:
+    """Texts and the names and values of fields as ``clean_text`` spells them; what is neither is left as it is."""
+    if isinstance(value, str):
+        return clean_text(value)
+    if not isinstance(value, Mapping):
+        return value
+    fields = {_clean(k): _clean(v) if isinstance(v, str) else v for k, v in value.items()}
+    if len(fields) < len(value):
+        names = ", ".join(map(repr, value))
+        raise DataError(f"two fields of an input have one name ({names}); rename one")
+    return fields
+
+
+def _content_hash(content: Mapping[str, Any]) -> str:
+    """Hash of the parts of an example or query. DataError, naming the part, for what is not made of texts."""
+    for name, part in content.items():
+        texts = [*part, *part.values()] if isinstance(part, Mapping) else part if isinstance(part, list) else [part]
+        for text in texts:
+            if not isinstance(text, str):
+                expected = "a text or named texts" if name == "input" else "a text"
+                raise DataError(f"{text!r} in the {name} is not {expected}")
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                half = text[error.start]
+                raise DataError(f"half of a surrogate pair ({half!r}) in the {name} is no character") from error
+    return digest(list(content.values()))
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
     """One demonstration: an input and its output.
 
-    ``id`` is a hash of the cleaned content (input, output, task, choices); leave it empty to have it computed.
-    ``choices`` are the options of a multiple-choice item; a task's label set stands with the task.
+    All texts, field names among them, are spelled as ``clean_text`` spells them, whoever makes the example: two
+    examples of equal content are equal, and no two labels differ by what a metric does not see.
+    ``id`` is a hash of the content (input, output, task, choices); leave it empty to have it computed.
+    ``choices`` are the options of a multiple-choice item; a task's label set stands with the task. DataError for
+    content that is not text.
     """
 
     input: Fields
@@ -73,9 +130,16 @@ class Example:
     id: str = ""
 
     def __post_init__(self) -> None:
+        content = {
+            "input": _clean(self.input),
+            "output": _clean(self.output),
+            "task": _clean(self.task),
+            "choices": [_clean(c) for c in self.choices],
+        }
+        for name, value in content.items():
+            object.__setattr__(self, name, tuple(value) if name == "choices" else value)
         if not self.id:
-            content = [_clean_fields(self.input), clean_text(self.output), self.task, [*self.choices]]
-            object.__setattr__(self, "id", digest(content))
+            object.__setattr__(self, "id", _content_hash(content))
 
     def __hash__(self) -> int:
         return hash(self.id)
@@ -88,7 +152,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """An input to choose demonstrations for. ``exclude`` holds example ids that must never be shown for it."""
+    """An input to choose demonstrations for. ``exclude`` holds example ids that must never be shown for it.
+
+    Texts are spelled as in ``Example``; DataError for an input that is not text.
+    """
 
     input: Fields
     choices: tuple[str, ...] = ()
@@ -96,8 +163,11 @@ class Query:
     id: str = ""
 
     def __post_init__(self) -> None:
+        content = {"input": _clean(self.input), "choices": [_clean(c) for c in self.choices]}
+        object.__setattr__(self, "input", content["input"])
+        object.__setattr__(self, "choices", tuple(content["choices"]))
         if not self.id:
-            object.__setattr__(self, "id", digest([_clean_fields(self.input), [*self.choices]]))
+            object.__setattr__(self, "id", _content_hash(content))
 
     def __hash__(self) -> int:
         return hash(self.id)

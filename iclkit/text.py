@@ -9,6 +9,8 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
+from iclkit.records import one_line
+
 # C0 and C1 controls but tab and newline, and the marks that change the direction of what follows
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
@@ -45,6 +47,15 @@ def printable(text: str) -> str:
     'a\ufffd[2Jb'
     """
     return _UNPRINTABLE.sub("\ufffd", text)
+
+
+def visible(text: str) -> str:
+    """``text`` as a reader sees it: NFC, on one line, without invisible characters (zero-width spaces, joiners, marks).
+
+    >>> visible("not\\u200b  good\\ufeff")
+    'not good'
+    """
+    return one_line(text if text.isascii() else _INVISIBLE.sub("", text))
 
 
 def words(text: str) -> list[str]:

@@ -18,6 +18,7 @@ LEVEL = {
     "registry": 1,
     "files": 1,
     "text": 1,
+    "schema": 1,
     "models": 2,
     "pool": 3,
     "prompts": 3,

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from importlib import import_module
+from pathlib import Path
 
 import click
 
@@ -39,6 +42,9 @@ COMMANDS = {
 
 _NO_SPACE = os.strerror(errno.ENOSPC)
 """What a full disk is called, also inside the errors of libraries."""
+
+
+_FREE_SPACE = "free space and give the same command again: what was finished is kept"
 
 
 class _LazyGroup(click.Group):
@@ -123,13 +129,30 @@ def main(args: list[str] | None = None) -> None:
 
 def _remedy(error: Exception) -> str | None:
     """What to do about an error of the machine, which any line of any library may meet; None for a bug of ours."""
-    if _NO_SPACE in str(error):
-        return "free space and give the same command again: what was finished is kept"
-    if isinstance(error, MemoryError):
-        return "not enough memory; what was finished is kept. Give less at once (a smaller --limit or pool)"
+    seen: BaseException | None = error
+    while seen is not None:
+        if _NO_SPACE in str(seen) or (isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return _FREE_SPACE
+        if isinstance(seen, MemoryError):
+            return "not enough memory; what was finished is kept. Give less at once (a smaller --limit or pool)"
+        seen = seen.__cause__ or seen.__context__
+    if full := _full_disk():
+        # libraries that write weights raise errors of their own, in which the cause is lost
+        return f"the disk of {full} is full; {_FREE_SPACE}"
     if isinstance(error, OSError) and error.filename is not None:
         return "make that path readable and writable, or name another; what was finished is kept"
     return None
+
+
+def _full_disk() -> str:
+    """The first of the places that commands write to whose file system has no room left."""
+    from iclkit.models import home
+
+    for place in (Path.cwd(), home(), Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(place).free < 64 * 1024:
+                return str(place)
+    return ""
 
 
 def _stop(text: str, code: int) -> None:

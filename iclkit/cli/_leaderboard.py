@@ -13,7 +13,7 @@ import click
 
 from iclkit.cli._board import say, show
 from iclkit.cli._terminal import emit
-from iclkit.errors import UsageError
+from iclkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from iclkit.records import Run
@@ -58,19 +58,29 @@ def command(
     title: str,
     harness: Path | None,
 ) -> None:
-    """Rank the runs in the folders RUNS, with intervals and tests against a baseline."""
-    from iclkit.eval import load_runs
+    """Rank the runs in the folders RUNS, with intervals and tests against a baseline.
+
+    A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
+    """
+    from iclkit.eval import LeftOut, load_runs
     from iclkit.report import leaderboard, to_csv, to_json, to_latex, to_markdown
 
     if markdown + as_json + as_csv + latex > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex")
-    found = {run.id: run for folder in runs for run in load_runs(folder)}
+    lost: list[LeftOut] = []
+    found = {run.id: run for folder in runs for run in load_runs(folder, lost.append)}
+    if not found:
+        for one in lost[1:]:
+            say(f"note: run {one.run} cannot be used: {one.reason}")
+        raise DataError(f"no run in {', '.join(map(str, runs))} can be read; the first: {lost[0].reason}")
     known = sorted({run.spec["task"]["name"] for run in found.values()})
     for task in tasks:
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
     kept = [r for r in found.values() if not tasks or r.spec["task"]["name"] in tasks]
-    board = leaderboard(kept, baseline)
+    board = leaderboard(kept, baseline, left_out=lost)
+    for one in board.left_out:
+        say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:
         _write(board, kept, _texts(runs, kept), html, title, harness)
     for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
@@ -81,7 +91,7 @@ def command(
 
 
 def _texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The words of queries and demonstrations, by task and id."""
+    """The words of queries and demonstrations, by task and id. Where those of a run are damaged, a line says so."""
     from iclkit.eval import load_texts
 
     texts: dict[str, dict[str, Any]] = {}
@@ -89,7 +99,10 @@ def _texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, 
         for folder in folders:
             place = folder if (folder / "run.json").exists() else folder / run.id
             if place.name == run.id:
-                texts.setdefault(run.spec["task"]["hash"], {}).update(load_texts(place))
+                try:
+                    texts.setdefault(run.spec["task"]["hash"], {}).update(load_texts(place))
+                except DataError as error:
+                    say(f"note: {error}; what no other run shows stands there by its id")
     return texts
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example, Fields, Json
+from iclkit.records import Example, Fields, Json, clean_text
+from iclkit.text import visible
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
 _SUFFIXES = {
@@ -69,7 +70,7 @@ def make_columns(
         output=output or "",
         choices=_names(choices),
         choice_keys=choice_keys or "",
-        labels={_key(k): v for k, v in names.items()},
+        labels={_key(k): clean_text(v) for k, v in names.items()},
         meta=tuple(meta or ()),
         skip=tuple(_key(s) for s in skip),
     )
@@ -97,8 +98,8 @@ def read_examples(
 
     ``format`` defaults to what the file's ending says. Columns: see ``Columns``; a row's own ``id`` and a ``meta``
     object are kept in ``meta``, and ``task`` and ``choices`` are read where the file has them, so a pool's export reads
-    back. Line ends are kept as they are. DataError on the first thing that is wrong, with nothing returned; UsageError
-    for an unknown format.
+    back. Texts are spelled as ``records.clean_text`` spells them. DataError on the first thing that is wrong, with
+    nothing returned; UsageError for an unknown format.
     """
     columns = make_columns(input, output, choices, choice_keys, label_names, meta)
     return [e for _, e in to_examples(records(path, format, split), columns, task)]
@@ -333,7 +334,7 @@ def _skipped(row: Mapping[str, Any], columns: Columns) -> bool:
 def _example(where: str, row: Mapping[str, Any], columns: Columns, task: str) -> Example:
     if len(columns.input) > 1:
         fields = {c.rpartition(".")[2]: _text(where, row, c, "--input") for c in columns.input}
-        if not any(v.strip() for v in fields.values()):
+        if not any(map(visible, fields.values())):
             raise DataError(f"{where}: the fields {', '.join(fields)} are all empty; remove the row or fill one in")
         inputs: Fields = fields
     else:
@@ -351,7 +352,7 @@ def _input(where: str, row: Mapping[str, Any], column: str) -> Fields:
     if not isinstance(value, Mapping):
         return _filled(where, column, _text(where, row, column, "--input"))
     fields = {str(k): _plain_text(where, f"{column}.{k}", v) for k, v in value.items()}
-    if not any(v.strip() for v in fields.values()):
+    if not any(map(visible, fields.values())):
         raise DataError(f"{where}: field {column!r} has no text in it; remove the row or fill one in")
     return fields
 
@@ -359,15 +360,18 @@ def _input(where: str, row: Mapping[str, Any], column: str) -> Fields:
 def _answer(where: str, row: Mapping[str, Any], columns: Columns, options: tuple[str, ...]) -> str:
     column = columns.output
     value = _cell(where, row, column, "--output")
+    value = clean_text(value) if isinstance(value, str) else value
     if options and columns.choice_keys:
         keys = [_key(k) for k in _cell(where, row, columns.choice_keys, "choice_keys")]
         if _key(value) not in keys[: len(options)]:
             raise DataError(f"{where}: field {column!r} is {_show(value)}, none of the choice keys {', '.join(keys)}")
         return options[keys.index(_key(value))]
     if options and (isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and value not in options)):
-        if not 0 <= int(value) < len(options):
+        # thousands of digits are no number to Python, and no choice either
+        number = int(value) if isinstance(value, int) or len(value) < 10 else -1
+        if not 0 <= number < len(options):
             raise DataError(f"{where}: field {column!r} is {_show(value)}, and there are {len(options)} choices from 0")
-        return options[int(value)]
+        return options[number]
     if columns.labels:
         if isinstance(value, str) and value in columns.labels.values():
             return value
@@ -449,11 +453,11 @@ def _plain_text(where: str, column: str, value: object) -> str:
             f"{where}: field {column!r} holds half a surrogate pair at character {error.start}; "
             f"write the file anew as UTF-8"
         ) from error
-    return value
+    return clean_text(value)
 
 
 def _filled(where: str, column: str, text: str) -> str:
-    if not text.strip():
+    if not visible(text):
         raise DataError(f"{where}: field {column!r} is empty; remove the row or fill it in")
     return text
 
@@ -464,7 +468,7 @@ def _key(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return str(int(value))
-    return str(value)
+    return clean_text(str(value))
 
 
 def _show(value: object) -> str:

@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.prompts import Template
-from iclkit.records import Example, Query, clean_text, digest, fold_text
+from iclkit.records import Example, Query, clean_text, digest, fold_text, unique_names
+from iclkit.text import fold, visible
 
 KINDS = ("classification", "multiple_choice", "generation", "reasoning")
 """classification: one label set for all rows. multiple_choice: each row has its own ``choices``.
@@ -21,6 +23,7 @@ generation: free text. reasoning: free text that ends in an answer, which the me
 
 SPLITS = ("train", "dev", "test")
 
+T = TypeVar("T")
 Located = tuple[str, Example]
 """An example and the place it was read from, e.g. ``"test.jsonl, line 17"``."""
 
@@ -105,7 +108,8 @@ class Task:
     """Examples in three splits and how to use them. ``train`` fills pools; ``test`` rows never enter one.
 
     ``labels`` is the closed label set of a classification task, else empty. ``metric`` is a name in ``iclkit.eval``.
-    ``max_answer_tokens`` bounds a generated answer.
+    ``max_answer_tokens`` bounds a generated answer. ``notes`` say what the user should know of the data; they are no
+    part of its identity.
     """
 
     name: str
@@ -118,6 +122,7 @@ class Task:
     metric: str = "accuracy"
     card: Card = field(default_factory=Card)
     max_answer_tokens: int = 32
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The rows of ``train``, ``dev`` or ``test``; UsageError on another name."""
@@ -132,15 +137,15 @@ class Task:
         A row's id is the one its file gives (``meta["id"]``), else a hash of its content; the second row of the same
         id gets ``#2`` at the end, and so on.
         """
-        seen: Counter[str] = Counter()
-        queries = []
-        for row in self.split(split):
-            own = row.meta.get("id")
-            name = own if isinstance(own, str) and own else Query(row.input, row.choices).id
-            seen[name] += 1
-            unique = name if seen[name] == 1 else f"{name}#{seen[name]}"
-            queries.append(Query(row.input, row.choices, id=unique))
-        return tuple(queries)
+        rows = self.split(split)
+        own = [row.meta.get("id") for row in rows]
+        names = [
+            name if isinstance(name, str) and name else Query(row.input, row.choices).id
+            for name, row in zip(own, rows, strict=True)
+        ]
+        return tuple(
+            Query(row.input, row.choices, id=name) for name, row in zip(unique_names(names), rows, strict=True)
+        )
 
     @cached_property
     def hash(self) -> str:
@@ -164,8 +169,9 @@ def make_task(
 ) -> Task:
     """A task from examples in memory; what is not given comes from the card, else is inferred (see ``infer_kind``).
 
-    DataError when a split that is needed is empty, when a label of dev or test is not known, or when the template
-    names a field that the examples do not have.
+    DataError when a split that is needed is empty, when a label of dev or test is not known, when two labels or two
+    choices of a row differ only by white space or by characters that do not show (a metric or a reader would take one
+    for the other), or when the template names a field that the examples do not have.
     """
     splits = {
         split: [(f"{name} {split}, row {i}", e) for i, e in enumerate(rows, 1)]
@@ -195,8 +201,9 @@ def build_task(
         raise UsageError(f"no task kind {kind!r}; use one of {', '.join(KINDS)}")
     known: tuple[str, ...] = ()
     if kind == "classification":
-        known = tuple(labels) if labels else tuple(sorted({e.output for e in train}))
+        known = tuple(dict.fromkeys(map(clean_text, labels or sorted({e.output for e in train}))))
         _check_labels(splits, set(known))
+        _check_alike(f"task {name!r}: the labels", known, "the rows, or the label list")
     elif kind == "multiple_choice":
         _check_choices(splits)
     if template is None:
@@ -215,6 +222,7 @@ def build_task(
         metric=metric or card.metric or _DEFAULT_METRIC[kind],
         card=card,
         max_answer_tokens=max_answer_tokens or answer_tokens(train),
+        notes=_label_notes(known, splits) if kind == "classification" else (),
     )
 
 
@@ -230,6 +238,35 @@ def _check_labels(splits: Mapping[str, Sequence[Located]], known: set[str]) -> N
                 )
 
 
+def _check_alike(what: str, texts: Sequence[str], remedy: str) -> None:
+    """DataError where two different texts look alike: the LM tells them apart, the metric or the reader does not."""
+    seen: dict[str, str] = {}
+    for text in texts:
+        first = seen.setdefault(visible(text), text)
+        if first != text:
+            raise DataError(
+                f"{what} {first!a} and {text!a} differ only by white space or by characters that do not show; "
+                f"write them alike in {remedy}"
+            )
+
+
+def _label_notes(labels: Sequence[str], splits: Mapping[str, Sequence[Located]]) -> tuple[str, ...]:
+    notes = []
+    alike: dict[str, list[str]] = {}
+    for label in labels:
+        alike.setdefault(fold(visible(label)), []).append(label)
+    for same in alike.values():
+        if len(same) > 1:
+            names = " and ".join(map(repr, same))
+            notes.append(f"the labels {names} differ only by case or by width; if they mean the same, write them alike")
+    if len(labels) == 1:
+        notes.append(f"there is one label alone, {labels[0]!r}: every answer is right, whatever is shown")
+    elif len({e.output for _, e in splits.get("test", ())}) == 1:
+        (gold,) = {e.output for _, e in splits["test"]}
+        notes.append(f"every test row has the label {gold!r}: an LM that always says so is right each time")
+    return tuple(notes)
+
+
 def _check_choices(splits: Mapping[str, Sequence[Located]]) -> None:
     for split in SPLITS:
         for where, example in splits.get(split, ()):
@@ -238,6 +275,7 @@ def _check_choices(splits: Mapping[str, Sequence[Located]]) -> None:
                     f"{where}: the answer {example.output!r} is not among the row's choices {list(example.choices)}; "
                     f"correct the row"
                 )
+            _check_alike(f"{where}: the choices", example.choices, "the row")
 
 
 def _check_template(name: str, template: Template, example: Example) -> None:
@@ -281,12 +319,19 @@ def answer_tokens(train: Iterable[Example]) -> int:
     return min(512, 8 + math.ceil(longest / 3))
 
 
-def sample_rows(rows: Sequence[Located], limit: int | None, *, seed: int) -> list[Located]:
-    """``limit`` rows drawn by ``seed``, in their old order; a smaller limit's rows are among a larger one's."""
+def sample_rows(rows: Sequence[T], limit: int | None, *, seed: int) -> list[T]:
+    """``limit`` rows drawn by ``seed``, in their old order; a smaller limit's rows are among a larger one's.
+
+    Every limit on rows goes through here: the first rows of a file are no sample, since files are often sorted by
+    label. All rows where ``limit`` is None or not below their number; UsageError for a limit below 1.
+
+    >>> sample_rows("abcdefgh", 3, seed=0)
+    ['a', 'e', 'h']
+    """
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit is {limit}; it must be at least 1")
     if limit is None or limit >= len(rows):
         return list(rows)
-    if limit < 1:
-        raise UsageError(f"limit is {limit}; it must be at least 1")
     order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
     return [rows[i] for i in sorted(order[:limit])]
 

@@ -17,7 +17,7 @@ from iclkit.eval._labels import (
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._rehearse import Rehearsed, rehearse
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
-from iclkit.eval._store import load_run, load_runs, load_texts
+from iclkit.eval._store import LeftOut, RunSpec, load_run, load_runs, load_texts
 from iclkit.eval._sweep import Cost, Grid, Job, break_evens, cost, plan
 
 __all__ = [
@@ -35,8 +35,10 @@ __all__ = [
     "Influence",
     "Job",
     "LabelScore",
+    "LeftOut",
     "Metric",
     "Rehearsed",
+    "RunSpec",
     "Settings",
     "Shown",
     "Suspect",

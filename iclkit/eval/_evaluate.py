@@ -168,7 +168,8 @@ def evaluate(
     if out is None:
         rows = [row for part in chunks(len(bench.queries)) for row in work.rows(part)]
         return Run(work.spec, tuple(rows), work.spent, work.facts | _notes(rows) | {"done": True})
-    with RunFolder.opened(Path(out), work.spec, len(bench.queries)) as folder:
+    asked = [(q.id, gold) for q, gold in zip(bench.queries, bench.golds, strict=True)]
+    with RunFolder.opened(Path(out), work.spec, len(asked), asked) as folder:
         if not folder.done:
             before = dict(folder.spent)
             folder.facts = work.facts

@@ -7,16 +7,125 @@ again, and computed anew as a whole, so that the LM sees the same batches as in 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, NotRequired, TypedDict
 
-from iclkit.errors import DataError, RunError
+from iclkit.errors import DataError, RunError, UsageError
+from iclkit.files import parse_json, read_json, read_jsonl, replace_file
+from iclkit.prompts import Template
 from iclkit.records import Example, Query, Row, Run, digest
+from iclkit.schema import read_as
 
 CHUNK = 64
+
+
+class TaskPart(TypedDict):
+    """The task in a run's spec."""
+
+    name: str
+    hash: str
+    kind: str
+    metric: str
+    labels: list[str]
+    queries: int
+
+
+class PoolPart(TypedDict):
+    """The pool in a run's spec."""
+
+    hash: str
+    size: int
+
+
+class SelectorPart(TypedDict):
+    """The selector in a run's spec."""
+
+    name: str
+    settings: dict[str, Any]
+    version: str
+
+
+class ModelPart(TypedDict):
+    """A model in a run's spec."""
+
+    name: str
+    fingerprint: str
+
+
+class RunSpec(TypedDict):
+    """What ``run.json`` says determined a run, as far as anything here relies on it; it may say more."""
+
+    iclkit: str
+    task: TaskPart
+    pool: PoolPart
+    selector: SelectorPart
+    lm: ModelPart
+    embedder: ModelPart | None
+    reranker: NotRequired[ModelPart]
+    template: dict[str, Any]
+    on_leak: Literal["exclude", "stop", "ignore"]
+    k: int
+    seed: int
+    order: str
+    budget: int | None
+    normalise: str
+    calibrate: NotRequired[str]
+
+
+class Leaks(TypedDict, total=False):
+    """What the leak firewall found."""
+
+    policy: str
+    pairs: dict[str, int]
+    queries: int
+
+
+RunFacts = TypedDict(
+    "RunFacts",
+    {
+        "leaks": Leaks,
+        "selector": str,
+        "trained on": bool,
+        "source": dict[str, str],
+        "short": int,
+        "dropped": int,
+        "note": str,
+    },
+    total=False,
+)
+"""What ``run.json`` says beside the spec, as far as anything here relies on it."""
+
+
+class RunState(TypedDict):
+    """The whole of ``run.json``. ``id`` is the hash of ``spec``, taken when the run was made."""
+
+    id: str
+    done: bool
+    spec: RunSpec
+    spent: dict[str, float]
+    facts: RunFacts
+
+
+class StoredText(TypedDict):
+    """A line of ``texts.jsonl``."""
+
+    id: str
+    input: str | dict[str, str]
+    output: NotRequired[str]
+    choices: NotRequired[list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A run that cannot be used: the id or folder by which it is known, and why, in one line."""
+
+    run: str
+    reason: str
 
 
 def chunks(total: int, size: int = CHUNK) -> list[range]:
@@ -34,8 +143,10 @@ def chunks(total: int, size: int = CHUNK) -> list[range]:
 class RunFolder:
     """One run's folder, held by one process at a time. Use ``opened``."""
 
-    def __init__(self, folder: Path, spec: Mapping[str, Any], total: int) -> None:
-        self.folder, self.spec, self.total = folder, spec, total
+    def __init__(
+        self, folder: Path, spec: Mapping[str, Any], total: int, asked: Sequence[tuple[str, str]] | None = None
+    ) -> None:
+        self.folder, self.spec, self.total, self.asked = folder, spec, total, asked
         self.done = False
         self.spent: dict[str, float] = {}
         self.facts: dict[str, Any] = {}
@@ -44,10 +155,14 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def opened(cls, out: Path, spec: Mapping[str, Any], total: int) -> Iterator[RunFolder]:
+    def opened(
+        cls, out: Path, spec: Mapping[str, Any], total: int, asked: Sequence[tuple[str, str]] | None = None
+    ) -> Iterator[RunFolder]:
         """The folder of a run of ``total`` queries, made if it is not there, locked against other processes.
 
-        RunError when another process holds it or the folder cannot be written; DataError when a row cannot be read.
+        ``asked``: id and gold answer of each query, which the rows that are there must have. RunError when another
+        process holds the folder or it cannot be written; DataError when what is there is damaged: nothing is changed
+        then.
         """
         folder = out / digest(spec, 8)
         try:
@@ -60,7 +175,9 @@ class RunFolder:
                 raise RunError(
                     f"run {folder} is being worked on by another process; wait for it, or give another --out"
                 )
-            yield cls(folder, spec, total)
+            for stale in folder.glob("*.part"):  # of a process that was killed while it replaced a file
+                stale.unlink(missing_ok=True)
+            yield cls(folder, spec, total, asked)
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a chunk's rows; they are on disk when this returns."""
@@ -98,80 +215,159 @@ class RunFolder:
 
     def _read(self) -> None:
         file, state = self.folder / "rows.jsonl", self.folder / "run.json"
-        if state.exists():
-            found = _state(state)
-            self.done, self.spent, self.facts = found["done"], found["spent"], found["facts"]
-        if not file.exists():
+        if _there(state):
+            found = _read_state(state)
+            if found["id"] != digest(self.spec, 8):
+                raise DataError(f"{state}: the run in this folder is another, {found['id']}; {_STATE_REMEDY}")
+            self.done, self.spent, self.facts = found["done"], found["spent"], dict(found["facts"])
+        if not _there(file):
             self.done = False
             return
-        raw = file.read_bytes()
-        lines = raw[: raw.rfind(b"\n") + 1].splitlines(keepends=True)
-        ends = {0, *(c.stop for c in chunks(self.total))}
-        whole = max(n for n in ends if n <= len(lines))
-        kept = b"".join(lines[:whole])
-        if kept != raw:
+        lines = _whole_lines(file)
+        if len(lines) > self.total:
+            raise DataError(f"{file} has {len(lines)} rows and the run {self.total} queries; {_ROWS_REMEDY}")
+        whole = max(n for n in {0, *(c.stop for c in chunks(self.total))} if n <= len(lines))
+        rows = _rows(file, lines[:whole])
+        for number, (row, asked) in enumerate(zip(rows, self.asked or (), strict=False), 1):
+            if (row.query_id, row.gold) != asked:
+                raise DataError(f"{file}, line {number} is damaged (it answers another query); {_ROWS_REMEDY}")
+        self.rows = rows
+        self.done = self.done and len(rows) == self.total
+        size = sum(len(line) + 1 for line in lines[:whole])
+        if size < file.stat().st_size:
             with file.open("r+b") as handle:
-                handle.truncate(len(kept))
+                handle.truncate(size)
                 os.fsync(handle.fileno())
-        self.rows = list(_rows(file, kept.decode("utf-8")))
-        self.done = self.done and len(self.rows) == self.total
+
+
+def finished(folder: Path) -> bool:
+    """Whether a folder holds a run that says it is finished. DataError when its ``run.json`` is damaged."""
+    file = folder / "run.json"
+    return _there(file) and _read_state(file)["done"]
 
 
 def load_run(folder: str | Path) -> Run:
-    """The run of a folder, finished or not (``facts["done"]`` says). DataError when it is none."""
+    """The run of a folder, finished or not (``facts["done"]`` says). DataError when it is none or is damaged."""
     folder = Path(folder)
-    if not (folder / "run.json").is_file():
-        raise DataError(f"{folder} is no run: it has no run.json")
-    state = _state(folder / "run.json")
+    if not _there(folder / "run.json"):
+        more = f", though it has rows; {_GO_ON}" if _there(folder / "rows.jsonl") else ""
+        raise DataError(f"{folder} is no run: it has no run.json{more}")
+    state = _read_state(folder / "run.json")
     file = folder / "rows.jsonl"
-    raw = file.read_text(encoding="utf-8") if file.exists() else ""
-    rows = tuple(_rows(file, raw[: raw.rfind("\n") + 1]))
-    return Run(state["spec"], rows, state["spent"], state["facts"] | {"done": state["done"]})
+    rows = _rows(file, _whole_lines(file) if _there(file) else [])
+    queries = state["spec"]["task"]["queries"]
+    if len(rows) > queries or (state["done"] and len(rows) < queries):
+        raise DataError(
+            f"{file} has {len(rows)} rows and the run {queries} queries; "
+            f"{_GO_ON if len(rows) < queries else _ROWS_REMEDY}"
+        )
+    return Run(state["spec"], tuple(rows), state["spent"], {**state["facts"], "done": state["done"]})
 
 
-def load_runs(out: str | Path) -> list[Run]:
-    """All runs under a folder, in order of their ids; a folder that is itself a run is one. DataError when none is."""
+def load_runs(out: str | Path, on_damage: Callable[[LeftOut], None] | None = None) -> list[Run]:
+    """All runs under a folder, in order of their folders; a folder that is itself a run is one.
+
+    A run that is damaged is handed to ``on_damage`` and left out, so that it does not hide the others; without
+    ``on_damage`` the first one is raised. DataError when there is no run at all.
+    """
     out = Path(out)
-    if not out.is_dir():
-        raise DataError(f"no folder {out}; make runs with: iclkit eval TASK --selector NAME --lm M --out {out}")
-    folders = [out] if (out / "run.json").exists() else sorted(p.parent for p in out.glob("*/run.json"))
-    if not folders:
-        raise DataError(f"no runs in {out}; make some with: iclkit eval TASK --selector NAME --lm M --out {out}")
-    return [load_run(f) for f in folders]
+    make = f"make some with: iclkit eval TASK --selector NAME --lm M --out {out}"
+    try:
+        if not out.is_dir():
+            raise DataError(f"no folder {out}; {make}")
+        marks = ("run.json", "rows.jsonl")
+        found = [out] if any((out / m).exists() for m in marks) else sorted(
+            {path for path in out.iterdir() if path.is_dir() and any((path / m).exists() for m in marks)}
+        )  # fmt: skip
+    except OSError as error:
+        raise DataError(f"cannot read {out} ({error.strerror})") from error
+    if not found:
+        raise DataError(f"no runs in {out}; {make}")
+    runs = []
+    for folder in found:
+        try:
+            runs.append(load_run(folder))
+        except DataError as error:
+            if on_damage is None:
+                raise
+            on_damage(LeftOut(folder.name, str(error)))
+    return runs
 
 
 def load_texts(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """Inputs (and outputs) of the queries and shown examples of a finished run, by id."""
+    """Inputs (and outputs) of the queries and shown examples of a finished run, by id. DataError when damaged."""
     file = Path(folder) / "texts.jsonl"
-    if not file.exists():
-        return {}
-    return {(t := json.loads(line))["id"]: t for line in file.read_text(encoding="utf-8").splitlines()}
-
-
-def _state(file: Path) -> dict[str, Any]:
+    texts: dict[str, dict[str, Any]] = {}
+    if not _there(file):
+        return texts
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        return {key: state[key] for key in ("done", "spec", "spent", "facts")}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is damaged ({error}); delete the folder {file.parent} and run again") from error
+        for number, value in read_jsonl(file):
+            text = read_as(StoredText, value, f"{file}, line {number}")
+            texts[text["id"]] = dict(text)
+    except DataError as error:
+        raise DataError(f"{error}; {_ROWS_REMEDY}") from error
+    return texts
 
 
-def _rows(file: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+_GO_ON = "give the same iclkit eval command again: it goes on from what is there"
+_STATE_REMEDY = f"delete this file and {_GO_ON}"
+_ROWS_REMEDY = "delete the folder and give the same iclkit eval command again"
+
+
+def _there(file: Path) -> bool:
+    """Whether there is something of that name. DataError when that cannot be told."""
+    try:
+        return file.exists()
+    except OSError as error:
+        raise DataError(f"cannot read {file} ({error.strerror})") from error
+
+
+def _read_state(file: Path) -> RunState:
+    """``run.json`` with every field of its type, and a spec that is the one its id was taken of."""
+    try:
+        state = read_as(RunState, read_json(file), str(file))
+        if state["id"] != digest(state["spec"], 8):
+            raise DataError(f"{file}: the spec was changed after the run was made")
+        for name, value in state["spent"].items():
+            if not math.isfinite(value):
+                raise DataError(f"{file}: spent.{name} is {value}")
         try:
-            yield Row.from_json(line)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{file}, line {number} is damaged ({error}); delete the folder {file.parent} and run again"
-            ) from error
+            read_as(Template, state["spec"]["template"], f"{file}: spec.template")
+        except UsageError as error:
+            raise DataError(f"{file}: spec.template: {error}") from error
+    except DataError as error:
+        raise DataError(f"{error}; {_STATE_REMEDY}") from error
+    return state
+
+
+def _whole_lines(file: Path) -> list[bytes]:
+    """The lines that end: what a kill cut short in the last one is no row."""
+    try:
+        return file.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise DataError(f"cannot read {file} ({error.strerror})") from error
+
+
+def _rows(file: Path, lines: Sequence[bytes]) -> list[Row]:
+    try:
+        return [_row(line, f"{file}, line {number}") for number, line in enumerate(lines, 1)]
+    except DataError as error:
+        raise DataError(f"{error}; {_ROWS_REMEDY}") from error
+
+
+def _row(line: bytes, where: str) -> Row:
+    row = read_as(Row, parse_json(line, where), where)
+    for field, values in (("metrics", row.metrics), ("label_logprobs", row.label_logprobs)):
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise DataError(f"{where}: {field}.{name} is {value}, which no answer is worth")
+    return row
 
 
 def _replace(file: Path, text: str) -> None:
     """Write a whole file or leave the old one."""
-    part = file.with_name(file.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        part.replace(file)
+        replace_file(file, text)
     except OSError as error:
         raise _not_written(file.parent, error) from error
 

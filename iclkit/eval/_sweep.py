@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 from iclkit.errors import UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import Bench, Settings, bench_answers, evaluate, options_of, run_spec, seed_matters
+from iclkit.eval._store import finished
 from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
 from iclkit.prompts import ModelShape, Template, assemble, break_even
@@ -81,8 +81,7 @@ class Job:
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs."""
-        state = out / self.run_id / "run.json"
-        return state.exists() and bool(json.loads(state.read_text(encoding="utf-8")).get("done"))
+        return finished(out / self.run_id)
 
     def with_lm(self, lm: LM) -> Job:
         """The same run with another LM."""

@@ -11,7 +11,7 @@ from iclkit.errors import ModelError, UsageError
 from iclkit.lm._cache import Cache
 
 if TYPE_CHECKING:
-    from iclkit.lm._cached import CachedLM
+    from iclkit.lm._protocol import LM
     from iclkit.lm._torch import TorchLM
 
 ENGINE = "2"
@@ -33,7 +33,7 @@ def load_lm(
     cache: bool | Path = True,
     lean: bool = True,
     trust_remote_code: bool = False,
-) -> CachedLM | Any:
+) -> LM:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
     ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
 

@@ -7,6 +7,7 @@ import json
 import logging
 import sqlite3
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,7 +25,7 @@ from iclkit.pool._index import Header, VectorIndex
 from iclkit.pool._keys import Keys, KeyTransform, clean_key, source_mark
 from iclkit.pool._schema import MEMORY, connect
 from iclkit.pool._view import PoolView
-from iclkit.records import Example, Fields, Json, canonical_json
+from iclkit.records import Example, Fields, Json, Query, canonical_json, clean_text, digest
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
@@ -152,23 +153,68 @@ class Pool:
 
         A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
         """
-        whole = task is None and not where
-        with self._reading() as connection:
-            revision = self.revision
-            if self._snapshot is None or self._snapshot.revision != revision:
-                rows = connection.execute(f"SELECT {COLUMNS} FROM examples ORDER BY seq").fetchall()
-                texts = np.array([r[-1] for r in rows], dtype=np.int64)
-                self._snapshot = PoolView(self, revision, tuple(map(_example, rows)), texts, True)
-            full = self._snapshot
-        if whole:
+        full, stale = self._load()
+        if stale and not self.read_only and not self._open().in_transaction:
+            self._renumber(stale)
+            full, _ = self._load()
+        if task is None and not where:
             return full
+        wanted = None if task is None else clean_text(task)
         keep = [
             row
             for row, e in enumerate(full.examples)
-            if (task is None or e.task == task)
+            if (wanted is None or e.task == wanted)
             and all(k in e.meta and _same(e.meta[k], v) for k, v in (where or {}).items())
         ]
-        return PoolView(self, revision, tuple(full.examples[r] for r in keep), full._texts[keep], False)
+        return PoolView(self, full.revision, tuple(full.examples[r] for r in keep), full._texts[keep], False)
+
+    def _load(self) -> tuple[PoolView, dict[int, bytes]]:
+        """The snapshot of all examples and, when it was just taken, {seq: hash} of the texts numbered as another one.
+
+        Pools written before texts had one spelling number an input by the text it then had: with outer white space, or
+        with its fields in the row's order. Vectors of such a text are not those of the example.
+        """
+        with self._reading() as connection:
+            revision = self.revision
+            if self._snapshot is not None and self._snapshot.revision == revision:
+                return self._snapshot, {}
+            rows = connection.execute(f"SELECT {COLUMNS} FROM examples ORDER BY seq").fetchall()
+            examples = tuple(map(_example, rows))
+            odd = [n for n, (row, e) in enumerate(zip(rows, examples, strict=True)) if not _is_canonical(row[2], e)]
+            hashes = dict(
+                connection.execute(
+                    "SELECT number, hash FROM texts WHERE number IN (SELECT value FROM json_each(?))",
+                    (json.dumps([rows[n][-1] for n in odd]),),
+                )
+            )
+            texts = np.array([r[-1] for r in rows], dtype=np.int64)
+            stale, unstored = dict[int, bytes](), dict[bytes, int]()
+            for n in odd:
+                text_hash = _text_hash(examples[n].text)
+                if hashes.get(rows[n][-1]) != text_hash:
+                    stale[rows[n][0]] = text_hash
+                    texts[n] = unstored.setdefault(text_hash, -1 - len(unstored))
+            self._snapshot = PoolView(self, revision, examples, texts, True)
+            return self._snapshot, stale
+
+    def _renumber(self, stale: Mapping[int, bytes]) -> None:
+        """Number the texts of these examples (by seq) anew: keys stay, vectors that no example has any more go."""
+        with self._writing() as connection:
+            old = connection.execute(
+                "SELECT text, input, seq FROM examples WHERE seq IN (SELECT value FROM json_each(?))",
+                (json.dumps([*stale]),),
+            ).fetchall()
+            connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in stale.values()))
+            connection.executemany(
+                "UPDATE examples SET text = (SELECT number FROM texts WHERE hash = ?) WHERE seq = ?",
+                ((stale[seq], seq) for _, _, seq in old),
+            )
+            connection.executemany(
+                "UPDATE OR IGNORE keys SET source = ? WHERE source = ?",
+                ((_key_source(given), source_mark(json.loads(given))) for _, given, _ in old),
+            )
+            _drop_orphans(connection, [text for text, _, _ in old])
+        self._snapshot = None
 
     # ---- writing
 
@@ -257,12 +303,10 @@ class Pool:
             ((i, revision, reason, replaced_by) for i in ids),
         )
         connection.executemany("DELETE FROM examples WHERE id = ?", ((i,) for i in ids))
-        orphan = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
         connection.executemany(
-            f"DELETE FROM keys WHERE source = ?2 AND {orphan}", ((t, source_mark(json.loads(i))) for t, i in gone)
+            f"DELETE FROM keys WHERE source = ?2 AND {_ORPHAN}", ((t, _key_source(given)) for t, given in gone)
         )
-        connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {orphan}", ((t,) for t, _ in gone))
-        connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {orphan}", ((t,) for t, _ in gone))
+        _drop_orphans(connection, [t for t, _ in gone])
 
     # ---- duplicates, files, health
 
@@ -296,13 +340,14 @@ class Pool:
     def stats(self) -> PoolStats:
         """Counts per task, output and embedder, and the size on disk."""
         files = [] if self.path == MEMORY else [Path(self.path), Path(f"{self.path}-wal")]
+        examples = self.view().examples
         return PoolStats(
-            examples=len(self),
+            examples=len(examples),
             removed=int(self._read("SELECT count(*) FROM tombstones WHERE id NOT IN (SELECT id FROM examples)")[0][0]),
             revision=self.revision,
             size=sum(f.stat().st_size for f in files if f.exists()),
-            tasks=dict(self._read("SELECT task, count(*) FROM examples GROUP BY task ORDER BY 2 DESC, 1")),
-            outputs=dict(self._read("SELECT output, count(*) FROM examples GROUP BY output ORDER BY 2 DESC, 1")),
+            tasks=_counts(e.task for e in examples),
+            outputs=_counts(e.output for e in examples),
             vectors={
                 f"{name} ({side}, {dim}-d, {mark[:8]})": count
                 for name, side, dim, mark, count in self._read(
@@ -324,7 +369,7 @@ class Pool:
         ]
         by_input: dict[tuple[str, str], list[Example]] = {}
         for example in self.view().examples:
-            if len(example.id) == 32 and _content_id(example) != example.id:
+            if len(example.id) == 32 and _content_id(example) != example.id != self._content_id_as_stored(example.id):
                 problems.append(f"example {example.id} does not have the content its id was made of")
             if not example.text.strip():
                 problems.append(f"example {example.id} has an empty input")
@@ -342,6 +387,15 @@ class Pool:
             if bad:
                 problems.append(f"{bad} vectors of embedder {name!r} are damaged")
         return problems
+
+    def _content_id_as_stored(self, example_id: str) -> str:
+        """The content id before options, tasks and names of fields were cleaned: old pools hold such ids."""
+        ((given, output, task, choices),) = self._read(
+            "SELECT input, output, task, choices FROM examples WHERE id = ?", (example_id,)
+        )
+        fields = json.loads(given)
+        cleaned = clean_text(fields) if isinstance(fields, str) else {k: clean_text(v) for k, v in fields.items()}
+        return digest([cleaned, clean_text(output), task, json.loads(choices)])
 
     # ---- vectors
 
@@ -642,6 +696,32 @@ def _example(row: tuple[Any, ...]) -> Example:
     )
 
 
+_ORPHAN = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
+
+
+def _drop_orphans(connection: sqlite3.Connection, texts: Sequence[int]) -> None:
+    """Drop those of the texts that no example has any more, with their vectors."""
+    connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {_ORPHAN}", ((t,) for t in texts))
+    connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {_ORPHAN}", ((t,) for t in texts))
+
+
+def _key_source(stored_input: str) -> str:
+    """What the keys of an example are kept under, from its input as it is stored."""
+    return source_mark(Query(json.loads(stored_input), id="-").input)
+
+
+def _is_canonical(stored: str, example: Example) -> bool:
+    """Whether the stored input is spelled as the example's, with fields in the order of its text."""
+    if isinstance(example.input, str):
+        return bool(json.loads(stored) == example.input)
+    return [*json.loads(stored).items()] == sorted(example.input.items())
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    """How often each name is there, the commonest first."""
+    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+
+
 def _known(connection: sqlite3.Connection, ids: Sequence[str], table: str) -> set[str]:
     query = f"SELECT DISTINCT value FROM json_each(?) AS t WHERE EXISTS (SELECT 1 FROM {table} WHERE id = t.value)"
     return {row[0] for row in connection.execute(query, (json.dumps([*ids]),))}
@@ -657,4 +737,4 @@ def _same(have: Json, want: Json) -> bool:
 
 
 def _written(value: Json) -> str:
-    return value if isinstance(value, str) else canonical_json(value)
+    return clean_text(value if isinstance(value, str) else canonical_json(value))

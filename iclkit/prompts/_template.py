@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
@@ -30,7 +31,8 @@ class Template:
     ``demo`` names fields in braces: ``{input}`` (the whole input), any named field of a mapping input, ``{choices}``
     (the options, one lettered line each), and exactly one answer: ``{output}``, or ``{letter}`` for the letter of the
     output among the choices. ``{{`` and ``}}`` are literal braces. ``instruction``, ``system`` and ``separator`` are
-    plain text, braces and all. Whatever stands in the data is inserted in one pass and never read as a field.
+    plain text, braces and all. Whatever stands in the data is inserted in one pass and never read as a field. All is
+    NFC, as examples are, so that fields are found under their names however those were typed.
 
     With ``chat`` every demonstration is a user turn and an assistant turn, and ``system`` and ``instruction`` together
     are the system message. ``stop`` are the strings that end a generated answer.
@@ -44,6 +46,9 @@ class Template:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("demo", "instruction", "separator", "system"):
+            object.__setattr__(self, name, unicodedata.normalize("NFC", getattr(self, name)))
+        object.__setattr__(self, "stop", tuple(unicodedata.normalize("NFC", s) for s in self.stop))
         names = [value for kind, value in self._parts() if kind == "field"]
         answers = [n for n in names if n in _ANSWERS]
         if len(answers) != 1:
@@ -81,7 +86,7 @@ class Template:
         """The text shown as the answer: the output itself, or its letter among the choices. DataError if not there."""
         if "letter" not in self.fields:
             return output
-        if output not in choices:
+        if output not in choices:  # both are spelled alike: Example and Query see to that
             raise DataError(
                 f"the output {output!r} is not one of the choices {list(choices)}; {{letter}} needs it there"
             )

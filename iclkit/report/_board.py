@@ -17,6 +17,7 @@ from iclkit.eval import (
     METRICS,
     Difference,
     Estimate,
+    LeftOut,
     Metric,
     bootstrap_macro_f1,
     difference,
@@ -89,26 +90,34 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """All groups, the baseline, and how many comparisons the p-values are corrected for."""
+    """All groups, the baseline, and how many comparisons the p-values are corrected for.
+
+    ``left_out`` are runs that could not be used, with the reason of each; ``notes`` tell of them too.
+    """
 
     groups: tuple[Group, ...]
     baseline: str
     comparisons: int
     alpha: float = ALPHA
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
-def leaderboard(runs: Iterable[Run], baseline: str = "random", alpha: float = ALPHA) -> Board:
+def leaderboard(
+    runs: Iterable[Run], baseline: str = "random", alpha: float = ALPHA, *, left_out: Iterable[LeftOut] = ()
+) -> Board:
     """Group runs by task, LM and k, join seeds, and compare every line with the baseline of its group.
 
-    Runs that are not finished are left out and noted. Seeds of one line are joined; a selector that does not depend on
-    the seed has one run. DataError when nothing is finished.
+    Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read. Seeds
+    of one line are joined; a selector that does not depend on the seed has one run. DataError when nothing is left.
     """
-    runs = list(runs)
+    runs, lost = list(runs), list(left_out)
     done = [r for r in runs if r.facts.get("done", True) and r.rows]
     if not done:
-        raise DataError("no finished run to rank; finish them with the same iclkit eval command")
+        more = f"; {_count(len(lost), 'damaged run')} cannot be read, the first: {lost[0].reason}" if lost else ""
+        raise DataError(f"no finished run to rank; finish them with the same iclkit eval command{more}")
     notes = [f"{len(runs) - len(done)} unfinished runs are left out"] if len(done) < len(runs) else []
+    notes += [f"run {one.run} is left out: {one.reason}" for one in lost]
     grouped = _groups(done)
     tags = _tags([json.loads(key) for key in grouped])
     drafts = [_draft(grouped[key], tag) for key, tag in sorted(zip(grouped, tags, strict=True))]
@@ -138,7 +147,11 @@ def leaderboard(runs: Iterable[Run], baseline: str = "random", alpha: float = AL
         ]
         lines.sort(key=lambda line: (-line.figure.value, line.name))
         groups.append(replace(draft.group, lines=tuple(lines)))
-    return Board(tuple(groups), baseline, len(pairs), alpha, tuple(notes))
+    return Board(tuple(groups), baseline, len(pairs), alpha, tuple(notes), tuple(lost))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 @dataclass(eq=False)

@@ -165,6 +165,23 @@ def test_errors_of_the_machine_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_a_full_disk_is_named_where_a_library_hides_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Full:
+        free = 100
+
+    def fail() -> None:
+        raise RuntimeError("unexpected pos 48896 vs 48784")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda place: Full())
+    monkeypatch.setattr(iclkit.cli.cli, "main", lambda *a, **k: fail())
+    with pytest.raises(SystemExit):
+        main(["pool"])
+    assert f"the disk of {tmp_path} is full" in capsys.readouterr().err
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise ValueError("a bug")

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from iclkit.datasets import read_examples
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example
+from iclkit.records import Example, clean_text
+from iclkit.text import visible
 
 ROWS = [
     {"input": "good fun", "output": "positive"},
@@ -63,8 +64,8 @@ def test_every_format_reads_the_same_rows(tmp_path: Path, ending: str) -> None:
 @given(
     rows=st.lists(
         st.tuples(
-            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip),
-            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).filter(str.strip),
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(visible),
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(visible),
         ),
         min_size=1,
         max_size=5,
@@ -75,13 +76,13 @@ def test_any_text_survives_the_way_through_a_file(
     rows: list[tuple[str, str]], ending: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = write(tmp_path_factory.mktemp("any") / f"rows.{ending}", [{"input": i, "output": o} for i, o in rows])
-    assert [(e.input, e.output) for e in read_examples(path)] == rows
+    assert [(e.input, e.output) for e in read_examples(path)] == [(clean_text(i), clean_text(o)) for i, o in rows]
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read_over(tmp_path: Path) -> None:
     path = tmp_path / "excel.csv"
     path.write_bytes('input,output\r\n"one\r\ntwo",a\r\nthree,b\r\n'.encode("utf-8-sig"))
-    assert [(e.input, e.output) for e in read_examples(path)] == [("one\r\ntwo", "a"), ("three", "b")]
+    assert [(e.input, e.output) for e in read_examples(path)] == [("one\ntwo", "a"), ("three", "b")]
     path = tmp_path / "marked.jsonl"
     path.write_bytes('{"input": "x", "output": "y"}\r\n'.encode("utf-8-sig"))
     assert read_examples(path)[0].input == "x"
@@ -103,7 +104,7 @@ def test_several_input_columns_become_named_fields(tmp_path: Path) -> None:
     path = write(tmp_path / "pairs.csv", [{"premise": "It rains.", "hypothesis": "It is wet.", "gold": "yes"}])
     (example,) = read_examples(path, input=["premise", "hypothesis"], output="gold")
     assert example.input == {"premise": "It rains.", "hypothesis": "It is wet."}
-    assert example.text == "It rains.\nIt is wet."
+    assert example.text == "It is wet.\nIt rains."  # by field name: hypothesis, premise
 
 
 def test_an_object_as_input_becomes_named_fields(tmp_path: Path) -> None:

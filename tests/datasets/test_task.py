@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from iclkit.datasets import Card, Task, load_task, make_task
+from iclkit.datasets import Card, Task, find_leaks, load_task, make_task
 from iclkit.errors import DataError, UnknownName, UsageError
 from iclkit.prompts import Template
-from iclkit.records import Example, fold_text
+from iclkit.records import Example, Query, fold_text
 
 SHARED = {  # kind, metric, rows (train, dev, test), labels
     "agnews": ("classification", "accuracy", (4000, 0, 1000), 4),
@@ -284,3 +284,69 @@ def test_a_card_is_read_line_by_line() -> None:
     assert Card.parse("no card at all") == Card()
     assert Card.parse("- Suggested metric: my_metric").metric == "my_metric"
     assert Card.parse("- Task: only words").description == "only words"
+
+
+def label_rows(*labels: str, each: int = 4) -> list[Example]:
+    return [Example(f"row {i} of {label!r}", label) for label in labels for i in range(each)]
+
+
+@pytest.mark.parametrize("other", ["cafe\u0301", "caf\u00e9 ", "\u00a0caf\u00e9", "caf\u00e9\r\n", "\u3000caf\u00e9"])
+def test_labels_that_differ_by_outer_white_space_or_unicode_form_are_one_label(folder: Path, other: str) -> None:
+    for split, label in (("train", "caf\u00e9"), ("test", other)):
+        lines = [json.dumps({"input": f"{split} {i}", "output": o}) for i in range(4) for o in (label, "bar")]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    task = load_task(folder)
+    assert task.labels == ("bar", "caf\u00e9")
+    assert {e.output for e in task.test} == {"bar", "caf\u00e9"}
+    given = make_task(
+        "t", label_rows("caf\u00e9", "bar"), label_rows(other, each=1), labels=[other, "bar", "caf\u00e9"]
+    )
+    assert given.labels == ("caf\u00e9", "bar")
+
+
+@pytest.mark.parametrize(
+    "other",
+    ["not  good", "not\u00a0good", "not\ngood", "not good\u200b", "\ufeffnot good", "not\u00ad good", "not good\ufe0f"],
+)
+def test_labels_that_look_alike_are_refused(other: str) -> None:
+    with pytest.raises(DataError, match="differ only by white space or by characters that do not show") as caught:
+        make_task("t", label_rows("not good", other), label_rows("not good"), kind="classification")
+    assert "\\u" in str(caught.value) or "\\x" in str(caught.value) or "\\n" in str(caught.value) or "  " in other
+    with pytest.raises(DataError, match="differ only by"):
+        make_task("t", label_rows("not good"), label_rows("not good"), labels=["not good", other])
+
+
+def test_choices_of_a_row_that_look_alike_are_refused() -> None:
+    fine = [Example("q", "a", choices=("a", "b"))]
+    with pytest.raises(DataError, match="t test, row 1: the choices 'a b' and 'a  b' differ only by white space"):
+        make_task("t", fine, [Example("q", "a b", choices=("a b", "a  b"))])
+    assert make_task("t", fine, [Example("q", "a ", choices=("a", " b"))]).test[0].choices == ("a", "b")
+
+
+@pytest.mark.parametrize("other", ["Positive", "\uff50\uff4f\uff53\uff49\uff54\uff49\uff56\uff45"])
+def test_labels_that_differ_only_by_case_or_width_are_kept_with_a_word(other: str) -> None:
+    task = make_task("t", label_rows("positive", other), label_rows("positive", other, each=1), kind="classification")
+    assert len(task.labels) == 2
+    (note,) = task.notes
+    assert "differ only by case or by width" in note
+    assert make_task("t", label_rows("C", "C++"), label_rows("C", "C++", each=1), kind="classification").notes == ()
+
+
+def test_a_task_of_one_label_says_that_every_answer_is_right() -> None:
+    task = make_task("t", label_rows("yes", "yes "), label_rows("yes", each=1), kind="classification")
+    assert task.labels == ("yes",)
+    assert "there is one label alone, 'yes': every answer is right" in task.notes[0]
+    sorted_by_label = make_task("t", label_rows("yes", "no"), label_rows("yes", each=6), kind="classification")
+    assert "every test row has the label 'yes'" in sorted_by_label.notes[0]
+    assert (
+        sorted_by_label.hash
+        == make_task(
+            "t", label_rows("yes", "no"), label_rows("yes", each=6), kind="classification", labels=("no", "yes")
+        ).hash
+    )
+
+
+def test_the_order_of_fields_in_a_row_changes_neither_leaks_nor_held_out_groups() -> None:
+    pool = [Example({"premise": "It rains today.", "hypothesis": "It is wet."}, "yes")]
+    (leak,) = find_leaks(pool, [Query({"hypothesis": "It is wet.", "premise": "It rains today."})])
+    assert leak.kind == "exact"

@@ -13,7 +13,9 @@ from iclkit.errors import DataError, RunError
 from iclkit.eval._store import CHUNK, RunFolder, chunks, load_run, load_runs
 from iclkit.records import Dropped, Row, Run
 
-SPEC = {"task": "t", "seed": 0}
+from .worlds import run_spec
+
+SPEC = run_spec(200)
 
 
 def row(n: int) -> Row:
@@ -75,17 +77,17 @@ def test_a_damaged_row_is_named_by_file_and_line(tmp_path):
         folder.append(ROWS)
         folder.save(done=True)
     file = tmp_path / Run(SPEC).id / "rows.jsonl"
-    lines = file.read_text().splitlines()
+    lines = file.read_text().split("\n")
     lines[16] = lines[16][:20]
-    file.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=r"rows\.jsonl, line 17 is damaged"):
+    file.write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 17: not JSON .*; delete the folder"):
         load_run(file.parent)
 
 
 def test_a_damaged_state_says_what_to_do(tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"delete the folder .*x and run again"):
+    with pytest.raises(DataError, match=r"x/run\.json: not JSON .*; delete this file and give the same iclkit eval"):
         load_runs(tmp_path)
 
 

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 from iclkit.datasets import Task, make_task
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
 from iclkit.testing import ScriptedLM
+
+
+def run_spec(queries: int) -> dict[str, Any]:
+    """The spec of a run of so many queries."""
+    return {
+        "iclkit": "0.1.0",
+        "task": {"name": "t", "hash": "h", "kind": "classification", "metric": "accuracy", "labels": ["no", "yes"],
+                 "queries": queries},
+        "pool": {"hash": "p", "size": 5},
+        "selector": {"name": "knn", "settings": {}, "version": "0.1.0"},
+        "lm": {"name": "fake", "fingerprint": "fake-1"},
+        "embedder": None,
+        "template": {"demo": "{input} {output}"},
+        "on_leak": "exclude",
+        "k": 8, "seed": 0, "order": "best-last", "budget": None, "normalise": "sum",
+    }  # fmt: skip
+
 
 LABELS = ("animal", "food", "tool")
 WORDS = {

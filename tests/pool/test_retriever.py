@@ -88,7 +88,7 @@ def test_a_demonstration_is_its_input_with_or_without_its_output() -> None:
     assert Rendering("input").example(RAIN) == "is it raining"
     assert Rendering("input+output", " = ").example(RAIN) == "is it raining = yes"
     fields = Example({"premise": "it rains", "claim": "it is wet"}, "entailed")
-    assert Rendering().example(fields) == "it rains\nit is wet\tentailed"
+    assert Rendering().example(fields) == "it is wet\nit rains\tentailed"  # fields by name
 
 
 def test_the_query_stands_in_front_of_what_is_chosen_newest_first() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from iclkit.datasets import read_examples
 from iclkit.errors import DataError, ModelError, PoolError, UnknownName, UsageError
 from iclkit.pool import Pool
+from iclkit.pool._keys import source_mark
 from iclkit.pool._schema import MIGRATIONS
-from iclkit.records import Example
+from iclkit.records import Example, digest
 from iclkit.testing import HashEmbedder
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -421,3 +424,79 @@ def test_dedupe_keeps_the_oldest_and_dry_run_changes_nothing() -> None:
         assert pool.dedupe().removed == 0
         with pytest.raises(UsageError, match="above 0"):
             pool.dedupe(near=1.5)
+
+
+def old_pool(path: Path, rows: Sequence[tuple[str, str, str, str, str]]) -> Path:
+    """A pool as it was written when inputs were numbered by the text they came with: (id, input, output, choices,
+    the text that was embedded)."""
+    with Pool.open(path) as pool:
+        pool.add([Example("kept", "y")])
+        pool.embed(HashEmbedder(8))
+    with sqlite3.connect(path) as raw:
+        for id_, given_, output, choices, text in rows:
+            number = raw.execute(
+                "INSERT INTO texts (hash) VALUES (?)", (hashlib.blake2b(text.encode(), digest_size=16).digest(),)
+            ).lastrowid
+            raw.execute(
+                "INSERT INTO examples (id, input, output, task, choices, meta, text, revision) "
+                "VALUES (?, ?, ?, 'nli', ?, '{}', ?, 1)",
+                (id_, given_, output, choices, number),
+            )
+            raw.execute(
+                "INSERT INTO vectors VALUES (1, ?, ?)", (number, HashEmbedder(8).encode_documents([text])[0].tobytes())
+            )
+    return path
+
+
+def test_an_old_pool_is_searched_by_the_texts_its_examples_have_now(tmp_path: Path) -> None:
+    pair, named = (
+        '{"premise":"It rains.","hypothesis":"It is wet."}',
+        {"hypothesis": "It is wet.", "premise": "It rains."},
+    )
+    path = old_pool(
+        tmp_path / "old.db",
+        [
+            (Example(named, "yes", "nli").id, pair, "yes", "[]", "It rains.\nIt is wet."),
+            (Example("cafe\u0301 ", "yes ", "nli").id, '"cafe\u0301 "', "yes ", "[]", "cafe\u0301 "),
+            ("d1ac1c40b5d5b0e1a1e0bd6a5b8d8d10", '"q"', "a ", '["a ","b"]', "q"),
+        ],
+    )
+    embedder = HashEmbedder(8)
+    with Pool.open(path, read_only=True) as pool:
+        want = embedder.encode_documents(["kept", "It is wet.\nIt rains.", "caf\u00e9", "q"])
+        assert np.allclose(pool.view().vectors(embedder), want)
+    with Pool.open(path) as pool:
+        examples = list(pool)
+        assert [e.text for e in examples] == ["kept", "It is wet.\nIt rains.", "caf\u00e9", "q"]
+        assert [e.output for e in examples] == ["y", "yes", "yes", "a"]
+        assert np.allclose(pool.view().vectors(embedder), want)
+        assert pool.embed(embedder) == 0
+        assert pool.stats().outputs == {"yes": 2, "a": 1, "y": 1}
+        assert pool.add([Example(named, "yes", "nli"), Example("caf\u00e9", "yes", "nli")]).known == 2
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("SELECT count(*) FROM texts").fetchone() == (4,)
+        assert raw.execute("SELECT count(*) FROM vectors").fetchone() == (4,)
+
+
+def test_ids_of_an_old_pool_stay_and_are_no_problem(tmp_path: Path) -> None:
+    old = digest(["q", "a", "nli", ["a ", "b"]])  # options were hashed as they came
+    path = old_pool(tmp_path / "old.db", [(old, '"q"', "a ", '["a ","b"]', "q")])
+    with Pool.open(path) as pool:
+        assert pool.get(old).choices == ("a", "b")
+        assert pool.check() == []
+        pool.update(old, meta={"seen": True})
+        assert pool.get(old).meta == {"seen": True}
+
+
+def test_keys_an_lm_wrote_stay_when_texts_are_numbered_anew(tmp_path: Path) -> None:
+    given_ = '{"premise":"It rains.","hypothesis":"It is wet."}'
+    path = old_pool(tmp_path / "old.db", [("x", given_, "yes", "[]", "It rains.\nIt is wet.")])
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO transforms VALUES (1, 'f', 'skills')")
+        raw.execute("INSERT INTO keys VALUES (1, ?, 0, 'entailment', 0)", (source_mark(json.loads(given_)),))
+    with Pool.open(path) as pool:
+        pool.view()
+        assert pool.stored_keys("x") == [("skills", 0, "entailment")]
+        pool.remove(["x"])
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("SELECT count(*) FROM keys").fetchone() == (0,)
