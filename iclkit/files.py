@@ -33,22 +33,46 @@ def split_lines(text: str) -> Iterator[tuple[int, str]]:
             yield number, line.removesuffix("\r")
 
 
+_DEEPEST = 100  # levels; the interpreter's own limit depends on who calls
+
+
 def parse_json(text: str | bytes, where: str) -> Any:
     """The value of a JSON text. ``where`` names file and line in the DataError for a text that is none.
 
-    Objects nested too deep for this interpreter, integers of thousands of digits and lone surrogates, which Python's
-    reader lets pass or answers with errors of other kinds, are DataErrors too.
+    Values nested deeper than 100 levels, integers of thousands of digits and lone surrogates, which Python's reader
+    lets pass or answers with errors of other kinds, are DataErrors too.
     """
     try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig")
         value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
+        text.encode()
+        if "\\u" in text:  # the other way for a lone surrogate to come in
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise DataError(f"{where}: JSON is nested too deep") from error
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: half of a surrogate pair ({error.object[error.start]!r}) is no character") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except ValueError as error:
         raise DataError(f"{where}: not JSON ({error})") from error
+    if text.count("[") + text.count("{") > _DEEPEST and _too_deep(value):
+        raise DataError(f"{where}: JSON is nested too deep")
     return value
+
+
+def _too_deep(value: Any) -> bool:
+    """Whether a value has more than 100 levels."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, dict | list)
+            for inner in (item.values() if isinstance(item, dict) else item)
+        ]
+    return any(isinstance(item, dict | list) for item in level)
 
 
 def read_json(path: Path) -> Any:
