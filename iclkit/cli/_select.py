@@ -126,7 +126,7 @@ def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: Poo
             "query": s.query.id,
             "rank": p.rank,
             "id": p.example_id,
-            "score": round(p.score, 6),
+            "score": _rounded(p.score),
             **_shown(view, p.example_id),
         }
         for s in selections
@@ -152,6 +152,11 @@ def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: Poo
         _tables(selections, view)
 
 
+def _rounded(score: float) -> float:
+    """To six decimals; small ones, e.g. probabilities, to six digits."""
+    return round(score, 6) if abs(score) >= 0.1 else float(f"{score:.6g}")
+
+
 def _tables(selections: Sequence[Selection], view: PoolView) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -164,7 +169,8 @@ def _tables(selections: Sequence[Selection], view: PoolView) -> None:
         for pick in selection:
             shown = _shown(view, pick.example_id)
             text = " ".join(json.dumps(shown["input"]) if isinstance(shown["input"], dict) else shown["input"].split())
-            cells = (str(pick.rank), f"{pick.score:.4f}", pick.example_id[:12], shown["output"], text)
+            score = f"{pick.score:.4f}" if abs(pick.score) >= 0.001 or not pick.score else f"{pick.score:.3g}"
+            cells = (str(pick.rank), score, pick.example_id[:12], shown["output"], text)
             table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
         out.print(table)
 

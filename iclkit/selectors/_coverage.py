@@ -16,6 +16,7 @@ from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, 
 from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys, stable_keys
 from iclkit.selectors._terms import TermIndex, tokenizer
 
+_GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
 _KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
 
 
@@ -39,15 +40,17 @@ def cover_order(cover: FloatArray, k: int) -> list[int]:
     """
     n, best = len(cover), np.full(cover.shape[1], -np.inf)
     cover, left = np.asarray(cover, dtype=np.float64), np.ones(len(cover), dtype=np.bool_)
+    size = cover.sum(axis=1).max(initial=0.0)
+    cover = cover / size if 0 < size < 1 else cover  # weights of words that all texts hold are small in a large pool
     order = list[int]()
     while len(order) < min(k, n):
         value = np.where(left, np.maximum(best, cover).sum(axis=1), -np.inf)
-        if order and value.max() <= best.sum() + 1e-9:
+        if order and value.max() <= best.sum() + 10.0**-_GAIN_DIGITS:
             if not np.isfinite(best).any():  # no parts at all: nothing to tell candidates apart
                 return [*order, *np.flatnonzero(left)[: k - len(order)].tolist()]
             best = np.full(cover.shape[1], -np.inf)
             value = np.where(left, cover.sum(axis=1), -np.inf)
-        row = first_best(value)
+        row = first_best(value, _GAIN_DIGITS)
         order.append(row)
         left[row] = False
         best = np.maximum(best, cover[row])
@@ -77,7 +80,7 @@ class _CoverageSelector(BaseSelector):
         own = cover.sum(axis=1)
         order = np.array(cover_order(cover, k), dtype=np.int64)
         if self.sort == "relevance":
-            order = order[best_rows(own[order], len(order))]
+            order = order[best_rows(own[order], len(order), significant=True)]
         return rows[order], own[order]
 
     @abstractmethod
@@ -106,10 +109,10 @@ class CosineCoverageSelector(_CoverageSelector):
 def token_recall(query: FloatArray, other: FloatArray, weights: FloatArray) -> FloatArray:
     """BERTScore recall, token by token (Zhang et al. 2020): w_q times the best cosine of query token q in ``other``.
 
-    query (t, d) and other (s, d): unit rows. weights (t,) sum to 1. Returns (t,); its sum is the recall, 1 for a text
-    with itself.
+    query (t, d) and other (s, d): unit rows; cosines count to 1e-6. weights (t,) sum to 1. Returns (t,); its sum is the
+    recall, 1 for a text with itself.
     """
-    result: FloatArray = weights * (query @ other.T).max(axis=1)
+    result: FloatArray = weights * np.round((query @ other.T).max(axis=1).astype(np.float64), DIGITS)
     return result
 
 
@@ -145,7 +148,7 @@ class SetBSRSelector(_CoverageSelector):
             texts = self._pool_tokens(rows)
             weights = self._weights(tokens, [words for words, _ in texts])
             parts = [token_recall(vectors, other, weights) for _, other in texts]
-            yield rows, np.round(parts, DIGITS).reshape(len(rows), len(tokens))
+            yield rows, np.array(parts, dtype=np.float64).reshape(len(rows), len(tokens))
 
     def _weights(self, tokens: Sequence[str], texts: Sequence[Sequence[str]]) -> FloatArray:
         if self.weights == "uniform":

@@ -13,6 +13,7 @@ from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys,
 from iclkit.selectors._ranked import RankedOnceSelector
 
 _BLOCK = 1 << 25  # cosines that are held at once
+_GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums of cosines are off by less
 
 
 def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]:
@@ -29,13 +30,13 @@ def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]
     order, values = list[int](), list[float]()
     fresh = np.ones(n, dtype=np.bool_)
     while len(order) < min(m, n):
-        row = first_best(gains)
+        row = first_best(gains, _GAIN_DIGITS)
         while not fresh[row]:
-            stale = np.flatnonzero(~fresh & (gains >= gains[row] - 10.0**-DIGITS))[:32]
+            stale = np.flatnonzero(~fresh & (gains >= gains[row] - 10.0**-_GAIN_DIGITS))[:32]
             for start in stale.tolist():
                 gains[start] = _gains(vectors, slice(start, start + 1), covered)[0]
             fresh[stale] = True
-            row = first_best(gains)
+            row = first_best(gains, _GAIN_DIGITS)
         order.append(row)
         values.append(float(gains[row]))
         covered = np.maximum(covered, vectors @ vectors[row])
@@ -75,7 +76,7 @@ def spread_order(vectors: FloatArray, m: int, start: int) -> tuple[list[int], li
     total = np.zeros(len(vectors))
     order, values = list[int](), list[float]()
     while len(order) < min(m, len(vectors)):
-        row = first_best(-total) if order else start
+        row = first_best(-total, _GAIN_DIGITS) if order else start
         order.append(row)
         values.append(float(-total[row]))
         total = np.where(

@@ -13,18 +13,20 @@ from iclkit.errors import UsageError
 from iclkit.records import Query, Selection
 from iclkit.selectors._base import FILL, BoolArray, Chosen, FloatArray
 from iclkit.selectors._inner import OuterSelector
-from iclkit.selectors._maths import DIGITS, best_rows
+from iclkit.selectors._maths import best_rows, rounded
+
+_POINT_DIGITS = 12  # sums of a few fractions of ranks differ by more or not at all
 
 
 def shared_ranks(scores: FloatArray) -> FloatArray:
-    """(m,): ranks from 1 of a list, best first; neighbours whose scores tie to 1e-6 share the mean of their ranks.
+    """(m,): ranks from 1 of a list, best first; neighbours whose scores tie (see ``rounded``) share their mean rank.
 
     A list that cannot tell its members apart must not do so by where they stand in the pool.
     >>> shared_ranks(np.array([.9, .5, .5, .1])).tolist()
     [1.0, 2.5, 2.5, 4.0]
     """
     ranks = np.arange(1, len(scores) + 1, dtype=np.float64)
-    group = np.cumsum(np.r_[False, np.abs(np.diff(np.round(scores, DIGITS))) > 0.5 * 10.0**-DIGITS])[: len(scores)]
+    group = np.cumsum(np.r_[False, np.diff(rounded(scores)) != 0])[: len(scores)]
     mean = np.bincount(group, ranks) / np.maximum(np.bincount(group), 1) if len(scores) else ranks
     shared: FloatArray = mean[group] if len(scores) else ranks
     return shared
@@ -82,7 +84,7 @@ class _FusionSelector(OuterSelector):
         random = [np.array([p.why == FILL for p in s], dtype=np.bool_) for s in selections]
         lists = [(self._rows(s), np.array([p.score for p in s])) for s in selections]
         points = self.points([(rows[~f], scores[~f]) for (rows, scores), f in zip(lists, random, strict=True)])
-        rows = best_rows(points, k, allowed)
+        rows = best_rows(points, k, allowed, digits=_POINT_DIGITS, significant=True)
         if len(rows) < k:  # what only random fill has named comes last, with no points
             more = [r for (own, _), f in zip(lists, random, strict=True) for r in own[f].tolist()]
             rows = np.array([*dict.fromkeys([*rows.tolist(), *more])][:k], dtype=np.int64)

@@ -11,32 +11,42 @@ from numpy.typing import NDArray
 from iclkit.selectors._base import BoolArray, FloatArray, IntArray
 
 DIGITS = 6
-"""Scores that agree to this many decimals tie: the last bits depend on the machine."""
+"""Cosines and other scores of order one that agree to this many decimals tie: the last bits depend on the machine."""
 
-_SLACK = 2 * 10.0**-DIGITS
 _BLOCK = 256
 
 Keys = NDArray[np.uint64]
 
 
-def best_rows(scores: FloatArray, k: int, allowed: BoolArray | None = None, above: float = -np.inf) -> IntArray:
-    """The k rows of highest score, best first; ties (scores rounded to 1e-6) go to the lower row.
+def best_rows(
+    scores: FloatArray,
+    k: int,
+    allowed: BoolArray | None = None,
+    above: float = -np.inf,
+    *,
+    digits: int = DIGITS,
+    significant: bool = False,
+) -> IntArray:
+    """The k rows of highest score, best first; ties go to the lower row.
 
     scores (n,); allowed (n,) masks rows; rows must score more than ``above``, so -inf marks rows that cannot be had.
-    At most k rows, fewer when fewer qualify.
+    Scores tie when they agree to ``digits`` decimals; with ``significant``, for scores that may be far below 1, those
+    that are have to agree in as many significant digits (see ``rounded``). At most k rows, fewer when fewer qualify.
     >>> best_rows(np.array([.1, .5, .5, .3]), 3).tolist()
     [1, 2, 3]
     """
     scores = scores if allowed is None else np.where(allowed, scores, -np.inf)
     if k <= 0:
         return np.empty(0, np.int64)
-    low = _kth_or_less(scores, k) - _SLACK
+    slack = 2 * 10.0**-digits
+    low = _kth_or_less(scores, k) - slack
     near = np.flatnonzero(scores >= low) if low > above else np.flatnonzero(scores > above)
     values = scores[near].astype(np.float64)
     if k < len(near):
-        kept = values >= np.partition(values, -k)[-k] - _SLACK
+        kept = values >= np.partition(values, -k)[-k] - slack
         near, values = near[kept], values[kept]
-    return near[np.lexsort((near, -np.round(values, DIGITS)))[:k]]
+    values = rounded(values, digits) if significant else np.round(values, digits)
+    return near[np.lexsort((near, -values))[:k]]
 
 
 def _kth_or_less(scores: FloatArray, k: int) -> float:
@@ -48,12 +58,30 @@ def _kth_or_less(scores: FloatArray, k: int) -> float:
     return float(np.partition(maxima, -k)[-k])
 
 
-def first_best(scores: FloatArray) -> int:
-    """The row of highest score, the lowest of those that tie to 1e-6; a greedy step.
+def first_best(scores: FloatArray, digits: int = DIGITS) -> int:
+    """The row of highest score, the lowest of those within 10 ** -digits of it; a greedy step.
 
     scores (n,), at least one finite; -inf marks rows that are gone.
     """
-    return int(np.argmax(scores >= scores.max() - 10.0**-DIGITS))
+    return int(np.argmax(scores >= scores.max() - 10.0**-digits))
+
+
+def rounded(scores: FloatArray, digits: int = DIGITS) -> FloatArray:
+    """Scores without the digits that depend on the machine: to ``digits`` decimals, and small ones to ``digits``
+    significant digits, so that probabilities, entropies and sums of ranks of any size stay apart.
+
+    >>> rounded(np.array([0.12345678, 0.00012345678, -np.inf])).tolist()
+    [0.123457, 0.000123457, -inf]
+    """
+    scores = np.asarray(scores, dtype=np.float64)
+    found = scores.copy()
+    plain = np.isfinite(scores) & (scores != 0)
+    leading = np.floor(np.log10(np.abs(scores[plain]))).astype(np.int64)
+    places = digits - np.minimum(leading + 1, 0)
+    for number in np.unique(places):
+        here = np.flatnonzero(plain)[places == number]
+        found[here] = np.round(scores[here], min(int(number), 300))
+    return found
 
 
 def stable_key(*parts: str | int) -> int:

@@ -12,7 +12,7 @@ from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors._asking import NORMALISE, Asker, entropy
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import first_best, shuffle_keys, stable_keys
+from iclkit.selectors._maths import rounded, shuffle_keys, stable_keys
 
 _PREFER = {"lowest": -1.0, "highest": 1.0}
 
@@ -77,5 +77,5 @@ class MDLSelector(BaseSelector):
         return ordered_subsets([self.pool_.ids[r] for r in rows], k, self.window, "mdl", self.kit_.seed, query.id)
 
     def _best(self, subsets: IntArray, unsure: FloatArray) -> Chosen:
-        best = first_best(_PREFER[self.prefer] * unsure)  # ties go to the plain list, which comes first
+        best = int(np.argmax(_PREFER[self.prefer] * rounded(unsure)))  # ties go to the plain list, which comes first
         return subsets[best], np.full(subsets.shape[1], -unsure[best])

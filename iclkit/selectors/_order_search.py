@@ -17,7 +17,7 @@ from iclkit.prompts import parse_continued
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._asking import NORMALISE, Asker, entropy
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import first_best, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._maths import rounded, shuffle_keys, smallest_rows, stable_keys
 from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
@@ -130,7 +130,7 @@ class _OrderSearch(BaseSelector):
             asked = [(Query(text), shown) for shown in ranked for text in inputs]
             logprobs = np.stack(self.asker_.label_logprobs(asked, self.normalise)).reshape(len(orders), len(inputs), -1)
             values = np.array([self.value(own) for own in logprobs])
-            best = first_best(values)  # ties go to the plain order, which comes first
+            best = int(np.argmax(rounded(values)))  # ties go to the plain order, which comes first
             self.found_[k] = orders[best], float(values[best]), note
         return self.found_[k]
 

@@ -185,6 +185,6 @@ class PVIWeightSelector(_Judging):
         for selection in self.parts_[0].select_many(queries, max(k, self.candidates)):
             rows = self._rows(selection)
             scores = np.array([p.score for p in selection]) + bonus[rows]
-            best = best_rows(scores, k)
+            best = best_rows(scores, k, significant=True)
             chosen.append((rows[best], scores[best]))
         return chosen

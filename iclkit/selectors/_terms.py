@@ -105,7 +105,7 @@ class TermIndex:
         Where fewer share a word with the text, the rest come in the order of the keys ``shuffled`` (n,) and score 0.
         """
         scores = self.scores(text)
-        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0)
+        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0, significant=True)
         found = scores[rows].astype(np.float64)
         if len(rows) < k:
             left = allowed.copy()

@@ -45,24 +45,51 @@ def fast_vote_order(
     """
     n = len(neighbours)
     free = np.ones(n, dtype=np.bool_) if among is None else among.copy()
-    weight, votes = np.ones(n), np.ones(neighbours.shape, dtype=np.float64)
+    voting, heard = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
     order = list[int]()
 
     def take(row: int) -> None:
-        free[row] = False
-        weight[(neighbours == row).any(axis=1)] /= 10
-        weight[row] = 0
+        free[row] = voting[row] = False
+        heard[(neighbours == row).any(axis=1)] += 1
 
     for row in [] if first is None else first.tolist():
         take(row)
     while len(order) < m and free.any():
-        votes[:] = weight[:, None]
-        score = np.where(free, np.bincount(neighbours.ravel(), votes.ravel(), minlength=n), -np.inf)
-        tied = np.flatnonzero(score >= score.max() - 10.0**-DIGITS)
+        tied = _most_votes(neighbours, np.flatnonzero(free), voting, heard)
         row = int(tied[best_rows(density[tied], 1)[0]])
         order.append(row)
         take(row)
     return order
+
+
+def _most_votes(neighbours: IntArray, rows: IntArray, voting: BoolArray, heard: IntArray) -> IntArray:
+    """Those of ``rows`` whose sum of 10 ** -heard over their voters is largest, ascending, compared exactly.
+
+    Votes fade tenfold with each pick, so sums are soon far below 1 and may differ in any digit: floats only sort out
+    what cannot win, and what is left is compared as decimal numbers.
+    """
+    least = heard[voting].min(initial=heard.max())
+    votes = np.power(10.0, least - heard, out=np.zeros(len(heard)), where=voting)
+    sums = np.bincount(neighbours.ravel(), np.repeat(votes, neighbours.shape[1]), minlength=len(neighbours))[rows]
+    if sums.max() > 1e-280:  # below that floats lose digits, and all are compared
+        rows = rows[sums >= sums.max() * (1 - 1e-9)]  # more than a float64 sum can be off by
+    if len(rows) == 1:
+        return rows
+    place = np.full(len(neighbours), -1)
+    place[rows] = np.arange(len(rows))
+    held = place[neighbours]
+    counted = (held >= 0) & voting[:, None]
+    width = int(heard.max()) + 1
+    digit = np.broadcast_to(heard[:, None], held.shape)[counted]
+    digits = np.bincount(held[counted] * width + digit, minlength=len(rows) * width).reshape(len(rows), width)
+    for at in range(width - 1, 0, -1):  # carry, so that equal sums have equal digits
+        carry, digits[:, at] = np.divmod(digits[:, at], 10)
+        digits[:, at - 1] += carry
+    kept = np.arange(len(rows))
+    for at in range(width):
+        own = digits[kept, at]
+        kept = kept[own == own.max()]
+    return rows[kept]
 
 
 @dataclass

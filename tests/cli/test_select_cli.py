@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from iclkit.cli import main
+from iclkit.cli._select import _rounded
 from iclkit.errors import DataError
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
@@ -185,3 +186,9 @@ def test_selectors_ls_lists_every_built_in_with_needs_and_source(iclkit):
     _, out, _ = iclkit("selectors", "ls", "--markdown")
     assert out.strip() == selectors_table()
     assert all(f"| `{name}` |" in out for name in BUILTINS)
+
+
+def test_small_scores_are_not_printed_as_zero():
+    assert [_rounded(s) for s in (0.12345678, -12.3456789, 3.21e-7, 0.0123456789, 0.0)] == [
+        0.123457, -12.345679, 3.21e-7, 0.0123457, 0.0,
+    ]  # fmt: skip

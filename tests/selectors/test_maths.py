@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.selectors import best_rows
-from iclkit.selectors._maths import first_best, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._maths import first_best, rounded, shuffle_keys, smallest_rows, stable_keys
 
 
 def naive(scores, k, allowed, above):
@@ -63,3 +63,24 @@ def test_smallest_rows_is_a_prefix_of_the_shuffle(seed, n, k):
     keys, allowed = rng.integers(0, 2**60, n).astype(np.uint64), rng.random(n) < 0.7
     shuffled = sorted(np.flatnonzero(allowed).tolist(), key=lambda r: int(keys[r]))
     assert smallest_rows(keys, k, allowed).tolist() == shuffled[:k]
+
+
+@settings(max_examples=200)
+@given(
+    scores=st.lists(st.floats(1e-290, 1.0) | st.sampled_from([0.0, -np.inf, 1e-9, 1.0000001e-9]), min_size=1),
+    k=st.integers(0, 12),
+)
+def test_scores_of_any_size_tie_only_when_six_digits_agree(scores, k):
+    rows = best_rows(np.array(scores), k, significant=True)
+    left = [r for r, s in enumerate(scores) if s > -np.inf]
+    assert len(rows) == min(k, len(left))
+    for place, row in enumerate(rows.tolist()):
+        later = [scores[r] for r in left if r not in rows[:place]]
+        assert max(later) <= scores[row] + max(scores[row] * 1.1e-5, 0)
+    assert rounded(np.array(scores)).tolist() == pytest.approx(scores, rel=1e-5)
+
+
+def test_small_scores_keep_their_order_and_equal_ones_tie():
+    scores = np.array([3e-9, 7e-8, 7.0000001e-8, 0.5, 0.0])
+    assert best_rows(scores, 5, significant=True).tolist() == [3, 1, 2, 0, 4]
+    assert best_rows(scores, 5).tolist() == [3, 0, 1, 2, 4]

@@ -133,3 +133,13 @@ def test_a_task_without_labels_is_refused():
 def test_settings_out_of_range_are_refused(spec):
     with pytest.raises(UsageError, match="mdl"):
         make_selector(spec)
+
+
+def test_an_lm_that_is_sure_of_itself_is_still_asked_which_subset_makes_it_surest():
+    sure = ScriptedLM(logprob=lambda context, label: -1e-12 if label == " yes" else -18.0 - len(context) % 11)
+    view = Pool.of(Example("word " * (n + 1), "yes" if n % 2 else "no") for n in range(9)).view()
+    kit = Kit(embedder=HashEmbedder(), lm=sure, labels=("yes", "no"))
+    best = make_selector("mdl,window=12,candidates=9").fit(view, kit).select(Query("word two"), 2)
+    every = [make_selector(f"mdl,window={w},candidates=9").fit(view, kit) for w in range(1, 13)]
+    assert best.picks[0].score == max(s.select(Query("word two"), 2).picks[0].score for s in every)
+    assert best.picks[0].score > every[0].select(Query("word two"), 2).picks[0].score

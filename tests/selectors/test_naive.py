@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.testing import HashEmbedder
+from iclkit.selectors._coverage import cover_order
+from iclkit.selectors._facility import facility_order
+from iclkit.selectors._terms import TermIndex, words
+from iclkit.testing import HashEmbedder, TableEmbedder
 
 SEEDS = st.integers(0, 10**6)
 WORDS = ["red", "green", "blue", "fish", "cat", "dog", "the", "a"]
@@ -191,3 +194,67 @@ def test_bm25_coverage_equals_word_by_word_weights(lines, query, k, depth):
     if unclear <= 1:  # else it is open which of the equals at the border are candidates
         assert_greedy(parts, rows, [r for r in range(n) if total[r] >= border - 1e-5])
     assert [p.why for p in selection] == ["random" if sum(parts[r]) == 0 else "" for r in rows]
+
+
+class _Sigmoid:
+    """A reranker that gives probabilities, most of them tiny."""
+
+    name = fingerprint = "sigmoid"
+
+    def score(self, pairs):
+        return np.array([10.0 ** -(3 + (7 * int(text[1:])) % 23) for _, text in pairs], dtype=np.float32)
+
+
+def test_rerank_tells_tiny_probabilities_apart(world):
+    w = world(5, 23)
+    one = make_selector("rerank,depth=23").fit(w.view, replace(w.kit, reranker=_Sigmoid()))
+    assert rows_of(w.view, one.select(Query("q"), 23)) == sorted(range(23), key=lambda r: (7 * r) % 23)
+
+
+@pytest.mark.parametrize("name", ["rrf", "borda"])
+def test_fusion_keeps_ranks_apart_however_deep_the_lists(name):
+    n = 1500
+    view = Pool.of(Example(f"d{i}", "y") for i in range(n)).view()
+    angle = np.linspace(0, 1.5, n)
+    order = np.random.default_rng(0).permutation(n)
+    table = {f"d{i}": (np.cos(angle[place]), np.sin(angle[place])) for place, i in enumerate(order.tolist())}
+    kit = Kit(embedder=TableEmbedder({"q": (1.0, 0.0), **table}))
+    knn = make_selector("knn").fit(view, kit).select(Query("q"), n).ids
+    # the reranked list is the same, so fusing the two must change nothing
+    selection = make_selector(f"{name},of=[knn,mmr,trade_off=1.0,candidates={n}],depth={n}").fit(view, kit)
+    fused = selection.select(Query("q"), n)
+    assert fused.ids == knn
+    assert len({p.score for p in fused}) > 0.95 * n
+
+
+def test_bm25_tells_words_that_every_text_holds_apart_by_how_often_they_are_said():
+    texts = ["the " * (1 + n % 7) + "z " * (6 - n % 7) for n in range(140_000)]
+    keys = np.arange(len(texts), dtype=np.uint64)
+    rows, scores = TermIndex(texts, words, 1.5, 0.75).nearest("the", 3, np.ones(len(texts), np.bool_), keys)
+    assert scores.max() < 1e-5
+    assert rows.tolist() == [6, 13, 20]
+
+
+def test_the_smallest_gain_is_still_a_gain():
+    assert cover_order(np.array([[5.0, 0.0], [0.0, 2e-7], [0.0, 5e-7]]), 2) == [0, 2]
+    assert cover_order(np.array([[2e-10, 0.0], [3e-10, 0.0], [0.0, 1e-10]]), 2) == [1, 2]
+    # a ring of pairs, each a little apart: all gains after the first of each pair are tiny
+    near = np.concatenate([np.arange(20) / 20 + gap for gap in np.linspace(0, 1e-3, 20)]) * 2 * np.pi
+    order, gains = facility_order(np.stack([np.cos(near), np.sin(near)], axis=1), 200)
+    for size in range(100, 200, 10):
+        covered = np.cos(near[:, None] - near[order[:size]]).max(axis=1)
+        every = np.maximum(np.cos(near[:, None] - near) - covered, 0).sum(axis=1)
+        assert every[order[size]] >= every.max() - 2e-9
+        assert gains[size] == pytest.approx(every.max(), abs=2e-9)
+
+
+def test_a_long_query_is_covered_as_exactly_as_a_short_one():
+    words, other = [f"w{n}" for n in range(400)], np.random.default_rng(1)
+    view = Pool.of(Example(" ".join(other.choice(words, 30).tolist()), f"y{n}") for n in range(20)).view()
+    embedder = HashEmbedder(24)
+    selection = make_selector("set-bsr").fit(view, Kit(embedder=embedder)).select(Query(" ".join(words)), 20)
+    asked = embedder.encode_tokens(words)
+    for pick in selection:
+        ((_, held),) = embedder.encode_tokens([view.examples[view.row_of(pick.example_id)].text])
+        exact = np.mean([(held.astype(float) @ v[0].astype(float)).max() for _, v in asked])
+        assert pick.score == pytest.approx(exact, abs=1e-6)
