@@ -9,34 +9,50 @@ from __future__ import annotations
 import inspect
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from iclkit.errors import UsageError
+from iclkit.eval._numbers import equal_number
+from iclkit.eval._sql_text import equal_sql
 from iclkit.records import clean_text
 from iclkit.registry import Registry, parse_spec
+from iclkit.text import words
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """A named judgement. Exactly one of ``judge`` and ``whole`` is set; higher is better.
 
-    ``judge(output, gold)``: value of one answer. ``whole(outputs, golds)``: figure of all answers.
-    ``bounded``: values lie in [0, 1], so that intervals are kept there.
+    ``judge(output, gold)``: value of one answer. ``whole(outputs, golds)``: figure of all answers; with ``by_label`` it
+    takes the task's labels as its third argument. ``bounded``: values lie in [0, 1], so that intervals are kept there.
+    ``repeatable``: values follow from answer and gold answer alone, so a board takes them anew and trusts no file.
     """
 
     name: str
     judge: Callable[[str, str], float] | None = None
-    whole: Callable[[Sequence[str], Sequence[str]], float] | None = None
+    whole: Callable[..., float] | None = None
     bounded: bool = True
+    repeatable: bool = False
+    by_label: bool = False
 
-    def figure(self, outputs: Sequence[str], golds: Sequence[str]) -> float:
-        """The metric's figure for a whole run; nan for no rows."""
+    def for_labels(self, labels: Sequence[str]) -> Metric:
+        """The metric of a task with these labels, whose ``whole`` takes outputs and golds alone."""
+        if self.whole is None or not self.by_label:
+            return self
+        return replace(self, whole=partial(self.whole, labels=tuple(labels)), by_label=False)
+
+    def figure(self, outputs: Sequence[str], golds: Sequence[str], labels: Sequence[str] = ()) -> float:
+        """The metric's figure for a whole run of a task with these labels; nan for no rows."""
         if not outputs:
             return float("nan")
         if self.whole is not None:
-            return self.whole(outputs, golds)
+            bound = self.for_labels(labels or sorted(set(golds))).whole
+            assert bound is not None
+            return bound(outputs, golds)
         assert self.judge is not None
         return sum(self.judge(o, g) for o, g in zip(outputs, golds, strict=True)) / len(outputs)
 
@@ -62,7 +78,7 @@ class MetricRegistry(Registry):
             made = found(**spec.settings)
             if not isinstance(made, Metric):
                 raise UsageError(f"metric {name!r} gave {type(made).__name__}; it must give an iclkit.eval.Metric")
-            return Metric(str(spec), made.judge, made.whole, made.bounded)
+            return replace(made, name=str(spec))
         if spec.settings:
             raise UsageError(f"the metric {spec.name!r} takes no settings, and {name!r} has {len(spec.settings)}")
         return found
@@ -88,8 +104,8 @@ METRICS = MetricRegistry(
         "sql_match": "iclkit.eval._metrics:SQL_MATCH",
         "sql_execution": "iclkit.eval._sql:sql_execution",
         "token_f1": "iclkit.eval._metrics:TOKEN_F1",
-        "bleu": "iclkit.eval._bleu:BLEU",
-        "corpus_bleu": "iclkit.eval._bleu:CORPUS_BLEU",
+        "bleu": "iclkit.eval._bleu:bleu",
+        "corpus_bleu": "iclkit.eval._bleu:corpus_bleu",
         "chrf": "iclkit.eval._bleu:CHRF",
         "rouge_1": "iclkit.eval._rouge:ROUGE_1",
         "rouge_2": "iclkit.eval._rouge:ROUGE_2",
@@ -108,78 +124,48 @@ def equal_text(output: str, gold: str) -> float:
     return float(one_line(output) == one_line(gold))
 
 
-def macro_f1(outputs: Sequence[str], golds: Sequence[str]) -> float:
-    """Unweighted mean over the labels, seen in ``golds`` or ``outputs``, of 2TP / (2TP + FP + FN).
+def macro_f1(outputs: Sequence[str], golds: Sequence[str], labels: Sequence[str] = ()) -> float:
+    """Unweighted mean over the labels, as far as seen in ``golds`` or ``outputs``, of 2TP / (2TP + FP + FN).
 
+    An answer that is none of ``labels`` is wrong, and no class of its own. Without ``labels`` every text that is seen
+    is one.
     >>> macro_f1(["a", "a", "b"], ["a", "b", "b"])
     0.6666666666666666
+    >>> macro_f1(["a", "dunno", "b"], ["a", "b", "b"], ["a", "b", "c"])
+    0.8333333333333333
     """
-    labels = sorted({*outputs, *golds})
-    pairs = list(zip(outputs, golds, strict=True))
-    scores = []
-    for label in labels:
-        hits = sum(o == g == label for o, g in pairs)
-        said, true = sum(o == label for o, _ in pairs), sum(g == label for _, g in pairs)
-        scores.append(2 * hits / (said + true))
-    return sum(scores) / len(scores)
+    said, true = [one_line(o) for o in outputs], [one_line(g) for g in golds]
+    known = {one_line(label) for label in labels} | set(true) if labels else {*said, *true}
+    hits = Counter(o for o, g in zip(said, true, strict=True) if o == g)
+    claimed, there = Counter(o for o in said if o in known), Counter(true)
+    seen = sorted(claimed.keys() | there.keys())
+    return sum(2 * hits[label] / (claimed[label] + there[label]) for label in seen) / len(seen)
 
 
-_MINUS = str.maketrans("−–", "--")
-# a hyphen is a sign only where no number, letter or bracket stands before it: "10-12" ends in 12
-_NUMBER = re.compile(r"(?:(?<![\w.)\]%])-)?(?:[$€£]-?)?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)")
-
-
-def last_number(text: str) -> float | None:
-    """The number a worked solution ends in: the one after the first ``####``, else the last number in the text.
-
-    Thousands commas and a currency sign are read over, and so is what follows the first number after ``####``. None
-    when there is no number.
-    >>> last_number("so 3 * 4 = 12. #### 1,012 eggs"), last_number("it is $7.50."), last_number("none")
-    (1012.0, 7.5, None)
-    >>> last_number("from 10-12"), last_number("it fell to −1,000"), last_number("-$3")
-    (12.0, -1000.0, -3.0)
-    """
-    _, mark, after = text.partition("####")
-    found = _NUMBER.findall(after.translate(_MINUS))[:1] if mark else []
-    found = found or _NUMBER.findall(text.translate(_MINUS))[-1:]
-    return float(re.sub(r"[,$€£]", "", found[0])) if found else None
-
-
-def equal_number(output: str, gold: str) -> float:
-    """1 when both texts end in the same number (GSM8K: Cobbe et al. 2021, arXiv 2110.14168)."""
-    said, true = last_number(output), last_number(gold)
-    return float(said is not None and true is not None and abs(said - true) <= 1e-6 * max(1.0, abs(true)))
+_COMMA = re.compile("[,،、，]")
 
 
 def equal_set(output: str, gold: str) -> float:
     """1 when both texts hold the same comma-separated words, whatever their order, case and spacing."""
-    said, true = ({one_line(w).casefold() for w in t.split(",")} - {""} for t in (output, gold))
+    said, true = ({one_line(w).casefold() for w in _COMMA.split(t)} - {""} for t in (output, gold))
     return float(said == true)
 
 
-_SQL_TOKEN = re.compile(r"\"(?:[^\"]|\"\")*\"|'(?:[^']|'')*'|[\w.]+|[^\w\s]")
-
-
-def sql_tokens(text: str) -> list[str]:
-    """A query as tokens: quoted values as they are (either quote), all else in lower case, no closing semicolon."""
-    tokens = [f"'{t[1:-1]}'" if t[0] in "\"'" and len(t) > 1 else t.lower() for t in _SQL_TOKEN.findall(text)]
-    while tokens and tokens[-1] == ";":
-        tokens.pop()
-    return tokens
-
-
-def equal_sql(output: str, gold: str) -> float:
-    """1 when both queries have the same tokens: white space and letter case outside quotes aside."""
-    return float(sql_tokens(output) == sql_tokens(gold))
-
-
+_ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def plain_tokens(text: str) -> list[str]:
-    """Lower case, without ASCII punctuation and English articles, split at white space: SQuAD's normalisation."""
-    kept = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return _ARTICLES.sub(" ", kept).split()
+    """Lower case, without punctuation and English articles, split at white space: SQuAD's normalisation.
+
+    Scripts that put no spaces between words are split into characters, as MLQA does (Lewis et al. 2020).
+    """
+    if text.isascii():
+        return _ARTICLES.sub(" ", text.lower().translate(_ASCII_PUNCTUATION)).split()
+    kept = unicodedata.normalize("NFC", text).lower().translate(_ASCII_PUNCTUATION)
+    kept = "".join(c for c in kept if c.isascii() or unicodedata.category(c)[0] != "P")
+    pieces = _ARTICLES.sub(" ", kept).split()
+    return [w for piece in pieces for w in ([piece] if piece.isascii() else words(piece) or [piece])]
 
 
 def token_f1(output: str, gold: str) -> float:
@@ -196,10 +182,10 @@ def token_f1(output: str, gold: str) -> float:
     return 2 * shared / (len(said) + len(true))
 
 
-ACCURACY = Metric("accuracy", judge=equal_text)
-MACRO_F1 = Metric("macro_f1", whole=macro_f1)
-EXACT_MATCH = Metric("exact_match", judge=equal_text)
-NUMBER_MATCH = Metric("number_match", judge=equal_number)
-SET_MATCH = Metric("set_match", judge=equal_set)
-SQL_MATCH = Metric("sql_match", judge=equal_sql)
-TOKEN_F1 = Metric("token_f1", judge=token_f1)
+ACCURACY = Metric("accuracy", judge=equal_text, repeatable=True)
+MACRO_F1 = Metric("macro_f1", whole=macro_f1, repeatable=True, by_label=True)
+EXACT_MATCH = Metric("exact_match", judge=equal_text, repeatable=True)
+NUMBER_MATCH = Metric("number_match", judge=equal_number, repeatable=True)
+SET_MATCH = Metric("set_match", judge=equal_set, repeatable=True)
+SQL_MATCH = Metric("sql_match", judge=equal_sql, repeatable=True)
+TOKEN_F1 = Metric("token_f1", judge=token_f1, repeatable=True)

@@ -11,6 +11,8 @@ import pytest
 from iclkit.errors import DataError
 from iclkit.eval import METRICS
 
+COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 900000)"
+
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
@@ -42,6 +44,16 @@ def database(tmp_path: Path) -> Path:
         ("PRAGMA table_info(state)", "SELECT name FROM state", 0),
         ("SELECT name FROM state;", "SELECT name FROM state", 1),
         ("SELECT '\x00'", "SELECT ''", 0),
+        ("```sql\nSELECT name FROM state;\n```", "SELECT name FROM state", 1),
+        ("SELECT name FROM state WHERE people != 3 -- not iowa", "SELECT name FROM state WHERE people <> 3", 1),
+        ("SELECT 1234567890123.0", "SELECT 1234567890123", 1),
+        ("SELECT 1234567890123.0", "SELECT 1234567890124", 0),
+        ("SELECT 1234567890123", "SELECT 1234567890124", 0),
+        ("SELECT 9e999", "SELECT 9e999", 1),
+        # the gold orders only inside a bracket, where it means nothing
+        ("SELECT name FROM state ORDER BY people DESC", "SELECT name FROM (SELECT name FROM state ORDER BY people)", 1),
+        (f"{COUNT} SELECT zeroblob(1000000) FROM n", "SELECT name FROM state", 0),
+        (f"{COUNT} SELECT randomblob(900) FROM n ORDER BY 1", "SELECT name FROM state", 0),
     ],
 )
 def test_queries_are_judged_by_their_rows(database: Path, output: str, gold: str, value: float) -> None:
@@ -57,6 +69,21 @@ def test_a_query_without_end_is_wrong_and_does_not_hang(database: Path) -> None:
     assert metric.figure([endless], ["SELECT 1"]) == 0
     with pytest.raises(DataError, match=r"the gold query .* needs more than 1,000,000 steps"):
         metric.figure(["SELECT 1"], [endless])
+
+
+@pytest.mark.parametrize(
+    ("gold", "told"),
+    [
+        (f"{COUNT} SELECT zeroblob(1000000) FROM n", "more than 16,000,000 bytes"),
+        (f"{COUNT} SELECT randomblob(900) FROM n ORDER BY 1", "more than 256 MB of memory"),
+        ("SELECT '" + "x" * 5_000_000 + "'", "too big|too large"),
+        ("ATTACH 'x' AS y", "not authorized"),
+    ],
+)
+def test_a_gold_query_that_does_harm_is_told_in_a_line(database: Path, gold: str, told: str) -> None:
+    with pytest.raises(DataError, match=told) as error:
+        METRICS.get(f"sql_execution,database={database}").figure(["SELECT 1"], [gold])
+    assert len(str(error.value)) < 1000
 
 
 def test_a_missing_database_and_a_gold_query_that_fails_are_told(database: Path, tmp_path: Path) -> None:
