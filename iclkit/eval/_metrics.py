@@ -18,7 +18,7 @@ from functools import partial
 from iclkit.errors import UsageError
 from iclkit.eval._numbers import equal_number
 from iclkit.eval._sql_text import equal_sql
-from iclkit.records import clean_text
+from iclkit.records import one_line
 from iclkit.registry import Registry, parse_spec
 from iclkit.text import words
 
@@ -112,11 +112,6 @@ METRICS = MetricRegistry(
         "rouge_l": "iclkit.eval._rouge:ROUGE_L",
     },
 )
-
-
-def one_line(text: str) -> str:
-    """NFC, white space folded to single spaces, none at either end."""
-    return " ".join(clean_text(text).split())
 
 
 def equal_text(output: str, gold: str) -> float:

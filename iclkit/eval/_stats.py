@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.records import one_line
+
 Floats = NDArray[np.float64]
 
 ALPHA = 0.05
@@ -159,7 +161,8 @@ def difference(
     reach = _t(alpha / comparisons, df) + _t(2 * (1 - POWER), df)
     rest = 1 - reach**2 / queries
     least = reach * math.sqrt(variance / rest) if rest > 0 else math.inf
-    p = sign_flip(d, lattice=len(a) * len(b), key=key)
+    noise = 1e-12 * max(float(np.abs(a).max()), float(np.abs(b).max()))  # of means that are equal but for rounding
+    p = sign_flip(np.where(np.abs(d) > noise, d, 0.0), lattice=len(a) * len(b), key=key)
     if seed > 0:
         p = max(p, _two_sided(middle / math.sqrt(variance), df))
     low, high = middle - half, middle + half
@@ -171,33 +174,45 @@ def difference(
 def sign_flip(d: Floats, *, lattice: int = 1, key: int = 0) -> float:
     """Two-sided p-value of mean(d) = 0 against random signs of d (n,).
 
-    Exact where d * lattice are whole numbers (right-or-wrong values averaged over seeds) and for at most 14 non-zero
-    values; else 9,999 draws, and the normal limit beyond 4,000 values. With values of -1, 0, 1 it is McNemar's exact
-    test.
+    Exact where d * lattice are whole numbers (right-or-wrong values averaged over seeds), not too large, and for at
+    most 14 non-zero values; else 9,999 draws, and the normal limit beyond 4,000 values. With values of -1, 0, 1 it is
+    McNemar's exact test.
     """
-    d = d[np.abs(d) > 1e-12]
+    d = d[d != 0]
     if d.size == 0:
         return 1.0
+    steps = np.abs(d * lattice)
+    if _few_steps(steps):
+        sums, weights = _lattice_sums(np.rint(steps).astype(np.int64))
+        return min(1.0, float(weights[np.abs(sums) >= round(abs(float((d * lattice).sum())))].sum()))
+    d = d / np.abs(d).max()  # so that what counts as a tie does not depend on the unit
     observed = abs(float(d.sum()))
-    whole = d * lattice
-    if np.allclose(whole, np.rint(whole), atol=1e-6):
-        values, weights = _lattice_sums(np.abs(np.rint(whole)).astype(np.int64))
-        values = values / lattice
-    elif d.size <= 14:
+    if d.size <= 14:
         signs = 1 - 2 * ((np.arange(2**d.size)[:, None] >> np.arange(d.size)) & 1)
-        values = signs @ d
-        weights = np.full(len(values), 1 / len(values))
+        values, error = signs @ d, 1e-12 * d.size
     elif d.size <= 4000:
         rng = np.random.default_rng([key, d.size])
         bits = np.unpackbits(rng.integers(0, 256, (9999, (d.size + 7) // 8), dtype=np.uint8), axis=1)[:, : d.size]
         values = np.append(2 * (bits.astype(np.float32) @ d.astype(np.float32)).astype(np.float64) - d.sum(), observed)
-        weights = np.full(len(values), 1 / len(values))
+        error = 1e-6 * max(1.0, observed)  # of sums in single precision
     else:
         return _two_sided(observed / math.sqrt(float((d**2).sum())), math.inf)
-    return min(1.0, float(weights[np.abs(values) >= observed - 1e-6 * max(1.0, observed)].sum()))
+    return min(1.0, float((np.abs(values) >= observed - error).mean()))
 
 
-def _lattice_sums(sizes: NDArray[np.int64]) -> tuple[Floats, Floats]:
+_MOST_STEPS = 1 << 25  # of work for the exact distribution: sums times sizes, a few seconds
+
+
+def _few_steps(steps: Floats) -> bool:
+    """Whether sizes (n,) are whole numbers whose random sums can be counted."""
+    total = float(steps.sum())
+    if not total <= _MOST_STEPS or not bool((np.abs(steps - np.rint(steps)) <= 1e-6).all()):
+        return False
+    sizes = np.unique(np.rint(steps))
+    return bool(sizes[0] > 0) and total * len(sizes) <= _MOST_STEPS
+
+
+def _lattice_sums(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
     """The distribution of a sum of ``sizes`` (n,) with random signs: (values, probabilities)."""
     from scipy.signal import fftconvolve
     from scipy.stats import binom
@@ -209,7 +224,7 @@ def _lattice_sums(sizes: NDArray[np.int64]) -> tuple[Floats, Floats]:
         weights = steps if len(weights) == 1 else fftconvolve(weights, steps)
     weights = np.clip(weights, 0.0, None)
     top = int(sizes.sum())
-    return np.arange(-top, top + 1, dtype=np.float64), weights / weights.sum()
+    return np.arange(-top, top + 1), weights / weights.sum()
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -244,30 +259,43 @@ def rank_intervals(values: Sequence[Floats], *, bounded: bool = True, alpha: flo
 
 
 def bootstrap_macro_f1(
-    outputs: Sequence[Sequence[str]], golds: Sequence[str], *, draws: int = 1000, key: int = 0, alpha: float = ALPHA
+    outputs: Sequence[Sequence[str]],
+    golds: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    draws: int = 1000,
+    key: int = 0,
+    alpha: float = ALPHA,
 ) -> Estimate:
     """Macro-F1, the mean over seeds, with a percentile interval from resampled queries and seeds.
 
-    outputs: S lists of Q answers. Queries that were answered alike under every seed are drawn together, as counts.
+    outputs: S lists of Q answers. ``labels`` as for the metric: without them every text that is seen is a class.
+    Queries that were answered alike under every seed are drawn together, as counts.
     """
     seeds = len(outputs)
-    names = sorted({*golds, *(o for run in outputs for o in run)})
+    said = [[one_line(o) for o in run] for run in outputs]
+    true = [one_line(g) for g in golds]
+    names = sorted({*true, *(map(one_line, labels) if labels else (o for run in said for o in run))})
     index = {n: i for i, n in enumerate(names)}
-    table = np.array([[index[g] for g in golds], *([index[o] for o in run] for run in outputs)])  # (1 + S, Q)
+    none = len(names)  # an answer that is no label
+    table = np.array([[index[g] for g in true], *([index.get(o, none) for o in run] for run in said)])  # (1 + S, Q)
     cells, counts = np.unique(table, axis=1, return_counts=True)
     rng = np.random.default_rng([key, table.shape[1], seeds])
     weights = rng.multinomial(table.shape[1], counts / counts.sum(), size=draws).astype(np.float64)  # (draws, cells)
-    scores = np.stack([_macro_f1(cells[0], said, weights, len(names)) for said in cells[1:]], axis=1)  # (draws, S)
+    scores = np.stack([_macro_f1(cells[0], row, weights, len(names)) for row in cells[1:]], axis=1)  # (draws, S)
     picked = rng.integers(0, seeds, size=(draws, seeds))
     means = np.take_along_axis(scores, picked, axis=1).mean(axis=1)
-    whole = np.mean([_macro_f1(cells[0], said, counts[None].astype(np.float64), len(names))[0] for said in cells[1:]])
+    whole = np.mean([_macro_f1(cells[0], row, counts[None].astype(np.float64), len(names))[0] for row in cells[1:]])
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Estimate(float(whole), min(float(low), float(whole)), max(float(high), float(whole)))
 
 
 def _macro_f1(gold: NDArray[Any], said: NDArray[Any], weights: Floats, labels: int) -> Floats:
-    """Macro-F1 per row of weights (draws, cells); labels absent from golds and answers of a draw do not count."""
-    eye = np.eye(labels)
+    """Macro-F1 per row of weights (draws, cells); labels absent from golds and answers of a draw do not count.
+
+    The answer ``labels`` is none of them and counts as no class.
+    """
+    eye = np.eye(labels + 1)[:, :labels]
     true, claimed = weights @ eye[gold], weights @ eye[said]
     hits = weights @ (eye[gold] * (gold == said)[:, None])
     seen = (true + claimed) > 0

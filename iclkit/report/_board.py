@@ -207,6 +207,7 @@ def _tags(keys: Sequence[list[Any]]) -> list[str]:
 def _draft(runs: Sequence[Run], tag: str) -> _Draft:
     spec = max(runs, key=lambda r: r.spec["k"]).spec
     metric: Metric = METRICS.get(spec["task"]["metric"])
+    metric = metric.for_labels(spec["task"]["labels"] or sorted({row.gold for row in runs[0].rows}))
     lines: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
         name = run.facts.get("selector") or str(Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"]))
@@ -256,7 +257,7 @@ def _draft_line(
     others: dict[str, Estimate] = {}
     if labels:
         if metric.name != "macro_f1":
-            others["macro_f1"] = bootstrap_macro_f1(outputs, golds)
+            others["macro_f1"] = bootstrap_macro_f1(outputs, golds, labels)
         if all("gold_logprob" in r.metrics for r in runs[0].rows):
             logs = np.array([[r.metrics["gold_logprob"] for r in run.rows] for run in runs])
             others["gold_logprob"] = estimate(logs, bounded=False)

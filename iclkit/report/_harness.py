@@ -147,7 +147,7 @@ def _prompt(template: Template, query: Query | None, demos: Sequence[Example | N
 def _figure(run: Run) -> tuple[float, float | str]:
     """The task's metric and its standard error as that harness takes it: over queries, "N/A" for whole-run metrics."""
     metric = METRICS.get(run.spec["task"]["metric"])
-    value = metric.figure([r.output for r in run.rows], [r.gold for r in run.rows])
+    value = metric.figure([r.output for r in run.rows], [r.gold for r in run.rows], run.spec["task"]["labels"])
     if metric.judge is None or len(run.rows) < 2:
         return value, "N/A"
     values = values_of(run.rows, metric.name)

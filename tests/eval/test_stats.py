@@ -156,6 +156,42 @@ def test_the_bootstrap_of_macro_f1_starts_from_the_plain_figure(rows):
     assert found.low <= found.value <= found.high
 
 
+def test_the_bootstrap_of_macro_f1_has_no_class_for_invented_answers():
+    outputs, golds = ["pos", "neg", "pos", "idk1", "idk2", "idk3"], ["pos", "neg", "pos", "neg", "pos", "neg"]
+    found = bootstrap_macro_f1([outputs, outputs], golds, ["neg", "pos"])
+    assert found.value == pytest.approx(macro_f1(outputs, golds, ["neg", "pos"])) == pytest.approx(0.65)
+    assert found.low < found.value < found.high
+    assert bootstrap_macro_f1([[" pos\n", "neg"]], ["pos", "neg"], ["neg", "pos"]).value == 1
+
+
+@pytest.mark.parametrize("size", [1e3, 1e9, 1e18, 1e300])
+@pytest.mark.parametrize("queries", [5, 40, 5000])
+def test_a_test_of_large_values_ends_and_does_not_depend_on_the_unit(size, queries):
+    rng = np.random.default_rng(0)
+    d = np.rint(rng.normal(0.2, 1, queries) * 50)
+    with np.errstate(all="raise"):
+        assert sign_flip(d * size) == pytest.approx(sign_flip(d), abs=0.03)
+    one = np.zeros(queries)
+    one[0] = size  # one value of 1e9 among zeros and ones
+    assert sign_flip(one) == 1.0
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-7, 1.0, 1e9])
+def test_a_comparison_does_not_depend_on_the_unit_and_sees_no_difference_in_rounding(unit):
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.3, 1, (1, 30)), rng.normal(0.0, 1, (1, 30))
+    plain = difference(a, b, bounded=False)
+    assert difference(a * unit, b * unit, bounded=False).p == pytest.approx(plain.p, abs=1e-3)
+    values = np.array([[0.1] * 30, [0.2] * 30, [0.3] * 30]) * unit
+    assert difference(values, values[::-1], bounded=False).p == 1.0  # (.1 + .2) + .3 is not .1 + (.2 + .3)
+
+
+def test_values_that_are_nearly_whole_are_not_taken_for_whole():
+    d = np.array([100000.4, 100000.3, -200000.6] * 4)  # sums to 0.4, and to 0 when rounded
+    exact = [s @ d for s in np.array([*itertools.product((1, -1), repeat=12)])]
+    assert sign_flip(d) == pytest.approx(np.mean(np.abs(exact) >= abs(d.sum()) - 1e-6))
+
+
 def test_the_bootstrap_of_macro_f1_is_as_wide_as_resampling_rows():
     rng = np.random.default_rng(7)
     golds = rng.choice(list("abc"), 120)
