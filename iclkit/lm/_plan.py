@@ -169,7 +169,8 @@ def _shared(units: Sequence[Pair], budget: int, prefixes: list[Prefix]) -> list[
         if low == high:
             continue
         tokens = _trie_tokens(length, shared, low, high, depth)
-        if high - low == 1 or tokens <= budget:
+        # equal sequences (labels of one token after one prompt) cost what one costs: they are never cut apart
+        if tokens <= budget or tokens == int(length[low]) - depth:
             groups.append((low, high, prefix, depth))
             continue
         common = int(shared[low + 1 : high].min())

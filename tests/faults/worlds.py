@@ -17,8 +17,15 @@ QUICK = {"candidates": "random:4", "learning_rate": 2e-2, "max_steps": 6, "judge
          "queries": 16, "held_out": 6, "report": 6, "batch_size": 4, "iterations": 1}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "epr": {},
-    "udr": {"hard_negatives": 1, "list_size": 4, "negatives": 2, "positives": 2},
-    "llm-r": {"reward_max_steps": 4, "reward_negatives": 2, "reward_batch_size": 4, "negatives": 2, "positives": 2},
+    "udr": {"candidates": "random:8", "hard_negatives": 1, "list_size": 4, "negatives": 3, "positives": 2},
+    "llm-r": {
+        "candidates": "random:8",
+        "reward_max_steps": 4,
+        "reward_negatives": 3,
+        "reward_batch_size": 4,
+        "negatives": 3,
+        "positives": 2,
+    },
     "se2": {"shots": 2, "random_negatives": 2},
     "ceil": {"shots": 2, "neighbours": 4, "subsets": 4},
 }

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.lm._plan import common_length, lay_out, make_plan
+from iclkit.lm._plan import PASS_OVERHEAD, common_length, lay_out, make_plan
 from iclkit.lm._tokens import Pair
 
 
@@ -122,3 +122,22 @@ def test_a_prefix_nearly_as_long_as_a_batch_is_computed_once():
     prefix = tuple(range(100, 1000))
     pairs = [Pair((*prefix, *([q] * 30), 1), 930) for q in range(20)]
     assert make_plan(pairs, 1000).tokens_computed == 900 + 20 * 30
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=st.integers(1, 300), labels=st.integers(1, 8), budget=st.integers(1, 200), queries=st.integers(1, 3))
+def test_a_prompt_is_computed_once_for_all_its_labels_however_long_it_is(size, labels, budget, queries):
+    pairs = [Pair((q, *range(10, 9 + size), 400 + label), size) for q in range(queries) for label in range(labels)]
+    assert make_plan(pairs, budget).tokens_computed == queries * size
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.integers(2, 300), budget=st.integers(1, 200), lengths=st.lists(st.integers(1, 4), min_size=1, max_size=8)
+)
+def test_labels_of_several_tokens_repeat_no_more_than_a_pass_is_worth(size, budget, lengths):
+    labels = [tuple(400 + 10 * n + i for i in range(length)) for n, length in enumerate(lengths)]
+    pairs = [Pair((*range(size), *label), size) for label in labels]
+    floor = size + sum(length - 1 for length in lengths)
+    # a prefix is repeated only where keeping it would cost a pass of its own
+    assert make_plan(pairs, budget).tokens_computed <= floor + PASS_OVERHEAD + len(labels)
