@@ -9,6 +9,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
+import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,63 @@ from typing import Any
 from iclkit.errors import DataError
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file (a byte order mark is dropped). DataError when it cannot be read or is not UTF-8."""
+def path_kind(path: Path) -> str:
+    """``file``, ``folder``, ``stream`` (a pipe or a device) or, where nothing can be seen, ``""``; raises nothing.
+
+    ``Path.exists`` raises for a name that is too long to be one.
+    """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "stream"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole of a file, pipe or device, read once. DataError when it cannot be read."""
+    try:
+        return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path} ({error.strerror})") from error
+    except ValueError as error:  # a name that no file can have
+        raise DataError(f"cannot read {str(path)!r} ({error})") from error
+
+
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file (a byte order mark is dropped). DataError when it cannot be read or is not UTF-8."""
+    data = read_bytes(path)
+    try:
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        start = data.rfind(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 (byte 0x{data[error.start]:02x} at byte {error.start - start + 1}); "
+            f"{_how_to_convert(data)}"
+        ) from error
+    if data[1:4:2] == b"\0\0" or data[0:4:2] == b"\0\0":
+        raise DataError(f"{path} is not UTF-8 text: every other byte is zero; {_how_to_convert(data)}")
+    return text
+
+
+# what a file of another kind begins with
+_KINDS = {
+    b"\x1f\x8b": "it is compressed; unpack it with gunzip",
+    b"PK\x03\x04": "it is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV",
+    b"PAR1": "it is a Parquet file; name it .parquet",
+    b"SQLite format 3": "it is an SQLite file, perhaps a pool; write it out with: iclkit pool export",
+    b"\xff\xfe\0\0": "convert the file, e.g. iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe": "convert the file, e.g. iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "convert the file, e.g. iconv -f UTF-16 -t UTF-8",
+}
+
+
+def _how_to_convert(data: bytes) -> str:
+    for mark, remedy in _KINDS.items():
+        if data.startswith(mark):
+            return remedy
+    names = "UTF-16LE" if data[1:4:2] == b"\0\0" else "UTF-16BE" if data[0:4:2] == b"\0\0" else "CP1252"
+    return f"convert the file, e.g. iconv -f {names} -t UTF-8"
 
 
 def split_lines(text: str) -> Iterator[tuple[int, str]]:
@@ -36,30 +88,52 @@ def split_lines(text: str) -> Iterator[tuple[int, str]]:
 _DEEPEST = 100  # levels; the interpreter's own limit depends on who calls
 
 
-def parse_json(text: str | bytes, where: str) -> Any:
+def parse_json(text: str | bytes, where: str, *, lone_surrogates: bool = False) -> Any:
     """The value of a JSON text. ``where`` names file and line in the DataError for a text that is none.
 
-    Values nested deeper than 100 levels, integers of thousands of digits and lone surrogates, which Python's reader
-    lets pass or answers with errors of other kinds, are DataErrors too.
+    Values nested deeper than 100 levels, integers of thousands of digits, a key that stands twice in an object, and
+    lone surrogates (unless ``lone_surrogates`` lets them pass), which Python's reader takes or answers with errors of
+    other kinds, are DataErrors too.
     """
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = json.loads(text)
-        text.encode()
-        if "\\u" in text:  # the other way for a lone surrogate to come in
-            json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(text, object_pairs_hook=_object)
+        if not lone_surrogates:
+            text.encode()
+            if "\\u" in text:  # the other way for a lone surrogate to come in
+                json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
         raise DataError(f"{where}: JSON is nested too deep") from error
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: half of a surrogate pair ({error.object[error.start]!r}) is no character") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}" if "\n" in error.doc.strip() else where
+        raise DataError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
+    except _Twice as error:
+        raise DataError(f"{where}: the field {error.args[0]!a} stands twice in one object; rename one") from error
     except ValueError as error:
-        raise DataError(f"{where}: not JSON ({error})") from error
+        raise DataError(
+            f"{where}: not JSON that can be read (an integer of more than {sys.get_int_max_str_digits():,} digits); "
+            f"write it as a text"
+        ) from error
     if text.count("[") + text.count("{") > _DEEPEST and _too_deep(value):
         raise DataError(f"{where}: JSON is nested too deep")
     return value
+
+
+class _Twice(ValueError):
+    """A key stands twice in a JSON object: Python would keep the last without a word."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(max(keys, key=keys.count))
+    return made
 
 
 def _too_deep(value: Any) -> bool:
@@ -93,11 +167,11 @@ def replace_file(path: Path, content: str | bytes) -> None:
     OSError when it cannot be written; nothing is left behind then.
     """
     data = content.encode() if isinstance(content, str) else content
-    if path.exists() and not path.is_file():
+    if path_kind(path) == "stream":
         path.write_bytes(data)
         return
     path = path.resolve() if path.is_symlink() else path
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with part.open("wb") as file:
             file.write(data)
@@ -108,6 +182,14 @@ def replace_file(path: Path, content: str | bytes) -> None:
         part.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def part_of(path: Path) -> Path:
+    """Where to write a file that is to take the place of ``path`` once it is whole."""
+    name = path.name
+    if len(name) > 40:  # it may be as long as the system allows, and so may that of its neighbor
+        name = f"{name[:40]}-{zlib.crc32(os.fsencode(name)):08x}"
+    return path.with_name(f"{name}.{os.getpid()}.part")
 
 
 def sync_folder(folder: Path) -> None:

@@ -11,6 +11,8 @@ import click
 
 from iclkit.cli._terminal import echo, emit_json
 from iclkit.errors import DataError, UsageError
+from iclkit.files import read_text
+from iclkit.records import clean_text
 
 if TYPE_CHECKING:
     from iclkit.augment import Made
@@ -137,7 +139,7 @@ class _Order:
         template, labels = self._template(task), self._labels(task)
         shared: dict[str, Any] = {"seed": self.seed, "task": task.name if task else ""}
         if self.method == "recycle":
-            texts = [augment.Document.of(_read(path)) for path in self.documents]
+            texts = [augment.Document.of(read_text(path)) for path in self.documents]
             _say_cost(sum(len(d.paragraphs) for d in texts))
             return augment.recycle(lm, texts, verbatim=self.verbatim, chat=self.chat, **self._given("k"), **shared)
         if self.method == "labels":
@@ -181,14 +183,14 @@ class _Order:
 
     def _labels(self, task: Task | None) -> tuple[str, ...]:
         if self.labels is not None:
-            return tuple(part.strip() for part in self.labels.split(",") if part.strip())
+            return tuple(dict.fromkeys(clean_text(part) for part in self.labels.split(",") if part.strip()))
         return task.labels if task else ()
 
     def _queries(self) -> list[Query]:
-        from iclkit.cli._select import _read_queries
+        from iclkit.datasets import read_queries
 
         assert self.queries is not None
-        return _read_queries(self.queries, frozenset())
+        return read_queries(self.queries)
 
     def _judge(self, task: Task | None) -> Any:
         from iclkit.eval import METRICS
@@ -208,13 +210,6 @@ def _load_task(name: str) -> Task:
     from iclkit.datasets import load_task
 
     return load_task(name)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
 def _repeated(outputs: Sequence[str]) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,8 +12,8 @@ import click
 
 from iclkit.cli._pool import conditions
 from iclkit.cli._terminal import console, echo, emit, emit_json
-from iclkit.errors import DataError, UsageError
-from iclkit.records import Prompt, Query, Selection
+from iclkit.errors import UsageError
+from iclkit.records import Example, Prompt, Query, Selection, one_line, unique_names
 
 if TYPE_CHECKING:
     from iclkit.lm import LM
@@ -44,7 +43,9 @@ class _Shots(click.ParamType[int | None]):
 @click.argument("pool", type=click.Path(path_type=Path))
 @click.argument("texts", nargs=-1, metavar="[QUERY]...")
 @click.option(
-    "--queries", type=click.Path(path_type=Path), help="A file of queries: .jsonl rows with `input`, or lines."
+    "--queries",
+    type=click.Path(path_type=Path),
+    help="A file of queries: rows with `input` (JSONL, JSON, CSV, TSV, Parquet), or one a line.",
 )
 @click.option(
     "--selector", "-s", default="knn", show_default=True, help="NAME[,key=value...]; see iclkit selectors ls."
@@ -84,6 +85,7 @@ def command(
     """Choose demonstrations from POOL for each QUERY."""
     from dataclasses import replace
 
+    from iclkit.datasets import read_queries
     from iclkit.pool import Pool
     from iclkit.prompts import ORDERS, Template
     from iclkit.selectors import Kit, make_selector, template_for
@@ -92,13 +94,16 @@ def command(
     ORDERS.get(order)
     given = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
     template = replace(template_for(chooser, given) or Template(), chat=chat)
-    asked = [Query(t, exclude=frozenset(exclude)) for t in texts]
-    asked += _read_queries(queries, frozenset(exclude)) if queries else []
+    asked = [Query(t) for t in texts] + (read_queries(queries) if queries else [])
     if not asked:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
     if k is None and not lm:
         raise UsageError("-k max fills an LM's context; give one with --lm")
     with Pool.open(pool, create=False) as store:
+        hidden = frozenset(store.get(i).id for i in exclude)
+        # two queries of one text are two queries
+        names = unique_names(q.id for q in asked)
+        asked = [replace(q, id=name, exclude=hidden) for q, name in zip(asked, names, strict=True)]
         view = store.view(task=task, where=conditions(where) or None)
         model = _load_lm(lm) if lm else None
         kit = Kit(lm=model, template=template, seed=seed, order=order, task=task or "")
@@ -121,30 +126,27 @@ def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: Poo
     if dropped := sum(len(p.dropped) for p in prompts):
         reason = next(d.reason for p in prompts for d in p.dropped)
         echo(f"note: {dropped} demonstrations are not shown: {reason}", err=True)
-    rows = [
-        {
-            "query": s.query.id,
-            "rank": p.rank,
-            "id": p.example_id,
-            "score": _rounded(p.score),
-            **_shown(view, p.example_id),
-        }
+    picks = [
+        [
+            {
+                "query": s.query.id,
+                "rank": p.rank,
+                "id": p.example_id,
+                "score": _rounded(p.score),
+                **_shown(view, p.example_id),
+            }
+            for p in s
+        ]
         for s in selections
-        for p in s
     ]
     if as_json and prompts:
         data: list[dict[str, Any]] = [
-            {
-                "query": {"id": s.query.id, "input": s.query.input},
-                "picks": [row for row in rows if row["query"] == s.query.id],
-                "notes": s.notes,
-                "prompt": asdict(p),
-            }
-            for s, p in zip(selections, prompts, strict=True)
+            {"query": {"id": s.query.id, "input": s.query.input}, "picks": rows, "notes": s.notes, "prompt": asdict(p)}
+            for s, rows, p in zip(selections, picks, prompts, strict=True)
         ]
         emit_json(data, indent=2)
     elif as_json:
-        emit_json(rows, indent=2)
+        emit_json([row for rows in picks for row in rows], indent=2)
     elif prompts:
         for n, prompt in enumerate(prompts):
             emit(("\n" + "-" * 40 + "\n" if n else "") + prompt.text)
@@ -163,22 +165,25 @@ def _tables(selections: Sequence[Selection], view: PoolView) -> None:
 
     out = console(piped_width=120)
     for selection in selections:
-        out.print(Text(f"{' '.join(selection.query.text.split())}", style="bold"))
+        out.print(Text(one_line(selection.query.text), style="bold"))
         table = Table("rank", "score", "id", "output", "input", box=None, pad_edge=False)
         table.columns[1].justify = "right"
         for pick in selection:
-            shown = _shown(view, pick.example_id)
-            text = " ".join(json.dumps(shown["input"]) if isinstance(shown["input"], dict) else shown["input"].split())
+            example = _example(view, pick.example_id)
             score = f"{pick.score:.4f}" if abs(pick.score) >= 0.001 or not pick.score else f"{pick.score:.3g}"
-            cells = (str(pick.rank), score, pick.example_id[:12], shown["output"], text)
-            table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
+            cells = (str(pick.rank), score, pick.example_id[:12], example.output, example.text)
+            table.add_row(*(Text(one_line(c), overflow="ellipsis", no_wrap=True) for c in cells))
         out.print(table)
 
 
-def _shown(view: PoolView, example_id: str) -> dict[str, Any]:
+def _example(view: PoolView, example_id: str) -> Example:
     row = view.row_of(example_id)
     assert row is not None
-    example = view.examples[row]
+    return view.examples[row]
+
+
+def _shown(view: PoolView, example_id: str) -> dict[str, Any]:
+    example = _example(view, example_id)
     return {"input": example.input if isinstance(example.input, str) else dict(example.input), "output": example.output}
 
 
@@ -212,31 +217,6 @@ def _say_cost(chooser: Any, queries: int, k: int) -> None:
     if per_task or per_query:
         total = per_task + per_query * queries
         echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
-
-
-def _read_queries(path: Path, exclude: frozenset[str]) -> list[Query]:
-    """One query per line: a JSON object with ``input`` (and ``id``, ``choices``) in a .jsonl file, else the line."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix != ".jsonl":
-        return [Query(line, exclude=exclude) for line in lines if line.strip()]
-    queries = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg} at column {error.colno})") from error
-        value: Any = row.get("input") if isinstance(row, dict) else None
-        fields = isinstance(value, dict) and all(isinstance(v, str) for v in value.values())
-        if not isinstance(value, str) and not fields:
-            raise DataError(f"{path}, line {number}: no `input` that is a text or named texts; it holds {line[:60]}")
-        choices = tuple(str(c) for c in row.get("choices", ()))
-        queries.append(Query(value, choices, exclude, str(row.get("id", ""))))
-    return queries
 
 
 def _load_lm(name: str) -> LM:

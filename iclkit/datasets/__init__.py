@@ -5,7 +5,7 @@ from __future__ import annotations
 from iclkit.datasets._catalogue import Entry, catalogue, entry, is_pulled, pull
 from iclkit.datasets._leaks import Leak, find_leaks
 from iclkit.datasets._load import BUNDLED, bundled_cards, load_task
-from iclkit.datasets._readers import FORMATS, read_examples
+from iclkit.datasets._readers import FORMATS, read_examples, read_queries
 from iclkit.datasets._task import KINDS, SPLITS, Card, Task, make_task, sample_rows
 
 __all__ = [
@@ -26,5 +26,6 @@ __all__ = [
     "make_task",
     "pull",
     "read_examples",
+    "read_queries",
     "sample_rows",
 ]

@@ -10,6 +10,7 @@ from iclkit.datasets import _catalogue, _hub
 from iclkit.datasets._readers import Columns, make_columns, records, to_examples
 from iclkit.datasets._task import SPLITS, Card, Located, Task, build_task, hold_out, sample_rows, shuffled
 from iclkit.errors import DataError, UnknownName
+from iclkit.files import path_kind
 from iclkit.prompts import Template
 
 BUNDLED = {"support": Path(__file__).parent / "support"}
@@ -81,9 +82,10 @@ def _open(name: str | Path | Mapping[str, Any], columns: Columns) -> tuple[str, 
             return _from_folder(BUNDLED[name], columns)
         if name in _catalogue.catalogue():
             return _from_folder(_catalogue.pulled(name), columns)
-    if path.is_dir():
+    there = path_kind(path)
+    if there == "folder":
         return _from_folder(path, columns)
-    if path.is_file():
+    if there:
         return path.stem, {"train": to_examples(records(path), columns, path.stem)}, Card()
     if path.name != text:
         raise DataError(f"no folder or file {text}; a task is a folder with train.jsonl and test.jsonl, or a name")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,9 @@ from typing import Any
 
 from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example, Fields, Json, clean_text
+from iclkit.files import parse_json, path_kind, read_bytes, read_text, split_lines
+from iclkit.pool import exported_example
+from iclkit.records import Example, Fields, Json, Query, clean_text, unique_names
 from iclkit.text import visible
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
@@ -115,16 +120,55 @@ def records(source: str | Path | Any, format: str | None = None, split: str | No
     if str(source).startswith("hf:"):
         return _hub.hub_records(str(source), split)
     path = Path(source)
-    if path.is_dir():
+    kind = path_kind(path)
+    if kind == "folder":
         return _hub.saved_records(path, split)
-    if not path.is_file():
+    if not kind:
         near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.6)
         raise DataError(f"no file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ""))
     return list(_READERS[format_of(path, format)](path))
 
 
+def read_queries(path: str | Path, format: str | None = None) -> list[Query]:
+    """The queries of a file: rows with ``input`` (and ``id``, ``choices``) in the formats of ``read_examples``, or,
+    where the name's ending says none of them, one query a line.
+
+    An id that stands twice, or two queries of one text, get different ids. DataError as in ``read_examples``.
+    """
+    path = Path(path)
+    if not format and path.suffix.lower() not in _SUFFIXES:
+        return _apart([Query(line) for _, line in split_lines(read_text(path))])
+    return _apart([_query(where, row) for where, row in records(path, format)])
+
+
+def _query(where: str, row: Mapping[str, Any]) -> Query:
+    if not isinstance(row.get("input"), str | Mapping):
+        fields = ", ".join(map(str, row))
+        raise DataError(f"{where}: no `input` that is a text or named texts; the row has: {fields[:60] or 'nothing'}")
+    own = row.get("id")
+    name = str(own) if isinstance(own, str | int) and not isinstance(own, bool) else ""
+    with _at(where):
+        return Query(_input(where, row, "input"), _choices(where, row, Columns()), id=name)
+
+
+def _apart(queries: Sequence[Query]) -> list[Query]:
+    return [replace(q, id=name) for q, name in zip(queries, unique_names(q.id for q in queries), strict=True)]
+
+
+@contextmanager
+def _at(where: str) -> Iterator[None]:
+    """What a record refuses is named with its place."""
+    try:
+        yield
+    except DataError as error:
+        raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
+
+
 def _names_in(folder: Path) -> list[str]:
-    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    try:
+        return [p.name for p in folder.iterdir()]
+    except (OSError, ValueError):
+        return []
 
 
 def format_of(path: Path, format: str | None = None) -> str:
@@ -142,59 +186,35 @@ def format_of(path: Path, format: str | None = None) -> str:
 # --- file formats ---------------------------------------------------------------------------------------------------
 
 
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, split at newlines only: other separators of Unicode may stand inside a JSON text."""
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise _not_utf8(path, number, error) from error
-
-
-def _not_utf8(path: Path, line: int, error: UnicodeDecodeError) -> DataError:
-    marks = (b"\xff\xfe", b"\xfe\xff")
-    likely = "UTF-16" if error.object[:2] in marks else "CP1252"
-    return DataError(
-        f"{path}, line {line}: not UTF-8 (byte 0x{error.object[error.start]:02x} at byte {error.start + 1}); "
-        f"convert the file, e.g. iconv -f {likely} -t UTF-8"
-    )
-
-
 def _read_jsonl(path: Path) -> Iterator[Record]:
-    empty = True
-    for number, line in _text_lines(path):
-        if not line.strip():
-            continue
-        empty = False
+    return _json_lines(path, read_text(path))
+
+
+def _json_lines(path: Path, text: str) -> Iterator[Record]:
+    if not text.strip():
+        raise DataError(f"{path} is empty; a JSONL file has one JSON object per line")
+    if "\r" in text.strip() and "\n" not in text:
+        raise DataError(f"{path}: its lines end with carriage returns alone; convert it, e.g. tr '\\r' '\\n'")
+    for number, line in split_lines(text):
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line.rstrip())
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"{where}: not JSON ({error.msg} at column {error.colno}); every line holds one JSON object"
-            ) from error
-        except RecursionError as error:
-            raise DataError(f"{where}: JSON nested too deeply; every line holds one flat JSON object") from error
+            record = parse_json(line.strip(), where, lone_surrogates=True)
+        except DataError as error:
+            raise DataError(f"{error}; every line holds one JSON object") from error
         yield where, _object(where, record)
-    if empty:
-        raise DataError(f"{path} is empty; a JSONL file has one JSON object per line")
 
 
 def _read_json(path: Path) -> Iterator[Record]:
-    text = "".join(line for _, line in _text_lines(path))
+    text = read_text(path)
     if not text.strip():
         raise DataError(f"{path} is empty; a JSON file holds an array of objects")
-    if text.lstrip()[0] == "{" and "\n" in text.strip():  # JSON lines under the name .json are common
-        try:
-            json.loads(text)
-        except json.JSONDecodeError:
-            yield from _read_jsonl(path)
-            return
     try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: not JSON ({error.msg} at column {error.colno})") from error
+        data = parse_json(text, str(path), lone_surrogates=True)
+    except DataError:
+        if text.lstrip()[0] != "{" or "\n" not in text.strip():
+            raise
+        yield from _json_lines(path, text)  # JSON lines under the name .json are common
+        return
     if not isinstance(data, list):
         raise DataError(f"{path} holds {_kind(data)}; expected an array of objects, or one object per line (.jsonl)")
     if not data:
@@ -211,9 +231,11 @@ def _object(where: str, record: object) -> Mapping[str, Any]:
 
 
 def _read_table(path: Path, delimiter: str) -> list[Record]:
+    text = read_text(path)
+    # old Macs end lines with carriage returns alone; elsewhere one may stand in a cell
+    lines = io.StringIO(text, newline="\n" if "\n" in text else "")
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
     rows: list[Record] = []
-    lines = (line for _, line in _text_lines(path))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     start = 1
     try:
@@ -236,8 +258,8 @@ def _read_table(path: Path, delimiter: str) -> list[Record]:
             rows.append((where, dict(zip(header, cells, strict=True))))
     except csv.Error as error:
         raise DataError(
-            f"{path}, line {start}: {error}; a field that begins with a quote must end with one, "
-            f"and a quote inside it is doubled"
+            f"{path}, line {start}: {error}; a field that begins with a quote must end with one, a quote inside it is "
+            f"doubled, and a field with a line break in it is quoted"
         ) from error
     finally:
         csv.field_size_limit(limit)
@@ -251,20 +273,42 @@ def _read_parquet(path: Path) -> Iterator[Record]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        # what is no plain file (a pipe) cannot be searched, and is read as a whole
+        source = path if path_kind(path) == "file" else pyarrow.BufferReader(read_bytes(path))
+        file = pyarrow.parquet.ParquetFile(source)
+        columns = file.schema_arrow.names
+        if twice := [c for c, n in Counter(columns).items() if n > 1]:
+            raise DataError(f"{path}: the column {twice[0]!r} is there twice; rename one")
+        rows = file.read().to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = str(error).strip().split("\n")[0]
         raise DataError(f"{path} cannot be read as Parquet: {reason}") from error
-    if not table.num_rows:
-        raise DataError(f"{path} has no rows; columns: {', '.join(table.column_names)}")
-    names = _class_labels((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    yield from name_labels(((f"{path}, row {n}", row) for n, row in enumerate(table.to_pylist(), 1)), names)
+    if not rows:
+        raise DataError(f"{path} has no rows; columns: {', '.join(columns)}")
+    names = _class_labels((file.schema_arrow.metadata or {}).get(b"huggingface", b""))
+    yield from name_labels(((f"{path}, row {n}", row) for n, row in enumerate(rows, 1)), names)
 
 
 def _class_labels(metadata: bytes) -> dict[str, list[str]]:
-    """Label names per column from the schema metadata that Hugging Face ``datasets`` writes into Parquet."""
-    features = json.loads(metadata).get("info", {}).get("features", {})
-    return {c: f["names"] for c, f in features.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
+    """Label names per column from the schema metadata that Hugging Face ``datasets`` writes into Parquet.
+
+    Metadata of another shape says nothing: label ids then stay numbers, which a reader refuses to take for texts.
+    """
+    try:
+        found: Any = parse_json(metadata, "metadata")
+    except DataError:
+        return {}
+    for key in ("info", "features"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return {
+        column: feature["names"]
+        for column, feature in (found.items() if isinstance(found, dict) else ())
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_texts(feature.get("names"))
+    }
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 class LabelId(int):
@@ -332,29 +376,51 @@ def _skipped(row: Mapping[str, Any], columns: Columns) -> bool:
 
 
 def _example(where: str, row: Mapping[str, Any], columns: Columns, task: str) -> Example:
-    if len(columns.input) > 1:
-        fields = {c.rpartition(".")[2]: _text(where, row, c, "--input") for c in columns.input}
-        if not any(map(visible, fields.values())):
-            raise DataError(f"{where}: the fields {', '.join(fields)} are all empty; remove the row or fill one in")
-        inputs: Fields = fields
-    else:
-        inputs = _input(where, row, columns.input[0])
-    options = _choices(where, row, columns)
-    output = _answer(where, row, columns, options)
-    own = row.get("task")
-    example = Example(inputs, output, task or (own if isinstance(own, str) else ""), options)
-    kept = _meta(where, row, columns, example.id)
-    return Example(inputs, output, example.task, options, kept, example.id) if kept else example
+    with _at(where):
+        plain = replace(columns, meta=(), skip=()) == Columns(input=("input",), output="output")
+        if plain and (exported := exported_example(row, task)):
+            _check_encodes(where, "id", exported.id)
+            if exported.id != row["id"]:  # not as it was written: it has to pass as any other row has
+                _filled(where, "input", exported.text)
+                _filled(where, "output", exported.output)
+            return replace(exported, meta=_meta(where, exported.meta, row, columns))
+        if len(columns.input) > 1:
+            inputs = _fields(where, {_field_name(columns, c): _cell(where, row, c, "--input") for c in columns.input})
+        else:
+            inputs = _input(where, row, columns.input[0])
+        options = _choices(where, row, columns)
+        output = _answer(where, row, columns, options)
+        own = row.get("task")
+        example = Example(inputs, output, task or (own if isinstance(own, str) else ""), options)
+        meta: dict[str, Any] = dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {}
+        own_id = row.get("id")
+        if isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id) != example.id:
+            meta["id"] = str(own_id)
+        return replace(example, meta=_meta(where, meta, row, columns))
+
+
+def _field_name(columns: Columns, column: str) -> str:
+    """What a column is called as a field: the last part of its path, or all of it where two end alike."""
+    ends = [c.rpartition(".")[2] for c in columns.input]
+    end = column.rpartition(".")[2]
+    return end if ends.count(end) == 1 else column
+
+
+def _fields(where: str, cells: Mapping[str, object], column: str = "") -> Fields:
+    fields = {str(k): _plain_text(where, f"{column}{k}", v) for k, v in cells.items()}
+    for name in fields:
+        _check_encodes(where, f"{column}{name}", name)
+    if not any(map(visible, fields.values())):
+        what = f"field {column[:-1]!r} has no text in it" if column else f"the fields {', '.join(fields)} are all empty"
+        raise DataError(f"{where}: {what}; remove the row or fill one in")
+    return fields
 
 
 def _input(where: str, row: Mapping[str, Any], column: str) -> Fields:
     value = _cell(where, row, column, "--input")
     if not isinstance(value, Mapping):
         return _filled(where, column, _text(where, row, column, "--input"))
-    fields = {str(k): _plain_text(where, f"{column}.{k}", v) for k, v in value.items()}
-    if not any(map(visible, fields.values())):
-        raise DataError(f"{where}: field {column!r} has no text in it; remove the row or fill one in")
-    return fields
+    return _fields(where, value, f"{column}.")
 
 
 def _answer(where: str, row: Mapping[str, Any], columns: Columns, options: tuple[str, ...]) -> str:
@@ -394,24 +460,27 @@ def _choices(where: str, row: Mapping[str, Any], columns: Columns) -> tuple[str,
     return tuple(_filled(where, column, _plain_text(where, column, v)) for v in value)
 
 
-def _meta(where: str, row: Mapping[str, Any], columns: Columns, example_id: str) -> dict[str, Json]:
-    own = row.get("meta")
-    kept: dict[str, Json] = dict(own) if isinstance(own, Mapping) else {}
-    identity = row.get("id")
-    if isinstance(identity, str | int) and not isinstance(identity, bool) and str(identity) != example_id:
-        kept["id"] = str(identity)
-    for column in columns.meta:
-        kept[column] = _plain_json(where, column, _cell(where, row, column, "--meta"))
-    return kept
+def _meta(where: str, own: Mapping[str, Any], row: Mapping[str, Any], columns: Columns) -> dict[str, Json]:
+    """A row's own metadata and the columns to keep."""
+    meta = {key: _plain_json(where, f"meta.{key}", value) for key, value in own.items()}
+    meta |= {c: _plain_json(where, c, _cell(where, row, c, "--meta")) for c in columns.meta}
+    for key in meta:
+        _check_encodes(where, "meta", key)
+    return meta
 
 
 def _plain_json(where: str, column: str, value: object) -> Json:
     if isinstance(value, LabelId):
         return value.name
+    if isinstance(value, str):
+        _check_encodes(where, column, value)
+        return value
     try:
-        plain: Json = json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: field {column!r} is {_kind(value)}, which JSON cannot hold; leave it out") from error
+        text = json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        kind = "not a number or infinite" if "Out of range float" in str(error) else _kind(value)
+        raise DataError(f"{where}: field {column!r} is {kind}, which JSON cannot hold; leave it out") from error
+    plain: Json = parse_json(text, f"{where}: field {column!a}")
     return plain
 
 
@@ -446,14 +515,18 @@ def _plain_text(where: str, column: str, value: object) -> str:
             "write it in quotes, or give the names of the labels" if isinstance(value, int | float) else "give text"
         )
         raise DataError(f"{where}: field {column!r} is {_show(value)}, {_kind(value)}, not a text; {remedy}")
+    _check_encodes(where, column, value)
+    return clean_text(value)
+
+
+def _check_encodes(where: str, column: str, text: str) -> None:
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: field {column!r} holds half a surrogate pair at character {error.start}; "
+            f"{where}: field {column!a} holds half a surrogate pair at character {error.start}; "
             f"write the file anew as UTF-8"
         ) from error
-    return clean_text(value)
 
 
 def _filled(where: str, column: str, text: str) -> str:

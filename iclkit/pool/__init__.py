@@ -6,7 +6,7 @@ Importing this room loads neither torch nor faiss.
 
 from iclkit.pool._embedder import Embedder, Progress
 from iclkit.pool._encoder import load_embedder
-from iclkit.pool._export import example_dict
+from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._keys import FieldKey, Keys, KeyTransform
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._reranker import load_reranker
@@ -34,6 +34,7 @@ __all__ = [
     "Side",
     "bge_icl",
     "example_dict",
+    "exported_example",
     "load_embedder",
     "load_reranker",
     "prompt_eol",

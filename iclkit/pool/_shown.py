@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from iclkit.errors import DataError
+from iclkit.files import read_jsonl
 from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.pool._template import Pair
 
@@ -30,18 +30,8 @@ class ShownExamples:
 
 def read_pairs(path: Path) -> tuple[Pair, ...]:
     """(input, output) of each line of JSON. DataError names the line that has not both as texts."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the examples in {path} ({error})") from error
     pairs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error.msg})") from error
-        if row is None:
-            continue
+    for number, row in read_jsonl(path):
         if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("input", "output")):
             raise DataError(f"{path}, line {number}: give `input` and `output`, both texts")
         pairs.append((row["input"], row["output"]))

@@ -333,7 +333,8 @@ class Pool:
     def export(self, path: str | Path, format: str | None = None) -> int:
         """Write all examples as ``jsonl``, ``csv`` or ``parquet`` (by the suffix when not said); returns how many.
 
-        The file appears whole or not at all. In CSV and Parquet, choices, metadata and inputs with fields are JSON.
+        The file appears whole or not at all, and ``read_examples`` (``iclkit pool add``) gives back equal examples. In
+        CSV and Parquet, choices, metadata and inputs with fields are JSON.
         """
         return write_examples(self.view().examples, Path(path), format)
 

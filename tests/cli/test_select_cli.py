@@ -130,6 +130,40 @@ def test_queries_come_from_a_file_too(iclkit, pool, tmp_path):
     assert [r["output"] for r in json.loads(out)] == ["fish", "dog"]
 
 
+def test_queries_that_are_there_twice_have_picks_of_their_own(iclkit, pool, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"input": "red fish"}\n{"input": "red fish "}\n{"input": "a dog", "id": "d"}\n')
+    words = ["select", pool, "a dog", "a dog", "--queries", str(tmp_path / "q.jsonl"), "-s", "bm25", "-k", "2"]
+    code, out, _ = iclkit(*words, "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert [len([r for r in rows if r["query"] == q]) for q in dict.fromkeys(r["query"] for r in rows)] == [2] * 5
+    _, out, _ = iclkit(*words, "--prompt", "--json")
+    made = json.loads(out)
+    assert [len(m["picks"]) for m in made] == [2] * 5
+    assert len({m["query"]["id"] for m in made}) == 5
+    assert made[0]["picks"][0]["id"] == made[1]["picks"][0]["id"] == made[4]["picks"][0]["id"]
+
+
+def test_named_fields_are_printed_as_the_text_they_are_searched_by(iclkit, tmp_path):
+    with Pool.open(tmp_path / "pairs.db") as store:
+        store.add([Example({"premise": "It  rains.", "hypothesis": "It is wet."}, "yes")])
+    (tmp_path / "q.jsonl").write_text('{"input": {"premise": "It rains.", "hypothesis": "Dry."}}\n')
+    code, out, _ = iclkit(
+        "select", str(tmp_path / "pairs.db"), "--queries", str(tmp_path / "q.jsonl"), "-s", "knn", "-k", "1"
+    )
+    assert code == 0
+    assert out.splitlines()[0].strip() == "Dry. It rains."
+    assert "It is wet. It rains." in out.splitlines()[2]
+
+
+def test_exclude_takes_the_beginning_of_an_id_and_names_one_that_is_not_there(iclkit, pool):
+    short = EXAMPLES[0].id[:12]
+    code, out, _ = iclkit("select", pool, "red fish", "-s", "bm25", "-k", "4", "--exclude", short, "--json")
+    assert (code, EXAMPLES[0].id in out) == (0, False)
+    code, _, err = iclkit("select", pool, "red fish", "-s", "bm25", "--exclude", "zz")
+    assert (code, "no example 'zz'" in err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

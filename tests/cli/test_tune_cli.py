@@ -100,7 +100,7 @@ def test_an_instruction_is_chosen_with_the_list_and_stands_in_the_prompt(tmp_pat
         (["--storage", "nonsense://x"], 2, "cannot open the study storage"),
         (["--features", "block"], 2, "use --features positions"),
         (["--features", "blocks"], 2, "choose from positions, block"),
-        (["--instructions", "none.txt"], 1, "cannot read the instructions in none.txt"),
+        (["--instructions", "none.txt"], 1, "cannot read none.txt"),
         (["--candidates", "1"], 1, "k is 2 with 1 candidates"),
     ],
 )

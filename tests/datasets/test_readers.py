@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.datasets import read_examples
+from iclkit.datasets import load_task, read_examples, read_queries
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example, clean_text
+from iclkit.records import Example, Query, clean_text
 from iclkit.text import visible
 
 ROWS = [
@@ -326,3 +329,213 @@ def test_an_unknown_ending_or_format_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no reader for format 'yaml'; use one of jsonl, json"):
         read_examples(path, format="yaml")
     assert read_examples(path, format="jsonl")[0].output == "y"
+
+
+# --- hostile files --------------------------------------------------------------------------------------------------
+
+FINE = {"input": "fine", "output": "fine"}
+
+
+def raw(path: Path, line: str) -> Path:
+    """A good line and then this one."""
+    path.write_text(json.dumps(FINE) + "\n" + line + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("[" * 100_000 + "]" * 100_000, "JSON is nested too deep"),
+        ('{"input": "x", "output": "y", "meta": ' + '{"a":' * 200 + "1" + "}" * 201, "JSON is nested too deep"),
+        ('{"input": "x", "output": "y", "meta": {"n": ' + "9" * 5000 + "}}", "an integer of more than 4,300 digits"),
+        ('{"input": "x", "output": "y", "meta": {"n": NaN}}', "field 'meta.n' is not a number or infinite"),
+        ('{"input": "x", "output": "y", "meta": {"n": [-Infinity]}}', "field 'meta.n' is not a number or infinite"),
+        ('{"input": "x", "output": NaN}', "field 'output' is nan, a number, not a text"),
+        ('{"input": "x", "output": "y", "input": "z"}', "the field 'input' stands twice in one object"),
+        ('{"input": {"a": "x", "a": "z"}, "output": "y"}', "the field 'a' stands twice in one object"),
+        ('{"input": {"caf\\u00e9": "x", "cafe\\u0301": "z"}, "output": "y"}', "two fields of an input have one name"),
+        ('{"input": {"a\\ud800": "x"}, "output": "y"}', "holds half a surrogate pair"),
+        ('{"input": "x", "output": "y", "task": "\\ud800"}', "half of a surrogate pair .* in the task"),
+        ('{"input": "x", "output": "y", "id": "\\ud800"}', "field 'meta.id' holds half a surrogate pair"),
+        ('{"input": "x", "output": "y", "meta": {"\\udfff": 1}}', "field 'meta' holds half a surrogate pair"),
+        ('{"input": "x", "output": "y", "meta": {"a": ["\\udfff"]}}', "field 'meta.a': half of a surrogate pair"),
+        ('{"input": "x", "output": "y", "choices": ["y", "\\udfff"]}', "field 'choices' holds half a surrogate pair"),
+        ('{"input": "x", "output": "' + "9" * 5000 + '", "choices": ["y", "z"]}', "and there are 2 choices from 0"),
+        ('{"input": "x", "output": "\\u200b\\ufeff"}', "field 'output' is empty"),
+        ('{"input": "x\0y", "output": "y"}', "not JSON"),
+        ('{"id": "a", "input": "x", "output": "y", "task": "t", "choices": [], "meta": {"a": "\\udfff"}}', "surrogate"),
+        ('{"id": "\\udfff", "input": "x", "output": "y", "task": "t", "choices": [], "meta": {}}', "surrogate"),
+        ('{"id": "a", "input": "x", "output": "y", "task": "\\udfff", "choices": [], "meta": {}}', "surrogate"),
+    ],
+)
+def test_a_hostile_row_is_one_line_that_names_its_place(tmp_path: Path, line: str, told: str) -> None:
+    text = refusal(raw(tmp_path / "h.jsonl", line))
+    assert text.startswith(f"{tmp_path / 'h.jsonl'}, line 2: ")
+    assert re.search(told, text), text
+    assert len(text) < 400
+    text.encode()
+
+
+def test_what_is_odd_in_a_column_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
+    path = raw(tmp_path / "x.jsonl", '{"input": "x", "output": "y", "score": NaN, "other": "\\ud800"}')
+    assert len(read_examples(path)) == 2
+
+
+def test_nul_bytes_and_every_line_break_of_unicode_stand_inside_texts(tmp_path: Path) -> None:
+    text = "a\0b\u2028c\u2029d\u0085e\x0bf\x0cg\x1ch"
+    row = {"input": text, "output": "y"}
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8", newline="")  # C0 controls are escaped
+    assert read_examples(path)[0].input == text
+    assert read_examples(write(tmp_path / "x.csv", [row]))[0].input == text
+    assert read_examples(write(tmp_path / "x.parquet", [row]))[0].input == text
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_file_in_wide_characters_is_told_how_to_convert(tmp_path: Path, ending: str, encoding: str) -> None:
+    path = write(tmp_path / f"w.{ending}", [FINE])
+    path.write_bytes(path.read_text().encode(encoding))
+    assert "iconv -f UTF-" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"\x1f\x8b\x08\x00rest", "gunzip"),
+        (b"PK\x03\x04\xff", "zip archive or a spreadsheet"),
+        (b"PAR1\xff", "it is a Parquet file"),
+        (b"SQLite format 3\0\xff", "perhaps a pool"),
+    ],
+)
+def test_a_file_of_another_kind_under_a_text_s_name_is_told_apart(tmp_path: Path, data: bytes, told: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(data)
+    assert told in refusal(path)
+
+
+def test_lines_that_end_with_carriage_returns_alone_are_read_in_tables_and_named_in_json(tmp_path: Path) -> None:
+    path = tmp_path / "mac.csv"
+    path.write_bytes(b'input,output\rone,a\r"two\rlines",b\r')
+    assert [(e.input, e.output) for e in read_examples(path)] == [("one", "a"), ("two\nlines", "b")]
+    path = tmp_path / "mac.jsonl"
+    path.write_bytes((json.dumps(FINE) + "\r" + json.dumps(FINE) + "\r").encode())
+    assert "carriage returns alone" in refusal(path)
+
+
+def test_a_carriage_return_in_a_cell_is_a_line_break_and_outside_quotes_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'input,output\n"one\rtwo",a\nthree,b\n')
+    assert [e.input for e in read_examples(path)] == ["one\ntwo", "three"]
+    path.write_bytes(b"input,output\none\rtwo,a\n")
+    assert "a field with a line break in it is quoted" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [b"{not json", b"[]", b"5", b"", b"\xff", b'{"info": []}', b'{"info": {"features": [1]}}',
+     b'{"info": {"features": {"input": 5, "output": {"_type": "ClassLabel", "names": 5}}}}',
+     b'{"info": {"features": {"output": {"_type": "ClassLabel"}}}}',
+     b'{"info": {"features": {"output": {"_type": "ClassLabel", "names": [1]}}}}'],
+)  # fmt: skip
+def test_metadata_of_parquet_that_makes_no_sense_is_passed_over(tmp_path: Path, metadata: bytes) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    table = pyarrow.Table.from_pylist([FINE]).replace_schema_metadata({b"huggingface": metadata})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    assert read_examples(tmp_path / "x.parquet") == [Example("fine", "fine")]
+
+
+def test_parquet_that_holds_no_text_is_one_line(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "x.parquet"
+    broken = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xff")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"input": broken, "output": ["y"]}), path)
+    assert "cannot be read as Parquet" in refusal(path)
+    twice = pyarrow.Table.from_arrays([pyarrow.array(["a"])] * 3, names=["input", "output", "input"])
+    pyarrow.parquet.write_table(twice, path)
+    assert "the column 'input' is there twice" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jsonl", "nul\0byte.jsonl"])
+def test_a_name_that_no_file_can_have_is_no_file(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="no file"):
+        read_examples(tmp_path / name)
+    with pytest.raises(DataError, match="cannot read"):
+        read_queries(tmp_path / name.removesuffix(".jsonl"))
+    with pytest.raises((DataError, UsageError), match=r"no (folder or file|task)"):
+        load_task(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_pipe_is_read_once(tmp_path: Path, ending: str) -> None:
+    data = write(tmp_path / f"rows.{ending}", ROWS).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_bytes(data))
+    writer.start()
+    examples = read_examples(pipe, format=ending)
+    writer.join()
+    assert examples == [Example(r["input"], r["output"]) for r in ROWS]
+
+
+def test_several_columns_whose_paths_end_alike_keep_their_whole_names(tmp_path: Path) -> None:
+    row = {"a": {"text": "x"}, "b": {"text": "z"}, "c": {"other": "w"}, "output": "y"}
+    (example,) = read_examples(write(tmp_path / "n.jsonl", [row]), input=["a.text", "b.text", "c.other"])
+    assert example.input == {"a.text": "x", "b.text": "z", "other": "w"}
+
+
+def test_label_names_and_label_cells_may_have_white_space_around_them(tmp_path: Path) -> None:
+    rows = [{"input": "x", "output": " 1 "}, {"input": "z", "output": "caf\u00e9 "}]
+    examples = read_examples(write(tmp_path / "l.csv", rows), label_names={"1": "bar ", "0": "cafe\u0301"})
+    assert [e.output for e in examples] == ["bar", "caf\u00e9"]
+
+
+# --- queries --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv", "parquet"])
+def test_queries_are_read_from_every_format(tmp_path: Path, ending: str) -> None:
+    queries = read_queries(
+        write(tmp_path / f"q.{ending}", [{"input": "red", "id": "q1"}, {"input": "blue", "id": "q2"}])
+    )
+    assert queries == [Query("red", id="q1"), Query("blue", id="q2")]
+
+
+def test_queries_stand_one_a_line_in_other_files_and_only_newlines_end_lines(tmp_path: Path) -> None:
+    path = tmp_path / "q.txt"
+    path.write_text("\ufeffred\u2028fish\r\n\n {dog} \n", encoding="utf-8", newline="")
+    assert [q.input for q in read_queries(path)] == ["red\u2028fish", "{dog}"]
+
+
+def test_queries_that_are_there_twice_are_two_queries(tmp_path: Path) -> None:
+    rows = [
+        {"input": "x"},
+        {"input": "x "},
+        {"input": "y", "id": "a"},
+        {"input": "z", "id": "a"},
+        {"input": "w", "id": None},
+    ]
+    path = write(tmp_path / "q.jsonl", rows)
+    same = Query("x").id
+    assert [q.id for q in read_queries(path)] == [same, f"{same}#2", "a", "a#2", Query("w").id]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"text": "x"}, "line 1: no `input` that is a text or named texts; the row has: text"),
+        ({"input": 5}, "line 1: no `input`"),
+        ({"input": {"a": 5}}, "line 1: field 'input.a' is 5"),
+        ({"input": ""}, "line 1: field 'input' is empty"),
+        ({"input": "x", "choices": "ab"}, "line 1: field 'choices' is a text; choices are a list of texts"),
+    ],
+)
+def test_a_row_that_is_no_query_is_named(tmp_path: Path, row: dict[str, object], told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        read_queries(write(tmp_path / "q.jsonl", [row]))

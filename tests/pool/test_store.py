@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
+import os
 import sqlite3
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from iclkit.datasets import read_examples
 from iclkit.errors import DataError, ModelError, PoolError, UnknownName, UsageError
-from iclkit.pool import Pool
+from iclkit.pool import Pool, example_dict
 from iclkit.pool._keys import source_mark
 from iclkit.pool._schema import MIGRATIONS
-from iclkit.records import Example, digest
+from iclkit.records import Example, clean_text, digest
 from iclkit.testing import HashEmbedder
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -376,15 +380,69 @@ hard = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
-def test_an_export_reads_back(tmp_path: Path, kind: str) -> None:
+any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+hostile = st.one_of(
+    any_text,
+    st.sampled_from(
+        ["", "=1+1", "+cmd", "-2", "@x", '"', '""', "a\nb\n\nc", "\0", "a\u2028b\u2029c\u0085d", "\ufeffx", "007",
+         "1e5", "true", "null", "NaN", "[]", "{}", '{"a": "b"}', '{"a": 1}', '"quoted"', '["a"]', "\\", ",;\t|",
+         "\x1b[2J", "1" * 5000, "{" * 2000, "nicht's", "\U0001f469\u200d\U0001f469", "'=1"]
+    ),
+)  # fmt: skip
+metadata = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(-1e308, 1e308), hostile
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(hostile, inner, max_size=3)),
+    max_leaves=6,
+)  # fmt: skip
+names = st.one_of(any_text, st.sampled_from(["a.b", "input", "id", "", "caf\u00e9", "two words"])).map(clean_text)
+hostile_examples = st.builds(
+    Example,
+    st.one_of(hostile, st.dictionaries(names, hostile, max_size=3)),
+    hostile,
+    hostile,
+    st.lists(hostile, max_size=3).map(tuple),
+    st.dictionaries(hostile, metadata, max_size=3),
+    st.one_of(st.just(""), st.sampled_from(["mine", "row-1", "0", "=1", "caf\u00e9 "])),
+)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json-lines-on-stdout", "csv", "tsv", "parquet"])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(given_=st.lists(hostile_examples, min_size=1, max_size=5, unique_by=lambda e: e.id))
+def test_every_export_reads_back_equal(
+    given_: list[Example], kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Pool.of(given_) as pool:
+        rows = list(pool)
+        path = tmp_path_factory.mktemp("export") / "out.jsonl"
+        if kind == "json-lines-on-stdout":
+            path.write_text("".join(json.dumps(example_dict(e)) + "\n" for e in rows))
+        elif kind == "tsv":  # as a spreadsheet writes it
+            pool.export(path.with_suffix(".csv"))
+            table = path.with_suffix(".csv").read_text("utf-8")
+            path = path.with_suffix(".tsv")
+            with path.open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file, delimiter="\t", quoting=csv.QUOTE_ALL).writerows(
+                    csv.reader(io.StringIO(table, newline=""))
+                )
+        else:
+            path = path.with_suffix(f".{kind}")
+            assert pool.export(path) == len(rows)
+    back = read_examples(path)
+    assert back == rows
+    assert [e.meta for e in back] == [e.meta for e in rows]
+    assert [list(e.input) for e in back] == [list(e.input) for e in rows]  # fields keep their order
+    with Pool.of(back) as again:
+        assert list(again) == rows
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_table_has_a_column_for_each_part_of_an_example(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"out.{kind}"
     with Pool.of(hard) as pool:
-        assert pool.export(path) == len(hard)
-    if kind == "jsonl":
-        assert [e.id for e in read_examples(path)] == [e.id for e in hard]
-        assert json.loads(path.read_text().split("\n")[0])["meta"] == {"n": 1}
-        return
+        pool.export(path)
     if kind == "csv":
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -394,6 +452,60 @@ def test_an_export_reads_back(tmp_path: Path, kind: str) -> None:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     assert [r["input"] for r in rows] == [e.input if isinstance(e.input, str) else json.dumps(e.input) for e in hard]
     assert [r["id"] for r in rows] == [e.id for e in hard]
+    assert [r["choices"] for r in rows] == [json.dumps([*e.choices]) for e in hard]
+
+
+def test_a_row_of_an_export_that_was_edited_is_another_example(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with Pool.of(hard) as pool:
+        pool.export(path)
+        path.write_text(path.read_text().replace("plain", "edited"))
+        edited = read_examples(path)
+        assert edited[0] == Example("edited", "out", "t", meta={"n": 1})
+        assert edited[1:] == hard[1:]
+        assert pool.add(edited).added == 1
+        assert pool.check() == []
+        path.write_text(path.read_text().replace(",out,", ",,"))
+        with pytest.raises(DataError, match="line 2: field 'output' is empty"):
+            read_examples(path)
+
+
+def test_columns_added_to_an_export_are_kept_on_request_and_a_task_replaces_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text("".join(json.dumps({**example_dict(e), "note": "n"}) + "\n" for e in hard))
+    assert read_examples(path) == hard
+    assert [e.meta for e in read_examples(path, meta=["note"])] == [{**e.meta, "note": "n"} for e in hard]
+    assert read_examples(path, task="other") == [replace(e, task="other", id="") for e in hard]
+
+
+def test_a_cell_over_the_limit_of_the_csv_module_reads_back(tmp_path: Path) -> None:
+    long = Example("x" * 140_000, "y", meta={"long": "z" * 140_000})
+    with Pool.of([long]) as pool:
+        pool.export(tmp_path / "out.csv")
+    assert read_examples(tmp_path / "out.csv") == [long]
+
+
+def test_an_export_may_go_into_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    with Pool.of(hard) as pool:
+        pool.export(pipe, "csv")
+        reader.join()
+        pool.export(tmp_path / "out.csv")
+    assert read == [(tmp_path / "out.csv").read_bytes()]
+    assert pipe.is_fifo()
+
+
+def test_an_export_takes_the_longest_name_a_file_can_have(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250 + ".csv")
+    with Pool.of(hard) as pool:
+        pool.export(path)
+        with pytest.raises(DataError, match="cannot write"):
+            pool.export(tmp_path / ("x" * 300 + ".csv"))
+    assert read_examples(path) == hard
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path) -> None:
