@@ -83,6 +83,8 @@ _ADAPTABLE = (400, 403, 404, 422, 500, 501)
 """Statuses of refusals that may be about one parameter of the request."""
 _NOT_THE_PROMPT = (None, 401, 402, 404, 405, 407, 408, 409, 425, 429, 502, 503, 504, 529)
 """Statuses that another prompt would have met as well; None: no answer at all."""
+_ANSWERS = "answers2"
+"""Raised when other answers are read out of what a chat writes, or other ranks out of the answers."""
 _CHAT = "\x02chat\x02"
 """Starts the text of a chat that only the server can render; the messages follow as JSON."""
 _FENCE_LINE = re.compile(r"\s*(?:`{3,}|~{3,})")
@@ -216,7 +218,7 @@ class OpenAILM:
         parts = [model, host, digest(kept), self.endpoint, self.scoring, config.tokenizer, str(config.revision)]
         parts += ["ids" if self.codec else "text"]
         if self.scoring in ("first-token", "generate"):
-            parts.append(str(config.answer_tokens))
+            parts += [str(config.answer_tokens), _ANSWERS]
         if config.thought_tokens != OpenAIConfig().thought_tokens:
             parts.append(f"thoughts{config.thought_tokens}")
         self.fingerprint = redact_known("|".join(["openai", *parts]), _SHORTEST_KEY)
@@ -238,12 +240,12 @@ class OpenAILM:
 
     def _find_endpoint(self) -> str:
         try:
-            self._complete("Hi", max_tokens=1)
+            self._must_be_reply(self._complete("Hi", max_tokens=1))
         except HttpError as error:
-            if not _is_no(error) or error.status in _LOCKED:
+            if not _is_no(error) or error.status in _LOCKED or _is_elsewhere(error):
                 raise
             try:
-                self._chat("Hi", max_tokens=1)
+                self._must_be_reply(self._chat("Hi", max_tokens=1))
             except Refused as second:
                 served = f"; it serves: {', '.join(self._served[:8])}" if self._served else ""
                 raise ModelError(
@@ -252,6 +254,10 @@ class OpenAILM:
                 ) from second
             return "chat"
         return "completions"
+
+    def _must_be_reply(self, answer: Mapping[str, Any]) -> None:
+        with self._expected_shape():
+            read_reply(answer)
 
     def _find_codec(self) -> TextCodec | None:
         """The model's tokenizer: the one given, else the server's own; None where there is none to be had."""
@@ -677,11 +683,12 @@ class OpenAILM:
         then left to the caller.
         """
         while True:
+            sent = self._changes  # at least these: another thread may learn more meanwhile
             answer = ask()
             with self._expected_shape():
                 reply = read_reply(answer)
             needed = {STOPS, THOUGHTS} if reply.open else {STOPS} if reply.only_fence and body.get("stop") else set()
-            if reply.refused or needed <= self._changes:
+            if reply.refused or needed <= sent:
                 if reply.open and not reply.refused:
                     self._note(
                         f"an answer was still being thought about after {self.config.thought_tokens} tokens more than "
@@ -806,7 +813,11 @@ def _usage(answer: Mapping[str, Any], field: str) -> int | None:
 
 def _is_no(error: HttpError) -> bool:
     """Whether the server is there and does not offer what was asked for."""
-    return isinstance(error, Refused) or error.status in _CANNOT or (error.status or 0) // 100 == 3
+    return isinstance(error, Refused) or error.status in _CANNOT or _is_elsewhere(error)
+
+
+def _is_elsewhere(error: HttpError) -> bool:
+    return (error.status or 0) // 100 == 3
 
 
 class _ServerTokenizer:

@@ -302,7 +302,7 @@ def unfenced(text: str, stops: Iterable[str]) -> str | None:
 
 def _part_text(part: object) -> str:
     if part is None or isinstance(part, str):
-        return part or ""
+        return _text(part)
     if not isinstance(part, Mapping):
         raise TypeError(f"a part of content is {_shown(part)}")
     return _text(part.get("text")) if _kind(part) in ("text", "output_text", "") else ""
@@ -320,18 +320,23 @@ def _text(value: object) -> str:
     return _LONE_SURROGATES.sub("\ufffd", value)
 
 
+_SIMILAR = 0.6  # what difflib takes for close, too
+
+
 def likeness(answer: str, label: str) -> float:
     """How well a generated answer names a label: a rank below 0, the higher the better, no probability.
 
     Above -1 when the answer begins with the label (a longer label ranks higher), -10 to -11 when it names the label
-    later (the earlier the higher), -50 to -100 by similarity of spelling otherwise. Case and punctuation are ignored.
+    later (the earlier the higher), -50 to -70 by similarity of spelling otherwise, and -100 where there is little of
+    that: such an answer, or none, is no answer to any label. Case and punctuation are ignored.
     """
     said, wanted = fold_text(answer), fold_text(label)
     if wanted and f"{said} ".startswith(f"{wanted} "):
         return -1 / (1 + len(wanted))
     if wanted and (at := f" {said} ".find(f" {wanted} ")) >= 0:
         return -10 - at / (1 + len(said))
-    return -100 + 50 * difflib.SequenceMatcher(None, said[: 2 * len(wanted)], wanted, autojunk=False).ratio()
+    ratio = difflib.SequenceMatcher(None, said[: 2 * len(wanted)], wanted, autojunk=False).ratio()
+    return -100 + 50 * ratio if ratio >= _SIMILAR else -100.0
 
 
 def estimate_tokens(text: str) -> int:
