@@ -72,6 +72,7 @@ _WIDTHS = (64, 4096, 1 << 20)
 """How many next-token candidates are asked for; more only when a needed token is not among the fewer."""
 _CHAT_WIDTHS = (20, 5, 1)
 _PROBE_TRIES = 1
+_PROBE_TOKENS = 512
 _KNOWN_TEXTS = 20_000
 _LOCKED = (401, 403)
 _CANNOT = (200, 400, 403, 404, 405, 415, 422, 500, 501)
@@ -87,6 +88,7 @@ _ANSWERS = "answers2"
 """Raised when other answers are read out of what a chat writes, or other ranks out of the answers."""
 _CHAT = "\x02chat\x02"
 """Starts the text of a chat that only the server can render; the messages follow as JSON."""
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 _FENCE_LINE = re.compile(r"\s*(?:`{3,}|~{3,})")
 _SHORTEST_KEY = 12
 _PROBE = "Berlin is in Germany.\n\nIn 2024: Paris is in"
@@ -200,6 +202,7 @@ class OpenAILM:
         self._changes = frozenset[str]()  # what this server needs of OpenAI's requests, see _adapt
         self._answered: set[str] = set()  # shapes of requests that were answered since one was last refused
         self._unanswered: dict[Any, str] = {}  # refusals that the caller has not been told of yet
+        self._within = False  # whether the model's answers begin inside its thoughts
         self.scoring = ""  # not known yet
         client.patience = _PROBE_TRIES
         facts = self._facts()
@@ -207,6 +210,8 @@ class OpenAILM:
         told = count_of(facts.get("max_model_len")) or count_of(meta.get("n_ctx") if isinstance(meta, dict) else None)
         self.context_size = config.context or told or 4096
         self.endpoint = self._find_endpoint() if config.endpoint == "auto" else config.endpoint
+        if self.endpoint == "chat":
+            self._find_thoughts()
         self.codec = self._find_codec()
         self.scoring = self._find_scoring()
         client.patience = client.config.retries
@@ -254,6 +259,16 @@ class OpenAILM:
                 ) from second
             return "chat"
         return "completions"
+
+    def _find_thoughts(self) -> None:
+        """Find out whether the model thinks first: a first answer could be cut among its thoughts and look like one."""
+        try:
+            reply = self._chat_reply("Answer with the one word OK.", {"max_tokens": _PROBE_TOKENS})[1]
+        except HttpError:  # too slow, or too long for it: then its answers will show it
+            return
+        self._within = reply.unopened
+        if reply.thought:
+            self._learn((STOPS, THOUGHTS))
 
     def _must_be_reply(self, answer: Mapping[str, Any]) -> None:
         with self._expected_shape():
@@ -666,6 +681,8 @@ class OpenAILM:
         if (inside := unfenced(text, request.stop)) is not None:
             self._note("answers stand in code fences: what is inside is taken")
             return Generation(inside, tokens, "length" if reply.finish == "length" else "stop")
+        if self.endpoint == "chat":
+            text = _BLANK_LINES.sub("", text)  # chats may begin with an empty line, which is not the end of the answer
         ends = [at for stop in request.stop if (at := text.find(stop)) >= 0]
         if ends:
             return Generation(text[: min(ends)], tokens, "stop")
@@ -686,8 +703,11 @@ class OpenAILM:
             sent = self._changes  # at least these: another thread may learn more meanwhile
             answer = ask()
             with self._expected_shape():
-                reply = read_reply(answer)
-            needed = {STOPS, THOUGHTS} if reply.open else {STOPS} if reply.only_fence and body.get("stop") else set()
+                reply = read_reply(answer, self._within)
+            needed: set[str] = {STOPS, THOUGHTS} if reply.open else set()
+            # cut at the opening of a fence, or at an empty line before the answer
+            if body.get("stop") and (reply.only_fence or (self.endpoint == "chat" and not reply.text.strip())):
+                needed.add(STOPS)
             if reply.refused or needed <= sent:
                 if reply.open and not reply.refused:
                     self._note(

@@ -234,6 +234,8 @@ class Reply:
     thought: bool = False
     open: bool = False
     refused: bool = False
+    unopened: bool = False
+    """The thoughts ended without having begun."""
 
     @property
     def only_fence(self) -> bool:
@@ -242,8 +244,11 @@ class Reply:
         return found is not None and found.end() == len(self.text)
 
 
-def read_reply(answer: Mapping[str, Any]) -> Reply:
-    """The one choice of an answer as text. Raises KeyError, TypeError or ValueError where it is none."""
+def read_reply(answer: Mapping[str, Any], within: bool = False) -> Reply:
+    """The one choice of an answer as text. Raises KeyError, TypeError or ValueError where it is none.
+
+    ``within``: the model begins inside its thoughts (the template has written their opening into the prompt).
+    """
     choice = only_choice(answer)
     finish = str(choice.get("finish_reason") or "")
     usage = answer.get("usage")
@@ -268,8 +273,9 @@ def read_reply(answer: Mapping[str, Any]) -> Reply:
     if refused:
         return Reply("", finish, tokens, beside, refused=True)
     visible, inside, cut = split_thought(text)
-    cut = cut or (beside and not visible.strip())
-    return Reply("" if cut else visible, finish, tokens, inside or beside, cut)
+    cut = cut or (beside and not visible.strip()) or (within and not inside)
+    unopened = inside and not cut and not any(text.lstrip().startswith(opening) for opening, _ in _THOUGHT_TAGS)
+    return Reply("" if cut else visible, finish, tokens, inside or beside or within, cut, unopened=unopened)
 
 
 def split_thought(text: str) -> tuple[str, bool, bool]:

@@ -16,7 +16,7 @@ import iclkit.lm._http as http
 from iclkit.errors import IclkitError, ModelError, RequestError, UsageError
 from iclkit.lm import GenerateRequest, Generation, ScoreRequest
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM
+from iclkit.lm._cached import CachedLM, score_text_key
 from iclkit.lm._http import Client, HttpConfig, HttpError, _retry_after
 from iclkit.lm._openai import OpenAILM, open_openai
 
@@ -115,14 +115,13 @@ def test_what_is_no_log_probability_is_refused_and_named_and_never_stored(serve:
     lm = CachedLM(inner, cache)
     good = ScoreRequest("good", " yes")
     assert lm.score([good])[0].logprob == pytest.approx(-2.0)
-    stored = cache.path.stat().st_size, len(cache.get([]))
+    bad = ScoreRequest("bad", " yes")
     with pytest.raises(ModelError, match="is not a log-probability") as caught:
-        lm.score([ScoreRequest("bad", " yes")])
+        lm.score([bad])
     assert "logprob" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert stored[1] == len(cache.get([]))
-    with pytest.raises(ModelError):
-        CachedLM(opened(serve(script(value))), cache).score([ScoreRequest("bad", " yes")])
+    assert cache.get([score_text_key(lm.fingerprint, bad)]) == {}
+    assert len(cache.get([score_text_key(lm.fingerprint, good)])) == 1
 
 
 @pytest.mark.parametrize("value", [v for v in BAD if not (isinstance(v, float) and v < -5000)], ids=repr)
