@@ -24,15 +24,21 @@ _NO_SECRETS = {"", "empty", "none", "null", "true", "false"}
 _LONG = 8
 """A secret of so many characters is hidden wherever it stands; a shorter one only where it stands as a word."""
 
+_SHORTEST_CODE = 5
 _SECRET_VARIABLE = re.compile(
     r"(?:^|_)(?:API_?KEY|ACCESS_?KEY(?:_ID)?|SECRET_?KEY|TOKEN|SECRET|PASSWORD|PASSWD)$", re.I
 )
 _SECRET_NAME = r"[\w.\-]*(?:key|token|secret|passw(?:or)?d|passwd|pwd|auth|sig|signature|credentials?|code)"
 _PUBLIC_PARAMETERS = {"api-version", "api_version", "version", "deployment", "model", "region", "location"}
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#'\"<>]*@|[^\s/@:'\"<>]*:(?!\d*(?:[/?#,]|$))[^\s'\"<>]*@)")
-_SHAPES = [
-    (_USERINFO, f"{HIDDEN}@"),
+# the same with a password that is not spelled as addresses want it: up to the last @, rather too much than too little
+_LONGEST_USERINFO = re.compile(r"(?<=://)(?:[^\s/@:'\"<>]*:(?!\d*(?:[/?#,]|$))[^\s'\"<>]*@|[^\s/?#'\"<>]*@)")
+_ADDRESSES = [
+    (_LONGEST_USERINFO, f"{HIDDEN}@"),
     (re.compile(rf"(?i)([?&;]{_SECRET_NAME}=)[^\s&#'\"<>;,)]+"), rf"\1{HIDDEN}"),
+]
+_SHAPES = [
+    *_ADDRESSES,
     (
         re.compile(
             r"(?i)\b((?:x-)?(?:api[_-]?key|access[_-]?key|access[_-]?token|auth[_-]?token|id[_-]?token|"
@@ -75,26 +81,37 @@ def redact(text: str) -> str:
     return text
 
 
+def redact_addresses(text: str) -> str:
+    """``text`` with long known secrets and those within addresses hidden: for what may hold a user's own data."""
+    text = redact_known(text, _LONG)
+    for shape, instead in _ADDRESSES:
+        text = shape.sub(instead, text)
+    return text
+
+
 def redact_known(text: str, shortest: int = 1) -> str:
     """``text`` with the known secrets alone hidden, of so many characters or more."""
     for secret in _all_known():
         if len(secret) < shortest:
             continue
         text = _spellings(secret).sub(HIDDEN, text)
-        if len(secret) >= 2 * _LONG:
+        if len(secret) > _LONG:
             text = _hide_beginning(text, secret)
     return text
 
 
 def _hide_beginning(text: str, secret: str) -> str:
     """Hide what a server has cut short: the secret's first characters, as many as stand there."""
-    folded, wanted, at = text.lower(), secret.lower(), 0
-    while (at := folded.find(wanted[:_LONG], at)) >= 0:
-        end = at + _LONG
-        while end < len(folded) and end - at < len(wanted) and folded[end] == wanted[end - at]:
-            end += 1
-        text = text[:at] + HIDDEN + text[end:]
-        folded = folded[:at] + HIDDEN + folded[end:]
+    chars = _characters(secret)
+    least = min(_LONG, len(chars) * 2 // 3)
+    start, at = re.compile("".join(chars[:least]), re.I), 0
+    while found := start.search(text, at):
+        end = found.end()
+        for char in chars[least:]:
+            if not (more := re.compile(char, re.I).match(text, end)):
+                break
+            end = more.end()
+        text, at = text[: found.start()] + HIDDEN + text[end:], found.start() + len(HIDDEN)
     return text
 
 
@@ -107,19 +124,31 @@ def _all_known() -> Iterator[str]:
 
 
 @lru_cache(maxsize=256)
+def _characters(secret: str) -> tuple[str, ...]:
+    """A pattern per character: as it is, or as addresses, HTML and JSON write it."""
+    out = []
+    for char in secret:
+        ways = {char, html.escape(char), json.dumps(char)[1:-1], repr(char)[1:-1], f"\\{char}"}
+        if not (char.isascii() and char.isalnum()):
+            coded = quote(char, safe="")
+            ways |= {coded, quote(coded, safe=""), quote_plus(char), f"&#{ord(char)};", f"&#x{ord(char):x};"}
+        out.append(f"(?:{'|'.join(re.escape(w) for w in sorted(ways, key=lambda w: -len(w)))})")
+    return tuple(out)
+
+
+@lru_cache(maxsize=256)
 def _spellings(secret: str) -> re.Pattern[str]:
     raw = secret.encode("utf-8", "replace")
-    texts = {secret, secret[::-1], raw.hex(), html.escape(secret), json.dumps(secret)[1:-1], repr(secret)[1:-1]}
-    texts |= {quote(secret, safe=""), quote_plus(secret), quote(quote(secret, safe=""), safe=""), unquote(secret)}
-    if len(raw) >= 6:  # within the base64 of a longer text the bytes may begin at any of three places
-        for shift in range(3):
-            coded = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
-            inner = coded[-(-shift * 8 // 6) : len(coded) - (1 if (shift + len(raw)) % 3 else 0)]
-            texts |= {inner, inner.replace("+", "-").replace("/", "_")}
-    plain = [re.escape(t) for t in sorted(texts, key=lambda t: -len(t)) if t]
-    if len(secret) < _LONG:
-        return re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(plain)})(?![A-Za-z0-9])", re.I)
-    return re.compile("|".join(plain), re.I)
+    spelled = f"(?:{''.join(_characters(secret))}|{re.escape(secret[::-1])})"
+    if len(secret) < _LONG:  # as a word, also within an address
+        spelled = rf"(?:(?<![A-Za-z0-9])|(?<=%[0-9A-Fa-f]{{2}})){spelled}(?![A-Za-z0-9])"
+    texts = {raw.hex(), unquote(secret) if len(secret) >= _LONG else ""}
+    for shift in range(3):  # within the base64 of a longer text the bytes may begin at any of three places
+        coded = base64.b64encode(b"\0" * shift + raw).decode().rstrip("=")
+        inner = coded[-(-shift * 8 // 6) : len(coded) - (1 if (shift + len(raw)) % 3 else 0)]
+        texts |= {t for t in (inner, inner.replace("+", "-").replace("/", "_")) if len(inner) >= _SHORTEST_CODE}
+    plain = [re.escape(t) for t in sorted(texts, key=lambda t: -len(t)) if len(t) >= _SHORTEST_CODE]
+    return re.compile("|".join([spelled, *plain]), re.I)
 
 
 def split_userinfo(text: str) -> tuple[str, tuple[str, str] | None]:
