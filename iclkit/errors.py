@@ -20,11 +20,19 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from iclkit.secrets import redact
+
 
 class IclkitError(Exception):
-    """Base class. ``exit_code`` is what the command line returns: 1 (data or run) or 2 (usage)."""
+    """Base class. ``exit_code`` is what the command line returns: 1 (data or run) or 2 (usage).
+
+    Its text holds no secret: API keys and passwords that a server or a library has put into it are taken out here.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(a) if isinstance(a, str) else a for a in args))
 
     def __reduce__(
         self,

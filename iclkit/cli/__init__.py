@@ -12,8 +12,10 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 
 import click
 
@@ -99,6 +101,8 @@ def main(args: list[str] | None = None) -> None:
     SIGTERM and SIGHUP end a command like Ctrl-C does, with exit codes 143 and 129.
     """
     arguments = sys.argv[1:] if args is None else args
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _show_traceback
     _end_cleanly_on_signals()
     try:
         status = cli.main(arguments, prog_name="iclkit", standalone_mode=False)
@@ -125,6 +129,11 @@ def main(args: list[str] | None = None) -> None:
         if "--debug" in arguments or remedy is None:
             raise
         _stop(f"{error or type(error).__name__}; {remedy}", 1)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, of ``--debug`` or of a bug, without the secrets that stand in errors of libraries."""
+    echo("".join(traceback.format_exception(kind, error, trace)), err=True, nl=False)
 
 
 def _remedy(error: Exception) -> str | None:

@@ -10,6 +10,7 @@ import click
 from iclkit.cli._board import say
 from iclkit.cli._eval import Numbers, load_reader, load_vectors, open_pool
 from iclkit.cli._terminal import console, emit_json
+from iclkit.secrets import redact
 
 
 @click.command()
@@ -54,7 +55,7 @@ def command(
         task, lm, embedder=vectors, pool=pool, prompts=prompts, shots=shots,
         say=lambda what: say(f"run {next(step)}: {what}"),
     )  # fmt: skip
-    confirm = f"iclkit eval {task_name} --lm {lm_name} -s random -k {found.k or max(shots)}"
+    confirm = f"iclkit eval {task_name} --lm {redact(lm_name)} -s random -k {found.k or max(shots)}"
     confirm += f" -s {found.choice}" if found.choice != "random" else " -s zero"
     if as_json:
         data = asdict(found) | {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ import click
 from iclkit.cli._board import say, show
 from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
 from iclkit.errors import DataError, UnknownName
+from iclkit.secrets import redact
 
 if TYPE_CHECKING:
     from iclkit.eval import Grid, Job, Rehearsed
@@ -178,7 +179,7 @@ def command(
         lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
         jobs = announce(benches, lm, grid, vectors, out, reranker)
         if dry_run:
-            prices[name] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
+            prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
             runs += run_jobs(jobs, out)
     if dry_run:
@@ -251,9 +252,15 @@ def load_reader(
     fetch(name, "lm")
     say(f"loading {name} …")
     lm: LM = load_lm(name, dtype=dtype, device=device, cache=cache, workers=workers, threads=threads)
-    for note in getattr(lm, "notes", ()):
-        say(f"note: {note}")
+    tell_notes(lm)
     return lm
+
+
+def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
+    """Say what the user should know about how the LM is asked, but for what was said before."""
+    for note in getattr(lm, "notes", ()):
+        if note not in said:
+            say(f"note: {note}")
 
 
 def price_of(jobs: Sequence[Job]) -> Rehearsed:
@@ -329,6 +336,7 @@ def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
     from iclkit.report import figure_of
 
     runs = []
+    said = {id(job.kit.lm): tuple(getattr(job.kit.lm, "notes", ())) for job in jobs}
     total = sum(len(job.bench.queries) for job in jobs)
     with bars(total) as (start, step):
         for number, job in enumerate(jobs, 1):
@@ -338,6 +346,9 @@ def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
             runs.append(run)
             if not sys.stderr.isatty():
                 say(f"{number}/{len(jobs)} {job.title}: {figure_of(run)}, {time.monotonic() - begun:.1f} s")
+    for lm in {id(job.kit.lm): job.kit.lm for job in jobs}.values():
+        if lm is not None:  # what was found out while it was asked
+            tell_notes(lm, said[id(lm)])
     return runs
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from iclkit.secrets import redact, redact_addresses
 from iclkit.text import printable
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ _UNESCAPED = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
-    """Print a line for people, on stdout or stderr."""
-    click.echo(printable(text), err=err, nl=nl)
+    """Print a line for people, on stdout or stderr: without secrets, of which stderr is told more (see ``secrets``)."""
+    click.echo(printable(redact(text) if err else redact_addresses(text)), err=err, nl=nl)
 
 
 def emit(text: str, *, nl: bool = True) -> None:

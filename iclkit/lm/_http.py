@@ -1,24 +1,43 @@
-"""Asking an HTTP server for JSON: many requests at once, paced, repeated when that helps, one clear line when not."""
+"""Asking an HTTP server for JSON: many requests at once, paced, repeated when that helps, one clear line when not.
+
+Nothing that a server does holds a request up for longer than ``timeout`` or takes more memory than an answer may:
+the clock runs from the first byte sent to the last byte read, and the bytes are counted as they come.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import json
+import logging
+import math
+import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
 
 from iclkit.errors import ModelError, UsageError
+from iclkit.secrets import RedactingFilter, redact, remember, split_query, split_userinfo
+from iclkit.text import printable
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that another try may cure
 _SLOW_TRIES = 2  # a server that let a whole timeout pass is asked again only so often
+_MOST_BYTES = 64 << 20
+"""Of an answer, unpacked. The candidates of a whole vocabulary take 10 to 20 MB."""
+_MOST_ERROR_BYTES = 64 << 10
+_REASON_LENGTH = 300
+_ENCODINGS = ("", "identity", "gzip", "deflate")  # what is asked for; each chunk of these unpacks to a bounded size
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +45,9 @@ class HttpConfig:
     """How to treat a server.
 
     concurrency: requests under way at once. retries: tries after the first of a request that failed in passing.
-    timeout: seconds without a byte of an answer. requests_per_minute: 0 for no limit. backoff: seconds before the
-    first repetition; it doubles each time, up to ``longest_wait``, and a random half is taken off so that clients
-    do not come back in step. A ``Retry-After`` of the server is honoured up to ``longest_wait``.
+    timeout: seconds in which an answer must have come whole. requests_per_minute: 0 for no limit. backoff: seconds
+    before the first repetition; it doubles each time, up to ``longest_wait``, and a random half is taken off so that
+    clients do not come back in step. A ``Retry-After`` of the server is honoured up to ``longest_wait``.
     """
 
     concurrency: int = 8
@@ -39,6 +58,14 @@ class HttpConfig:
     longest_wait: float = 60.0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            whole = field.name in ("concurrency", "retries")
+            if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+                kind = "a whole number" if whole else "a number"
+                raise UsageError(f"{field.name} is {value!r}, which is of the wrong type: expected {kind}")
+            if not math.isfinite(value):
+                raise UsageError(f"{field.name} is {value}; expected a finite number")
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0 or self.backoff < 0 or self.longest_wait < 0:
             raise UsageError(f"{self}: concurrency must be at least 1, timeout above 0, the others not negative")
         if self.requests_per_minute < 0:
@@ -46,11 +73,13 @@ class HttpConfig:
 
 
 class HttpError(ModelError):
-    """No usable answer. ``status`` is the last HTTP status, None when there was none; ``reason`` the server's words."""
+    """No usable answer. ``status`` is the last HTTP status, None when there was none; ``reason`` the server's words,
+    ``parameter`` what of the request it names as the trouble.
+    """
 
-    def __init__(self, text: str, status: int | None = None, reason: str = "") -> None:
+    def __init__(self, text: str, status: int | None = None, reason: str = "", parameter: str = "") -> None:
         super().__init__(text)
-        self.status, self.reason = status, reason
+        self.status, self.reason, self.parameter = status, reason, parameter
 
 
 class Refused(HttpError):
@@ -61,40 +90,103 @@ class Stopped(Exception):
     """Raised inside a worker whose siblings have failed: nobody waits for its answer any more."""
 
 
-class Client:
-    """A server's JSON API below ``url``. Thread-safe. ``key`` goes into the Authorization header and nowhere else."""
+class _Unusable(Exception):
+    """An answer that is too long, or packed in a way that was not asked for."""
 
-    def __init__(self, url: str, key: str | None, config: HttpConfig) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    phrase: str
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body as JSON, None when it is none: not UTF-8, nested too deep, integers of thousands of digits."""
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError):
+            return None
+
+
+class Client:
+    """A server's JSON API below ``url``. Thread-safe.
+
+    ``key`` goes into the Authorization header, or to Azure's deployments into their ``api-key``, and nowhere else. A
+    query of the address is sent with every request, ``user:password@`` as basic authentication; ``url`` has neither
+    and may be shown, ``parameters`` is what of the query may be. Redirections are not followed: they could carry key
+    and prompts to a place that was not named.
+    """
+
+    def __init__(self, url: str, key: str | None, config: HttpConfig, userinfo: tuple[str, str] | None = None) -> None:
         import httpx
 
-        self.url, self.config, self._key = url, config, key
+        url, within = split_userinfo(url)
+        userinfo = userinfo or within
+        remember(key, *(() if userinfo is None else (userinfo[1] or userinfo[0],)))
+        try:
+            self.url, self._query, self.parameters = split_query(url)
+            if not urlsplit(self.url).hostname or urlsplit(self.url).port == 0:
+                raise ValueError("it names no host")
+        except ValueError as error:
+            raise UsageError(f"{url} is not an address: {error}") from None
+        self.config = config
         self.patience = config.retries  # a caller that is only asking what the server can do lowers it for a while
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         timeout = httpx.Timeout(config.timeout, connect=min(10.0, config.timeout))
-        self._http = httpx.Client(headers=headers, limits=limits, timeout=timeout)
+        for name in ("httpx", "httpcore"):  # they log addresses with their queries, for whoever turns that on
+            log = logging.getLogger(name)
+            if not any(isinstance(f, RedactingFilter) for f in log.filters):
+                log.addFilter(RedactingFilter())
+        try:
+            self._http = httpx.AsyncClient(
+                headers={"Accept-Encoding": "gzip, deflate", **self._key_header(key)},
+                auth=userinfo,
+                limits=limits,
+                timeout=timeout,
+                follow_redirects=False,
+            )
+        except (OSError, ValueError, ImportError, TypeError) as error:  # of proxies and certificates
+            raise UsageError(
+                f"no HTTP client can be set up ({_first_line(error)}); check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
+            ) from None
         self._pace = threading.Lock()
         self._next = 0.0  # when the next request may start, on the monotonic clock
         self._local = threading.local()
+        self._loop = asyncio.new_event_loop()
+        self._thread: threading.Thread | None = None
+        weakref.finalize(self, _shut, self._loop, self._http).atexit = False  # the thread ends with the interpreter
+
+    def _key_header(self, key: str | None) -> dict[str, str]:
+        key = (key or "").strip()
+        if not key:
+            return {}
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError("the API key holds characters that no HTTP header can carry; check how it was copied")
+        azure = "api-version=" in self._query
+        if azure and not key.startswith("eyJ"):  # a token of Entra ID goes where others go
+            return {"api-key": key}
+        return {"Authorization": f"Bearer {key}"}
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        _shut(self._loop, self._http)
 
-    def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at ``path``: below the URL, or an address of its own. Errors as ``post``."""
-        return self._ask("GET", path, None)
+    def get(self, path: str, root: str | None = None) -> dict[str, Any]:
+        """The JSON object at ``path`` below the URL, or below ``root``. Errors as ``post``."""
+        return self._ask("GET", (self.url if root is None else root) + path, None)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
         """Send JSON, receive a JSON object. Refused for a 4xx, HttpError when the server cannot be made to answer."""
-        return self._ask("POST", path, body)
+        return self._ask("POST", (self.url if root is None else root) + path, body)
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index, ``work(item)``) in the order of completion, ``concurrency`` at a time, yielded to this thread.
 
-        The first failure stops the rest: what was yielded is kept, waiting workers are woken, the error is raised.
+        The first failure stops the rest: what was yielded is kept, waiting workers are woken, requests under way are
+        given up, the error is raised.
         """
-        stop = threading.Event()
+        stop = _Stop()
 
         def enter() -> None:
             self._local.stop = stop
@@ -122,47 +214,49 @@ class Client:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _ask(self, method: str, address: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         import httpx
 
+        content = None if body is None else _encoded(body)
         retries = min(self.config.retries, self.patience)
-
-        address = path if "://" in path else self.url + path
         slow = 0
         for tried in range(retries + 1):
             self._wait_turn()
-            pause = self.config.backoff * 2**tried
-            pause = min(pause, self.config.longest_wait) * (1 - random.random() / 2)
+            pause = min(self.config.backoff * 2 ** min(tried, 60), self.config.longest_wait)
+            pause *= 1 - random.random() / 2
             status: int | None = None
-            reason = ""
-            cause: Exception | None = None
+            reason, parameter = "", ""
             try:
-                response = self._http.request(method, address, json=body)
-            except httpx.TimeoutException as error:
+                answer = self._exchange(method, address, content)
+            except (httpx.TimeoutException, TimeoutError):
                 slow += 1
                 trouble = f"did not answer within {self.config.timeout:g} s"
-                cause = error
                 if slow > _SLOW_TRIES:
                     break
-            except httpx.TransportError as error:
-                trouble, cause = f"cannot be reached ({_first_line(error)})", error
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise UsageError(f"{address} is not an address: {error}") from error
+            except _Unusable as error:  # it would be no better the next time
+                raise HttpError(f"the server at {self.url} {error}") from None
+            except httpx.DecodingError as error:
+                trouble = f"answered bytes that do not unpack ({_first_line(error)})"
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError) as error:
+                raise UsageError(f"{address} is not an address: {error}") from None
+            except httpx.RequestError as error:
+                trouble = f"cannot be reached ({_cause(error)})"
             else:
-                if response.is_success:
-                    try:
-                        found = response.json()
-                    except ValueError as error:
-                        found, cause = None, error
+                status = answer.status
+                if 200 <= status < 300:
+                    found = answer.json()
                     if isinstance(found, dict):
                         return found
-                    trouble = f"answered something that is not a JSON object: {response.text[:60]!r}"
+                    reason = said(answer.body.decode(errors="replace"))
+                    trouble = f"answered something that is not a JSON object: {reason[:60]!r}"
                 else:
-                    status, reason = response.status_code, self._clean(_reason(response))
-                    trouble, cause = f"answered {status}: {reason}", None
-                    if status not in _PASSING:
-                        raise Refused(f"the server at {self.url} {trouble}", status, reason)
-                    asked = _retry_after(response.headers.get("Retry-After"))
+                    reason, parameter = _reason(answer, address)
+                    trouble = f"answered {status}: {reason}"
+                    if 300 <= status < 400:
+                        raise HttpError(f"the server at {self.url} {trouble}", status, reason)
+                    if status not in _PASSING or _is_final(answer):
+                        raise Refused(f"the server at {self.url} {trouble}", status, reason, parameter)
+                    asked = _retry_after(answer.headers.get("retry-after"))
                     if asked is not None:
                         pause = min(asked, self.config.longest_wait)
                     if status == 429:  # not only this request: all of them
@@ -171,7 +265,32 @@ class Client:
                 self._sleep(pause)
         times = f", {tried + 1} times" if tried else ""
         text = f"the server at {self.url} {trouble}{times}; check that it runs and the address"
-        raise HttpError(text, status, reason) from cause
+        raise HttpError(text, status, reason, parameter)
+
+    def _exchange(self, method: str, address: str, content: bytes | None) -> _Answer:
+        """One request and its answer, given up when ``timeout`` is over or nobody waits for it any more."""
+        self._start()
+        stop: _Stop | None = getattr(self._local, "stop", None)
+        address += f"?{self._query}" if self._query else ""
+        task = asyncio.run_coroutine_threadsafe(
+            _read(self._http, method, address, content, self.config.timeout), self._loop
+        )
+        if stop is not None:
+            stop.watch(task)
+        try:
+            return task.result()
+        except concurrent.futures.CancelledError:
+            raise Stopped from None
+        finally:
+            task.cancel()  # of no effect on a finished one; an interrupt leaves nothing under way
+            if stop is not None:
+                stop.forget(task)
+
+    def _start(self) -> None:
+        with self._pace:
+            if self._thread is None:
+                self._thread = threading.Thread(target=_run, args=(self._loop,), name="iclkit-http-loop", daemon=True)
+                self._thread.start()
 
     def _wait_turn(self) -> None:
         with self._pace:
@@ -184,40 +303,135 @@ class Client:
             self._next = max(self._next, time.monotonic() + seconds)
 
     def _sleep(self, seconds: float) -> None:
-        stop: threading.Event | None = getattr(self._local, "stop", None)
+        stop: _Stop | None = getattr(self._local, "stop", None)
         if stop is None:
             time.sleep(max(seconds, 0))
         elif stop.wait(max(seconds, 0)):
             raise Stopped
 
-    def _clean(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+
+class _Stop(threading.Event):
+    """Says that nobody waits any more, and gives up what is under way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._under_way: set[Future[_Answer]] = set()
+        self._lock = threading.Lock()
+
+    def set(self) -> None:
+        super().set()
+        with self._lock:
+            tasks = [*self._under_way]
+        for task in tasks:
+            task.cancel()
+
+    def watch(self, task: Future[_Answer]) -> None:
+        with self._lock:
+            self._under_way.add(task)
+        if self.is_set():
+            task.cancel()
+
+    def forget(self, task: Future[_Answer]) -> None:
+        with self._lock:
+            self._under_way.discard(task)
+
+
+async def _read(http: Any, method: str, address: str, content: bytes | None, timeout: float) -> _Answer:
+    headers = {} if content is None else {"Content-Type": "application/json"}
+    async with asyncio.timeout(timeout), http.stream(method, address, content=content, headers=headers) as response:
+        packed = response.headers.get("content-encoding", "").strip().lower()
+        if packed not in _ENCODINGS:
+            raise _Unusable(f"packs its answers as {said(packed)!r}, which was not asked for")
+        good = response.is_success
+        most, body = (_MOST_BYTES if good else _MOST_ERROR_BYTES), bytearray()
+        async for chunk in response.aiter_bytes():
+            body += chunk
+            if len(body) > most:
+                if good:
+                    raise _Unusable(f"sent more than {most >> 20} MB as one answer")
+                break
+        return _Answer(response.status_code, response.reason_phrase, dict(response.headers), bytes(body[:most]))
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+    loop.close()
+
+
+def _shut(loop: asyncio.AbstractEventLoop, http: Any) -> None:
+    """Close connections and loop; once is enough, and after it nothing is left for the interpreter to complain of."""
+    if loop.is_closed():
+        return
+    if not loop.is_running():
+        loop.close()
+        return
+
+    async def end() -> None:
+        await http.aclose()
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
+
+
+def said(text: str) -> str:
+    """A server's words as a piece of one line: without secrets, without anything that steers a terminal, cut."""
+    return printable(" ".join(redact(text).split()))[:_REASON_LENGTH]
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: what becomes of it is the server's affair
+        return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _cause(error: BaseException) -> str:
+    """What the operating system said, where a library only says that no attempt to connect succeeded."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, BaseExceptionGroup):
+            seen = seen.exceptions[0]
+        if isinstance(seen, ConnectionError) and seen.errno:
+            return os.strerror(seen.errno)
+        seen = seen.__cause__ or seen.__context__
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return said((str(error).strip() or type(error).__name__).split("\n")[0])
 
 
-def _reason(response: Any) -> str:
-    """The server's own words: the message of an OpenAI-style error, else the start of the body."""
-    try:
-        body = response.json()
-        error = body.get("error", body.get("detail", body.get("message", "")))
+def _reason(answer: _Answer, address: str) -> tuple[str, str]:
+    """The server's own words (the message of an OpenAI-style error, else the start of the body), and the parameter."""
+    if 300 <= answer.status < 400:
+        target = urljoin(address, answer.headers.get("location", ""))
+        return said(f"it sends requests on to {split_query(target)[0]}; give the address that answers itself"), ""
+    body = answer.json()
+    text: Any = answer.body.decode(errors="replace")
+    parameter = ""
+    if isinstance(body, dict):
+        error = body.get("error") or body.get("detail") or body.get("message") or body.get("msg") or ""
         text = error.get("message", "") if isinstance(error, dict) else error
-    except (ValueError, AttributeError):
-        text = response.text
-    return " ".join(str(text).split())[:300] or response.reason_phrase
+        parameter = str(error.get("param") or "") if isinstance(error, dict) else ""
+    return said(str(text)) or said(answer.phrase) or "no reason given", said(parameter)
+
+
+def _is_final(answer: _Answer) -> bool:
+    """A status that usually passes, for a reason that does not: a budget that is used up."""
+    error = body.get("error") if isinstance(body := answer.json(), dict) else None
+    return isinstance(error, dict) and "insufficient_quota" in (error.get("code"), error.get("type"))
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date."""
+    """Seconds of a Retry-After header, which holds seconds or a date; None for what is neither."""
     if not value:
         return None
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max((parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None
+        try:
+            seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return None
+    return None if math.isnan(seconds) else max(seconds, 0.0)

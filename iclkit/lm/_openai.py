@@ -1,5 +1,10 @@
 """Any OpenAI-compatible HTTP server as an LM: ``openai:MODEL@URL``.
 
+Opening it finds out what the server can do; afterwards a request that the server refuses while it answers others costs
+that request alone (RequestError). Every number is checked before it counts, every word of the server is cleaned of
+secrets before it is shown, and what a model writes around its answer (thoughts, the fence around code) is taken off
+before stop strings cut it.
+
 Such servers differ in what they tell about probabilities. A probe finds out once, when the LM is opened, which of
 these ways of scoring works, best first; the choice is in ``scoring``, in ``notes`` and in the fingerprint.
 
@@ -24,45 +29,68 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, TypeVar
 
-from iclkit.errors import DataError, ModelError, UnknownName, UsageError
-from iclkit.lm._http import Client, HttpConfig, HttpError, Refused
+from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
+from iclkit.lm._adapt import NOTES, STOPS, THOUGHTS, adapted, change_for
+from iclkit.lm._http import Client, HttpConfig, HttpError, Refused, said
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Pair, TextCodec
 from iclkit.lm._wire import (
     Look,
     NotOffered,
+    Position,
     Prompt,
+    Reply,
     Token,
     Whole,
+    after_thought,
     along,
+    count_of,
     estimate_tokens,
     likeness,
+    logprob_of,
     longest_start,
+    only_choice,
     positions_of,
+    read_reply,
+    unfenced,
 )
 from iclkit.records import Json, Message, canonical_json, digest
 from iclkit.registry import parse_spec
+from iclkit.secrets import redact, redact_known, split_userinfo
 
 SCORINGS = ("echo", "prompt-logprobs", "next-token", "first-token", "generate")
 ENDPOINTS = ("completions", "chat")
 _ADDRESS = re.compile(r"openai:(?:(?P<served>.+?)@(?P<url>https?://\S+)|(?P<model>[^@]+))")
 _WIDTHS = (64, 4096, 1 << 20)
 """How many next-token candidates are asked for; more only when a needed token is not among the fewer."""
-_CHAT_TOPS = 20
+_CHAT_WIDTHS = (20, 5, 1)
 _PROBE_TRIES = 1
+_PROBE_TOKENS = 512
 _KNOWN_TEXTS = 20_000
 _LOCKED = (401, 403)
-_CANNOT = (400, 404, 405, 415, 422, 500, 501)
-"""Statuses that mean "this is not offered" when a way of scoring is tried."""
+_CANNOT = (200, 400, 403, 404, 405, 415, 422, 500, 501)
+"""Statuses that mean "this is not offered" when a way of scoring is tried, after the same was answered without it.
+
+200 is an answer that is no JSON object.
+"""
+_ADAPTABLE = (400, 403, 404, 422, 500, 501)
+"""Statuses of refusals that may be about one parameter of the request."""
+_NOT_THE_PROMPT = (None, 401, 402, 404, 405, 407, 408, 409, 425, 429, 502, 503, 504, 529)
+"""Statuses that another prompt would have met as well; None: no answer at all."""
+_ANSWERS = "answers2"
+"""Raised when other answers are read out of what a chat writes, or other ranks out of the answers."""
 _CHAT = "\x02chat\x02"
 """Starts the text of a chat that only the server can render; the messages follow as JSON."""
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
+_FENCE_LINE = re.compile(r"\s*(?:`{3,}|~{3,})")
+_SHORTEST_KEY = 12
 _PROBE = "Berlin is in Germany.\n\nIn 2024: Paris is in"
 
 U = TypeVar("U")
@@ -76,7 +104,8 @@ class OpenAIConfig:
     scoring, endpoint: "auto" to find out, or one of SCORINGS, ENDPOINTS. tokenizer: folder or hub id of the model's
     tokenizer, for exact token counts and boundaries where the server does not tokenize. context: tokens that prompt
     and answer may take, where the server does not say. answer_tokens: length of the answers that first-token and
-    generate compare. revision: any text; another one keeps the cache from mixing two models at one address.
+    generate compare. thought_tokens: what a model that thinks first may write beyond its answer. revision: any text;
+    another one keeps the cache from mixing two models at one address.
     """
 
     scoring: str = "auto"
@@ -85,15 +114,18 @@ class OpenAIConfig:
     context: int = 0
     answer_tokens: int = 12
     revision: str = ""
+    thought_tokens: int = 4096
 
     def __post_init__(self) -> None:
         for value, known in ((self.scoring, SCORINGS), (self.endpoint, ENDPOINTS)):
             if value not in ("auto", *known):
                 raise UnknownName("way to use a server", value, ("auto", *known))
-        if self.context < 0 or self.answer_tokens < 1:
-            raise UsageError(
-                f"context is {self.context}, answer_tokens {self.answer_tokens}: expected at least 0 and 1"
-            )
+        for name, least in (("context", 0), ("answer_tokens", 1), ("thought_tokens", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise UsageError(f"{name} is {value!r}, which is of the wrong type: expected a whole number")
+            if value < least:
+                raise UsageError(f"{name} is {value}: expected at least {least}")
 
 
 def open_openai(spec: str, **settings: Json) -> OpenAILM:
@@ -104,13 +136,17 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
     OPENAI_API_KEY, if set.
     UsageError for a spec or setting that cannot be; ModelError when the server cannot be used.
     """
-    parsed = parse_spec(spec)
+    # a password may hold commas and signs of equality, so it is taken off before the settings are split
+    bare, userinfo = split_userinfo(spec)
+    parsed = parse_spec(bare)
     found = _ADDRESS.fullmatch(parsed.name)
-    url = ((found and found["url"]) or os.environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+    url = (found and found["url"]) or ""
+    if not url:
+        url, userinfo = split_userinfo(os.environ.get("OPENAI_BASE_URL", "").strip())
     if not found or not url:
         raise UsageError(
-            f"{spec!r} is not openai:MODEL@URL, e.g. openai:my-model@http://127.0.0.1:8000/v1 (without @URL, set "
-            "OPENAI_BASE_URL)"
+            f"{_without_password(bare)!r} is not openai:MODEL@URL, e.g. openai:my-model@http://127.0.0.1:8000/v1 "
+            "(without @URL, set OPENAI_BASE_URL)"
         )
     wanted = {**parsed.settings, **settings}
     known = {f.name: kind for kind in (OpenAIConfig, HttpConfig) for f in fields(kind)}
@@ -123,9 +159,30 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
         config, http_config = OpenAIConfig(**own), HttpConfig(**http)  # type: ignore[arg-type]
     except TypeError as error:
         raise UsageError(f"{spec!r} has a setting of the wrong type: {error}") from error
-    if not re.search(r"//[^/]+/", url):  # a bare host: the API is below /v1 by custom
-        url += "/v1"
-    return OpenAILM(found["served"] or found["model"], Client(url, key, http_config), config)
+    client = Client(_with_path(url), key, http_config, userinfo)
+    return OpenAILM(found["served"] or found["model"], client, config)
+
+
+def _without_password(spec: str) -> str:
+    """A spec that could not be read, without what stands before an @ that is not its first."""
+    return redact(re.sub(r"@.*@", "@***@", spec))
+
+
+def _with_path(url: str) -> str:
+    """The address of the API: a bare host gets the customary /v1, the address of a single endpoint loses its end."""
+    address, mark, query = url.partition("?")
+    address = re.sub(r"/(?:chat/)?completions/?$", "", address).rstrip("/")
+    if not re.search(r"//[^/]+/", address):
+        address += "/v1"
+    return address + mark + query
+
+
+class _Misshapen(ModelError):
+    """JSON in which no answer stands."""
+
+
+class _Unanswered(Exception):
+    """One prompt that has no answer; ``str`` says why. Never leaves this module."""
 
 
 class OpenAILM:
@@ -141,26 +198,35 @@ class OpenAILM:
         self._root = client.url.removesuffix("/v1")
         self._lock, self._tokenizing = threading.Lock(), threading.Lock()
         self._widths: tuple[int, ...] = _WIDTHS
-        self._limit_field = "max_tokens"
+        self._chat_width = _CHAT_WIDTHS[0]
+        self._changes = frozenset[str]()  # what this server needs of OpenAI's requests, see _adapt
+        self._answered: set[str] = set()  # shapes of requests that were answered since one was last refused
+        self._unanswered: dict[Any, str] = {}  # refusals that the caller has not been told of yet
+        self._within = False  # whether the model's answers begin inside its thoughts
+        self.scoring = ""  # not known yet
         client.patience = _PROBE_TRIES
         facts = self._facts()
-        told = facts.get("max_model_len") or (facts.get("meta") or {}).get("n_ctx")
-        self.context_size = config.context or int(told or 4096)
+        meta = facts.get("meta")
+        told = count_of(facts.get("max_model_len")) or count_of(meta.get("n_ctx") if isinstance(meta, dict) else None)
+        self.context_size = config.context or told or 4096
         self.endpoint = self._find_endpoint() if config.endpoint == "auto" else config.endpoint
+        if self.endpoint == "chat":
+            self._find_thoughts()
         self.codec = self._find_codec()
-        self.scoring = ""  # not known yet
         self.scoring = self._find_scoring()
         client.patience = client.config.retries
         if not (config.context or told):
             self._note(f"the server does not tell its context size; {self.context_size} is assumed (setting: context)")
         self._explain()
-        host = re.sub(r"//[^/@]*@", "//", client.url)
+        host = client.url + (f"?{client.parameters}" if client.parameters else "")
         kept = {k: facts.get(k) for k in ("id", "root", "parent", "owned_by", "max_model_len", "meta")}
         parts = [model, host, digest(kept), self.endpoint, self.scoring, config.tokenizer, str(config.revision)]
         parts += ["ids" if self.codec else "text"]
         if self.scoring in ("first-token", "generate"):
-            parts.append(str(config.answer_tokens))
-        self.fingerprint = "|".join(["openai", *parts])
+            parts += [str(config.answer_tokens), _ANSWERS]
+        if config.thought_tokens != OpenAIConfig().thought_tokens:
+            parts.append(f"thoughts{config.thought_tokens}")
+        self.fingerprint = redact_known("|".join(["openai", *parts]), _SHORTEST_KEY)
 
     # -- what the server is ---------------------------------------------------------------------------------------
 
@@ -168,23 +234,23 @@ class OpenAILM:
         """What /models says about the model; {} where that is not offered."""
         try:
             listed = self.client.get("/models").get("data")
-        except Refused as error:
-            if error.status in _LOCKED:
+        except HttpError as error:
+            if not _is_no(error) or error.status in _LOCKED:
                 raise
             listed = None
         entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
-        self._served = [str(e.get("id")) for e in entries]
+        self._served = [said(str(e.get("id"))) for e in entries]
         named = [e for e in entries if e.get("id") == self.name]
         return named[0] if named else entries[0] if len(entries) == 1 else {}
 
     def _find_endpoint(self) -> str:
         try:
-            self._complete("Hi", max_tokens=1)
-        except Refused as error:
-            if error.status in _LOCKED:
+            self._must_be_reply(self._complete("Hi", max_tokens=1))
+        except HttpError as error:
+            if not _is_no(error) or error.status in _LOCKED or _is_elsewhere(error):
                 raise
             try:
-                self._chat("Hi", max_tokens=1)
+                self._must_be_reply(self._chat("Hi", max_tokens=1))
             except Refused as second:
                 served = f"; it serves: {', '.join(self._served[:8])}" if self._served else ""
                 raise ModelError(
@@ -193,6 +259,20 @@ class OpenAILM:
                 ) from second
             return "chat"
         return "completions"
+
+    def _find_thoughts(self) -> None:
+        """Find out whether the model thinks first: a first answer could be cut among its thoughts and look like one."""
+        try:
+            reply = self._chat_reply("Answer with the one word OK.", {"max_tokens": _PROBE_TOKENS})[1]
+        except HttpError:  # too slow, or too long for it: then its answers will show it
+            return
+        self._within = reply.unopened
+        if reply.thought:
+            self._learn((STOPS, THOUGHTS))
+
+    def _must_be_reply(self, answer: Mapping[str, Any]) -> None:
+        with self._expected_shape():
+            read_reply(answer)
 
     def _find_codec(self) -> TextCodec | None:
         """The model's tokenizer: the one given, else the server's own; None where there is none to be had."""
@@ -203,25 +283,27 @@ class OpenAILM:
         else:
             try:
                 codec = TextCodec(_ServerTokenizer(self.client, self._root, self.name))
-            except (Refused, NotOffered):
+            except (HttpError, NotOffered) as error:
+                if isinstance(error, HttpError) and not _is_no(error):
+                    raise
                 return None
         if self.endpoint == "chat":
             return codec  # for counting only
         ids = codec.encode([_PROBE])[0]
         for prompt in (_PROBE, ids):
-            usage = self._complete(prompt, max_tokens=1).get("usage") or {}
-            if usage.get("prompt_tokens", len(ids)) == len(ids):
+            counted = _usage(self._complete(prompt, max_tokens=1), "prompt_tokens")
+            if counted is None or counted == len(ids):
                 continue
             if self.config.tokenizer:
                 raise UsageError(
                     f"tokenizer {self.config.tokenizer} makes {len(ids)} tokens of a text that the server at "
-                    f"{self.client.url} counts as {usage['prompt_tokens']}: it is not that model's tokenizer"
+                    f"{self.client.url} counts as {counted}: it is not that model's tokenizer"
                 )
             return None
         return codec
 
     def _find_scoring(self) -> str:
-        wanted = self.config.scoring
+        wanted, why = self.config.scoring, ""
         for scoring in SCORINGS if wanted == "auto" else (wanted,):
             try:
                 if self._works(scoring):
@@ -229,9 +311,12 @@ class OpenAILM:
             except HttpError as error:
                 if error.status not in _CANNOT:  # away or busy says nothing about what it offers
                     raise
-            except NotOffered:
-                pass
-        raise ModelError(f"the server at {self.client.url} does not offer the scoring {wanted!r} that was asked for")
+                why = f": {error.reason}"
+            except (NotOffered, _Unanswered) as error:
+                why = f": {error}"
+        raise ModelError(
+            f"the server at {self.client.url} does not offer the scoring {wanted!r} that was asked for{why}"
+        )
 
     def _works(self, scoring: str) -> bool:
         if scoring == "generate":
@@ -239,7 +324,8 @@ class OpenAILM:
         if (scoring == "first-token") != (self.endpoint == "chat"):
             return False
         if scoring == "first-token":
-            return any(self._positions(self._chat(_PROBE, max_tokens=1, logprobs=True, top_logprobs=_CHAT_TOPS)))
+            self._chat_width = self._find_chat_width()
+            return True
         if scoring == "next-token":
             self._widths = self._find_widths()
         return self._scores(scoring, _PROBE, [" Germany"])[0].logprob < 0
@@ -247,11 +333,26 @@ class OpenAILM:
     def _find_widths(self) -> tuple[int, ...]:
         for width in (_WIDTHS[0], 20, 5, 1):  # OpenAI gives 5, vLLM 20 unless told otherwise
             try:
-                if any(self._positions(self._complete("Hi", max_tokens=1, logprobs=width))):
+                if _told(self._positions(self._complete("Hi", look=True, max_tokens=1, logprobs=width))):
                     return _WIDTHS if width == _WIDTHS[0] else (width,)
-            except Refused:
-                continue
+            except HttpError as error:
+                if error.status not in _CANNOT:
+                    raise
         raise NotOffered(f"the server at {self.client.url} gives no log-probabilities")
+
+    def _find_chat_width(self) -> int:
+        refused = ""
+        for width in _CHAT_WIDTHS:
+            try:
+                answer = self._chat(_PROBE, max_tokens=1, logprobs=True, top_logprobs=width)
+                if _told(self._positions(answer)):
+                    return width
+                break  # what it takes without a word it does not offer
+            except HttpError as error:
+                if error.status not in _CANNOT:
+                    raise
+                refused = f" ({error.reason})"
+        raise NotOffered(f"the server at {self.client.url} gives no log-probabilities of chats{refused}")
 
     def _explain(self) -> None:
         if self.scoring == "next-token" and not self.codec:
@@ -273,6 +374,7 @@ class OpenAILM:
             self._note("token counts are estimates on the high side: the server does not tokenize (setting: tokenizer)")
 
     def _note(self, text: str) -> None:
+        text = redact(text)
         with self._lock:
             if text not in self.notes:
                 self.notes = (*self.notes, text)
@@ -309,53 +411,92 @@ class OpenAILM:
 
     def _if_offered(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return self.client.post(self._root + path, body)
-        except Refused:
+            return self.client.post(path, body, root=self._root)
+        except HttpError as error:
+            if not _is_no(error):
+                raise
             return {}
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
-        """Sum of log-probabilities in nats (see ``scoring``). DataError for a request beyond the context size."""
+        """Sum of log-probabilities in nats (see ``scoring``). RequestError for a prompt that has no answer."""
         one_by_one = self.scoring in ("echo", "prompt-logprobs")  # else one answer serves all labels of a context
         units: dict[tuple[str, str], dict[str, list[int]]] = {}
         for i, r in enumerate(requests):
             unit = units.setdefault((r.context, r.continuation if one_by_one else ""), {})
             unit.setdefault(r.continuation, []).append(i)
 
-        def work(unit: tuple[str, dict[str, list[int]]]) -> list[tuple[int, Score]]:
-            context, wanted = unit
-            scores = self._scores(self.scoring, context, [*wanted])
-            return [(i, s) for s, places in zip(scores, wanted.values(), strict=True) for i in places]
+        def work(unit: tuple[str, tuple[str, ...]]) -> list[Score]:
+            return self._scores(self.scoring, *unit)
 
-        return self._all(work, [(context, wanted) for (context, _), wanted in units.items()], on_done)
+        return self._all(work, [((c, (*wanted,)), [*wanted.values()]) for (c, _), wanted in units.items()], on_done)
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
     ) -> list[Generation]:
-        """A continuation per request; a request with ``choices`` gets the one with the best score (first on a tie)."""
+        """A continuation per request; a request with ``choices`` gets the one with the best score (first on a tie).
+
+        Where all of several choices score the same, the server gave no answer to them, and the text is empty.
+        RequestError for a prompt that the server never answers.
+        """
         units: dict[GenerateRequest, list[int]] = {}
         for i, r in enumerate(requests):
             units.setdefault(r, []).append(i)
 
-        def work(unit: tuple[GenerateRequest, list[int]]) -> list[tuple[int, Generation]]:
-            request, places = unit
+        def work(request: GenerateRequest) -> list[Generation]:
             if not request.choices:
-                answer = self._generate(request)
-            else:
-                scores = self._scores(self.scoring, request.context, request.choices)
-                best = max(range(len(scores)), key=lambda i: scores[i].logprob)
-                answer = Generation(request.choices[best], scores[best].tokens, "choice")
-            return [(i, answer) for i in places]
+                return [self._generate(request)]
+            scores = self._scores(self.scoring, request.context, request.choices)
+            values = [s.logprob for s in scores]
+            if len(set(request.choices)) > 1 and min(values) == max(values):
+                return [Generation("", 0, "choice")]
+            best = values.index(max(values))
+            return [Generation(request.choices[best], scores[best].tokens, "choice")]
 
-        return self._all(work, [*units.items()], on_done)
+        return self._all(work, [(request, [places]) for request, places in units.items()], on_done)
 
-    def _all(self, work: Callable[[U], list[tuple[int, R]]], units: Sequence[U], on_done: OnDone[R] | None) -> list[R]:
-        start, found = time.perf_counter(), dict[int, R]()
-        for _, done in self.client.map(work, units):
+    def _all(
+        self,
+        work: Callable[[U], list[R]],
+        units: Sequence[tuple[U, Sequence[Sequence[int]]]],
+        on_done: OnDone[R] | None,
+    ) -> list[R]:
+        """The results of all units, each with the places that its results have in the caller's list.
+
+        Units that have no answer do not keep the others from theirs: they are told of at the end, the first of them as
+        a RequestError. Who asks again for the rest is told of the next without another request to the server.
+        """
+        start, found, failed = time.perf_counter(), dict[int, R](), dict[int, str]()
+        keys = [(work.__qualname__, unit) for unit, _ in units]
+
+        def attempt(numbered: tuple[Any, U]) -> list[R] | str:
+            key, unit = numbered
+            with self._lock:
+                if key in self._unanswered:
+                    return self._unanswered[key]
+            try:
+                return work(unit)
+            except (_Unanswered, NotOffered, RequestError) as error:
+                with self._lock:
+                    self._unanswered[key] = str(error)
+                return str(error)
+
+        todo = [(key, unit) for key, (unit, _) in zip(keys, units, strict=True)]
+        for number, results in self.client.map(attempt, todo):
+            places = units[number][1]
+            if isinstance(results, str):
+                failed[min(min(p) for p in places)] = results
+                continue
+            done = [(i, result) for own, result in zip(places, results, strict=True) for i in own]
             found.update(done)
             if on_done is not None:
                 on_done(done)
         self.spent.requests += len(found)
         self.spent.seconds += time.perf_counter() - start
+        if failed:
+            first = min(failed)
+            told = next(k for k, (_, places) in zip(keys, units, strict=True) if min(map(min, places)) == first)
+            del self._unanswered[told]
+            raise RequestError(first, failed[first])
         return [found[i] for i in range(len(found))]
 
     # -- ways of scoring: one context, its continuations ----------------------------------------------------------
@@ -385,37 +526,51 @@ class OpenAILM:
 
     def _must_fit(self, tokens: int) -> None:
         if tokens > self.context_size:
-            raise DataError(
+            raise _Unanswered(
                 f"a request takes {tokens} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
                 "demonstrations"
             )
 
     def _echo(self, whole: Whole) -> Score:
-        answer = self._complete(whole.prompt, max_tokens=1, echo=True, logprobs=1)
+        answer = self._complete(whole.prompt, look=True, max_tokens=1, echo=True, logprobs=1)
         with self._expected_shape():
-            told = answer["choices"][0].get("logprobs") or {}
+            told = only_choice(answer).get("logprobs") or {}
             values: list[Any] = told.get("token_logprobs") or []
-            texts = [t.encode() for t in told.get("tokens") or []]
+            texts = [t.encode(errors="surrogatepass") for t in told.get("tokens") or []]
             tops = told.get("top_logprobs") or [None] * len(values)
-            end = whole.tokens or (answer.get("usage") or {}).get("prompt_tokens") or len(values) - 1
-            if not len(values) == len(texts) >= end > 1 or not all(isinstance(v, float | int) for v in values[1:end]):
+            end = whole.tokens or _usage(answer, "prompt_tokens") or len(values) - 1
+            if not len(values) == len(texts) == len(tops) >= end > 1 or all(v is None for v in values[1:end]):
                 raise NotOffered(f"the server at {self.client.url} does not repeat prompts with log-probabilities")
-            kept = [(values[i], tops[i]) for i in range(whole.start(texts[:end]), end)]
-            best = all(not top or value >= max(top.values()) for value, top in kept)
+            at = range(whole.start(texts[:end]), end)
+            # every one, also of the tokens that are not scored: a model that is broken there is broken
+            known = {i: self._logprob(values[i], f"token_logprobs[{i}]") for i in range(1, end)}
+            kept = [(known[i] if i else self._logprob(values[0], "token_logprobs[0]"), tops[i]) for i in at]
+            best = all(not top or value >= self._highest(top.values()) for value, top in kept)
         return Score(float(sum(value for value, _ in kept)), len(kept), best)
 
+    def _highest(self, values: Iterable[Any]) -> float:
+        return max(self._logprob(v, "top_logprobs") for v in values)
+
+    def _logprob(self, value: object, field: str) -> float:
+        try:
+            return logprob_of(value, field)
+        except ModelError as error:
+            raise ModelError(f"the server at {self.client.url} is of no use for scores: {error}") from None
+
     def _prompt_logprobs(self, whole: Whole) -> Score:
-        answer = self._complete(whole.prompt, max_tokens=1, prompt_logprobs=1)
+        answer = self._complete(whole.prompt, look=True, max_tokens=1, prompt_logprobs=1)
         with self._expected_shape():
-            listed = answer["choices"][0].get("prompt_logprobs") or []
+            listed = only_choice(answer).get("prompt_logprobs") or []
             # per position {id: facts}: the prompt's own token first, then the likeliest where that is another one
             own = [next(iter(e.values())) if e else {} for e in listed]
             if whole.tokens and len(own) == whole.tokens:
                 own = [(e or {}).get(str(i), {}) for e, i in zip(listed, whole.prompt, strict=True)]
             if len(own) < 2 or len(own) != (whole.tokens or len(own)) or not all("logprob" in o for o in own[1:]):
                 raise NotOffered(f"the server at {self.client.url} does not give log-probabilities of prompts")
-            kept = own[whole.start([(o.get("decoded_token") or "").encode() for o in own]) :]
-            return Score(float(sum(o["logprob"] for o in kept)), len(kept), all(o.get("rank") == 1 for o in kept))
+            start = whole.start([(o.get("decoded_token") or "").encode(errors="surrogatepass") for o in own])
+            values = [self._logprob(o["logprob"], "logprob of prompt_logprobs") for o in own[1:]]
+            kept = values[start - 1 :]
+            return Score(float(sum(kept)), len(kept), all(o.get("rank") == 1 for o in own[start:]))
 
     def _next_token(self, context: str, continuations: Sequence[str]) -> list[Score]:
         asked: dict[Prompt, list[Token]] = {}  # continuations that begin alike share the answers
@@ -449,25 +604,28 @@ class OpenAILM:
         for width in self._widths:
             if len(tops) < width:
                 try:
-                    positions = self._positions(self._complete(prompt, max_tokens=1, logprobs=width))
+                    positions = self._positions(self._complete(prompt, look=True, max_tokens=1, logprobs=width))
                 except Refused:
                     if not tops:
                         raise
                     self._widths = tuple(w for w in self._widths if w < width)
                     break
-                if not positions or not positions[0]:
-                    raise NotOffered(f"the server at {self.client.url} gave no log-probabilities for a prompt")
-                tops = asked[prompt] = positions[0]
+                if not _told(positions[:1]):
+                    raise _Unanswered(f"the server at {self.client.url} gave no log-probabilities for a prompt")
+                tops = asked[prompt] = [*positions[0].tops]
             if token := pick(tops):
                 return Look(token, token.logprob, token.logprob >= tops[0].logprob)
             if len(tops) < width:  # all there are, or all that this server gives
                 break
+        self._tell_bound("next-token", len(tops))
+        return Look(None, Position(tuple(tops), b"").bound, False)
+
+    def _tell_bound(self, scoring: str, count: int) -> None:
         if self.scoring:
             self._note(
-                f"scoring next-token: a label was not among the {len(tops)} candidates that the server tells; its "
-                "score is the upper bound that the last of them gives"
+                f"scoring {scoring}: a label was not among the {count} candidates that the server tells; its score is "
+                "the upper bound that they give"
             )
-        return Look(None, tops[-1].logprob, False)
 
     def _with_id(self, wanted: int, tops: Sequence[Token]) -> Token | None:
         if tops[0].id is not None:
@@ -478,15 +636,25 @@ class OpenAILM:
         return next((t for t in tops if t.text == text), None)
 
     def _first_token(self, context: str, continuations: Sequence[str]) -> list[Score]:
-        answer = self._chat(context, max_tokens=self.config.answer_tokens, logprobs=True, top_logprobs=_CHAT_TOPS)
+        wanted = {"max_tokens": self.config.answer_tokens, "logprobs": True, "top_logprobs": self._chat_width}
+        answer, reply = self._chat_reply(context, wanted)
         positions = self._positions(answer)
-        if not positions:
-            raise NotOffered(f"the server at {self.client.url} gave no log-probabilities for a chat")
-        return [along(positions, c.strip().encode()) for c in continuations]
+        if reply.thought:
+            positions = after_thought(positions, reply.text) if reply.text.strip() else []
+        if reply.refused or not _told(positions[:1]):
+            why = "declined to answer" if reply.refused else "gave no log-probabilities for an answer"
+            raise _Unanswered(f"the server at {self.client.url} {why}, so its labels have no scores")
+        found = [along(positions, c.strip().encode()) for c in continuations]
+        if not all(known for _, known in found):
+            self._tell_bound("first-token", len(positions[0].tops))
+        return [score for score, _ in found]
 
     def _compare(self, context: str, continuations: Sequence[str]) -> list[Score]:
-        answer = self._generate(GenerateRequest(context, self.config.answer_tokens, ("\n",)))
-        ranks = [likeness(answer.text, c) for c in continuations]
+        """Ranks by the first line of an answer. Without one all rank the same: no answer is not the first label."""
+        answer = self._generate(GenerateRequest(context, self.config.answer_tokens))
+        lines = [line for line in answer.text.strip().split("\n") if not _FENCE_LINE.match(line)]
+        first = next((line for line in lines if line.strip()), "")
+        ranks = [likeness(first, c) for c in continuations]
         return [Score(r, estimate_tokens(c), r > -1) for r, c in zip(ranks, continuations, strict=True)]
 
     # -- single requests ------------------------------------------------------------------------------------------
@@ -496,68 +664,180 @@ class OpenAILM:
         if request.temperature > 0:
             body |= {"seed": request.seed, "top_p": 1.0}
         if request.stop:
-            body["stop"] = [*request.stop][:4]  # OpenAI takes four; the others are cut here
+            body["stop"] = [*request.stop]
         if self.endpoint == "chat":
-            answer = self._chat(request.context, **body)
+            reply = self._chat_reply(request.context, body)[1]
         else:
             prompt: Prompt = request.context
             if self.codec:
                 with self._tokenizing if self.config.tokenizer else nullcontext():
                     prompt = self.codec.encode([request.context])[0]
                 self._must_fit(len(prompt) + request.max_tokens)
-            answer = self._complete(prompt, **body)
-        with self._expected_shape():
-            choice = answer["choices"][0]
-            text = str((choice["message"]["content"] if self.endpoint == "chat" else choice["text"]) or "")
-            tokens = int((answer.get("usage") or {}).get("completion_tokens") or estimate_tokens(text))
-            finish = str(choice.get("finish_reason"))
+            reply = self._until_answered(lambda: self._complete(prompt, **body), body)[1]
+        text = redact_known(reply.text, _SHORTEST_KEY)  # a server may write the key that it was sent into an answer
+        tokens = reply.tokens if reply.tokens is not None else estimate_tokens(text)
+        if reply.refused:
+            return Generation("", tokens, "refused")
+        if (inside := unfenced(text, request.stop)) is not None:
+            self._note("answers stand in code fences: what is inside is taken")
+            return Generation(inside, tokens, "length" if reply.finish == "length" else "stop")
+        if self.endpoint == "chat":
+            text = _BLANK_LINES.sub("", text)  # chats may begin with an empty line, which is not the end of the answer
         ends = [at for stop in request.stop if (at := text.find(stop)) >= 0]
         if ends:
             return Generation(text[: min(ends)], tokens, "stop")
-        return Generation(text, tokens, "length" if finish == "length" else "stop")
+        return Generation(text, tokens, "length" if reply.finish == "length" else "stop")
 
-    def _complete(self, prompt: Prompt, **body: Any) -> dict[str, Any]:
+    def _chat_reply(self, context: str, body: Mapping[str, Any]) -> tuple[dict[str, Any], Reply]:
+        return self._until_answered(lambda: self._chat(context, **body), body)
+
+    def _until_answered(
+        self, ask: Callable[[], dict[str, Any]], body: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Reply]:
+        """The answer, asked for again where limit or stop strings cut it before it began.
+
+        That happens inside thoughts, which get more room, and at the opening of a code fence; the stop strings are
+        then left to the caller.
+        """
+        while True:
+            sent = self._changes  # at least these: another thread may learn more meanwhile
+            answer = ask()
+            with self._expected_shape():
+                reply = read_reply(answer, self._within)
+            needed: set[str] = {STOPS, THOUGHTS} if reply.open else set()
+            # cut at the opening of a fence, or at an empty line before the answer
+            if body.get("stop") and (reply.only_fence or (self.endpoint == "chat" and not reply.text.strip())):
+                needed.add(STOPS)
+            if reply.refused or needed <= sent:
+                if reply.open and not reply.refused:
+                    self._note(
+                        f"an answer was still being thought about after {self.config.thought_tokens} tokens more than "
+                        "it may have: it counts as none (setting: thought_tokens)"
+                    )
+                return answer, reply
+            self._learn(needed)
+
+    def _learn(self, changes: Collection[str]) -> None:
+        with self._lock:
+            new = [c for c in changes if c not in self._changes]
+            self._changes |= {*new}
+        for change in new:
+            if change in NOTES:
+                self._note(NOTES[change].format(thought_tokens=self.config.thought_tokens))
+
+    def _complete(self, prompt: Prompt, *, look: bool = False, **body: Any) -> dict[str, Any]:
         listed = prompt if isinstance(prompt, str) else [*prompt]
-        return self._send("/completions", {"model": self.name, "prompt": listed, "temperature": 0, **body})
+        return self._send("/completions", {"model": self.name, "prompt": listed, "temperature": 0, **body}, look)
 
     def _chat(self, context: str, **body: Any) -> dict[str, Any]:
         turns = [{"role": "user", "content": context}]
         if context.startswith(_CHAT):
             turns = json.loads(context.removeprefix(_CHAT))
-        limit = body.pop("max_tokens")
-        body = {"model": self.name, "messages": turns, "temperature": 0, **body}
-        try:
-            return self._send("/chat/completions", {**body, self._limit_field: limit})
-        except Refused as error:
-            if "max_completion_tokens" not in error.reason:
+        return self._send("/chat/completions", {"model": self.name, "messages": turns, "temperature": 0, **body})
+
+    def _positions(self, answer: Mapping[str, Any]) -> list[Position]:
+        with self._expected_shape():
+            try:
+                return positions_of(answer)
+            except NotOffered:
                 raise
-        self._limit_field = "max_completion_tokens"  # what OpenAI's newer models call it
-        return self._send("/chat/completions", {**body, self._limit_field: limit})
+            except ModelError as error:
+                raise ModelError(f"the server at {self.client.url} is of no use for scores: {error}") from None
 
-    def _positions(self, answer: Mapping[str, Any]) -> list[list[Token]]:
-        with self._expected_shape():
-            return positions_of(answer)
+    def _send(self, path: str, body: dict[str, Any], look: bool = False) -> dict[str, Any]:
+        """The answer to a request, without what the server does not take of it.
 
-    def _send(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = self.client.post(path, body)
-        with self._expected_shape():
-            if not answer["choices"]:
-                raise KeyError("choices")
-            tokens = int((answer.get("usage") or {}).get("total_tokens") or 0)
+        ``look``: only what is told about the next token is wanted, so thoughts get no room. _Unanswered where
+        the server refuses this prompt and none else.
+        """
+        shape = digest([path, {k: v for k, v in body.items() if k not in ("prompt", "messages")}])
+        try:
+            answer = self._fit(path, body, look)
+        except (HttpError, _Misshapen) as error:
+            if self.scoring and self._is_about_the_prompt(path, body, look, shape, error):
+                raise _Unanswered(str(error)) from error
+            raise
         with self._lock:
+            self._answered.add(shape)
             self.spent.calls += 1
-            self.spent.tokens_computed += tokens
+            self.spent.tokens_computed += _usage(answer, "total_tokens") or 0
         return answer
+
+    def _is_about_the_prompt(self, path: str, body: dict[str, Any], look: bool, shape: str, error: Exception) -> bool:
+        """Whether another prompt is answered where this one was not.
+
+        A request of the same shape that was answered since the last refusal shows it; else a harmless one is sent.
+        """
+        if isinstance(error, HttpError) and error.status in _NOT_THE_PROMPT:
+            return False
+        with self._lock:
+            if shape in self._answered:
+                self._answered.discard(shape)
+                return True
+        harmless: dict[str, Any] = {"messages": [{"role": "user", "content": _PROBE}]}
+        if "prompt" in body:
+            ids = self.codec.encode([_PROBE])[0] if self.codec and not isinstance(body["prompt"], str) else ()
+            harmless = {"prompt": [*ids] or _PROBE}
+        try:
+            self._fit(path, {**body, **harmless}, look)
+        except (HttpError, _Misshapen):
+            return False
+        return True
+
+    def _fit(self, path: str, body: Mapping[str, Any], look: bool) -> dict[str, Any]:
+        """Send a body; where the server refuses a parameter that it names, send it without, and remember."""
+        tried: tuple[str, ...] = ()
+        refusal: HttpError | None = None
+        while True:
+            changes = (self._changes - {THOUGHTS} if look else self._changes).union(tried)
+            try:
+                answer = self.client.post(path, adapted(body, changes, self.config.thought_tokens))
+            except HttpError as error:
+                refusal = refusal or error
+                if error.status not in _ADAPTABLE:
+                    raise
+                change = change_for(error.reason, error.parameter, body, changes)
+                if change is None:
+                    raise refusal from None
+                tried = (*tried, change)
+                continue
+            if not isinstance(answer.get("choices"), list) or not answer["choices"]:
+                error_ = answer.get("error")
+                words = error_.get("message") if isinstance(error_, dict) else error_
+                why = f"no choices{f' ({said(str(words))})' if words else ''}"
+                raise _Misshapen(f"{self._shape_words()} ({why}); is it an OpenAI-compatible API?")
+            self._learn(tried)
+            return answer
+
+    def _shape_words(self) -> str:
+        return f"the server at {self.client.url} answered with JSON of another shape than OpenAI's"
 
     @contextmanager
     def _expected_shape(self) -> Iterator[None]:
         try:
             yield
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ModelError(
-                f"the server at {self.client.url} answered with JSON of another shape than OpenAI's "
-                f"({type(error).__name__}: {error}); is it an OpenAI-compatible API?"
-            ) from error
+                f"{self._shape_words()} ({type(error).__name__}: {said(str(error))}); is it an OpenAI-compatible API?"
+            ) from None
+
+
+def _told(positions: Sequence[Position]) -> bool:
+    return any(p.tops for p in positions)
+
+
+def _usage(answer: Mapping[str, Any], field: str) -> int | None:
+    usage = answer.get("usage")
+    return count_of(usage.get(field)) if isinstance(usage, Mapping) else None
+
+
+def _is_no(error: HttpError) -> bool:
+    """Whether the server is there and does not offer what was asked for."""
+    return isinstance(error, Refused) or error.status in _CANNOT or _is_elsewhere(error)
+
+
+def _is_elsewhere(error: HttpError) -> bool:
+    return (error.status or 0) // 100 == 3
 
 
 class _ServerTokenizer:
@@ -577,11 +857,10 @@ class _ServerTokenizer:
     def _ids(self, text: str, special: bool) -> list[int]:
         if (text, special) not in self._known:
             # vLLM calls them prompt and add_special_tokens, llama.cpp content and add_special; each skips the other's
-            body = {"model": self._model, "prompt": text, "content": text, "parse_special": True}
-            found = self._client.post(
-                f"{self._root}/tokenize", {**body, "add_special_tokens": special, "add_special": special}
-            ).get("tokens")
-            if not isinstance(found, list) or not all(isinstance(i, int) for i in found):
+            body: dict[str, Any] = {"model": self._model, "prompt": text, "content": text, "parse_special": True}
+            body |= {"add_special_tokens": special, "add_special": special}
+            found = self._client.post("/tokenize", body, root=self._root).get("tokens")
+            if not isinstance(found, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
                 raise NotOffered(f"the server at {self._root} does not tokenize")
             if len(self._known) >= _KNOWN_TEXTS:
                 self._known.clear()
@@ -593,7 +872,7 @@ class _ServerTokenizer:
 
 
 def _detokenize(client: Client, root: str, model: str, ids: Sequence[int]) -> str:
-    answer = client.post(f"{root}/detokenize", {"model": model, "tokens": [*ids]})
+    answer = client.post("/detokenize", {"model": model, "tokens": [*ids]}, root=root)
     text = answer.get("prompt", answer.get("content"))
     if not isinstance(text, str):
         raise NotOffered(f"the server at {root} does not turn tokens into text")
@@ -607,7 +886,7 @@ def _load_tokenizer(name: str) -> Any:
 
     folder = str(resolve(name, "lm", pull=False)) if name in catalogue() else name
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = str(error).strip().split("\n")[0]
         raise ModelError(f"tokenizer {name} does not load ({first}); give the model's folder or hub id") from error

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -65,20 +66,105 @@ class Look:
     best: bool
 
 
-def positions_of(answer: Mapping[str, Any]) -> list[list[Token]]:
-    """Per generated token its candidates, likeliest first; [] when the answer holds none. Both of OpenAI's layouts."""
-    told = (answer["choices"][0] or {}).get("logprobs") or {}
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A token of an answer: the candidates that the server told for it, likeliest first, and the one it wrote."""
+
+    tops: tuple[Token, ...]
+    said: bytes
+
+    @property
+    def bound(self) -> float:
+        """What the log-probability of a token that was not told is below: the last one told, and what they leave."""
+        left = max(0.0, 1.0 - math.fsum(math.exp(t.logprob) for t in self.tops)) + _LEFT
+        return min(self.tops[-1].logprob, math.log(left)) - _BELOW
+
+
+_BELOW = 1e-6
+"""Nats by which a token that was not told ranks behind the last one that was: it does not win a tie."""
+_LEFT = 1e-4
+"""Probability that rounding to four places may hide."""
+_PLACEHOLDER = -5000.0
+"""Servers write -9999 and the like for "not known" or "impossible"; no softmax in float32 gives a number below this."""
+_ROUNDING = 1e-3
+"""How far above 0 rounding may bring a log-probability, and above 1 a sum of probabilities."""
+
+
+def logprob_of(value: object, field: str) -> float:
+    """A log-probability as a server wrote it. ModelError, naming field and value, for what can be none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ModelError(f"{field} is {_shown(value)}, which is not a log-probability")
+    if not _PLACEHOLDER < value <= _ROUNDING:  # NaN too
+        raise ModelError(f"{field} is {value:g}, which is not a log-probability")
+    return min(float(value), 0.0)
+
+
+def count_of(value: object) -> int | None:
+    """A number of tokens as a server wrote it, None where it wrote none that can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        return None
+    return int(value)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def only_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The one choice of an answer to one prompt. ValueError for another number of them or another place."""
+    choices = answer["choices"]
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], Mapping):
+        count = len(choices) if isinstance(choices, list) else _shown(choices)
+        raise ValueError(f"one choice was asked for, choices are {count}")
+    if choices[0].get("index", 0) not in (0, None):
+        raise ValueError(f"the choice has index {_shown(choices[0]['index'])}")
+    return choices[0]
+
+
+def positions_of(answer: Mapping[str, Any]) -> list[Position]:
+    """Per generated token what was told; [] when the answer tells nothing. Both of OpenAI's layouts.
+
+    Candidates whose value is a placeholder ("not known", "impossible") are left out. ModelError for a value that is no
+    log-probability, and for candidates that are likelier than 1 together; NotOffered where only placeholders are told.
+    """
+    told = only_choice(answer).get("logprobs") or {}
     if "content" in told:  # chats, and llama.cpp everywhere
-        rows = [[*(e.get("top_logprobs") or []), e] for e in told["content"] or []]
-        tokens = [[Token(_bytes(t), float(t["logprob"]), t.get("id")) for t in row] for row in rows]
+        entries = told["content"] or []
+        rows = [[*(e.get("top_logprobs") or []), e] for e in entries]
+        tokens = [[(_bytes(t), t["logprob"], t.get("id")) for t in row] for row in rows]
+        written = [_bytes(e) for e in entries]
     else:
         tops = told.get("top_logprobs") or []
-        tokens = [[Token(text.encode(), float(value)) for text, value in (top or {}).items()] for top in tops]
-    return [sorted(dict.fromkeys(row), key=lambda t: -t.logprob) for row in tokens]
+        tokens = [[(_utf8(text), value, None) for text, value in (top or {}).items()] for top in tops]
+        listed = told.get("tokens") or []
+        written = [_utf8(t) for t in listed] if len(listed) == len(tops) else []
+    out = []
+    for i, row in enumerate(tokens):
+        known = [Token(text, logprob_of(v, "top_logprobs"), id_) for text, v, id_ in row if not _is_placeholder(v)]
+        if row and not known:
+            raise NotOffered("the server tells placeholders in the place of log-probabilities")
+        best = sorted(dict.fromkeys(known), key=lambda t: -t.logprob)
+        together = math.fsum(math.exp(v) for v in {t.text: t.logprob for t in reversed(best)}.values())
+        if together > 1.05:  # values may be rounded to two or three places
+            raise ModelError(
+                f"the candidates in top_logprobs have a probability of {together:.3g} together: they are no "
+                "log-probabilities"
+            )
+        out.append(Position(tuple(best), written[i] if written else (best[0].text if best else b"")))
+    return out
+
+
+def _is_placeholder(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and value <= _PLACEHOLDER
 
 
 def _bytes(token: Mapping[str, Any]) -> bytes:
-    return bytes(token["bytes"]) if token.get("bytes") else str(token["token"]).encode()
+    return bytes(token["bytes"]) if token.get("bytes") else _utf8(token["token"])
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")
 
 
 def longest_start(rest: bytes, tops: Sequence[Token]) -> Token | None:
@@ -87,33 +173,176 @@ def longest_start(rest: bytes, tops: Sequence[Token]) -> Token | None:
     return max(fitting, key=lambda t: (len(t.text), t.logprob), default=None)
 
 
-def along(positions: Sequence[Sequence[Token]], rest: bytes) -> Score:
-    """Score of an answer ``rest`` along the generated one: up to the first token at which the two part."""
-    total, best, at = 0.0, True, 0
-    for at, tops in enumerate(positions, 1):
+def along(positions: Sequence[Position], rest: bytes) -> tuple[Score, bool]:
+    """Score of an answer ``rest`` along the generated one: up to the first token at which the two part.
+
+    Also whether every token of it was told; where not, the score is a bound that holds for it.
+    """
+    total, best, at, known = 0.0, True, 0, True
+    for at, position in enumerate(positions, 1):
+        tops = list(position.tops)
         if at == 1:  # chats may or may not begin an answer with a space
             tops = [replace(t, text=t.text.lstrip()) for t in tops]
         token = longest_start(rest, tops)
-        total += token.logprob if token else tops[-1].logprob
+        total += token.logprob if token else position.bound
+        known = known and token is not None
         best = best and token is not None and token.logprob >= tops[0].logprob
         rest = rest[len(token.text) :] if token else b""
         if not rest or not best:
             break
-    return Score(total, at, best)
+    return Score(total, at, best), known
+
+
+def after_thought(positions: Sequence[Position], answer: str) -> list[Position]:
+    """The tokens that spell ``answer``, which stands at the end of what was written; [] where they are not found."""
+    wanted, rest = _utf8(answer.strip()), b""
+    for at in range(len(positions) - 1, -1, -1):
+        rest = positions[at].said + rest
+        if len(rest) >= len(wanted) and rest.lstrip().startswith(wanted):
+            return [*positions[at:]]
+    return []
+
+
+# -- what a model writes around its answer -----------------------------------------------------------------------------
+
+_THOUGHT_TAGS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|channel|>final<|message|>"),
+)
+_DECLINED = ("content_filter", "refusal", "safety", "recitation", "blocklist", "prohibited_content")
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+_FENCE = re.compile(r"\s*(?P<mark>`{3,}|~{3,})[^\n`~]*(?:\n|\Z)")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a server wrote: the ``text`` after its thoughts, and how it came to its end.
+
+    ``thought``: it thought first. ``open``: its thoughts were cut before the answer began. ``refused``: a filter or the
+    model itself declined. ``finish`` is the server's word.
+    """
+
+    text: str
+    finish: str
+    tokens: int | None
+    thought: bool = False
+    open: bool = False
+    refused: bool = False
+    unopened: bool = False
+    """The thoughts ended without having begun."""
+
+    @property
+    def only_fence(self) -> bool:
+        """Whether nothing but the opening of a code fence was written."""
+        found = _FENCE.match(self.text)
+        return found is not None and found.end() == len(self.text)
+
+
+def read_reply(answer: Mapping[str, Any], within: bool = False) -> Reply:
+    """The one choice of an answer as text. Raises KeyError, TypeError or ValueError where it is none.
+
+    ``within``: the model begins inside its thoughts (the template has written their opening into the prompt).
+    """
+    choice = only_choice(answer)
+    finish = str(choice.get("finish_reason") or "")
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, Mapping) else {}
+    tokens = count_of(usage.get("completion_tokens"))
+    refused = finish.lower() in _DECLINED
+    if "message" not in choice:
+        text, beside = _text(choice["text"]), False
+    else:
+        message = choice["message"]
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        text = "".join(map(_part_text, parts))
+        refused = refused or bool(message.get("refusal")) or any(_kind(p) == "refusal" for p in parts)
+        details = usage.get("completion_tokens_details")
+        hidden = count_of(details.get("reasoning_tokens")) if isinstance(details, Mapping) else None
+        beside = bool(message.get("reasoning_content") or message.get("reasoning") or hidden) or any(
+            _kind(p) in ("thinking", "reasoning") for p in parts
+        )
+        # a limit that leaves no answer at all was used up by thoughts, told or not
+        beside = beside or (finish == "length" and not text.strip() and hidden is None)
+    if refused:
+        return Reply("", finish, tokens, beside, refused=True)
+    visible, inside, cut = split_thought(text)
+    cut = cut or (beside and not visible.strip()) or (within and not inside)
+    unopened = inside and not cut and not any(text.lstrip().startswith(opening) for opening, _ in _THOUGHT_TAGS)
+    return Reply("" if cut else visible, finish, tokens, inside or beside or within, cut, unopened=unopened)
+
+
+def split_thought(text: str) -> tuple[str, bool, bool]:
+    """(what follows the thoughts, whether there were any, whether they are cut short).
+
+    >>> split_thought("<think>or late?</think>\\n\\nlogin"), split_thought("<think>or"), split_thought("login")
+    (('login', True, False), ('', True, True), ('login', False, False))
+    """
+    start = text.lstrip()
+    for opening, closing in _THOUGHT_TAGS:
+        if start.startswith(opening) or closing in text:  # a template may have written the opening into the prompt
+            _, found, after = text.rpartition(closing)
+            return after.lstrip() if found else "", True, not found
+        if start and len(start) < len(opening) and opening.startswith(start) and len(start) > 2:
+            return "", True, True
+    return text, False, False
+
+
+def unfenced(text: str, stops: Iterable[str]) -> str | None:
+    """The inside of a code fence where a stop string would leave no more of it than its opening; else None.
+
+    >>> unfenced("```sql\\nselect 1\\n```", ["\\n"]), unfenced("```\\na\\n```", ["END"])
+    ('select 1', None)
+    """
+    found = _FENCE.match(text)
+    if not found or not any(0 <= text.find(s) < found.end() for s in stops if s):
+        return None
+    return text[found.end() :].partition("\n" + found["mark"])[0].removesuffix(found["mark"])
+
+
+def _part_text(part: object) -> str:
+    if part is None or isinstance(part, str):
+        return _text(part)
+    if not isinstance(part, Mapping):
+        raise TypeError(f"a part of content is {_shown(part)}")
+    return _text(part.get("text")) if _kind(part) in ("text", "output_text", "") else ""
+
+
+def _kind(part: object) -> str:
+    return str(part.get("type") or "") if isinstance(part, Mapping) else ""
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"the text of an answer is {_shown(value)}")
+    return _LONE_SURROGATES.sub("\ufffd", value)
+
+
+_SIMILAR = 0.6  # what difflib takes for close, too
 
 
 def likeness(answer: str, label: str) -> float:
     """How well a generated answer names a label: a rank below 0, the higher the better, no probability.
 
     Above -1 when the answer begins with the label (a longer label ranks higher), -10 to -11 when it names the label
-    later (the earlier the higher), -50 to -100 by similarity of spelling otherwise. Case and punctuation are ignored.
+    later (the earlier the higher), -50 to -70 by similarity of spelling otherwise, and -100 where there is little of
+    that: such an answer, or none, is no answer to any label. Case and punctuation are ignored.
     """
     said, wanted = fold_text(answer), fold_text(label)
     if wanted and f"{said} ".startswith(f"{wanted} "):
         return -1 / (1 + len(wanted))
     if wanted and (at := f" {said} ".find(f" {wanted} ")) >= 0:
         return -10 - at / (1 + len(said))
-    return -100 + 50 * difflib.SequenceMatcher(None, said[: 2 * len(wanted)], wanted, autojunk=False).ratio()
+    ratio = difflib.SequenceMatcher(None, said[: 2 * len(wanted)], wanted, autojunk=False).ratio()
+    return -100 + 50 * ratio if ratio >= _SIMILAR else -100.0
 
 
 def estimate_tokens(text: str) -> int:

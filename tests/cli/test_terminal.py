@@ -107,8 +107,8 @@ from iclkit.cli import cli, main
 import click
 @click.command()
 def slow():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(30)
     finally:
         print("closed", flush=True)

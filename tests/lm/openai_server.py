@@ -35,7 +35,8 @@ def distribution(prefix: str) -> dict[str, float]:
 
 def truth(context: str, continuation: str) -> tuple[float, int, bool]:
     """(sum of log-probabilities, tokens, greedy) by a plain loop over the tokens of the whole text."""
-    whole, start = tokenize(context + continuation), len(tokenize(context))
+    whole, head = tokenize(context + continuation), tokenize(context)
+    start = next((i for i, (a, b) in enumerate(zip(whole, head, strict=False)) if a != b), len(head))
     total, greedy = 0.0, True
     for at in range(start, len(whole)):
         told = distribution("".join(whole[:at]))
@@ -199,3 +200,54 @@ class ToyServer:
                 rows.append({"token": token, "logprob": told[token], "top_logprobs": named})
             choice["logprobs"] = {"content": rows}
         return 200, {"choices": [choice], "usage": {"completion_tokens": len(said)}}
+
+
+class ScriptedServer:
+    """Answers with what ``script(path, body, headers)`` returns: (status, JSON value or bytes, headers), or an iterator
+    of bytes that are written to the socket as they come, status line and all.
+    """
+
+    def __init__(self, script: Any) -> None:
+        self.asked: list[tuple[str, Any, dict[str, str]]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.serve(None)
+
+            def do_POST(self) -> None:
+                self.serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def serve(self, body: Any) -> None:
+                outer.asked.append((self.path, body, dict(self.headers)))
+                answer = script(self.path, body, dict(self.headers))
+                try:
+                    if not isinstance(answer, tuple):
+                        self.close_connection = True
+                        for chunk in answer:
+                            self.wfile.write(chunk)
+                            self.wfile.flush()
+                        return
+                    status, value, headers = answer
+                    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+                    self.send_response(status)
+                    for name, text in {"Content-Length": str(len(data)), **headers}.items():
+                        self.send_header(name, text)
+                    self.end_headers()
+                    self.wfile.write(data)
+                except OSError:  # the client has hung up, which is what some tests are about
+                    self.close_connection = True
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()

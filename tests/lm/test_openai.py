@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.errors import DataError, ModelError, UnknownName, UsageError
+from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import CachedLM
@@ -316,7 +316,7 @@ def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: St
     requests = [ScoreRequest(f"{n} is in", " Germany") for n in range(6)]
     lm.score(requests)  # so that no tokens are asked for below
     finished: list[int] = []
-    server.trouble = [None, None, 500, 400]  # one worker waits 10 s or more before its next try, the other is refused
+    server.trouble = [None, None, 500, 401]  # one worker waits 10 s or more before its next try, the other is refused
     begun = time.monotonic()
     with pytest.raises(Refused):
         lm.score(requests, lambda done: finished.extend(i for i, _ in done))
@@ -330,7 +330,7 @@ def test_a_run_that_died_repeats_no_finished_request(start: Start, tmp_path):
     cache = Cache(tmp_path / "cache.db")
     server.trouble = []
     lm = CachedLM(opened(server, concurrency=1), cache)
-    server.trouble = [None] * 6 + [400]
+    server.trouble = [None] * 6 + [401]
     with pytest.raises(Refused):
         lm.score(requests)
     again = CachedLM(opened(server, concurrency=1), cache)
@@ -405,9 +405,9 @@ def test_the_context_size_is_the_servers_or_the_setting_or_an_assumption_that_is
     lm = opened(silent)
     assert lm.context_size == 4096
     assert any("4096 is assumed" in note for note in lm.notes)
-    with pytest.raises(DataError, match="reads 500: show fewer"):
+    with pytest.raises(RequestError, match="reads 500: show fewer"):
         opened(telling).score([ScoreRequest("~" * 600, " x")])
-    with pytest.raises(DataError, match="reads 500: show fewer"):
+    with pytest.raises(RequestError, match="reads 500: show fewer"):
         opened(telling).generate([GenerateRequest("~" * 490, 20)])
 
 
