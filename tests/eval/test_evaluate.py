@@ -115,7 +115,7 @@ def test_test_rows_that_a_model_wrote_are_refused_and_train_rows_are_not():
     mixed = replace(task, test=(*task.test[:10], *made))
     with pytest.raises(DataError, match=r"2 of 12 test rows of 'things' were written by a model .*synthesise"):
         make_bench(mixed)
-    assert len(make_bench(mixed, limit=10).queries) == 10
+    assert len(make_bench(mixed, first=10).queries) == 10
     checked = replace(mixed, test=tuple(replace(e, meta={"generated": False}) for e in mixed.test))
     assert len(make_bench(checked).queries) == 12
     made_train = replace(task, train=tuple(replace(e, meta={"generated": "recycle"}) for e in task.train))
