@@ -63,7 +63,7 @@ def test_the_runner_up_is_what_one_more_shot_would_show(made):
     (found,) = explain(run, texts, lm, run.rows[:1])
     bench = make_bench(task)
     full = with_runner_up(found, run, bench, HashEmbedder())
-    more = evaluate(task, "knn", lm, k=5, embedder=HashEmbedder(), limit=1).rows[0]
+    more = evaluate(make_bench(task, first=1), "knn", lm, k=5, embedder=HashEmbedder()).rows[0]
     assert full.next is not None
     assert (full.next[0].id, full.next[1]) == more.picks[4]
 
