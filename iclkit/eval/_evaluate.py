@@ -799,7 +799,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     def count(name: str) -> int:
         return sum(run.facts.get(name, 0) for run in runs)
 
-    total, said = sum(len(run.rows) for run in runs), list[str]()
+    total, said = sum(run.spec["task"]["queries"] for run in runs), list[str]()
     if failed := count("failed"):
         reason = next(run.facts["failure"] for run in runs if run.facts.get("failed"))
         said.append(
