@@ -10,6 +10,7 @@
     ├── ModelError (1)        a model cannot be found, fetched, verified or loaded, or gives what is no score
     │   └── RequestError      one request that an LM can never answer; costs its row, not the run
     └── RunError (1)          work that had started could not be finished
+        └── NothingAnswered   every query of a run failed
 
 The text of an error is one line: what was expected, what came, what to do.
 """
@@ -98,3 +99,7 @@ class RequestError(ModelError):
 
 class RunError(IclkitError):
     """A run that had started cannot go on; what was computed is kept."""
+
+
+class NothingAnswered(RunError):
+    """Every query of a run failed, so that there is nothing to judge; the text gives the first one's reason."""

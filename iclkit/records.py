@@ -284,7 +284,10 @@ class Row:
     """One query of a run: what was shown, what the LM said, how it was judged.
 
     ``label_logprobs`` are summed log-probabilities in nats, one per label (empty for generation). ``greedy``: the
-    labels whose tokens were each the likeliest next one; None where nobody recorded it.
+    labels whose tokens were each the likeliest next one; None where nobody recorded it. ``failure``: why this query has
+    no answer or no judgement ("" where it has both), with the place it was read from where that is known; such a row
+    counts neither as right nor as wrong, and is asked again when the run is. ``label_tokens``: tokens of each label,
+    where a later step divides by them.
     Nothing in a row depends on time or machine load: a resumed run writes the same bytes.
     """
 
@@ -300,10 +303,13 @@ class Row:
     label_logprobs: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     greedy: tuple[str, ...] | None = None
+    failure: str = ""
+    label_tokens: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """One line of ``rows.jsonl``."""
-        return canonical_json(asdict(self))
+        """One line of ``rows.jsonl``. Fields that came later are left out where they are empty."""
+        data = asdict(self)
+        return canonical_json({k: v for k, v in data.items() if v or k not in ("failure", "label_tokens")})
 
     @classmethod
     def from_json(cls, line: str) -> Row:

@@ -33,7 +33,11 @@ COLUMNS = (
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none.")
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
-@click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many test rows, drawn by --sample-seed.")
+@click.option(
+    "--first", type=click.IntRange(1), help="Only the first N test rows; of a sorted file they are no sample."
+)
+@click.option("--sample-seed", default=0, show_default=True, help="Draws the rows of --limit.")
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -44,6 +48,8 @@ def command(
     embedder: str,
     pool_path: Path | None,
     limit: int | None,
+    first: int | None,
+    sample_seed: int,
     on_leak: str,
     as_json: bool,
 ) -> None:
@@ -55,7 +61,14 @@ def command(
 
     grid = Grid(dedupe(selectors), (k,))
     benches = [
-        make_bench(load_task(name), open_pool(pool_path) if pool_path else None, limit=limit, on_leak=on_leak)
+        make_bench(
+            load_task(name),
+            open_pool(pool_path) if pool_path else None,
+            limit=limit,
+            seed=sample_seed,
+            first=first,
+            on_leak=on_leak,
+        )
         for name in dedupe(tasks)
     ]
     vectors = load_vectors(grid, embedder, "auto", None, always=embedder != "none")

@@ -14,7 +14,8 @@ import click
 
 from iclkit.cli._board import say, show
 from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
-from iclkit.errors import DataError, UnknownName
+from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
+from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
@@ -86,7 +87,11 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--reranker", "reranker_name", help="A cross-encoder, for selector rerank.")
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool, not from the task's "
               "train rows.")  # fmt: skip
-@click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many test rows, drawn by --sample-seed.")
+@click.option(
+    "--first", type=click.IntRange(1), help="Only the first N test rows; of a sorted file they are no sample."
+)
+@click.option("--sample-seed", default=0, show_default=True, help="Draws the rows of --limit.")
 @click.option("--budget", type=click.IntRange(1), help="Tokens for prompt and answer.  [default: the LM's context]")
 @click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
               "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
@@ -99,8 +104,16 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
     multiple=True,
     default=("none",),
     show_default=True,
-    help="none, contextual, domain or batch; repeat for several.",
+    help="none, contextual, domain, batch (all test rows), pool (pool rows) or given (--prior); repeat for several.",
 )
+@click.option("--prior", metavar="JSON", help="For --calibrate given: the probability of each label, as a JSON object "
+              "or a file that holds one.")  # fmt: skip
+@click.option("--answer-tokens", type=click.IntRange(1), help="Most tokens of an answer that is written.  [default: "
+              "what the longest answer that may be shown needs, and some more]")  # fmt: skip
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="What ends an answer that is written; repeat for "
+              "several.  [default: separator and line's end, unless a shown answer holds them]")  # fmt: skip
+@click.option("--on-error", default="record", show_default=True, help="A row that cannot be answered: record it as "
+              "failed, or stop.")  # fmt: skip
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
@@ -123,11 +136,17 @@ def command(
     reranker_name: str | None,
     pool_path: Path | None,
     limit: int | None,
+    first: int | None,
+    sample_seed: int,
     budget: int | None,
     template_text: str | None,
     chat: bool,
     normalise: str,
     calibrations: tuple[str, ...],
+    prior: str | None,
+    answer_tokens: int | None,
+    stops: tuple[str, ...],
+    on_error: str,
     on_leak: str,
     dtype: str,
     device: str | None,
@@ -157,13 +176,18 @@ def command(
         budget,
         normalise,
         dedupe(calibrations),
+        read_prior(prior) if prior is not None else (),
+        answer_tokens,
+        tuple(unescape(stop) for stop in dedupe(stops)) or None,
     )
-    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    template = Template.parse(unescape(template_text)) if template_text else None
     loaded = [load_task(name, template=template) for name in dedupe(tasks)]
     if chat:
         loaded = [replace(task, template=replace(task.template, chat=True)) for task in loaded]
     pool = open_pool(pool_path) if pool_path else None
-    benches = [make_bench(task, pool, limit=limit, on_leak=on_leak) for task in loaded]
+    benches = [make_bench(t, pool, limit=limit, seed=sample_seed, first=first, on_leak=on_leak) for t in loaded]
+    if (answer_tokens or stops) and not any(bench.writes for bench in benches):
+        raise UsageError("--answer-tokens and --stop are for answers that are written; these tasks have labels")
     benches = [replace(b, source=source_of(n, pool_path)) for b, n in zip(benches, dedupe(tasks), strict=True)]
     for bench in benches:
         if bench.leaks["queries"]:
@@ -174,6 +198,7 @@ def command(
             say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
     reranker = load_cross(grid, reranker_name, dtype, device)
     runs: list[Run] = []
+    lost: list[NothingAnswered] = []
     prices: dict[str, tuple[Rehearsed, list[str]]] = {}
     for name in dedupe(lms):
         lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
@@ -181,16 +206,34 @@ def command(
         if dry_run:
             prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
-            runs += run_jobs(jobs, out)
+            runs += run_jobs(jobs, out, on_error, lost)
     if dry_run:
         show_prices(prices, as_json)
         return
-    board = leaderboard(runs)
-    if as_json:
-        emit_json_text(to_json(board))
-    else:
-        show(board)
-        say(f"Runs are in {out}; see them again with: iclkit leaderboard {out}")
+    if runs:
+        board = leaderboard(runs)
+        if as_json:
+            emit_json_text(to_json(board))
+        else:
+            show(board)
+            say(f"Runs are in {out}; see them again with: iclkit leaderboard {out}")
+    if lost:
+        raise lost[0]
+
+
+def unescape(text: str) -> str:
+    """What is typed with ``\\n`` for a line's end and ``\\t`` for a tab."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def read_prior(text: str) -> tuple[tuple[str, float], ...]:
+    """(label, probability) pairs of a JSON object, or of a file that holds one. DataError when it is none."""
+    found = parse_json(text, "--prior") if text.lstrip().startswith("{") else read_json(Path(text))
+    if not isinstance(found, dict) or not all(
+        isinstance(value, int | float) and not isinstance(value, bool) for value in found.values()
+    ):
+        raise DataError(f"--prior {text}: expected a JSON object with a number for each label")
+    return tuple(sorted((label, float(value)) for label, value in found.items()))
 
 
 def dedupe(values: Any) -> tuple[Any, ...]:
@@ -331,8 +374,14 @@ def announce(
     return jobs
 
 
-def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
-    """Make the runs, with a bar each: rate and time left for the run and for all."""
+def run_jobs(
+    jobs: Sequence[Job], out: Path | None, on_error: str = "stop", lost: list[NothingAnswered] | None = None
+) -> list[Run]:
+    """Make the runs, with a bar each: rate and time left for the run and for all.
+
+    A run of which every query failed is put into ``lost``, where that is given, and does not end the others.
+    """
+    from iclkit.eval import cautions
     from iclkit.report import figure_of
 
     runs = []
@@ -342,10 +391,19 @@ def run_jobs(jobs: Sequence[Job], out: Path | None) -> list[Run]:
         for number, job in enumerate(jobs, 1):
             start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
             begun = time.monotonic()
-            run = job.run(out, lambda done, _: step(done))
+            try:
+                run = job.run(out, lambda done, _: step(done), on_error)
+            except NothingAnswered as error:
+                if lost is None:
+                    raise
+                lost.append(error)
+                say(f"{number}/{len(jobs)} {job.title}: {error}")
+                continue
             runs.append(run)
             if not sys.stderr.isatty():
                 say(f"{number}/{len(jobs)} {job.title}: {figure_of(run)}, {time.monotonic() - begun:.1f} s")
+            for caution in cautions([run]):
+                say(f"note: {job.title}: {caution}")
     for lm in {id(job.kit.lm): job.kit.lm for job in jobs}.values():
         if lm is not None:  # what was found out while it was asked
             tell_notes(lm, said[id(lm)])

@@ -14,7 +14,13 @@ from iclkit.cli._eval import load_reader, open_pool
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import DataError, IclkitError, UsageError
 
-WORTH = "nats that showing it adds to the right answer's log-probability, all others in place"
+WORTH = {
+    "nats": "nats that showing it adds to the right answer's log-probability, all others in place",
+    "answer": (
+        "what showing it adds to the value of the LM's answer by the task's metric (+1 where the answer turns right by "
+        "it, -1 where it turns wrong), all others in place"
+    ),
+}
 
 if TYPE_CHECKING:
     from iclkit.eval import Bench, Explanation, Influence, Suspect
@@ -26,8 +32,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.argument("query_id", required=False)
-@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="For a whole run: its first N "
-              "queries.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), default=100, show_default=True, help="For a whole run: so many of "
+              "its queries, drawn by --sample-seed.")  # fmt: skip
+@click.option("--first", type=click.IntRange(1), help="For a whole run: its first N queries instead.")
+@click.option("--sample-seed", default=0, show_default=True, help="Draws the queries of --limit.")
 @click.option("--suspects/--no-suspects", "with_suspects", default=True, show_default=True, help="For a whole run: ask "
               "the LM about the label of every demonstration shown.")  # fmt: skip
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many of each kind to list.")
@@ -42,6 +50,8 @@ def command(
     run_folder: Path,
     query_id: str | None,
     limit: int,
+    first: int | None,
+    sample_seed: int,
     with_suspects: bool,
     top: int,
     task: str | None,
@@ -57,31 +67,46 @@ def command(
     For a query: each demonstration with its score, rank, position, tokens, and its worth: the change in the right
     answer's log-probability that showing it made. For a run: the demonstrations that help and hurt most, and those
     whose own label the LM does not believe. QUERY_ID is an id, the beginning of one, or a position from 0.
+
+    An LM that tells no log-probabilities is asked for its answers: the worth is then whether the answer turns right or
+    wrong.
     """
+    from iclkit.datasets import sample_rows
     from iclkit.eval import explain, influences, load_run, load_texts, suspects, with_runner_up
+    from iclkit.lm import ranks_only
 
     run = load_run(run_folder)
-    rows = [_row(run, query_id)] if query_id else list(run.rows[:limit])
+    answered = [row for row in run.rows if not row.failure]
+    if query_id:
+        rows = [_row(run, query_id)]
+    else:
+        rows = answered[:first] if first else sample_rows(answered, limit, seed=sample_seed)
     texts = load_texts(run_folder)
     bench, why_not = _bench(run, task)
     lm = load_reader(lm_name or run.spec["lm"]["name"], dtype, device, cache=not no_cache)
     if lm.fingerprint != run.spec["lm"]["fingerprint"]:
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
+    if ranks_only(lm):
+        say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
     embedder = _embedder(run, embedder_name, dtype, device) if bench else None
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
     with _bar("leaving out", len(rows)) as progress:
         found = explain(run, texts, lm, rows, progress)
+    if missing := len(rows) - len(found):
+        say(f"note: {missing} of {len(rows)} queries are left out: this LM does not take their prompts")
     if query_id:
         if bench:
             found = [with_runner_up(found[0], run, bench, embedder, lm)]
         else:
             say(f"note: no runner-up: {why_not}")
-        _print_query(found[0], as_json)
+        _print_query(found[0], run.spec["task"]["metric"], as_json)
         return
     ranked = influences(found)
     doubted: list[Suspect] = []
-    if with_suspects and run.spec["task"]["labels"] and bench:
+    if with_suspects and ranks_only(lm):
+        say("note: no labels are checked: that takes log-probabilities")
+    elif with_suspects and run.spec["task"]["labels"] and bench:
         shown = [i.example for i in ranked]
         known = [bench.view.examples[r] for e in shown if (r := bench.view.row_of(e.id)) is not None]
         say(f"asking about the labels of {len(known)} demonstrations")
@@ -89,7 +114,7 @@ def command(
             doubted = _ask(suspects, bench, run, lm, known, embedder, progress)
     elif with_suspects and not bench:
         say(f"note: no labels are checked: {why_not}")
-    _print_run(ranked, doubted, len(found), top, as_json)
+    _print_run(ranked, doubted, len(found), found[0].unit if found else "nats", top, as_json)
 
 
 def _ask(
@@ -123,13 +148,17 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
     from iclkit.datasets import load_task
     from iclkit.eval import make_bench
 
-    source = run.facts.get("source", {})
+    source, asked = run.facts.get("source", {}), run.spec["task"]
     name = task or source.get("task")
     if not name:
         return None, "the run does not say where its task is; give --task"
     try:
         pool = open_pool(Path(source["pool"])) if "pool" in source else None
-        bench = make_bench(load_task(name), pool, limit=run.spec["task"]["queries"], on_leak=run.spec["on_leak"])
+        # a run that was not drawn asked the first of the test rows
+        rows = {"first": asked["queries"]}
+        if "sample" in asked:
+            rows = {"limit": asked["queries"], "seed": asked["sample"]}
+        bench = make_bench(load_task(name), pool, **rows, on_leak=run.spec["on_leak"])
     except IclkitError as error:
         if task:
             raise
@@ -154,15 +183,18 @@ def _short(text: str, most: int = 60) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _print_query(found: Explanation, as_json: bool) -> None:
+def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     row = found.row
     if as_json:
+        nats = found.unit == "nats"
+        told = {"logprob": found.logprob if nats else None, "logprob_without_any": found.without if nats else None}
+        told |= {} if nats else {"value": found.logprob, "value_without_any": found.without}
         data = {
             "query": row.query_id, "input": found.query.text, "gold": row.gold, "output": row.output,
-            "logprob": found.logprob, "logprob_without_any": found.without, "shares": found.shares,
+            "unit": found.unit, **told, "shares": found.shares,
             "shown": [_item(s.example) | {"score": s.score, "rank": s.rank, "position": s.position,
                                           "tokens": s.tokens, "worth": s.worth} for s in found.shown],
             "dropped": [{"id": d.example_id, "reason": d.reason} for d in row.dropped],
@@ -172,15 +204,17 @@ def _print_query(found: Explanation, as_json: bool) -> None:
         emit_json(data, indent=1)
         return
     out = console()
-    verdict = "right" if row.output == row.gold else f"wrong, it is {row.gold}"
+    worth = row.metrics.get(metric, float(row.output == row.gold))
+    is_right = worth >= 1
+    verdict = "right" if is_right else f"wrong, it is {row.gold}" if worth <= 0 else f"{worth:.2f}; it is {row.gold}"
     out.print(Text.assemble(("Query ", "dim"), row.query_id, "\n", (found.query.text, "bold yellow")))
-    out.print(Text(f"Answer: {row.output} ({verdict})", style="green" if row.output == row.gold else "red"))
+    said = row.output or "none"
+    out.print(Text(f"Answer: {said} ({verdict})", style="green" if is_right else "red"))
     best = sorted(found.shares, key=found.shares.__getitem__, reverse=True)[:4]
     if best:
         out.print(Text("Belief: " + ", ".join(f"{b} {100 * found.shares[b]:.0f} %" for b in best)))
-    out.print(
-        Text(f"Log-probability of the right answer: {found.logprob:.2f}; without demonstrations {found.without:.2f}")
-    )
+    what = "Log-probability of the right answer" if found.unit == "nats" else "Value of the LM's answer by the metric"
+    out.print(Text(f"{what}: {found.logprob:.2f}; without demonstrations {found.without:.2f}"))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for head, right in (
         ("position", 1),
@@ -198,8 +232,8 @@ def _print_query(found: Explanation, as_json: bool) -> None:
         flat = abs(s.worth) < 0.005  # shown as 0.00
         style = "" if flat else "green" if s.worth > 0 else "red"
         drawn = "" if flat else ("+" if s.worth > 0 else "−") * max(1, round(8 * abs(s.worth) / most))
-        worth = "0.00" if flat else f"{s.worth:+.2f}".replace("-", "−")
-        table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(worth, style),
+        shift = "0.00" if flat else f"{s.worth:+.2f}".replace("-", "−")
+        table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(shift, style),
                       Text(drawn, style), Text(s.example.output), Text(_short(s.example.text)))  # fmt: skip
     out.print(table)
     for d in row.dropped:
@@ -209,21 +243,22 @@ def _print_query(found: Explanation, as_json: bool) -> None:
         out.print(Text(f"Runner-up: score {score:.3f}, {example.output}: {_short(example.text)}", style="dim"))
     for line in found.story:
         out.print(Text(line, style="dim"))
-    out.print(
-        Text("Worth: nats that showing it adds to the right answer's log-probability, all others in place.", "dim")
-    )
+    out.print(Text(f"Worth: {WORTH[found.unit]}.", "dim"))
 
 
-def _print_run(ranked: Sequence[Influence], doubted: Sequence[Suspect], queries: int, top: int, as_json: bool) -> None:
+def _print_run(
+    ranked: Sequence[Influence], doubted: Sequence[Suspect], queries: int, unit: str, top: int, as_json: bool
+) -> None:
     from rich.table import Table
     from rich.text import Text
 
     if as_json:
         data = {
             "queries": queries,
+            "unit": unit,
             "influence": [_item(f.example) | {"times": f.times, "worth": f.worth.value, "low": _finite(f.worth.low),
                                               "high": _finite(f.worth.high)} for f in ranked],
-            "suspects": [_item(s.example) | {"own": s.own, "said": s.said, "said_share": s.shares[s.said]}
+            "suspects": [_item(s.example) | {"own": s.own, "said": s.said, "said_share": s.shares.get(s.said)}
                          for s in doubted],
         }  # fmt: skip
         emit_json(data, indent=1)
@@ -253,12 +288,12 @@ def _print_run(ranked: Sequence[Influence], doubted: Sequence[Suspect], queries:
         for head in ("label", "its share", "the LM says", "share", "input", "id"):
             table.add_column(head, justify="right" if "share" in head else "left", no_wrap=head != "input")
         for s in wrong[:top]:
-            own, said = 100 * s.shares.get(s.example.output, 0.0), 100 * s.shares[s.said]
-            table.add_row(*map(Text, (s.example.output, f"{own:.1f} %", s.said, f"{said:.0f} %", _short(s.example.text),
-                                      s.example.id[:12])))  # fmt: skip
+            own, said = 100 * s.shares.get(s.example.output, 0.0), 100 * s.shares.get(s.said, 0.0)
+            table.add_row(*map(Text, (s.example.output, f"{own:.1f} %", s.said or "none", f"{said:.0f} %",
+                                      _short(s.example.text), s.example.id[:12])))  # fmt: skip
         out.print(table)
     doubt = " A label that the LM doubts may be wrong, or the LM may be: look before you remove it." if doubted else ""
-    out.print(Text(f"Over {queries} queries. Worth: {WORTH}.{doubt}", "dim"))
+    out.print(Text(f"Over {queries} queries. Worth: {WORTH[unit]}.{doubt}", "dim"))
 
 
 def _item(example: Example) -> dict[str, Any]:

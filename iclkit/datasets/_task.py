@@ -108,8 +108,9 @@ class Task:
     """Examples in three splits and how to use them. ``train`` fills pools; ``test`` rows never enter one.
 
     ``labels`` is the closed label set of a classification task, else empty. ``metric`` is a name in ``iclkit.eval``.
-    ``max_answer_tokens`` bounds a generated answer. ``notes`` say what the user should know of the data; they are no
-    part of its identity.
+    ``max_answer_tokens`` bounds a generated answer; None: as long as the answers that may be shown need, with room (see
+    ``iclkit.eval``). ``notes`` say what the user should know of the data; they are no part of its identity. ``places``:
+    where rows were read, e.g. ``"test.jsonl, line 17"``, by example id, as far as known.
     """
 
     name: str
@@ -121,8 +122,9 @@ class Task:
     labels: tuple[str, ...] = ()
     metric: str = "accuracy"
     card: Card = field(default_factory=Card)
-    max_answer_tokens: int = 32
+    max_answer_tokens: int | None = None
     notes: tuple[str, ...] = ()
+    places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The rows of ``train``, ``dev`` or ``test``; UsageError on another name."""
@@ -151,7 +153,9 @@ class Task:
     def hash(self) -> str:
         """Hash of all that decides a result: rows in order, kind, labels, template, metric, answer length."""
         rows = {split: [e.id for e in self.split(split)] for split in SPLITS}
-        return digest([rows, self.kind, [*self.labels], asdict(self.template), self.metric, self.max_answer_tokens])
+        # without a bound of its own the figure that stands here is the one that task hashes have always held
+        bound = answer_tokens(self.train) if self.max_answer_tokens is None else self.max_answer_tokens
+        return digest([rows, self.kind, [*self.labels], asdict(self.template), self.metric, bound])
 
 
 def make_task(
@@ -199,6 +203,8 @@ def build_task(
     kind = kind or card.kind or ("classification" if labels else infer_kind(train))
     if kind not in KINDS:
         raise UsageError(f"no task kind {kind!r}; use one of {', '.join(KINDS)}")
+    if max_answer_tokens is not None and max_answer_tokens < 1:
+        raise UsageError(f"max_answer_tokens is {max_answer_tokens}; it must be at least 1")
     known: tuple[str, ...] = ()
     if kind == "classification":
         known = tuple(dict.fromkeys(map(clean_text, labels or sorted({e.output for e in train}))))
@@ -208,7 +214,7 @@ def build_task(
         _check_choices(splits)
     if template is None:
         template = Template.parse(card.template) if card.template else default_template(kind, train[0])
-        if kind in ("generation", "reasoning") and not any("\n" in e.output for e in train):
+        if kind == "generation" and not any("\n" in e.output for e in train):
             template = replace(template, stop=("\n",))  # answers are lines: what comes after one is not wanted
     _check_template(name, template, train[0])
     return Task(
@@ -221,8 +227,9 @@ def build_task(
         template=template,
         metric=metric or card.metric or _DEFAULT_METRIC[kind],
         card=card,
-        max_answer_tokens=max_answer_tokens or answer_tokens(train),
+        max_answer_tokens=max_answer_tokens,
         notes=_label_notes(known, splits) if kind == "classification" else (),
+        places={e.id: where for split in ("dev", "test") for where, e in splits.get(split, ())},
     )
 
 
@@ -314,7 +321,8 @@ def default_template(kind: str, example: Example) -> Template:
 
 
 def answer_tokens(train: Iterable[Example]) -> int:
-    """A bound on an answer's length in tokens, from the longest output: a third of its characters, 8 to 512."""
+    """A guess at an answer's length in tokens without a tokenizer, from the longest output: a third of its characters,
+    8 to 512. A part of every task's hash; what bounds the answers of a run is found with its LM."""
     longest = max((len(e.output) for e in train), default=0)
     return min(512, 8 + math.ceil(longest / 3))
 

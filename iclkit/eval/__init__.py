@@ -2,7 +2,7 @@
 
 from iclkit.eval._advise import Advice, Finding, advise, decide
 from iclkit.eval._diagnose import Diagnosis, diagnose
-from iclkit.eval._evaluate import Bench, Settings, evaluate, make_bench, prompt_of, seed_matters, task_pool
+from iclkit.eval._evaluate import Bench, Settings, cautions, evaluate, make_bench, prompt_of, seed_matters, task_pool
 from iclkit.eval._explain import Explanation, Influence, Shown, Suspect, explain, influences, suspects, with_runner_up
 from iclkit.eval._labels import (
     Bin,
@@ -46,6 +46,7 @@ __all__ = [
     "bootstrap_macro_f1",
     "break_evens",
     "calibration_error",
+    "cautions",
     "confidences",
     "cost",
     "decide",

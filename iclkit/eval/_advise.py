@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.datasets import Task
-from iclkit.errors import UsageError
-from iclkit.eval._evaluate import Bench, evaluate, make_bench
+from iclkit.datasets import Task, sample_rows
+from iclkit.errors import NothingAnswered, UsageError
+from iclkit.eval._evaluate import Bench, cautions, evaluate, make_bench, pool_bench
 from iclkit.eval._metrics import METRICS
 from iclkit.eval._stats import ALPHA, Difference, Estimate, difference, estimate, holm
 from iclkit.lm import LM
 from iclkit.pool import Embedder, Pool, PoolView
 from iclkit.prompts import Template
-from iclkit.records import Query, fold_text
+from iclkit.records import Run
 
 Floats = NDArray[np.float64]
 Values = Mapping[tuple[str, int], Floats]
@@ -70,17 +70,11 @@ class Advice:
     queries: int
 
 
-def pilot_bench(task: Task, queries: int, pool: Pool | PoolView | None = None) -> Bench:
-    """Train rows as queries, evenly spaced; each is kept from seeing itself and its doubles."""
-    bench = make_bench(task, pool, limit=1)
+def pilot_bench(task: Task, queries: int, pool: Pool | PoolView | None = None, seed: int = 0) -> Bench:
+    """Train rows as queries, drawn by seed; each is kept from seeing itself and its doubles."""
+    bench = make_bench(task, pool, first=1)
     examples = [e for e in bench.view.examples if not task.labels or e.output in task.labels]
-    same: dict[str, set[str]] = {}
-    for e in bench.view.examples:
-        same.setdefault(fold_text(e.text), set()).add(e.id)
-    count = min(queries, len(examples))
-    rows = [examples[i * len(examples) // count] for i in range(count)]
-    asked = tuple(Query(e.input, e.choices, frozenset(same[fold_text(e.text)]), e.id) for e in rows)
-    return replace(bench, queries=asked, golds=tuple(e.output for e in rows), leaks={})
+    return pool_bench(bench, sample_rows(examples, queries, seed=seed))
 
 
 def advise(
@@ -97,7 +91,8 @@ def advise(
 ) -> Advice:
     """Run the pilot with at most ``prompts`` prompts and say what to do, with the evidence.
 
-    UsageError when ``prompts`` does not buy 30 queries, or for a metric of whole runs.
+    A query that fails in one of the runs is left out of all. UsageError when ``prompts`` does not buy 30 queries, or
+    for a metric of whole runs; NothingAnswered when no query is left.
     """
     metric = METRICS.get(task.metric)
     if metric.judge is None:
@@ -115,22 +110,32 @@ def advise(
         )
     bench = pilot_bench(task, queries, pool)
     ladder = [k for k in ladder if k < len(bench.view)] or [len(bench.view) - 1]
-    values: dict[tuple[str, int], Floats] = {}
+    runs: dict[tuple[str, int], Run] = {}
 
     def measure(selector: str, k: int) -> None:
         if say:
             say(f"{selector}, k = {k}")
-        run = evaluate(bench, selector, lm, k=k, embedder=embedder, template=template, out=out)
-        values[selector, k] = np.array([[r.metrics[metric.name] for r in run.rows]])
+        runs[selector, k] = evaluate(bench, selector, lm, k=k, embedder=embedder, template=template, out=out)
+
+    def values() -> dict[tuple[str, int], Floats]:
+        failed = {row.query_id: row.failure for run in runs.values() for row in run.rows if row.failure}
+        if len(failed) == len(bench.queries):
+            raise NothingAnswered(f"each of the pilot's {len(failed)} queries failed: {next(iter(failed.values()))}")
+        return {
+            key: np.array([[r.metrics[metric.name] for r in run.rows if r.query_id not in failed]])
+            for key, run in runs.items()
+        }
 
     # one seed each: random draws anew for every query, so that a second query tells more than a second seed
     measure("zero", 0)
     for k in ladder:
         measure("random", k)
-    k = where_to_choose(values, bounded=metric.bounded)
+    k = where_to_choose(values(), bounded=metric.bounded)
     for way in ways:
         measure(way, k)
-    return decide(values, pool_size=len(bench.view), bounded=metric.bounded)
+    found = decide(values(), pool_size=len(bench.view), bounded=metric.bounded)
+    cautioned = [f"{_name(*key)}: {text}." for key, run in runs.items() for text in cautions([run])]
+    return replace(found, reasons=(*found.reasons, *cautioned))
 
 
 def where_to_choose(values: Values, *, bounded: bool = True) -> int:

@@ -1,23 +1,29 @@
 """Calibration: take out of label scores what the prompt says before it has seen the query. Pure functions, in nats.
 
-All work on scores after any length normalisation, and all divide the label probabilities by a prior that the prompt
-gives: of content-free inputs (contextual: Zhao et al. 2021, arXiv 2102.09690), of random words of the domain (domain:
-Fei et al. 2023, arXiv 2305.19148), or of a batch of queries (batch: Zhou et al. 2024, arXiv 2309.17249). A uniform
-prior changes nothing; a factor common to all labels has no effect.
+All work on scores after any length normalisation, and all divide the label probabilities by a prior: of content-free
+inputs after the same demonstrations (contextual: Zhao et al. 2021, arXiv 2102.09690), of random words of the domain
+(domain: Fei et al. 2023, arXiv 2305.19148), of all queries of the run together (batch: Zhou et al. 2024, arXiv
+2309.17249), of rows of the pool that are asked as the queries are and never see themselves (pool: the same without a
+look at the queries), or one that is given. A uniform prior changes nothing; a factor common to all labels has no
+effect.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.errors import UsageError
 from iclkit.records import Example, Fields, Query
 
 Floats = NDArray[np.float64]
 
-CALIBRATIONS = ("none", "contextual", "domain", "batch")
+CALIBRATIONS = ("none", "contextual", "domain", "batch", "pool", "given")
+OVER_ROWS = ("batch", "pool", "given")
+"""Those whose prior is one for the whole run, so that it is taken out when all rows are there."""
 CONTENT_FREE = ("N/A", "", "[MASK]")
 DOMAIN_TEXTS = 20
 _LEAST = 1e-9  # a prior below this would let one label win everything
@@ -42,13 +48,27 @@ def divide(scores: Floats, log_prior: Floats) -> Floats:
     return log_shares(log_shares(scores) - np.log(np.maximum(np.exp(log_prior), _LEAST)))
 
 
-def by_batch(scores: Floats) -> Floats:
-    """Batch calibration of scores (n, L): the prior is their own mean probability. For n = 1 all labels come out equal.
+def mean_prior(scores: Floats) -> Floats:
+    """Log prior (L,) from scores (n, L) of n queries: their mean probability, whatever order they come in.
 
-    It takes the batch's labels to be about equally frequent; where they are not, it hurts.
+    Dividing those same scores by it takes their labels to be about equally frequent; where they are not, it hurts. For
+    n = 1 all labels come out equal.
     """
-    shares = log_shares(scores)
-    return divide(shares, np.log(np.maximum(np.exp(shares).mean(axis=0), _LEAST)))
+    shares = np.exp(log_shares(scores))
+    # fsum: the exactly rounded sum is the same in every order, and so are then the answers
+    means = [math.fsum(column) / len(column) for column in shares.T.tolist()]
+    return np.log(np.maximum(means, _LEAST))
+
+
+def check_prior(prior: Mapping[str, float], labels: Sequence[str]) -> None:
+    """UsageError unless a given prior has a probability above 0 for each label, and no other name."""
+    for name in (*prior, *labels):
+        if name not in prior or name not in labels:
+            what = "is no label of the task" if name not in labels else "has no probability"
+            raise UsageError(f"the given prior: {name!r} {what}; it must name {', '.join(labels[:8])}, and no other")
+        value = prior[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+            raise UsageError(f"the given prior: {name!r} has {value!r}; expected a probability above 0, at most 1")
 
 
 def blank(query: Query, text: str) -> Query:
@@ -71,7 +91,7 @@ def domain_texts(examples: Sequence[Example], seed: int, count: int = DOMAIN_TEX
 
 
 def free_inputs(kind: str, examples: Sequence[Example], seed: int) -> tuple[str, ...]:
-    """The content-free inputs of a calibration; none for ``none`` and ``batch``."""
+    """The content-free inputs of a calibration; none for those that have no use for them."""
     if kind == "domain":
         return domain_texts(examples, seed)
     return CONTENT_FREE if kind == "contextual" else ()

@@ -3,6 +3,10 @@
 The worth of a demonstration is the change in the right answer's log-probability (in nats, over the labels where there
 are labels) that showing it made: with it, minus without it, all others in place. It is leave-one-out influence; the
 worths of a prompt do not add up to the whole.
+
+An LM that tells no log-probabilities (see ``iclkit.lm.ranks_only``) is asked for its answers instead, and the worth of
+a demonstration is what it adds to the value of the answer by the task's metric: 1 where the answer turns right by it,
+-1 where it turns wrong.
 """
 
 from __future__ import annotations
@@ -14,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from iclkit.errors import DataError
-from iclkit.eval._calibrate import log_shares
-from iclkit.eval._evaluate import Bench, evaluate, prompt_of
+from iclkit.errors import DataError, RequestError, UsageError
+from iclkit.eval._calibrate import Floats, log_shares
+from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
+from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
-from iclkit.lm import LM, Progress, ScoreRequest
+from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest, ranks_only
 from iclkit.pool import Embedder
-from iclkit.prompts import Template
-from iclkit.records import Example, Query, Row, Run, Spec, fold_text
+from iclkit.prompts import Template, best_option
+from iclkit.records import Example, Prompt, Query, Row, Run, Spec
 from iclkit.selectors import Kit, make_selector, story_of
 
 Texts = Mapping[str, Mapping[str, Any]]
@@ -29,7 +34,7 @@ Texts = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One demonstration of a prompt. ``position`` counts from 1 at the top; ``worth`` in nats, see above."""
+    """One demonstration of a prompt. ``position`` counts from 1 at the top; ``worth`` is in its explanation's unit."""
 
     example: Example
     score: float
@@ -43,9 +48,11 @@ class Shown:
 class Explanation:
     """One query of a run: its demonstrations in prompt order, and what the LM believed.
 
-    ``shares``: probability of each label, empty for generated answers. ``logprob`` of the right answer with all
-    demonstrations shown, and ``without`` any. ``next``: the best example not picked, where the pool is known; there
-    ``story``, too: how the choice came about, in the words of selectors that choose step by step.
+    ``unit`` "nats": ``logprob`` of the right answer with all demonstrations shown, and ``without`` any; ``shares``:
+    probability of each label, empty for written answers. ``unit`` "answer" (of an LM that tells no log-probabilities):
+    ``logprob`` and ``without`` are the value of the LM's answer by the task's metric, 1.0 where it is right, and there
+    are no ``shares``. ``next``: the best example not picked, where the pool is known; there ``story``, too: how the
+    choice came about, in the words of selectors that choose step by step.
     """
 
     query: Query
@@ -56,6 +63,7 @@ class Explanation:
     without: float
     next: tuple[Example, float] | None = None
     story: tuple[str, ...] = ()
+    unit: str = "nats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,8 @@ class Influence:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A demonstration asked about itself. ``own``: log-probability of the label it carries; ``said``: the likeliest."""
+    """A demonstration asked about itself. ``own``: log-probability of the label it carries; ``said``: the likeliest, ""
+    where the LM names none."""
 
     example: Example
     own: float
@@ -83,19 +92,27 @@ def explain(
     """Explain rows of a run (all of them by default), asking the LM for every prompt with one demonstration left out.
 
     ``texts`` as ``load_texts`` reads them. A prompt of k demonstrations costs k + 2 prompts, most of their beginnings
-    shared. DataError when the run has no texts.
+    shared. Rows that failed, or whose prompts this LM does not take, are left out; DataError when that is all of them,
+    and when the run has no texts.
     """
     template = template_of(run)
     chosen = list(run.rows if rows is None else rows)
-    found = []
+    found, why_not = list[Explanation](), ""
     for done, row in enumerate(chosen, 1):
-        found.append(_explain(run, row, texts, lm, template))
+        try:
+            found.append(_explain(run, row, texts, lm, template))
+        except RequestError as error:
+            why_not = why_not or f"query {row.query_id}: {error}"
         if progress:
             progress(done, len(chosen))
+    if chosen and not found:
+        raise DataError(f"nothing can be explained: {why_not}")
     return found
 
 
 def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Explanation:
+    if row.failure:
+        raise RequestError(0, f"it failed in the run ({row.failure})")
     if row.query_id not in texts or any(i not in texts for i in row.shown):
         raise DataError(f"run {run.id} was not finished, so its texts are missing; finish it with iclkit eval first")
     own = texts[row.query_id]
@@ -103,16 +120,24 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
     shown = [example_of(i, texts) for i in row.shown]
     left = [shown, *([*shown[:n], *shown[n + 1 :]] for n in range(len(shown))), []]
     prompts = [prompt_of(template, query, examples, lm) for examples in left]
-    labels = [*row.label_logprobs] or [row.gold]
+    ranks = ranks_only(lm)
+    labels = _labels(run, row, query)
+    asked = labels or [row.gold]
     requests = [
         ScoreRequest(p.text, p.answer_prefix + template.answer(label, query.choices))
         for p in prompts
-        for label in labels
+        for label in asked
     ]
-    scores = np.array([s.logprob for s in lm.score(requests)]).reshape(len(prompts), len(labels))
-    if row.label_logprobs:
-        scores = log_shares(scores)
-    gold = scores[:, labels.index(row.gold)]
+    if ranks and not labels:
+        gold = _worth_of(run, row, _written(run, row, lm, prompts))
+    else:
+        scores = np.array([s.logprob for s in lm.score(requests)]).reshape(len(prompts), len(asked))
+        if ranks:
+            best = [best_option(of_prompt.tolist()) for of_prompt in scores]
+            gold = _worth_of(run, row, ["" if b is None else asked[b] for b in best])
+        else:
+            scores = log_shares(scores) if labels else scores
+            gold = scores[:, asked.index(row.gold)]
     rank = {i: (n, s) for n, (i, s) in enumerate(row.picks, 1)}
     return Explanation(
         query=query,
@@ -128,10 +153,31 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
             )
             for n, e in enumerate(shown)
         ),
-        shares=dict(zip(labels, np.exp(scores[0]).tolist(), strict=True)) if row.label_logprobs else {},
+        shares=dict(zip(labels, np.exp(scores[0]).tolist(), strict=True)) if labels and not ranks else {},
         logprob=float(gold[0]),
         without=float(gold[-1]),
+        unit="answer" if ranks else "nats",
     )
+
+
+def _labels(run: Run, row: Row, query: Query) -> list[str]:
+    """What the answer was chosen among; nothing where it was written."""
+    task = run.spec["task"]
+    among = query.choices if task["kind"] == "multiple_choice" else task["labels"]
+    return [*row.label_logprobs] or list(dict.fromkeys(among))
+
+
+def _written(run: Run, row: Row, lm: LM, prompts: Sequence[Prompt]) -> list[str]:
+    """What the LM writes after each prompt, within the bounds of the run."""
+    tokens = run.spec.get("answer_tokens") or lm.count_tokens(row.gold) + 16  # early runs do not say it
+    stop = tuple(run.spec.get("stop", template_of(run).stop_strings))
+    return [a.text.strip() for a in lm.generate([GenerateRequest(p.text, tokens, stop) for p in prompts])]
+
+
+def _worth_of(run: Run, row: Row, answers: Sequence[str]) -> Floats:
+    """(answers,): the value of each by the run's metric; of a metric of whole runs, whether it is the right text."""
+    judge = METRICS.get(run.spec["task"]["metric"]).judge or equal_text
+    return np.array([float(judge(answer, row.gold)) for answer in answers])
 
 
 def with_runner_up(
@@ -191,21 +237,24 @@ def suspects(
 
     Each is made a query, with demonstrations as the selector picks them for it (never itself nor its doubles), and the
     LM says how likely its own label is: in-context pointwise usable information (Lu et al. 2023, arXiv 2310.12300)
-    without the term that is the same for all. DataError for a task without labels.
+    without the term that is the same for all. Examples whose prompt the LM does not take are left out. DataError for a
+    task without labels; UsageError for an LM that tells no log-probabilities.
     """
     if not bench.task.labels:
         raise DataError(f"task {bench.task.name!r} has no labels, so none can be wrong")
-    same: dict[str, set[str]] = {}
-    for e in bench.view.examples:
-        same.setdefault(fold_text(e.text), set()).add(e.id)
-    queries = tuple(Query(e.input, e.choices, frozenset(same[fold_text(e.text)] | {e.id}), e.id) for e in examples)
-    asked = replace(bench, queries=queries, golds=tuple(e.output for e in examples), leaks={})
-    run = evaluate(asked, selector, lm, k=k, embedder=embedder, template=template, out=out, progress=progress)
+    if ranks_only(lm):
+        raise UsageError(f"{lm.name} tells no log-probabilities, so it cannot say how likely a label is")
+    run = evaluate(
+        pool_bench(bench, examples), selector, lm, k=k, embedder=embedder, template=template, out=out, progress=progress
+    )
     found = []
     for example, row in zip(examples, run.rows, strict=True):
+        if row.failure or row.gold not in row.label_logprobs:
+            continue
         shares = log_shares(np.array([*row.label_logprobs.values()]))
         by_label = dict(zip(row.label_logprobs, np.exp(shares).tolist(), strict=True))
-        found.append(Suspect(example, row.metrics["gold_logprob"], row.output, by_label))
+        own = float(shares[[*row.label_logprobs].index(row.gold)])
+        found.append(Suspect(example, own, row.output, by_label))
     return sorted(found, key=lambda s: (s.own, s.example.id))
 
 

@@ -36,10 +36,13 @@ class Bin:
 
 
 def label_scores(outputs: Sequence[str], golds: Sequence[str]) -> list[LabelScore]:
-    """Precision, recall and F1 of every label in ``golds`` or ``outputs``, sorted by label."""
+    """Precision, recall and F1 of every label in ``golds`` or ``outputs``, sorted by label.
+
+    No answer ("") is no label: it says nothing, and counts against the recall of its gold label alone.
+    """
     pairs = list(zip(outputs, golds, strict=True))
     scores = []
-    for label in sorted({*outputs, *golds}):
+    for label in sorted({*outputs, *golds} - ({""} - {*golds})):
         hits = sum(o == g == label for o, g in pairs)
         said, gold = sum(o == label for o, _ in pairs), sum(g == label for _, g in pairs)
         scores.append(
@@ -53,7 +56,9 @@ def label_scores(outputs: Sequence[str], golds: Sequence[str]) -> list[LabelScor
 def label_probabilities(logprobs: Mapping[str, float]) -> dict[str, float]:
     """A row's label log-probabilities (nats) as probabilities that sum to 1 over the labels."""
     if not logprobs:
-        raise UsageError("the row has no label log-probabilities: it was generated, not scored")
+        raise UsageError(
+            "the row has no label log-probabilities: it failed, or its answer was written or compared, not scored"
+        )
     values = np.array([*logprobs.values()])
     shares = np.exp(values - np.logaddexp.reduce(values))
     return dict(zip(logprobs, shares.tolist(), strict=True))
@@ -63,6 +68,8 @@ def label_log_likelihood(rows: Sequence[Row]) -> float:
     """Mean log-probability (nats) of the gold label among the labels; 0 is best, -ln(labels) is guessing."""
     golds = []
     for row in rows:
+        if row.failure:
+            raise UsageError(f"row {row.query_id} failed ({row.failure}); leave failed rows out")
         values = [*row.label_logprobs.values()]
         if row.gold not in row.label_logprobs:
             raise UsageError(f"row {row.query_id} has no log-probability of its gold label {row.gold!r}")
@@ -71,8 +78,12 @@ def label_log_likelihood(rows: Sequence[Row]) -> float:
 
 
 def confidences(rows: Sequence[Row]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(confidence, right), one per row: the probability of the label that the model gave, and whether it is gold."""
-    shares = [label_probabilities(row.label_logprobs)[row.output] for row in rows]
+    """(confidence, right), one per row: the probability of the label that the model gave, and whether it is gold.
+
+    A row without an answer, whose labels are all equally likely, has the share that each of them has.
+    """
+    found = [label_probabilities(row.label_logprobs) for row in rows]
+    shares = [of.get(row.output, 1 / len(of)) for of, row in zip(found, rows, strict=True)]
     return np.array(shares, np.float64), np.array([row.output == row.gold for row in rows], bool)
 
 

@@ -36,6 +36,7 @@ class _Rehearsal:
     def __init__(self, lm: Any) -> None:
         self.lm, self.seen = lm, Rehearsed()
         self.name, self.fingerprint, self.context_size = lm.name, lm.fingerprint, lm.context_size
+        self.scoring = getattr(lm, "scoring", "")
 
     def count_tokens(self, text: str) -> int:
         """As the LM itself."""

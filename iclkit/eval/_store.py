@@ -33,6 +33,8 @@ class TaskPart(TypedDict):
     metric: str
     labels: list[str]
     queries: int
+    sample: NotRequired[int]
+    rows: NotRequired[str]
 
 
 class PoolPart(TypedDict):
@@ -75,6 +77,9 @@ class RunSpec(TypedDict):
     budget: int | None
     normalise: str
     calibrate: NotRequired[str]
+    prior: NotRequired[str | dict[str, float]]
+    answer_tokens: NotRequired[int]
+    stop: NotRequired[list[str]]
 
 
 class Leaks(TypedDict, total=False):
@@ -95,6 +100,11 @@ RunFacts = TypedDict(
         "short": int,
         "dropped": int,
         "note": str,
+        "no answer": int,
+        "cut": int,
+        "failed": int,
+        "failure": str,
+        "prior": dict[str, float],
     },
     total=False,
 )
@@ -190,6 +200,11 @@ class RunFolder:
             raise _not_written(self.folder, error) from error
         self.rows += rows
 
+    def rewrite(self, rows: Sequence[Row]) -> None:
+        """Put other rows in the place of all that are there, in one step."""
+        _replace(self.folder / "rows.jsonl", "".join(r.to_json() + "\n" for r in rows))
+        self.rows = list(rows)
+
     def save(self, *, done: bool, texts: Sequence[Query | Example] = ()) -> None:
         """Write ``run.json``; at the end also ``texts.jsonl``, the inputs of queries and shown examples."""
         if done:
@@ -241,9 +256,15 @@ class RunFolder:
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder holds a run that says it is finished. DataError when its ``run.json`` is damaged."""
+    """Whether a folder holds a run that says it is finished, with no failed row left to ask again.
+
+    DataError when its ``run.json`` is damaged.
+    """
     file = folder / "run.json"
-    return _there(file) and _read_state(file)["done"]
+    if not _there(file):
+        return False
+    state = _read_state(file)
+    return state["done"] and not state["facts"].get("failed", 0)
 
 
 def load_run(folder: str | Path) -> Run:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from iclkit.errors import UsageError
+from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
-from iclkit.eval._evaluate import Bench, Settings, bench_answers, evaluate, options_of, run_spec, seed_matters
+from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
 from iclkit.eval._store import finished
 from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
@@ -24,7 +25,7 @@ _PROBES = 8
 
 @dataclass(frozen=True)
 class Grid:
-    """What is crossed: selectors by settings. ``seeds`` is how many, from 0 on."""
+    """What is crossed: selectors by settings (see ``Settings``). ``seeds`` is how many, from 0 on."""
 
     selectors: tuple[str, ...]
     ks: tuple[int, ...] = (8,)
@@ -33,6 +34,9 @@ class Grid:
     budget: int | None = None
     normalise: str = "sum"
     calibrations: tuple[str, ...] = ("none",)
+    prior: tuple[tuple[str, float], ...] = ()
+    answer_tokens: int | None = None
+    stop: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (self.selectors and self.ks and self.orders and self.calibrations):
@@ -41,8 +45,15 @@ class Grid:
             raise UsageError(f"seeds is {self.seeds}; it must be at least 1")
         for selector in self.selectors:
             make_selector(selector)
+        if self.prior and "given" not in self.calibrations:
+            raise UsageError("a prior is for the calibration 'given', which is not among those to be made")
         for k, order, calibrate in product(self.ks, self.orders, self.calibrations):
-            Settings(k, 0, order, self.budget, self.normalise, calibrate)
+            self.settings(k, 0, order, calibrate)
+
+    def settings(self, k: int, seed: int, order: str, calibrate: str) -> Settings:
+        """The settings of one run."""
+        prior = self.prior if calibrate == "given" else ()
+        return Settings(k, seed, order, self.budget, self.normalise, calibrate, prior, self.answer_tokens, self.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +91,21 @@ class Job:
         )
 
     def finished(self, out: Path) -> bool:
-        """Whether the run stands finished in a folder of runs."""
+        """Whether the run stands finished in a folder of runs, with no failed row left to ask again."""
         return finished(out / self.run_id)
 
     def with_lm(self, lm: LM) -> Job:
         """The same run with another LM."""
         return replace(self, lm=lm)
 
-    def run(self, out: Path | None, progress: Progress | None = None) -> Run:
+    def run(self, out: Path | None, progress: Progress | None = None, on_error: str = "record") -> Run:
         """Make the run, or take it from ``out``."""
         s = self.settings
         return evaluate(
             self.bench, self.selector, self.lm, k=s.k, seed=s.seed, order=s.order, embedder=self.embedder,
             reranker=self.reranker, template=self.template, budget=s.budget, normalise=s.normalise,
-            calibrate=s.calibrate, out=out, progress=progress,
+            calibrate=s.calibrate, prior=dict(s.prior), answer_tokens=s.answer_tokens, stop=s.stop,
+            on_error=on_error, out=out, progress=progress,
         )  # fmt: skip
 
 
@@ -128,7 +140,7 @@ def plan(
                 many = k > 0 and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order)
                 seeds_of[way] = grid.seeds if many else 1
             for seed in range(seeds_of[way]):
-                settings = Settings(k, seed, order, grid.budget, grid.normalise, calibrate)
+                settings = grid.settings(k, seed, order, calibrate)
                 job = Job(bench, selector, lm, embedder, settings, template, reranker)
                 jobs.setdefault((at, selector, settings), job)
     return list(jobs.values())
@@ -159,13 +171,16 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
     mean = {key: _mean_tokens(job) for job in todo for key in [_shape(job)]}
     # a content-free prompt beside each prompt, for the calibrations that have them
     times = {job: 1 + len(free_inputs(job.settings.calibrate, job.bench.view.examples, 0)) for job in todo}
-    scores = sum(_answers(job.bench) * times[job] for job in todo)
+    # and rows of the pool, for the one whose prior is theirs
+    more = {job: min(POOL_ROWS, len(job.bench.view)) if job.settings.calibrate == "pool" else 0 for job in todo}
+    prompts = {job: len(job.bench.queries) * times[job] + more[job] for job in todo}
+    scores = sum(_answers(job.bench) * times[job] + more[job] * len(job.bench.task.labels) for job in todo)
     return Cost(
         runs=len(todo),
         finished=len(jobs) - len(todo),
-        prompts=sum(len(job.bench.queries) * times[job] for job in todo),
+        prompts=sum(prompts.values()),
         scores=scores,
-        tokens=round(sum(mean[_shape(job)] * len(job.bench.queries) * times[job] for job in todo)),
+        tokens=round(sum(mean[_shape(job)] * prompts[job] for job in todo)),
         notes=tuple(_notes(todo)),
     )
 
@@ -231,7 +246,8 @@ def _notes(todo: Sequence[Job]) -> Iterator[str]:
 
 
 def _answers(bench: Bench) -> int:
-    return sum(len(options_of(bench.task, q)) if bench_answers(bench) else 1 for q in bench.queries)
+    of_each = bench.task.kind == "multiple_choice"  # a query without choices fails in its run, and not here
+    return sum(1 if bench.writes else len(set(q.choices if of_each else bench.task.labels)) for q in bench.queries)
 
 
 def _shape(job: Job) -> tuple[int, int, int | None]:
@@ -242,15 +258,17 @@ def _mean_tokens(job: Job) -> float:
     bench, lm, k = job.bench, job.lm, job.settings.k
     template, examples = job.template or bench.task.template, bench.view.examples
     queries = bench.queries[:: max(1, len(bench.queries) // _PROBES)][:_PROBES]
-    total = 0
+    sizes = []
     for n, query in enumerate(queries):
         shown = [examples[(n + i * max(1, len(examples) // max(1, k))) % len(examples)] for i in range(k)]
-        total += assemble(
-            template,
-            query,
-            list(dict.fromkeys(shown)),
-            budget=job.settings.budget or lm.context_size,
-            count_tokens=lm.count_tokens,
-            render_chat=lm.render_chat if template.chat else None,
-        ).tokens
-    return total / len(queries)
+        with suppress(DataError):  # a query that fits no prompt costs nothing; its run will say so
+            prompt = assemble(
+                template,
+                query,
+                list(dict.fromkeys(shown)),
+                budget=job.settings.budget or lm.context_size,
+                count_tokens=lm.count_tokens,
+                render_chat=lm.render_chat if template.chat else None,
+            )
+            sizes.append(prompt.tokens)
+    return sum(sizes) / max(1, len(sizes))

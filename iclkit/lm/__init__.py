@@ -3,6 +3,7 @@
 Importing this room loads neither torch nor transformers; ``load_lm`` does.
 """
 
+from iclkit.lm._each import ask_each
 from iclkit.lm._load import load_lm
 from iclkit.lm._protocol import (
     LM,
@@ -12,6 +13,7 @@ from iclkit.lm._protocol import (
     Progress,
     Score,
     ScoreRequest,
+    ranks_only,
 )
 from iclkit.lm._spent import Spent
 
@@ -24,5 +26,7 @@ __all__ = [
     "Score",
     "ScoreRequest",
     "Spent",
+    "ask_each",
     "load_lm",
+    "ranks_only",
 ]

@@ -114,3 +114,12 @@ class LM(Protocol):
     ) -> list[Generation]:
         """A continuation per request."""
         ...
+
+
+def ranks_only(lm: object) -> bool:
+    """Whether an LM's scores only rank the answers by what it wrote, and are no log-probabilities.
+
+    So it is with a server that tells no probabilities (``scoring`` is "generate"): its scores must not be added up,
+    averaged, calibrated or shown as nats.
+    """
+    return getattr(lm, "scoring", "") == "generate"

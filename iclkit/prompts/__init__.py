@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iclkit.prompts._answers import answer_stops, best_option
 from iclkit.prompts._assemble import assemble
 from iclkit.prompts._cost import BreakEven, ModelShape, break_even
 from iclkit.prompts._orders import ORDERS, order_picks
@@ -15,7 +16,9 @@ __all__ = [
     "ModelShape",
     "Piece",
     "Template",
+    "answer_stops",
     "assemble",
+    "best_option",
     "break_even",
     "open_prompt",
     "order_picks",

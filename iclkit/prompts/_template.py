@@ -76,6 +76,12 @@ class Template:
         return "" if self.chat else self._head()[1]
 
     @property
+    def opening(self) -> str:
+        """The words that a demonstration begins with, before its first field."""
+        kind, value = self._parts()[0]
+        return value if kind == "glue" else ""
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """What ends a generated answer: ``stop``, else the separator (a chat ends its turn by itself)."""
         if self.stop or self.chat:

@@ -20,6 +20,7 @@ from iclkit.eval import (
     LeftOut,
     Metric,
     bootstrap_macro_f1,
+    cautions,
     difference,
     estimate,
     holm,
@@ -28,6 +29,7 @@ from iclkit.eval import (
 from iclkit.records import Run, Spec, canonical_json, digest
 
 ALPHA = 0.05
+_ONE_CHUNK = 95  # queries that early runs calibrated together
 BETTER, WORSE, OPEN, BASE, NONE = "better", "worse", "no difference shown", "baseline", "not compared"
 
 
@@ -120,7 +122,12 @@ def leaderboard(
     notes += [f"run {one.run} is left out: {one.reason}" for one in lost]
     grouped = _groups(done)
     tags = _tags([json.loads(key) for key in grouped])
-    drafts = [_draft(grouped[key], tag) for key, tag in sorted(zip(grouped, tags, strict=True))]
+    every = [_draft(grouped[key], tag) for key, tag in sorted(zip(grouped, tags, strict=True))]
+    drafts = [draft for draft in every if draft.golds]
+    notes += [f"{d.group.title} is left out: each of its queries failed in one run or another" for d in every
+              if not d.golds]  # fmt: skip
+    if not drafts:
+        raise DataError(f"nothing to rank: {'; '.join(notes)}")
     pairs = []
     for draft in drafts:
         lines = [d.line for d in draft.lines]
@@ -188,12 +195,14 @@ def _group_key(run: Run, k: int) -> str:
     same = [spec["pool"]["hash"], spec["template"], spec["on_leak"], spec["budget"], spec["normalise"]]
     task, lm = spec["task"], spec["lm"]
     head = [task["name"], lm["name"], f"{k:06}"]
-    return canonical_json([*head, task["hash"], task["queries"], lm["fingerprint"], *same])
+    later = [task.get("sample"), task.get("rows"), spec.get("answer_tokens"), spec.get("stop")]
+    return canonical_json([*head, task["hash"], task["queries"], lm["fingerprint"], *same, *later])
 
 
 def _tags(keys: Sequence[list[Any]]) -> list[str]:
     """For groups that would have the same title, what tells them apart."""
-    names = ("task", "queries", "LM", "pool", "template", "on leak", "budget", "normalise")
+    names = ("task", "queries", "LM", "pool", "template", "on leak", "budget", "normalise", "sample", "rows",
+             "answer tokens", "stops")  # fmt: skip
     tags = []
     for key in keys:
         twins = [k for k in keys if k[:3] == key[:3]]
@@ -207,23 +216,46 @@ def _tags(keys: Sequence[list[Any]]) -> list[str]:
 def _draft(runs: Sequence[Run], tag: str) -> _Draft:
     spec = max(runs, key=lambda r: r.spec["k"]).spec
     metric: Metric = METRICS.get(spec["task"]["metric"])
+    runs, failed = answered(_newest(runs))
     metric = metric.for_labels(spec["task"]["labels"] or sorted({row.gold for row in runs[0].rows}))
     lines: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
-        name = run.facts.get("selector") or str(Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"]))
-        embedder = (run.spec["embedder"] or {}).get("name", "")
-        lines.setdefault((name, run.spec["order"], run.spec.get("calibrate", "none"), embedder), []).append(run)
+        lines.setdefault(_line_key(run), []).append(run)
     several = {n for n, *_ in lines if len({k[3] for k in lines if k[0] == n}) > 1}  # same selector, two embedders
     golds = [r.gold for r in runs[0].rows]
-    drafts = [
+    drafts = [] if not golds else [
         _draft_line(f"{name} ({emb})" if name in several else name, order, calibrate, members, metric, golds)
         for (name, order, calibrate, emb), members in sorted(lines.items())
-    ]
+    ]  # fmt: skip
+    notes = [*_leak_notes(spec, runs)]
+    if failed:
+        what = "query" if failed == 1 else "queries"
+        notes.append(f"{failed} {what} failed in one run or another and count in none of these figures")
     group = Group(
         spec["task"]["name"], spec["lm"]["name"], spec["k"], metric.name, len(golds), spec["pool"]["size"], (),
-        _leak_notes(spec, runs), tag,
+        tuple(notes), tag,
     )  # fmt: skip
     return _Draft(group, metric, drafts, golds)
+
+
+def answered(runs: Sequence[Run]) -> tuple[list[Run], int]:
+    """The runs with those rows alone at which none of them failed, and how many queries that leaves out.
+
+    Figures that are compared are of the same queries: what one run failed at is neither right nor wrong in the others.
+    """
+    failed = {row.query_id for run in runs for row in run.rows if row.failure}
+    if not failed:
+        return [*runs], 0
+    kept = [replace(run, rows=tuple(row for row in run.rows if row.query_id not in failed)) for run in runs]
+    return kept, len(failed)
+
+
+def _calibration(run: Run) -> str:
+    """The calibration by name; with what tells two of one name apart."""
+    kind: str = run.spec.get("calibrate", "none")
+    if kind == "batch" and "prior" not in run.spec and run.spec["task"]["queries"] > _ONE_CHUNK:
+        return "batch of 64"  # early runs took a prior from each chunk of their rows
+    return f"given {digest(run.spec['prior'], 3)}" if kind == "given" else kind
 
 
 def _leak_notes(spec: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, ...]:
@@ -238,9 +270,7 @@ def _leak_notes(spec: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, ...]
 def _draft_line(
     name: str, order: str, calibrate: str, runs: Sequence[Run], metric: Metric, golds: list[str]
 ) -> _DraftLine:
-    # the same run made by two versions counts once: the later version's
-    newest = {r.spec["seed"]: r for r in sorted(runs, key=_version)}
-    runs = [newest[seed] for seed in sorted(newest)]
+    runs = sorted(runs, key=lambda run: int(run.spec["seed"]))
     ids = [r.query_id for r in runs[0].rows]
     for run in runs:
         if [r.query_id for r in run.rows] != ids:
@@ -276,9 +306,21 @@ def _draft_line(
         calls=sum(r.spent.get("calls", 0) for r in runs) / queries,
         seconds=sum(r.spent.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
         others=others,
-        notes=_line_notes(runs),
+        notes=(*_line_notes(runs), *cautions(runs)),
     )
     return _DraftLine(line, values, outputs)
+
+
+def _newest(runs: Sequence[Run]) -> list[Run]:
+    """The same run made by two versions counts once: the later version's."""
+    return [*{(*_line_key(run), run.spec["seed"]): run for run in sorted(runs, key=_version)}.values()]
+
+
+def _line_key(run: Run) -> tuple[str, str, str, str]:
+    """Selector, order, calibration and embedder: runs that share them are one line, under several seeds."""
+    selector = run.spec["selector"]
+    name = run.facts.get("selector") or str(Spec(selector["name"], selector["settings"]))
+    return name, run.spec["order"], _calibration(run), (run.spec["embedder"] or {}).get("name", "")
 
 
 def _version(run: Run) -> list[tuple[int, str]]:

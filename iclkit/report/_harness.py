@@ -21,6 +21,7 @@ from iclkit.errors import DataError
 from iclkit.eval import METRICS
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Message, Query, Run
+from iclkit.report._board import answered
 from iclkit.report._rows import Texts, prompt_parts, values_of
 
 _NAMES = {"accuracy": "acc"}  # what that harness calls a metric of ours
@@ -30,11 +31,13 @@ def write_harness(runs: Iterable[Run], folder: str | Path, texts: Texts | None =
     """Write finished runs under ``folder`` and return the files, results first in each folder.
 
     ``texts`` as for the page; a prompt whose words are not there is "". Chat prompts are written as JSON messages.
-    ``is_greedy`` is "None" for runs of before it was recorded. DataError when the folder cannot be written.
+    ``is_greedy`` is "None" for runs of before it was recorded; failed rows are left out. DataError when the folder
+    cannot be written.
     """
     stamp = date.isoformat().replace(":", "-")
     models: dict[str, dict[str, Run]] = {}
-    for run in runs:
+    for whole in runs:
+        (run,), _ = answered([whole])
         if not run.facts.get("done", True) or not run.rows:
             continue
         name, task = _model(run), _task(run)
@@ -91,7 +94,7 @@ def _metric(run: Run) -> str:
 
 
 def _kind(run: Run) -> str:
-    return "multiple_choice" if run.rows[0].label_logprobs else "generate_until"
+    return "multiple_choice" if any(row.label_logprobs for row in run.rows) else "generate_until"
 
 
 def _render(messages: Sequence[Message]) -> str:
@@ -125,7 +128,8 @@ def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             target = str(choices.index(row.gold)) if row.gold in choices else row.gold
             doc["choices"] = choices
         else:
-            arguments = [{"arg_0": prompt, "arg_1": {"until": [*template.stop_strings]}}]
+            stops = run.spec.get("stop", template.stop_strings)
+            arguments = [{"arg_0": prompt, "arg_1": {"until": [*stops]}}]
             resps, filtered, target = [[row.output]], [row.output], row.gold
         found.append({
             "doc_id": number, "doc": doc, "target": target,
@@ -186,7 +190,9 @@ def _results(
         "versions": {task: run.spec["task"]["hash"] for task, run in tasks.items()},
         "n-shot": {task: run.spec["k"] for task, run in tasks.items()},
         "higher_is_better": {task: {_metric(run): True} for task, run in tasks.items()},
-        "n-samples": {task: {"original": len(r.rows), "effective": len(r.rows)} for task, r in tasks.items()},
+        "n-samples": {
+            task: {"original": r.spec["task"]["queries"], "effective": len(r.rows)} for task, r in tasks.items()
+        },
         "config": {
             "model": "iclkit",
             "model_args": f"pretrained={first['lm']['name']},selector={first['selector']['name']}",

@@ -16,7 +16,7 @@ from typing import Any
 from iclkit.eval import METRICS
 from iclkit.prompts import Template
 from iclkit.records import Example, Query, Row, Run, canonical_json
-from iclkit.report._board import Board, Group
+from iclkit.report._board import Board, Group, answered
 
 Texts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """What ``iclkit.eval.load_texts`` reads of runs, by task hash and then by id of the query or example."""
@@ -133,6 +133,8 @@ def _group(group: Group, runs: Mapping[str, Run], sheet: _Sheet, kept: Sequence[
     def number(text: str) -> int:
         return answers.setdefault(text, len(answers))
 
+    names = [i for line in group.lines for i in line.runs]
+    runs = dict(zip(names, answered([runs[i] for i in names])[0], strict=True))  # as the board counts them
     first = [runs[group.lines[0].runs[0]].rows[i] for i in kept]
     return {
         "queries": [sheet.query(row.query_id) for row in first],

@@ -130,7 +130,7 @@ class Problem:
             return self._read(arm, asked, objective)
         bench = Bench(self.task, self.view, tuple(q for q, _ in asked), tuple(e.output for _, e in asked), "ignore")
         shown = FixedSelector.showing(self.demonstrations(arm), self.instructions[arm.instruction])
-        run = evaluate(bench, shown, self.lm, k=len(arm.rows))
+        run = evaluate(bench, shown, self.lm, k=len(arm.rows), on_error="stop")
         if any(row.dropped for row in run.rows):
             raise self._too_long(arm)
         key = "gold_logprob" if objective == "logprob" else self.metric

@@ -106,7 +106,7 @@ def test_a_selector_file_breaks_even_with_what_it_has_not_with_k(task, tmp_path,
 
 def test_json_is_the_board_and_nothing_else(task, tmp_path, fakes, capsys):
     code, stdout, _ = call(
-        "eval", str(task), "-s", "random", "-s", "bm25", "-f", "2", "--limit", "20", "--seeds", "2", "--json",
+        "eval", str(task), "-s", "random", "-s", "bm25", "-f", "2", "--first", "20", "--seeds", "2", "--json",
         "--out", str(tmp_path / "runs"), capsys=capsys,
     )  # fmt: skip
     assert code == 0

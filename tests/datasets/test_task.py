@@ -46,8 +46,7 @@ def test_every_shared_set_loads_with_its_kind_metric_and_card(shared_data: Path,
     assert task.card.licence
     assert "20" in task.card.citation or "19" in task.card.citation
     assert task.template.render_demo(task.train[0]).endswith(task.train[0].output)
-    longest = max(len(e.output) for e in task.train)
-    assert task.max_answer_tokens == 512 or task.max_answer_tokens >= longest / 3
+    assert task.max_answer_tokens is None
 
 
 @pytest.mark.data
@@ -208,6 +207,38 @@ def test_repeated_test_rows_keep_unique_query_ids(folder: Path) -> None:
     assert [q.id.partition("#")[2] for q in queries] == ["", "2", "3", ""]
     named = [Example("a", "yes", meta={"id": "t-1"}), Example("b", "no", meta={"id": "t-1"})]
     assert [q.id for q in make_task("t", rows(8), named).queries()] == ["t-1", "t-1#2"]
+
+
+def test_query_ids_are_unique_whatever_ids_a_file_gives() -> None:
+    given = ["a", "a", "a#2", "a", "", "a#2"]
+    test = [Example(f"x{n % 5}", "y", meta={"id": g} if g else {}) for n, g in enumerate(given)]
+    ids = [q.id for q in make_task("t", rows(3), [*test, test[4]], kind="generation").queries()]
+    assert len({*ids}) == 7
+    assert [ids[0], ids[2], ids[4] + "#2"] == ["a", "a#2", ids[6]]
+
+
+def test_a_task_knows_where_its_test_rows_were_read(folder: Path) -> None:
+    task = load_task(folder, limit=2)
+    lines = (folder / "test.jsonl").read_text().splitlines()
+    for example in task.test:
+        where = task.places[example.id]
+        assert "test.jsonl, line " in where
+        assert example.text in lines[int(where.rsplit(" ", 1)[1]) - 1]
+
+
+def test_without_a_bound_of_its_own_a_task_hashes_as_it_always_has() -> None:
+    train = [Example(f"say {i}", "one\ntwo " * i) for i in range(9)]
+    free = make_task("g", train, train[:1], kind="generation")
+    bound = make_task("g", train, train[:1], kind="generation", max_answer_tokens=8 + 22)  # a third of 64 characters
+    assert free.max_answer_tokens is None
+    assert free.hash == bound.hash
+    with pytest.raises(UsageError, match="max_answer_tokens is 0"):
+        make_task("g", train, train[:1], max_answer_tokens=0)
+
+
+def test_a_reasoning_task_may_write_more_than_a_line_though_its_answers_are_numbers() -> None:
+    train = [Example(f"{i} and {i}", str(2 * i)) for i in range(9)]
+    assert make_task("sum", train, train[:1], kind="reasoning").template.stop == ()
 
 
 def test_the_hash_sees_everything_that_decides_a_result_and_nothing_else() -> None:

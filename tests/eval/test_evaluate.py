@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from iclkit.errors import DataError, LeakError, NeedError, UnknownName, UsageError
+from iclkit.errors import DataError, LeakError, NeedError, NothingAnswered, UnknownName, UsageError
 from iclkit.eval import evaluate, make_bench, seed_matters
 from iclkit.lm import Score
 from iclkit.pool import Pool
@@ -115,7 +115,7 @@ def test_test_rows_that_a_model_wrote_are_refused_and_train_rows_are_not():
     mixed = replace(task, test=(*task.test[:10], *made))
     with pytest.raises(DataError, match=r"2 of 12 test rows of 'things' were written by a model .*synthesise"):
         make_bench(mixed)
-    assert len(make_bench(mixed, limit=10).queries) == 10
+    assert len(make_bench(mixed, first=10).queries) == 10
     checked = replace(mixed, test=tuple(replace(e, meta={"generated": False}) for e in mixed.test))
     assert len(make_bench(checked).queries) == 12
     made_train = replace(task, train=tuple(replace(e, meta={"generated": "recycle"}) for e in task.train))
@@ -163,8 +163,11 @@ def test_whatever_changes_the_result_changes_the_run():
 def test_the_same_settings_give_the_same_rows_whatever_else_is_asked():
     task = classification()
     whole = evaluate(task, "random", FakeLM(), k=3)
-    part = evaluate(task, "random", FakeLM(), k=3, limit=40)
-    assert part.rows == whole.rows[:40]
+    for part in (make_bench(task, limit=40), make_bench(task, first=40)):
+        rows = evaluate(part, "random", FakeLM(), k=3).rows
+        assert len(rows) == 40
+        assert [r for r in whole.rows if r.query_id in {p.query_id for p in rows}] == list(rows)
+    assert rows == whole.rows[:40]
 
 
 def test_demonstrations_over_the_budget_are_dropped_and_reported():
@@ -210,7 +213,11 @@ def test_the_tasks_own_pool_keeps_its_vectors():
         ({"on_leak": "hide"}, UsageError, "exclude, stop, ignore"),
         ({"normalise": "max"}, UsageError, "sum, mean"),
         ({"pool": Pool.of([])}, DataError, "empty"),
-        ({"budget": 5}, DataError, "budget"),
+        ({"budget": 5}, NothingAnswered, "none of 3 queries .*budget"),
+        ({"budget": 5, "on_error": "stop"}, DataError, "things test, row 1: .*budget"),
+        ({"on_error": "skip"}, UsageError, "record, stop"),
+        ({"answer_tokens": 0}, UsageError, "answer_tokens is 0"),
+        ({"stop": ["x", ""]}, UsageError, "empty"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line(arguments, error, text):

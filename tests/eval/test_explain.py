@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from iclkit.datasets import make_task
-from iclkit.errors import DataError
+from iclkit.errors import DataError, RequestError, UsageError
 from iclkit.eval import evaluate, explain, influences, load_texts, make_bench, suspects, with_runner_up
 from iclkit.pool import Pool
 from iclkit.prompts import assemble
@@ -63,7 +64,7 @@ def test_the_runner_up_is_what_one_more_shot_would_show(made):
     (found,) = explain(run, texts, lm, run.rows[:1])
     bench = make_bench(task)
     full = with_runner_up(found, run, bench, HashEmbedder())
-    more = evaluate(task, "knn", lm, k=5, embedder=HashEmbedder(), limit=1).rows[0]
+    more = evaluate(make_bench(task, first=1), "knn", lm, k=5, embedder=HashEmbedder()).rows[0]
     assert full.next is not None
     assert (full.next[0].id, full.next[1]) == more.picks[4]
 
@@ -163,3 +164,74 @@ def test_a_task_without_labels_has_no_suspects(home):
     bench = make_bench(generation())
     with pytest.raises(DataError, match="no labels"):
         suspects(bench, "random", FakeLM(), bench.view.examples[:2])
+
+
+class Ranking(ScriptedLM):
+    """A server that tells no probabilities: it answers with the label that most demonstrations show, or not at all."""
+
+    scoring = "generate"
+
+    def __init__(self):
+        super().__init__(self._rank, reply=self._answer_of)
+
+    @staticmethod
+    def _said(context):
+        shown = [d.split("\nKind: ")[1] for d in context.split("\n\n")[:-1] if "\nKind: " in d]
+        return max(sorted(set(shown)), key=shown.count) if shown else ""
+
+    def _rank(self, context, continuation):
+        said = self._said(context)
+        return -100.0 if not said else -1 / (1 + len(said)) if continuation.strip() == said else -80.0
+
+    def _answer_of(self, context):
+        return " " + self._said(context)
+
+
+def test_an_lm_without_probabilities_is_explained_by_its_answers_and_not_by_ranks_in_nats(tmp_path):
+    task, lm = classification(test=12), Ranking()
+    run = evaluate(task, "random", lm, k=3, out=tmp_path)
+    found = explain(run, load_texts(tmp_path / run.id), lm)
+    for item, row in zip(found, run.rows, strict=True):
+        assert (item.unit, item.shares) == ("answer", {})
+        assert item.logprob == float(row.output == row.gold)
+        assert item.without == 0.0  # without demonstrations it says nothing, which is not the first label
+        examples = [s.example for s in item.shown]
+        for n, shown in enumerate(item.shown):
+            rest = [e.output for m, e in enumerate(examples) if m != n]
+            said = max(sorted(set(rest)), key=rest.count)
+            assert shown.worth == item.logprob - float(said == row.gold)
+    assert {s.worth for item in found for s in item.shown} <= {-1.0, 0.0, 1.0}
+    with pytest.raises(UsageError, match="tells no log-probabilities"):
+        suspects(make_bench(task), "random", lm, task.train[:3])
+
+
+def test_written_answers_of_such_an_lm_are_explained_by_the_metric(tmp_path):
+    class Echo(ScriptedLM):
+        scoring = "generate"
+
+    lm = Echo(reply=lambda c: " it is " + c.split("say ")[-1].split("\n")[0] if c.count("say") > 2 else " no")
+    run = evaluate(generation(), "random", lm, k=2, out=tmp_path)
+    found = explain(run, load_texts(tmp_path / run.id), lm)
+    assert {(item.unit, item.logprob, item.without) for item in found} == {("answer", 1.0, 0.0)}
+    assert {s.worth for item in found for s in item.shown} == {1.0}
+
+
+def test_rows_that_cannot_be_explained_are_left_out_and_a_run_of_them_says_why(made):
+    _, _, run, texts = made
+
+    class Narrow(FakeLM):
+        def score(self, requests, on_done=None):
+            for i, r in enumerate(requests):
+                if f"{run.rows[1].query_id}" == target(r.context):
+                    raise RequestError(i, "too long for me")
+            return super().score(requests, on_done)
+
+    def target(context):
+        text = context.split("\n\n")[-1].split("\n")[0].removeprefix("Text: ")
+        return next(q for q, t in texts.items() if t["input"] == text and "output" not in t)
+
+    rows = [replace(run.rows[0], failure="refused"), *run.rows[1:4]]
+    found = explain(run, texts, Narrow(), rows)
+    assert [item.row for item in found] == rows[2:]
+    with pytest.raises(DataError, match=r"nothing can be explained: query .*it failed in the run \(refused\)"):
+        explain(run, texts, FakeLM(), rows[:1])

@@ -94,7 +94,7 @@ def test_guessing_and_certainty_have_known_values() -> None:
 def test_no_rows_are_nan_and_generated_rows_are_refused() -> None:
     assert np.isnan(label_log_likelihood([]))
     assert np.isnan(calibration_error(*confidences([])))
-    with pytest.raises(UsageError, match="it was generated, not scored"):
+    with pytest.raises(UsageError, match="no label log-probabilities"):
         confidences([Row("q", "a", "a", {})])
     with pytest.raises(UsageError, match="row q has no log-probability of its gold label 'a'"):
         label_log_likelihood([Row("q", "a", "b", {}, label_logprobs={"b": 0.0})])
