@@ -10,6 +10,7 @@ import click
 
 from iclkit.cli._board import say
 from iclkit.cli._eval import dedupe, load_vectors, open_pool
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, emit_json
 
 COLUMNS = (
@@ -31,7 +32,8 @@ COLUMNS = (
               help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none. "
+              f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only the first N test rows.")
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
@@ -58,7 +60,7 @@ def command(
         make_bench(load_task(name), open_pool(pool_path) if pool_path else None, limit=limit, on_leak=on_leak)
         for name in dedupe(tasks)
     ]
-    vectors = load_vectors(grid, embedder, "auto", None, always=embedder != "none")
+    vectors = load_vectors(grid, embedder, None, always=embedder != "none")
     data = []
     for bench in benches:
         found = []

@@ -77,7 +77,7 @@ def row_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     if len(rows) == BLOCK or _TOGETHER.get(key):
         found = linear(rows, weight, bias)
     else:
-        found = torch.cat([linear(part, weight, bias) for part in rows.split(BLOCK)])
+        found = torch.cat([linear(part, weight, bias) for part in torch.split(rows, BLOCK)])
         if key not in _TOGETHER:
             _TOGETHER[key] = torch.equal(found, linear(rows, weight, bias))
     return found[:count].view(*x.shape[:-1], -1)
@@ -91,11 +91,13 @@ def steady(model: Any) -> Any:
     import torch
     from transformers.pytorch_utils import Conv1D
 
+    def computed(part: Any, turned: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: row_products(x, part.weight.t() if turned else part.weight, part.bias)
+
     for part in model.modules():
-        if type(part) is torch.nn.Linear:
-            part.forward = lambda x, p=part: row_products(x, p.weight, p.bias)
-        elif type(part) is Conv1D:
-            part.forward = lambda x, p=part: row_products(x, p.weight.t(), p.bias)
+        kind = type(part)
+        if kind in (torch.nn.Linear, Conv1D):
+            part.forward = computed(part, kind is Conv1D)
     return model
 
 
