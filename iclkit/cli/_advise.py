@@ -9,6 +9,7 @@ import click
 
 from iclkit.cli._board import say
 from iclkit.cli._eval import Numbers, load_reader, load_vectors, open_pool
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, emit_json
 from iclkit.secrets import redact
 
@@ -20,9 +21,10 @@ from iclkit.secrets import redact
               "prompts.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "shots", type=Numbers(), default="1,4,8,16", show_default=True,
               help="Shots to try.")  # fmt: skip
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For likeness; none leaves knn out.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For likeness; none leaves knn out. "
+              f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -47,7 +49,7 @@ def command(
 
     task = load_task(task_name)
     pool = open_pool(pool_path) if pool_path else None
-    vectors = load_vectors(Grid(("knn",)), embedder, dtype, device) if embedder != "none" else None
+    vectors = load_vectors(Grid(("knn",)), embedder, device) if embedder != "none" else None
     lm = load_reader(lm_name, dtype, device, cache=not no_cache)
     say(f"pilot on {task.name}: at most {prompts:,} prompts, with up to {max(shots, default=0)} demonstrations each")
     step = iter(range(1, 1000))

@@ -42,7 +42,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
         f"words (bm25), by likeness of meaning (knn)."
     )
     bench = replace(make_bench(task, limit=limit), source={"task": TASK})
-    embedder = load_vectors(grid, EMBEDDER, "auto", None)
+    embedder = load_vectors(grid, EMBEDDER, None)
     lm = load_reader(LM, "auto", None)
     runs = run_jobs(announce([bench], lm, grid, embedder, out), out)
     board = leaderboard(runs)

@@ -10,6 +10,7 @@ import click
 
 from iclkit.cli._board import say
 from iclkit.cli._eval import dedupe, load_vectors, open_pool
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, emit_json
 
 COLUMNS = (
@@ -31,7 +32,8 @@ COLUMNS = (
               help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none. "
+              f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many test rows, drawn by --sample-seed.")
 @click.option(
@@ -71,7 +73,7 @@ def command(
         )
         for name in dedupe(tasks)
     ]
-    vectors = load_vectors(grid, embedder, "auto", None, always=embedder != "none")
+    vectors = load_vectors(grid, embedder, None, always=embedder != "none")
     data = []
     for bench in benches:
         found = []

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._board import say, show
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
 from iclkit.files import parse_json, read_json
@@ -83,8 +84,11 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 )
 @click.option("--order", "orders", multiple=True, default=("best-last",), show_default=True, help="Order of the "
               "demonstrations; repeat for several.")  # fmt: skip
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one.")
-@click.option("--reranker", "reranker_name", help="A cross-encoder, for selector rerank.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one. "
+              f"{EMBEDDER_SETTINGS}.")  # fmt: skip
+@click.option(
+    "--reranker", "reranker_name", help="A cross-encoder, for selector rerank; ,dtype=bf16 may stand behind it."
+)
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool, not from the task's "
               "train rows.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only so many test rows, drawn by --sample-seed.")
@@ -115,7 +119,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--on-error", default="record", show_default=True, help="A row that cannot be answered: record it as "
               "failed, or stop.")  # fmt: skip
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp32 or bf16-verified.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
 @click.option("--workers", type=click.IntRange(1), help="Processes that share the work.  [default: one per GPU, or "
               "on CPU per core for a small LM]")  # fmt: skip
@@ -192,11 +196,11 @@ def command(
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
-    vectors = load_vectors(grid, embedder, "auto" if dtype == "bf16-verified" else dtype, device)
+    vectors = load_vectors(grid, embedder, device)
     for task in loaded:
         if task.name in getattr(vectors, "seen", ()):
             say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
-    reranker = load_cross(grid, reranker_name, dtype, device)
+    reranker = load_cross(grid, reranker_name, device)
     runs: list[Run] = []
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[Rehearsed, list[str]]] = {}
@@ -254,7 +258,7 @@ def open_pool(path: Path) -> Any:
     return Pool.open(path, create=False)
 
 
-def load_vectors(grid: Grid, name: str, dtype: str, device: str | None, *, always: bool = False) -> Embedder | None:
+def load_vectors(grid: Grid, name: str, device: str | None, *, always: bool = False) -> Embedder | None:
     """The embedder, if any selector of the grid needs one, or ``always``."""
     from iclkit.selectors import make_selector
 
@@ -264,10 +268,10 @@ def load_vectors(grid: Grid, name: str, dtype: str, device: str | None, *, alway
 
     fetch(name, "embedder")
     say(f"loading {name} …")
-    return load_embedder(name, dtype=dtype, device=device)  # type: ignore[arg-type]
+    return load_embedder(name, device=device)
 
 
-def load_cross(grid: Grid, name: str | None, dtype: str, device: str | None) -> Reranker | None:
+def load_cross(grid: Grid, name: str | None, device: str | None) -> Reranker | None:
     """The reranker, if one was named and any selector of the grid needs one."""
     from iclkit.selectors import make_selector
 
@@ -276,7 +280,7 @@ def load_cross(grid: Grid, name: str | None, dtype: str, device: str | None) -> 
     from iclkit.pool import load_reranker
 
     say(f"loading {name} …")
-    reranker: Reranker = load_reranker(name, dtype=dtype, device=device)
+    reranker: Reranker = load_reranker(name, device=device)
     return reranker
 
 
@@ -342,6 +346,10 @@ def fetch(name: str, kind: str) -> None:
     from iclkit.errors import ModelError
     from iclkit.models import resolve
 
+    if kind == "embedder":
+        from iclkit.pool import split_spec
+
+        name, _ = split_spec(name)
     if ":" in name or Path(name).exists():
         return
     try:

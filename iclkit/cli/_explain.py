@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--task", help="Where the task is, if it has moved.")
 @click.option("--lm", "lm_name", help="The LM, if the run's name for it does not find it.")
 @click.option("--embedder", "embedder_name", help="The embedder, likewise.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bf16 or fp32.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -88,7 +88,7 @@ def command(
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
     if ranks_only(lm):
         say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
-    embedder = _embedder(run, embedder_name, dtype, device) if bench else None
+    embedder = _embedder(run, embedder_name, device) if bench else None
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
     with _bar("leaving out", len(rows)) as progress:
@@ -170,12 +170,15 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
     return bench, ""
 
 
-def _embedder(run: Run, name: str | None, dtype: str, device: str | None) -> Embedder | None:
+def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None:
     if not run.spec["embedder"]:
         return None
     from iclkit.pool import load_embedder
 
-    return load_embedder(name or run.spec["embedder"]["name"], dtype=dtype, device=device)  # type: ignore[arg-type]
+    embedder = load_embedder(name or run.spec["embedder"]["name"], device=device)
+    if embedder.fingerprint != run.spec["embedder"]["fingerprint"]:
+        say("note: this embedder is not the run's (weights, dtype or prefixes differ): its neighbors may be others")
+    return embedder
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool, example_dict
@@ -207,8 +208,9 @@ def stats(pool: Path, as_json: bool) -> None:
 
 @command.command()
 @POOL
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Catalogue name, hub id or folder.")
-@click.option("--dtype", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True)
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Catalogue name, hub id or "
+              f"folder. {EMBEDDER_SETTINGS}.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "auto"]), help="The same as ,dtype=.  [default: fp32]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; torch decides when not said.")
 @JSON
 def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._pool import conditions
 from iclkit.cli._terminal import console, echo, emit, emit_json
 from iclkit.errors import UsageError
@@ -51,9 +52,10 @@ class _Shots(click.ParamType[int | None]):
     "--selector", "-s", default="knn", show_default=True, help="NAME[,key=value...]; see iclkit selectors ls."
 )
 @click.option("-k", "--num_fewshot", "-f", "k", type=_Shots(), default="8", show_default=True, help="How many; or max.")
-@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one. "
+              f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--lm", help="For selectors that ask one, chat prompts, and the token budget.")
-@click.option("--reranker", help="A cross-encoder, for selector rerank.")
+@click.option("--reranker", help="A cross-encoder for rerank; ,dtype=bf16 may stand behind it.")
 @click.option("--task", help="Only the pool's examples of this task.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat.")
 @click.option("--exclude", multiple=True, metavar="ID", help="Never show this example; may repeat.")

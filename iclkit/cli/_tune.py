@@ -10,6 +10,7 @@ import click
 
 from iclkit.cli._board import say
 from iclkit.cli._eval import bars, load_reader
+from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._terminal import console, emit, emit_json
 from iclkit.errors import DataError
 
@@ -50,7 +51,7 @@ def command() -> None:
 @click.option("--write-instructions", "written", type=click.IntRange(1), help="Let the LM write so many instructions "
               "to choose from.")  # fmt: skip
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="The bandit's eyes; also "
-              "prompteol:MODEL. Only for ease.")  # fmt: skip
+              f"prompteol:MODEL. Only for ease. {EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--features", default="positions", show_default=True, help="What it sees: positions (demonstrations side "
               "by side) or block (the whole text).")  # fmt: skip
 @click.option("--objective", default="auto", show_default=True, help="What a trial is worth: metric, greedy (the right "
@@ -62,7 +63,7 @@ def command() -> None:
               "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
 @click.option("--metric", help="What scores an answer.  [default: the task's]")
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, bf16, fp32 or bf16-verified.")
+@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
 @click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.")
@@ -136,7 +137,7 @@ def ease(
     if choices:
         problem = replace(problem, instructions=tuple(dict.fromkeys(choices)))
         say(f"{len(problem.instructions)} instructions to choose from")
-    eyes = _embedder(embedder, dtype, device) if parse_spec(sampler).name == "ease" else None
+    eyes = _embedder(embedder, device) if parse_spec(sampler).name == "ease" else None
     storage = storage or storage_for(out)
     _say_cost(settings, storage)
     with bars(trials) as (start, step):
@@ -191,13 +192,13 @@ def _task(source: str, name: str | None, template: Any, metric: str | None) -> T
     return load_task(source, template=template, metric=metric)
 
 
-def _embedder(name: str, dtype: str, device: str | None) -> Embedder:
+def _embedder(name: str, device: str | None) -> Embedder:
     from iclkit.cli._eval import fetch
     from iclkit.pool import load_embedder
 
     fetch(name, "embedder")
     say(f"loading {name} …")
-    return load_embedder(name, dtype="auto" if dtype == "bf16-verified" else dtype, device=device)  # type: ignore[arg-type]
+    return load_embedder(name, device=device)
 
 
 def _say_cost(settings: TuneSettings, storage: str) -> None:

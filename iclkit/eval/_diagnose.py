@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.eval._evaluate import Bench
-from iclkit.pool import Embedder
+from iclkit.pool import Embedder, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Query, Spec
 from iclkit.selectors import Kit, Selector, make_selector
@@ -108,7 +108,7 @@ def gini(counts: NDArray[np.int64]) -> float:
 
 def _cosines(bench: Bench, picks: Sequence[Sequence[int]], embedder: Embedder) -> tuple[float, float]:
     vectors = bench.view.vectors(embedder)
-    queries = embedder.encode_queries([q.text for q in bench.queries])
+    queries = encode_checked(embedder, [q.text for q in bench.queries], "query")
     near, alike = [], []
     for query, rows in zip(queries, picks, strict=True):
         if rows:

@@ -5,8 +5,19 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 """
 
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
-from iclkit.models._resolve import ModelStatus, check, ls, pull, resolve
+from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
+from iclkit.models._weights import (
+    check_folder,
+    inside,
+    load_weights,
+    note_unexpected,
+    read_object,
+    reason,
+    refuse_missing,
+    unloadable,
+    weight_files,
+)
 
 __all__ = [
     "MANIFEST",
@@ -16,10 +27,20 @@ __all__ = [
     "ModelStatus",
     "PullProgress",
     "Wheel",
+    "card_of",
     "catalogue",
     "check",
+    "check_folder",
     "home",
+    "inside",
+    "load_weights",
     "ls",
+    "note_unexpected",
     "pull",
+    "read_object",
+    "reason",
+    "refuse_missing",
     "resolve",
+    "unloadable",
+    "weight_files",
 ]

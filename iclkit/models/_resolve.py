@@ -51,6 +51,16 @@ def resolve(name_or_path: str, kind: Kind, *, pull: bool = True, progress: PullP
     raise UnknownName(KIND_WORDS[kind], name_or_path, of_kind, "A hub id owner/name or a local folder is taken too.")
 
 
+def card_of(name_or_path: str) -> ModelCard | None:
+    """The catalogue's card of what ``resolve`` would find, by catalogue name or hub id; None for folders and others."""
+    cards, folder = catalogue(), Path(name_or_path).expanduser()
+    card = cards.get(name_or_path)
+    if folder.is_dir() and (card is None or not usable(folder, card.kind)):
+        return None
+    found = _HUB_ID.fullmatch(name_or_path)
+    return card or next((c for c in cards.values() if found and c.hub == found["repo"]), None)
+
+
 def pull(name: str, *, progress: PullProgress | None = None) -> Path:
     """Fetch a catalogue name or a hub id ``owner/name[@revision]``, or verify the hashes of what is here already.
 

@@ -98,7 +98,10 @@ def usable(folder: Path, kind: str) -> str:
     if not (folder / "config.json").is_file() and not (kind == "embedder" and (folder / "modules.json").is_file()):
         return "it has no config.json"
     for index in folder.glob("*.safetensors.index.json"):
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        try:
+            shards = {str(s) for s in json.loads(index.read_bytes())["weight_map"].values()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return f"{index.name} is damaged"
         if missing := sorted(s for s in shards if not (folder / s).is_file()):
             return f"it lacks {', '.join(missing)}"
     if not any(folder.rglob("*.safetensors")):

@@ -4,13 +4,14 @@ A pool is one SQLite file; vectors and key texts stand in it, and the FAISS inde
 Importing this room loads neither torch nor faiss.
 """
 
-from iclkit.pool._embedder import Embedder, Progress
+from iclkit.pool._embedder import Embedder, Progress, check_rows, encode_checked
 from iclkit.pool._encoder import load_embedder
 from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._keys import FieldKey, Keys, KeyTransform
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._reranker import load_reranker
 from iclkit.pool._retriever import CARD, Rendering, Retriever
+from iclkit.pool._spec import split_spec
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
 from iclkit.pool._template import EmbedTemplate, ExampleProvider, Side, bge_icl, prompt_eol, rare
 from iclkit.pool._view import PoolView
@@ -33,6 +34,8 @@ __all__ = [
     "Retriever",
     "Side",
     "bge_icl",
+    "check_rows",
+    "encode_checked",
     "example_dict",
     "exported_example",
     "load_embedder",
@@ -40,4 +43,5 @@ __all__ = [
     "prompt_eol",
     "rare",
     "run_read_only",
+    "split_spec",
 ]

@@ -9,6 +9,8 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from iclkit.pool._torch import row_products
+
 if TYPE_CHECKING:
     import torch
 
@@ -76,30 +78,27 @@ class PackedBert:
         log.warning("this BERT differs from the usual one (cosine %.4f); it is run as transformers has it", near)
         return None
 
-    def __call__(self, texts: Sequence[torch.Tensor], fewest: int = 0) -> list[torch.Tensor]:
-        """texts: token ids (n, t), one tensor per length -> last hidden states (n, t, d), one tensor per length.
-
-        ``fewest``: empty tokens are added up to this many, because products of very few rows have other last bits.
-        """
+    def __call__(self, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """texts: token ids (n, t), one tensor per length -> last hidden states (n, t, d), one tensor per length."""
         import torch
-        from torch.nn.functional import gelu, layer_norm, linear, pad, scaled_dot_product_attention
+        from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
 
         sizes = [x.numel() for x in texts]
         ids = torch.cat([x.flatten() for x in texts])
         where = torch.cat([torch.arange(x.shape[1], device=ids.device).repeat(len(x)) for x in texts])
-        h = pad(self.words[ids] + self.kind + self.places[where], (0, 0, 0, max(0, fewest - len(ids))))
+        h = self.words[ids] + self.kind + self.places[where]
         width = h.shape[1:]
         h = layer_norm(h, width, *self.norm, self.eps)
         for weight, bias, out, norm, up, down, last in self.layers:
             mixed = torch.zeros_like(h)
-            parts = linear(h, weight, bias)
+            parts = row_products(h, weight, bias)
             start = 0
             for x, size in zip(texts, sizes, strict=True):
                 n, t = x.shape
                 q, k, v = parts[start : start + size].view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
                 mixed[start : start + size] = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(size, -1)
                 start += size
-            h = layer_norm(linear(mixed, *out) + h, width, *norm, self.eps)
-            h = layer_norm(linear(gelu(linear(h, *up)), *down) + h, width, *last, self.eps)
-        found = torch.split(h[: sum(sizes)], sizes)
+            h = layer_norm(row_products(mixed, *out) + h, width, *norm, self.eps)
+            h = layer_norm(row_products(gelu(row_products(h, *up)), *down) + h, width, *last, self.eps)
+        found = torch.split(h, sizes)
         return [states.view(*x.shape, -1) for states, x in zip(found, texts, strict=True)]

@@ -43,16 +43,44 @@ def side_fingerprint(embedder: Embedder, side: str) -> str:
     return digest([own or embedder.fingerprint, side], 8)
 
 
-def encode(embedder: Embedder, texts: Sequence[str], side: str) -> FloatArray:
-    """Encode one side and check what came back. ModelError unless it is (n, dim), finite and of unit length."""
+def encode_checked(embedder: Embedder, texts: Sequence[str], side: str) -> FloatArray:
+    """(n, dim) float32 vectors of one side (``"document"`` or ``"query"``), checked as ``check_rows`` does."""
     call = embedder.encode_documents if side == "document" else embedder.encode_queries
     vectors = np.ascontiguousarray(call(texts), dtype=np.float32)
-    if vectors.shape != (len(texts), embedder.dim):
-        raise ModelError(
-            f"embedder {embedder.name!r} says it has {embedder.dim} dimensions and gave an array of shape "
-            f"{vectors.shape} for {len(texts)} texts"
-        )
-    norms = np.linalg.norm(vectors, axis=1)
-    if bad := int(np.count_nonzero(~(np.abs(norms - 1) < 1e-3))):  # "not <" also catches NaN
-        raise ModelError(f"embedder {embedder.name!r} gave {bad} of {len(texts)} vectors that are not of unit length")
+    check_rows(embedder.name, vectors, texts, embedder.dim)
     return vectors
+
+
+def are_unit(vectors: FloatArray) -> NDArray[np.bool_]:
+    """(n,): which rows are of unit length; none with NaN or infinity in it is."""
+    sound: NDArray[np.bool_] = np.abs(np.linalg.norm(vectors, axis=1) - 1) < 1e-3
+    return sound
+
+
+def check_rows(
+    name: str, vectors: FloatArray, texts: Sequence[str], dim: int | None = None, *, unit: bool = True
+) -> None:
+    """ModelError, naming the first bad text, unless vectors are (n, dim), finite and, with ``unit``, of unit length."""
+    if vectors.ndim != 2 or len(vectors) != len(texts) or dim not in (None, vectors.shape[1]):
+        raise ModelError(
+            f"embedder {name!r} says it has {dim} dimensions and gave an array of shape {vectors.shape} for "
+            f"{len(texts)} texts"
+        )
+    sound = are_unit(vectors) if unit else np.isfinite(vectors).all(axis=1)
+    if sound.all():
+        return
+    bad = np.flatnonzero(~sound)
+    first = float(np.linalg.norm(vectors[bad[0]]))
+    if not np.isfinite(vectors[bad[0]]).all():
+        what = "no numbers (NaN or infinite): its weights are damaged, or do not fit its settings"
+    elif first == 0:
+        what = "a vector of zeros, which has no direction: it knows nothing in that text; leave the text out"
+    else:
+        what = f"a vector of length {first:.4g}, not of unit length"
+    raise ModelError(
+        f"embedder {name!r} gave {what}; {len(bad)} of {len(texts)} texts, the first is {_short(texts[int(bad[0])])}"
+    )
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")

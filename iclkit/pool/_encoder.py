@@ -7,35 +7,52 @@ one row (``_bert.py``). No work is wasted, and on a CPU texts do not depend on e
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from iclkit.errors import IclkitError, ModelError, UsageError
+from iclkit import models
+from iclkit.errors import ModelError, UsageError
 from iclkit.pool._bert import PackedBert
-from iclkit.pool._embedder import Embedder, FloatArray, Progress
+from iclkit.pool._embedder import Embedder, FloatArray, Progress, check_rows
+from iclkit.pool._folder import Module, folder_hash, read_modules
+from iclkit.pool._heads import dense_head, first_dimensions
 from iclkit.pool._retriever import as_retriever, read_card
 from iclkit.pool._shown import ShownExamples, read_pairs
-from iclkit.pool._template import EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
-from iclkit.records import Json, digest
+from iclkit.pool._spec import checked_dtype, join_spec, split_spec
+from iclkit.pool._template import POOLED, EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
+from iclkit.pool._torch import (
+    FEWEST,
+    TOKENS,
+    by_halves,
+    check_ids,
+    device_of,
+    last_states,
+    load_tokenizer,
+    quiet,
+    resolved_dtype,
+    steady,
+    token_limit,
+    torch_dtype,
+    torch_threads,
+)
+from iclkit.pool._whole import WholeModel
+from iclkit.records import Json
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
 Dtype = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
 SHORTEST = 16  # tokens a text must keep; examples give way before that
 SHARED = 8  # tokens of a common front from which on its keys and values are computed once
-FEWEST = 8  # tokens per forward pass below which rows are repeated
-TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
 POOLINGS: dict[str, Pooling] = {
     "mean": "mean",
     "cls": "cls",
@@ -46,119 +63,246 @@ POOLINGS: dict[str, Pooling] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How an embedder is to be loaded: where, in what numbers, and what its user wants in front of texts."""
+
+    dtype: str
+    device: torch.device
+    threads: int | None
+    query_prefix: str | None = None
+    document_prefix: str | None = None
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a prefix was asked for."""
+        return self.query_prefix is not None or self.document_prefix is not None
+
+    def put(self, template: EmbedTemplate) -> EmbedTemplate:
+        """The template with the prefixes that were asked for in the place of its own."""
+        query, document = template.query, template.document
+        if self.query_prefix is not None:
+            query = replace(query, open=self.query_prefix)
+        if self.document_prefix is not None:
+            document = replace(document, open=self.document_prefix)
+        return replace(template, query=query, document=document)
+
+
 def load_embedder(
     name_or_path: str,
     *,
-    dtype: Dtype = "auto",
+    dtype: Dtype | None = None,
     device: str | None = None,
     threads: int | None = None,
     template: EmbedTemplate | None = None,
+    query_prefix: str | None = None,
+    document_prefix: str | None = None,
 ) -> Embedder:
-    """An embedder by catalogue name, hub id or folder.
+    """An embedder by catalogue name, hub id or folder, with settings behind commas: ``e5-small-v2,dtype=bf16``.
 
     A sentence-transformers folder is used with its own pooling and its own query and document prompts, any other
     encoder with mean pooling. ``prompteol:MODEL``, ``mean:MODEL``, ``weighted:MODEL`` and ``last:MODEL`` embed with a
     language model; ``icl:EMBEDDER@FILE`` shows any of these the examples of FILE (lines of JSON with ``input`` and
-    ``output``) in front of each query. ``template`` replaces prompts and pooling. ``dtype`` "auto" is bf16 where the
-    hardware computes in it, else fp32; pooling and normalisation are always fp32. UsageError, DataError or ModelError,
-    in one line.
-    """
-    from iclkit import models
+    ``output``) in front of each query. ``template`` replaces prompts and pooling.
 
-    way, colon, rest = name_or_path.partition(":")
+    ``query_prefix`` and ``document_prefix`` stand in front of queries and of examples, in the place of the folder's own
+    prompts, or of what the catalogue knows that the model was trained with. ``dtype``: fp32, the default; bf16, faster,
+    with other nearest neighbours here and there; or auto, bf16 where the hardware computes in it. Pooling and
+    normalisation are always fp32.
+
+    Only files of the folder are read, as safetensors and text; weights that it lacks are not made up.
+    UsageError, DataError or ModelError, in one line.
+    """
+    bare, said = split_spec(name_or_path)
+    given = {"dtype": dtype, "query_prefix": query_prefix, "document_prefix": document_prefix}
+    for key, value in given.items():
+        if value is not None and said.setdefault(key, value) != value:
+            raise UsageError(f"{name_or_path!r} says {key}={said[key]!r}, and {key}={value!r} was given beside it")
+    place = device_of(device)
+    numbers = resolved_dtype(checked_dtype(said.get("dtype", "fp32")), place)
+    name = join_spec(bare, {**said, "dtype": numbers})
+    wanted = Wanted(numbers, place, threads, said.get("query_prefix"), said.get("document_prefix"))
+    if template is not None and wanted.prefixed:
+        raise UsageError("a template says what stands in front of texts; give it, or the prefixes, not both")
+    way, colon, rest = bare.partition(":")
     if way == "icl" and colon and template is None:
-        return _load_shown(name_or_path, rest, dtype, device, threads)
-    is_lm = bool(colon) and not Path(name_or_path).exists()
-    if is_lm and template is None:
-        template = lm_template(way)
-    folder = models.resolve(rest if is_lm else name_or_path, "lm" if is_lm else "embedder")
+        return _load_shown(name, rest, said, device, threads)
+    if colon and not Path(bare).exists():
+        return _load_lm(name, way, rest, wanted, template)
+    folder = models.resolve(bare, "embedder")
     try:
         card = read_card(folder) if template is None else None
-        loaded = _load(name_or_path, folder, dtype, device, threads, template)
+        if card and wanted.prefixed:
+            raise UsageError(f"the retriever in {folder} writes texts as its training did; it takes no prefixes")
+        loaded = _load(name, folder, wanted, template, models.card_of(bare), own_metric=card is not None)
         return as_retriever(loaded, card) if card else loaded
-    except IclkitError:
-        raise
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"cannot load the embedder {name_or_path!r} from {folder}: {why[0]}") from error
+        raise models.unloadable("embedder", name, folder, error) from error
 
 
-def _load_shown(name: str, spec: str, dtype: Dtype, device: str | None, threads: int | None) -> Embedder:
+def _load_shown(name: str, spec: str, said: Mapping[str, str], device: str | None, threads: int | None) -> Embedder:
     inner, at, file = spec.rpartition("@")
     if not at:
         raise UsageError(f"{name!r} names no examples; write icl:EMBEDDER@FILE, e.g. icl:{spec}@pairs.jsonl")
-    documents = load_embedder(inner, dtype=dtype, device=device, threads=threads)
+    documents = load_embedder(join_spec(inner, said), device=device, threads=threads)
     if not isinstance(documents, TextEmbedder):
         raise UsageError(f"{inner!r} does not take its texts one by one as they are, and cannot be shown examples")
     return ShownExamples(name, documents.showing(read_pairs(Path(file))), documents)
 
 
-def _load(
-    name: str, folder: Path, dtype: Dtype, device: str | None, threads: int | None, template: EmbedTemplate | None
-) -> Embedder:
-    import torch
-
-    if dtype not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"dtype is {dtype!r}; use auto, fp32 or bf16")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    exact = torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and computes_in_bf16(place)) else torch.float32
-    weights = files_mark(folder)
-    steps = _json(folder / "modules.json", [])
-    kinds = [str(s["type"]).rpartition(".")[2] for s in steps]
-    config = _json(folder / steps[0]["path"] / "config.json" if steps else folder / "config.json", {})
-    plain = (
-        kinds[:1] == ["Transformer"]
-        and set(kinds[1:]) <= {"Pooling", "Dense", "Normalize"}
-        and kinds.count("Pooling") == 1
-    )
-    if steps and template is None and (not plain or config.get("is_encoder_decoder")):
-        return WholeModel(name, folder, weights, exact, place, threads)
-    if not steps and template is None and any("CausalLM" in a for a in config.get("architectures") or ()):
-        raise UsageError(f"{name!r} is a language model; to embed with it, write e.g. prompteol:{name}")
-    heads = []
+def _load_lm(name: str, way: str, model: str, wanted: Wanted, template: EmbedTemplate | None) -> Embedder:
     if template is None:
-        parts = {k: folder / s["path"] for k, s in zip(kinds, steps, strict=True) if k in ("Transformer", "Pooling")}
-        template = _folder_template(folder, parts)
-        heads = [_dense(folder / s["path"]) for k, s in zip(kinds, steps, strict=True) if k == "Dense"]
-    backbone = Backbone.load(folder / steps[0]["path"] if steps else folder, exact, place)
-    return TextEmbedder(name, backbone, template, weights, threads=threads, heads=heads)
+        template = lm_template(way)
+        if wanted.prefixed and way not in POOLED:
+            raise UsageError(f"{way} writes a prompt of its own; prefixes go with {', '.join(POOLED)}")
+        template = wanted.put(template)
+    folder = models.resolve(model, "lm")
+    try:
+        # many language models bring code of their own beside the class that transformers has for them
+        modules = read_modules(folder, own_code=True)
+        return _templated(name, folder, modules, wanted, template)
+    except Exception as error:
+        raise models.unloadable("embedder", name, folder, error) from error
 
 
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are done by the hardware there, rather than emulated."""
-    import torch
+def _load(
+    name: str,
+    folder: Path,
+    wanted: Wanted,
+    template: EmbedTemplate | None,
+    card: models.ModelCard | None,
+    *,
+    own_metric: bool,
+) -> Embedder:
+    modules = read_modules(folder)
+    if template is not None:
+        return _templated(name, folder, modules, wanted, template)
+    settings = FolderSettings.read(folder)
+    if settings.similarity.startswith("dot") and not own_metric:
+        log.warning("%s was trained for inner products; cosines are used here, as for every embedder", name)
+    prompts = settings.prompts(card)
+    if modules and not _is_simple(modules):
+        query, document = prompts
+        chosen = (
+            query if wanted.query_prefix is None else wanted.query_prefix,
+            document if wanted.document_prefix is None else wanted.document_prefix,
+        )
+        return WholeModel(name, folder, modules, chosen, settings.library_prompts, wanted.dtype, wanted.device,
+                          wanted.threads)  # fmt: skip
+    if not modules:
+        _refuse_what_has_no_states(name, folder)
+    words = modules[0] if modules else Module("Transformer", folder)
+    pooling = next((m for m in modules if m.kind == "Pooling"), None)
+    template = wanted.put(_folder_template(words, pooling, prompts, card))
+    heads = [dense_head(m) for m in modules if m.kind == "Dense"]
+    notes: dict[str, Json] = {"default activation": True} if any(h.by_default for h in heads) else {}
+    if settings.dimensions:
+        notes["dimensions"] = settings.dimensions
+    tail = [first_dimensions(settings.dimensions)] if settings.dimensions else []
+    backbone = Backbone.load(words.path, torch_dtype(wanted.dtype), wanted.device)
+    weights = folder_hash(folder, modules, backbone.vocabulary)
+    return TextEmbedder(name, backbone, template, weights, threads=wanted.threads, heads=heads, tail=tail, notes=notes)
 
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
+
+def _templated(
+    name: str, folder: Path, modules: Sequence[Module], wanted: Wanted, template: EmbedTemplate
+) -> TextEmbedder:
+    """The transformer of a folder under a template that is not the folder's own."""
+    if modules and modules[0].kind != "Transformer":
+        raise ModelError(f"{folder} begins with a {modules[0].kind}, not with a transformer; a template needs one")
+    backbone = Backbone.load(modules[0].path if modules else folder, torch_dtype(wanted.dtype), wanted.device)
+    weights = folder_hash(folder, tuple(modules), backbone.vocabulary)
+    return TextEmbedder(name, backbone, template, weights, threads=wanted.threads)
+
+
+def _refuse_what_has_no_states(name: str, folder: Path) -> None:
+    config = models.read_object(folder / "config.json")
+    if any("CausalLM" in str(a) for a in config.get("architectures") or ()):
+        raise UsageError(f"{name!r} is a language model; to embed with it, write e.g. prompteol:{name}")
+    if config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{folder} is an encoder-decoder; take a sentence-transformers folder of it, with modules.json"
+        )
+
+
+def _is_simple(modules: Sequence[Module]) -> bool:
+    """Whether the modules are a transformer, a pooling, dense layers and a normalisation, in this order."""
+    kinds = [m.kind for m in modules]
+    middle = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or {*middle} - {"Dense"}:
         return False
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, c, lambda: False)()) for c in checks)
+    told = modules[0].settings
+    usual = {
+        "transformer_task": "feature-extraction",
+        "module_output_name": "token_embeddings",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    }
+    odd = {k for k, v in told.items() if v and k not in ("max_seq_length", "do_lower_case") and usual.get(k) != v}
+    config = models.read_object(modules[0].path / "config.json")
+    return (
+        not odd
+        and not config.get("is_encoder_decoder")
+        and all(
+            m.settings.get("module_input_name", "sentence_embedding") == "sentence_embedding"
+            and m.settings.get("module_output_name") in (None, "sentence_embedding")
+            and not m.settings.get("use_residual")
+            for m in modules
+            if m.kind == "Dense"
+        )
+    )
 
 
-def files_mark(folder: Path) -> str:
-    """Hash of all that determines a model's vectors: weights, settings, tokenizer."""
-    files = [f for f in folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".json", ".txt", ".model")]
-    files = [f for f in files if not {"onnx", "openvino"} & set(f.relative_to(folder).parts)]
-    marks = []
-    for file in sorted(files):
-        with file.open("rb") as content:
-            marks.append([str(file.relative_to(folder)), hashlib.file_digest(content, "blake2b").hexdigest()])
-    return digest(marks)
+@dataclass(frozen=True, slots=True)
+class FolderSettings:
+    """``config_sentence_transformers.json``: prompts by name, the default one's name, dimensions kept, similarity."""
+
+    named: Mapping[str, str]
+    default: str
+    dimensions: int
+    similarity: str
+
+    @classmethod
+    def read(cls, folder: Path) -> FolderSettings:
+        """ModelError when a field is not of its type; all empty for a folder without the file."""
+        file = folder / "config_sentence_transformers.json"
+        told = models.read_object(file) if file.is_file() else {}
+        named, default = told.get("prompts") or {}, told.get("default_prompt_name") or ""
+        dimensions, similarity = told.get("truncate_dim") or 0, told.get("similarity_fn_name") or ""
+        sound = {
+            "prompts": isinstance(named, dict) and all(isinstance(p, str | None) for p in named.values()),
+            "default_prompt_name": isinstance(default, str),
+            "truncate_dim": type(dimensions) is int and dimensions >= 0,
+            "similarity_fn_name": isinstance(similarity, str),
+        }
+        for name, good in sound.items():
+            if not good:
+                raise ModelError(f"{file}: {name} is {told[name]!r}; fetch or copy the model again")
+        if default and default not in named:
+            raise ModelError(f"{file}: default_prompt_name is {default!r}, and no prompt is called so")
+        return cls({k: v or "" for k, v in named.items()}, default, dimensions, similarity)
+
+    def prompts(self, card: models.ModelCard | None) -> tuple[str, str]:
+        """What stands in front of queries and of documents: the folder's own prompts, else what the catalogue knows."""
+        usual = self.named.get(self.default, "")
+        query = self.named.get("query", usual)
+        document = next((self.named[n] for n in ("document", "passage", "corpus") if n in self.named), usual)
+        if not query and not document and card is not None:
+            query, document = card.query_prefix, card.document_prefix
+        if others := [n for n, p in self.named.items() if p and p not in (query, document)]:
+            log.info("prompts for other uses (%s) are not used; query_prefix and document_prefix set any", others)
+        return query, document
+
+    @property
+    def library_prompts(self) -> tuple[str, str]:
+        """What sentence-transformers itself would put there; empty prompts stand for themselves."""
+        return self.named.get("query", ""), self.named.get("document", "")
 
 
-def _json(path: Path, default: Any) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-
-
-def _folder_template(folder: Path, parts: dict[str, Path]) -> EmbedTemplate:
-    settings = _json(folder / "config_sentence_transformers.json", {})
-    prompts = settings.get("prompts") or {}
-    default = prompts.get(settings.get("default_prompt_name") or "", "")
-    query = prompts.get("query", default)
-    document = next((prompts[n] for n in ("document", "passage", "corpus") if n in prompts), default)
-    pooling = _json(parts["Pooling"] / "config.json", {}) if "Pooling" in parts else {}
-    modes = pooling.get("pooling_mode") or [
+def _folder_template(
+    words: Module, pooling: Module | None, prompts: tuple[str, str], card: models.ModelCard | None
+) -> EmbedTemplate:
+    told = pooling.settings if pooling else {}
+    modes = told.get("pooling_mode") or [
         mode
         for flag, mode in (
             ("cls_token", "cls"),
@@ -168,62 +312,53 @@ def _folder_template(folder: Path, parts: dict[str, Path]) -> EmbedTemplate:
             ("weightedmean_tokens", "weightedmean"),
             ("lasttoken", "lasttoken"),
         )
-        if pooling.get(f"pooling_mode_{flag}")
+        if told.get(f"pooling_mode_{flag}")
     ]
-    own = _json(parts.get("Transformer", folder) / "sentence_bert_config.json", {})
+    modes = [modes] if isinstance(modes, str) else modes
+    if not isinstance(modes, list) or any(m not in POOLINGS for m in modes):
+        raise ModelError(
+            f"{pooling.path if pooling else words.path}: pooling_mode is {modes!r}; known: {', '.join(POOLINGS)}"
+        )
+    own = words.settings
+    query, document = prompts
+    unsaid = not own.get("max_seq_length") and card is not None
     return EmbedTemplate(
         Side(query),
         Side(document),
-        tuple(POOLINGS[m] for m in ([modes] if isinstance(modes, str) else modes)) or ("mean",),
-        text_only=not pooling.get("include_prompt", True),
+        tuple(POOLINGS[m] for m in modes) or ("mean",),
+        text_only=not told.get("include_prompt", True),
         joint=True,
-        max_tokens=own.get("max_seq_length") or 0,
+        max_tokens=(card.context if unsaid and card else own.get("max_seq_length")) or 0,
         prepare="lower" if own.get("do_lower_case") else "",
     )
 
 
-def _dense(folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    import torch
-    from safetensors.torch import load_file
-
-    settings = _json(folder / "config.json", {})
-    file = folder / "model.safetensors"
-    if not file.is_file():
-        raise ModelError(f"{folder} has no model.safetensors; pickled weights are never loaded: convert them first")
-    weights = load_file(file)
-    activation = getattr(torch.nn, str(settings.get("activation_function", "Identity")).rpartition(".")[2])()
-    bias = weights.get("linear.bias")
-
-    def apply(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = activation(
-            torch.nn.functional.linear(x, weights["linear.weight"].to(x), None if bias is None else bias.to(x))
-        )
-        return y
-
-    return apply
-
-
 class Backbone:
-    """A transformer without a head, its tokenizer, and how many tokens it takes."""
+    """A transformer without a head, its tokenizer, and how many tokens it takes.
 
-    def __init__(self, model: Any, tokenizer: Any, max_tokens: int) -> None:
+    ``vocabulary``: the files that the tokenizer was read from.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, max_tokens: int, vocabulary: Sequence[Path] = (), name: str = ""
+    ) -> None:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
+        self.vocabulary, self.name = tuple(vocabulary), name
+        self._rows = int(model.get_input_embeddings().weight.shape[0])
         self.causal = self._is_causal()
         self.bos, self.eos = self._special_tokens()
         self.packed = PackedBert.of(model)
+        steady(model)
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
-        from transformers import AutoModel, AutoTokenizer
+        """The model and the tokenizer of a transformers folder that ``models.check_folder`` has passed."""
+        from transformers import AutoModel
 
         with quiet():
-            model = AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True).eval().to(device)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        limits = (getattr(model.config, "max_position_embeddings", None), tokenizer.model_max_length)
-        limit = min((int(m) for m in limits if m and 0 < m < 1 << 24), default=512)
-        if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
-            limit = min(limit, model.config.max_position_embeddings - 2)  # their positions start after the pad token's
-        return cls(model, tokenizer, limit)
+            model = models.load_weights(AutoModel, folder, last_states, dtype=dtype).to(device)
+            tokenizer, vocabulary = load_tokenizer(folder)
+        return cls(model, tokenizer, token_limit(model, tokenizer), vocabulary, str(folder))
 
     @property
     def device(self) -> torch.device:
@@ -240,6 +375,7 @@ class Backbone:
             return []
         cut = {"truncation": True, "max_length": limit} if limit else {}
         found: list[list[int]] = self.tokenizer([*texts], add_special_tokens=special, verbose=False, **cut)["input_ids"]
+        check_ids(found, self._rows, self.name)
         return found
 
     def _special_tokens(self) -> tuple[list[int], list[int]]:
@@ -293,10 +429,14 @@ class TextEmbedder:
         *,
         threads: int | None = None,
         heads: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
+        tail: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (),
+        notes: Mapping[str, Json] | None = None,
         share_front: bool = True,
     ) -> None:
         self.name, self.template, self._weights = name, template, weights
         self._backbone, self._threads, self._heads, self._share = backbone, threads, heads, share_front
+        self._tail, self._notes = tail, dict(notes or {})
+        self._budget = TOKENS.get(backbone.device.type, 1024)
         limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
         self._limit = limit
         packed = backbone.packed is not None
@@ -306,6 +446,7 @@ class TextEmbedder:
             "dtype": backbone.dtype,
             "limit": limit,
             "heads": len(heads),
+            **self._notes,
         }
         self.fingerprint = template_mark(template, "query", **facts)
         self.document_fingerprint = template_mark(template, "document", **facts)
@@ -317,8 +458,9 @@ class TextEmbedder:
         query = replace(self.template.query, example="{query}\n{response}\n\n", examples=tuple(pairs))
         template = replace(self.template, query=query, joint=False)
         return TextEmbedder(
-            self.name, self._backbone, template, self._weights, threads=self._threads, heads=self._heads
-        )
+            self.name, self._backbone, template, self._weights, threads=self._threads, heads=self._heads,
+            tail=self._tail, notes=self._notes,
+        )  # fmt: skip
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""
@@ -336,14 +478,26 @@ class TextEmbedder:
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
         if not unique:
             return np.empty((0, self.dim), np.float32)
-        plans = list(self.plan([*unique], side))
+        every = [*unique]
+        plans = list(self.plan(every, side))
         out: dict[int, FloatArray] = {}
         with self._batches([ids for ids, _, _ in plans]) as batches:
             for some in batches:
-                out.update(zip(some, self._forward([plans[n] for n in some], side, unit), strict=True))
+                for part, vectors in self._fitting(
+                    some, lambda part: self._forward([plans[n] for n in part], side, unit)
+                ):
+                    check_rows(self.name, vectors, [every[n] for n in part], unit=unit)
+                    out.update(zip(part, vectors, strict=True))
                 if progress:
                     progress(len(out), len(unique))
         return np.stack([out[unique[t]] for t in texts])
+
+    def _fitting(self, some: Sequence[int], run: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+        """``by_halves``; where the memory did not do for a batch, later ones are smaller from the start."""
+        for part, found in by_halves(some, run, self.name):
+            if len(part) < len(some):
+                self._budget = max(1, min(self._budget, self._budget * len(part) // len(some)))
+            yield part, found
 
     @contextmanager
     def _batches(self, ids: Sequence[Sequence[int]]) -> Iterator[Iterator[list[int]]]:
@@ -353,14 +507,12 @@ class TextEmbedder:
         """
         import torch
 
-        budget = TOKENS.get(self._backbone.device.type, 1024)
-
         def batches() -> Iterator[list[int]]:
             some, tokens = list[int](), 0
             for n in sorted(range(len(ids)), key=lambda n: len(ids[n])):
                 length = len(ids[n])
                 apart = self._backbone.packed is None and some and len(ids[some[-1]]) != length
-                if some and (apart or tokens + length > budget):
+                if some and (apart or tokens + length > self._budget):
                     yield some
                     some, tokens = [], 0
                 some.append(n)
@@ -382,17 +534,21 @@ class TextEmbedder:
         every = [ids or self._nothing() for ids in model.ids([*texts], special=True, limit=self._limit)]
         out: dict[int, tuple[list[str], FloatArray]] = {}
         with self._batches(every) as batches:
-            for some in batches:
-                groups = _runs([every[n] for n in some])
-                rows = [r for states in self._states([self._tensor(g) for g in groups], 0) for r in states]
-                for n, states in zip(some, rows, strict=True):
-                    inside = slice(len(model.bos), len(every[n]) - len(model.eos))
-                    if not every[n][inside]:
-                        inside = slice(0, 1)
-                    words = model.tokenizer.convert_ids_to_tokens(every[n][inside]) if texts[n] else [""]
-                    unit = torch.nn.functional.normalize(states[inside].float(), dim=-1)
-                    out[n] = (words, unit.cpu().numpy())
+            parts = (part for some in batches for part in self._fitting(some, lambda ns: self._rows_of(every, ns)))
+            for n, states in (pair for part, rows in parts for pair in zip(part, rows, strict=True)):
+                inside = slice(len(model.bos), len(every[n]) - len(model.eos))
+                if not every[n][inside]:
+                    inside = slice(0, 1)
+                words = model.tokenizer.convert_ids_to_tokens(every[n][inside]) if texts[n] else [""]
+                unit = torch.nn.functional.normalize(states[inside].float(), dim=-1).cpu().numpy()
+                check_rows(self.name, unit, [texts[n]] * len(unit))
+                out[n] = (words, unit)
         return [out[n] for n in range(len(texts))]
+
+    def _rows_of(self, ids: Sequence[list[int]], some: Sequence[int]) -> list[torch.Tensor]:
+        """The last hidden states (t, d) of some texts, which are sorted by length."""
+        groups = _runs([ids[n] for n in some])
+        return [row for states in self._states([self._tensor(g) for g in groups], 0) for row in states]
 
     def plan(self, texts: Sequence[str], side: Side) -> Iterator[tuple[list[int], int, int]]:
         """For each text its token ids, and where the text itself begins and ends in them."""
@@ -450,7 +606,7 @@ class TextEmbedder:
             pooled.append(pool_states(states.float(), mask, self.template.pooling))
             at += len(x)
         vectors = torch.cat(pooled)
-        for head in self._heads:
+        for head in (*self._heads, *self._tail):
             vectors = head(vectors)
         found: FloatArray = (torch.nn.functional.normalize(vectors, dim=-1) if unit else vectors).cpu().numpy()
         return found
@@ -470,7 +626,7 @@ class TextEmbedder:
 
         model = self._backbone
         if model.packed is not None:
-            return model.packed(xs, FEWEST)
+            return model.packed(xs)
         (x,) = xs
         tokens, rows = len(x) * (x.shape[1] - front), len(x)
         if tokens < FEWEST:
@@ -493,77 +649,3 @@ class TextEmbedder:
 def _runs(ids: Sequence[list[int]]) -> list[list[list[int]]]:
     """Neighbours of equal length together."""
     return [list(group) for _, group in itertools.groupby(ids, key=len)]
-
-
-class WholeModel:
-    """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32."""
-
-    def __init__(
-        self, name: str, folder: Path, weights: str, dtype: torch.dtype, device: torch.device, threads: int | None
-    ) -> None:
-        from sentence_transformers import SentenceTransformer
-
-        self.name, self._threads = name, threads
-        self._model = SentenceTransformer(
-            str(folder), device=str(device), model_kwargs={"dtype": dtype, "use_safetensors": True}
-        )
-        self.fingerprint = digest([weights, str(dtype), "whole"])
-        self.dim = int(self._model.encode([""], show_progress_bar=False).shape[1])
-
-    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32, unit rows."""
-        return self._unit(texts, self._model.encode_query, progress)
-
-    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32, unit rows."""
-        return self._unit(texts, self._model.encode_document, progress)
-
-    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32: documents as the model gives them."""
-        return self._unit(texts, self._model.encode_document, progress, unit=False)
-
-    def _unit(
-        self, texts: Sequence[str], encode: Callable[..., Any], progress: Progress | None, unit: bool = True
-    ) -> FloatArray:
-        unique = list(dict.fromkeys(texts))
-        if not unique:
-            return np.empty((0, self.dim), np.float32)
-        with torch_threads(self._threads):
-            found = np.asarray(encode(unique, show_progress_bar=False), dtype=np.float32)
-        if unit:
-            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        if progress:
-            progress(len(unique), len(unique))
-        at = {t: n for n, t in enumerate(unique)}
-        return found[[at[t] for t in texts]]
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its progress bars and its reports of weights that are not used."""
-    from transformers.utils import logging as talk
-
-    shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
-    talk.disable_progress_bar()
-    talk.set_verbosity_error()
-    try:
-        yield
-    finally:
-        talk.set_verbosity(level)
-        if shown:
-            talk.enable_progress_bar()

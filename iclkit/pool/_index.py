@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.pool._embedder import FloatArray
-from iclkit.pool._encoder import computes_in_bf16
 from iclkit.pool._export import write_whole
+from iclkit.pool._torch import computes_in_bf16
 
 MAGIC = b"iclkit vector index 1\n"
 DIGITS = 6

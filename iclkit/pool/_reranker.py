@@ -8,8 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.errors import IclkitError, ModelError
-from iclkit.pool._encoder import FEWEST, TOKENS, computes_in_bf16, files_mark, quiet, torch_threads
+from iclkit import models
+from iclkit.errors import ModelError, UsageError
+from iclkit.pool._folder import folder_hash
+from iclkit.pool._spec import checked_dtype, join_spec, split_spec
+from iclkit.pool._torch import (
+    FEWEST,
+    TOKENS,
+    by_halves,
+    check_ids,
+    device_of,
+    load_tokenizer,
+    quiet,
+    resolved_dtype,
+    steady,
+    token_limit,
+    torch_dtype,
+    torch_threads,
+)
 from iclkit.records import digest
 
 if TYPE_CHECKING:
@@ -19,59 +35,80 @@ if TYPE_CHECKING:
 class CrossEncoder:
     """A sequence classifier with one output, e.g. ms-marco-MiniLM: the higher, the better the second text serves."""
 
-    def __init__(self, name: str, dtype: str = "auto", device: str | None = None, threads: int | None = None) -> None:
-        from iclkit import models
-
-        folder = models.resolve(name, "embedder")
+    def __init__(self, name: str, dtype: str = "fp32", device: str | None = None, threads: int | None = None) -> None:
+        place = device_of(device)
+        bare, said = split_spec(name, known=("dtype",))
+        numbers = resolved_dtype(checked_dtype(said.get("dtype", dtype)), place)
+        folder = models.resolve(bare, "embedder")
         try:
-            import torch
-            from transformers import AutoModelForSequenceClassification, AutoTokenizer
+            models.check_folder(folder)
+            from transformers import AutoModelForSequenceClassification
 
-            place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            exact = (
-                torch.bfloat16 if dtype == "bf16" or (dtype == "auto" and computes_in_bf16(place)) else torch.float32
-            )
             with quiet():
-                self._model = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=exact, use_safetensors=True
+                model = models.load_weights(
+                    AutoModelForSequenceClassification, folder, _logits, dtype=torch_dtype(numbers)
                 )
-                self._model.eval().to(place)
-                _exact_head(self._model)
-                self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except IclkitError:
-            raise
+                self._tokenizer, vocabulary = load_tokenizer(folder)
+            if model.config.num_labels != 1:
+                raise ModelError(f"{name!r} is no reranker: it gives {model.config.num_labels} values for a pair")
+            self._model = steady(model.to(place))
+            _exact_head(self._model)
+            self._limit = token_limit(self._model, self._tokenizer)
+            self._rows = int(self._model.get_input_embeddings().weight.shape[0])
+            weights = folder_hash(folder, (), vocabulary)
         except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"cannot load the reranker {name!r} from {folder}: {why[0]}") from error
-        if self._model.config.num_labels != 1:
-            raise ModelError(
-                f"{name!r} is no reranker: it gives {self._model.config.num_labels} values for a pair, not one"
-            )
-        limits = (self._tokenizer.model_max_length, self._model.config.max_position_embeddings)
-        self._limit = min(int(m) for m in limits if m)
-        self.name, self._threads = name, threads
-        self.fingerprint = digest([files_mark(folder), str(exact), self._limit])
+            raise models.unloadable("reranker", name, folder, error) from error
+        self.name, self._threads = join_spec(bare, {"dtype": numbers}), threads
+        self._budget = TOKENS.get(place.type, 1024)
+        self.fingerprint = digest([weights, str(torch_dtype(numbers)), self._limit])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """(n,): one logit per pair. Pairs of equal length in tokens go together: a score depends on its pair alone."""
+        """(n,): one logit per pair. Pairs of equal length in tokens go together: a score depends on its pair alone.
+
+        ModelError for a score that is no number.
+        """
         import torch
 
         out = np.empty(len(pairs), np.float32)
         if not pairs:
             return out
         tokens = self._tokenizer([a for a, _ in pairs], [b for _, b in pairs], truncation=True, max_length=self._limit)
+        check_ids(tokens["input_ids"], self._rows, self.name)
         names = [n for n in ("input_ids", "token_type_ids", "attention_mask") if n in tokens]
         by_length: dict[int, list[int]] = {}
         for n, ids in enumerate(tokens["input_ids"]):
             by_length.setdefault(len(ids), []).append(n)
+
+        def run(some: list[int]) -> NDArray[np.float32]:
+            length = len(tokens["input_ids"][some[0]])
+            rows = some * (1 + FEWEST // (length * len(some)))  # products of few rows have other last bits
+            batch = {n: torch.tensor([tokens[n][i] for i in rows], device=self._model.device) for n in names}
+            found: NDArray[np.float32] = self._model(**batch).logits[: len(some), 0].float().cpu().numpy()
+            return found
+
         with torch.inference_mode(), torch_threads(self._threads):
             for length, members in sorted(by_length.items()):
-                step = max(1, TOKENS.get(self._model.device.type, 1024) // length)
-                for some in (members[i : i + step] for i in range(0, len(members), step)):
-                    rows = some * (1 + FEWEST // (length * len(some)))  # products of few rows have other last bits
-                    batch = {n: torch.tensor([tokens[n][i] for i in rows], device=self._model.device) for n in names}
-                    out[some] = self._model(**batch).logits[: len(some), 0].float().cpu().numpy()
+                at = 0
+                while at < len(members):
+                    some = members[at : at + max(1, self._budget // length)]
+                    at += len(some)
+                    for part, scores in by_halves(some, run, self.name):
+                        out[part] = scores
+                        if len(part) < len(some):
+                            self._budget = min(self._budget, length * len(part))
+        if bad := np.flatnonzero(~np.isfinite(out)).tolist():
+            raise ModelError(
+                f"reranker {self.name!r} gave no number (NaN or infinite) for {len(bad)} of {len(pairs)} pairs, the "
+                f"first is {pairs[bad[0]][1][:60]!r}: its weights are damaged, or do not fit its settings"
+            )
         return out
+
+
+def _logits(model: Any) -> Any:
+    import torch
+
+    x = torch.tensor([[5, 6, 7]])
+    return model(input_ids=x, attention_mask=torch.ones_like(x)).logits
 
 
 def _exact_head(model: Any) -> None:
@@ -91,7 +128,13 @@ def _doubled(_: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def load_reranker(
-    name_or_path: str, *, dtype: str = "auto", device: str | None = None, threads: int | None = None
+    name_or_path: str, *, dtype: str | None = None, device: str | None = None, threads: int | None = None
 ) -> CrossEncoder:
-    """A cross-encoder by hub id or folder. ModelError, in one line, when it cannot be loaded or is none."""
-    return CrossEncoder(name_or_path, dtype, device, threads)
+    """A cross-encoder by hub id or folder, with ``,dtype=bf16`` or ``,dtype=auto`` behind it where not fp32 is wanted.
+
+    UsageError or ModelError, in one line, when it cannot be loaded or is none.
+    """
+    said = split_spec(name_or_path, known=("dtype",))[1].get("dtype")
+    if dtype is not None and said not in (None, dtype):
+        raise UsageError(f"{name_or_path!r} says dtype={said!r}, and dtype={dtype!r} was given beside it")
+    return CrossEncoder(name_or_path, dtype or "fp32", device, threads)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
-from iclkit.pool._embedder import Embedder, FloatArray, Progress, encode, side_fingerprint
+from iclkit.pool._embedder import Embedder, FloatArray, Progress, are_unit, encode_checked, side_fingerprint
 from iclkit.pool._export import write_examples
 from iclkit.pool._index import Header, VectorIndex
 from iclkit.pool._keys import Keys, KeyTransform, clean_key, source_mark
@@ -443,7 +443,9 @@ class Pool:
             return None  # examples were removed, or the file belongs to another pool
         some = np.unique(np.linspace(0, rows - 1, min(rows, 8)).astype(np.int64))
         stored = dict(self._stored(embedder, view._texts[some]))
-        if all(stored.get(int(view._texts[r])) == index.vectors[r].astype("<f4").tobytes() for r in some):
+        if are_unit(index.vectors).all() and all(
+            stored.get(int(view._texts[r])) == index.vectors[r].astype("<f4").tobytes() for r in some
+        ):
             return index
         log.warning("%s does not agree with the pool; building it again", file)
         return None
@@ -490,12 +492,14 @@ class Pool:
         if found:
             at = np.searchsorted(numbers, [t for t, _ in found])
             unique[at] = np.frombuffer(b"".join(v for _, v in found), "<f4").reshape(len(found), -1)
-            missing[at] = False
+            missing[at] = ~are_unit(unique[at])
+            if bad := int(missing[at].sum()):
+                log.warning("%d stored vectors of embedder %r are damaged; they are made again", bad, embedder.name)
         text = {int(n): text_of(int(first[n])) for n in np.flatnonzero(missing)}
         todo = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
         for done in range(0, len(todo), BATCH):
             some = todo[done : done + BATCH]
-            unique[some] = encode(embedder, [text[n] for n in some], "document")
+            unique[some] = encode_checked(embedder, [text[n] for n in some], "document")
             if not self.read_only:
                 self._store_vectors(embedder, numbers[some], unique[some])
             if progress:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from iclkit import __version__
 from iclkit.errors import DataError, NeedError
-from iclkit.pool import Retriever
+from iclkit.pool import Retriever, encode_checked
 from iclkit.records import Example, Json, Pick, Query, Selection, Spec
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class BaseSelector(ABC):
     def _query_vectors(self, queries: Sequence[Query]) -> FloatArray:
         """(q, dim) float32."""
         assert self.kit_.embedder is not None
-        return self.kit_.embedder.encode_queries([q.text for q in queries])
+        return encode_checked(self.kit_.embedder, [q.text for q in queries], "query")
 
     def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
         """The k nearest allowed rows for each query vector (q, dim), by exact inner product."""

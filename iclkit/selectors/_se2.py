@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.pool import Retriever
+from iclkit.pool import Retriever, check_rows, encode_checked
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import DIGITS
@@ -156,7 +156,11 @@ class Se2Selector(BaseSelector):
     def _encode(self, queries: Sequence[Query], states: Sequence[State]) -> FloatArray:
         embedder, texts = self.kit_.embedder, [self._text(queries, state) for state in states]
         assert embedder is not None
-        return embedder.encode_states(texts) if isinstance(embedder, Retriever) else embedder.encode_queries(texts)
+        if not isinstance(embedder, Retriever):
+            return encode_checked(embedder, texts, "query")
+        vectors = embedder.encode_states(texts)
+        check_rows(embedder.name, vectors, texts, embedder.dim)
+        return vectors
 
     def _text(self, queries: Sequence[Query], state: State) -> str:
         """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""

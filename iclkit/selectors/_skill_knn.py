@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.pool import FieldKey, Keys, KeyTransform
+from iclkit.pool import FieldKey, Keys, KeyTransform, encode_checked
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import DIGITS
@@ -86,7 +86,7 @@ class _KeySelector(BaseSelector):
             return []
         keys = self.pool_.query_keys(self.transform_, [q.input for q in queries])
         self.fallen_.update((q.id, n) for q, n in zip(queries, keys.fallen, strict=True) if n)
-        asked = self._sets(keys, self.kit_.embedder.encode_queries(_flat(keys)))
+        asked = self._sets(keys, encode_checked(self.kit_.embedder, _flat(keys), "query"))
         plain, chosen = self._query_vectors(queries), list[Chosen]()
         for some in self._blocks(len(queries)):
             rough = key_scores(asked[some], self.key_vectors_, self._kind())

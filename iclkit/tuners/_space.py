@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from iclkit.errors import DataError
-from iclkit.pool import Embedder
+from iclkit.pool import Embedder, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.tuners._bandit import FloatArray, IntArray, principal, transport
@@ -97,7 +97,8 @@ class BlockFeatures:
         arms = [Arm(tuple(r), int(i)) for r, i in zip(lists.tolist(), instructions, strict=True)]
         new = [a for a in dict.fromkeys(arms) if a not in self._known]
         if new:
-            self._known.update(zip(new, self.embedder.encode_documents([self.render(a) for a in new]), strict=True))
+            vectors = encode_checked(self.embedder, [self.render(a) for a in new], "document")
+            self._known.update(zip(new, vectors, strict=True))
         return np.array([self._known[a] for a in arms], dtype=np.float64)
 
 

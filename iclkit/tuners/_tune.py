@@ -20,7 +20,7 @@ from iclkit.datasets import Task, find_leaks
 from iclkit.errors import DataError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
 from iclkit.lm import LM, ScoreRequest
-from iclkit.pool import Embedder, Pool, PoolView
+from iclkit.pool import Embedder, Pool, PoolView, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Example, Json, Query, digest
 from iclkit.selectors import FixedSelector, SelectorFile
@@ -249,7 +249,7 @@ def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | No
 
 
 def _vectors(embedder: Embedder, texts: Sequence[str]) -> FloatArray:
-    return np.asarray(embedder.encode_documents(texts), dtype=np.float64)
+    return np.asarray(encode_checked(embedder, texts, "document"), dtype=np.float64)
 
 
 @dataclass(frozen=True)

@@ -366,12 +366,9 @@ def test_bad_embedders_are_one_clear_line(tiny_lm: Path, tmp_path: Path) -> None
         load_embedder(f"mean:{tiny_lm}", dtype="fp8")
     broken = shutil.copytree(tiny_lm, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="cannot load the embedder") as caught:
+    with pytest.raises(ModelError, match=r"model\.safetensors holds no sound weights") as caught:
         load_embedder(f"mean:{broken}")
     assert "\n" not in str(caught.value)
-    (broken / "modules.json").write_text(json.dumps([{"idx": 0, "path": "", "type": "x.Unheard"}]))
-    with pytest.raises(ModelError, match="cannot load the embedder"):
-        load_embedder(str(broken))
 
 
 def test_special_tokens_are_found_by_looking(tiny_bert: Path, tiny_lm: Path) -> None:

@@ -1,0 +1,230 @@
+"""What embedders and rerankers share of torch and transformers: device, dtype, threads, tokenizers, memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from iclkit.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+FEWEST = 8  # tokens per forward pass below which rows are repeated
+BLOCK = 32  # rows of a product of matrices on a CPU
+TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
+
+
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one a GPU where there is one. UsageError for a name that torch does not know."""
+    import torch
+
+    try:
+        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
+    return place
+
+
+def resolved_dtype(dtype: str, device: torch.device) -> str:
+    """fp32 or bf16: what ``auto`` means on that device."""
+    return ("bf16" if computes_in_bf16(device) else "fp32") if dtype == "auto" else dtype
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """torch's own name of fp32 or bf16."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether bf16 products are done by the hardware there, rather than emulated."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(bool(getattr(torch.cpu, c, lambda: False)()) for c in checks)
+
+
+def row_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``x @ weight.T + bias`` for x (…, in), weight (out, in); on a CPU a row's bits do not depend on the other rows.
+
+    The libraries below choose how to add up by the number of rows, and each way has other last bits. So what counts is
+    always the product of 32 rows. More rows go together where that has been seen to give the same bits: looked at once
+    for each shape.
+    """
+    import torch
+    from torch.nn.functional import linear, pad
+
+    if x.device.type != "cpu":
+        return linear(x, weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    count = len(rows)
+    if count % BLOCK:
+        rows = pad(rows, (0, 0, 0, -count % BLOCK))
+    key = (len(rows), *weight.shape, str(x.dtype), bias is None, torch.get_num_threads())
+    if len(rows) == BLOCK or _TOGETHER.get(key):
+        found = linear(rows, weight, bias)
+    else:
+        found = torch.cat([linear(part, weight, bias) for part in torch.split(rows, BLOCK)])
+        if key not in _TOGETHER:
+            _TOGETHER[key] = torch.equal(found, linear(rows, weight, bias))
+    return found[:count].view(*x.shape[:-1], -1)
+
+
+_TOGETHER: dict[tuple[object, ...], bool] = {}
+
+
+def steady(model: Any) -> Any:
+    """The model with its dense layers computed by ``row_products``."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    def computed(part: Any, turned: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: row_products(x, part.weight.t() if turned else part.weight, part.bias)
+
+    for part in model.modules():
+        kind = type(part)
+        if kind in (torch.nn.Linear, Conv1D):
+            part.forward = computed(part, kind is Conv1D)
+    return model
+
+
+def load_tokenizer(folder: Path) -> tuple[Any, tuple[Path, ...]]:
+    """The tokenizer of a folder and the files its vocabulary is read from.
+
+    ModelError when the folder has no vocabulary: transformers would go on with one that knows no words.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    whole = folder / "tokenizer.json"
+    names = {*getattr(tokenizer, "vocab_files_names", {}).values()} - {whole.name}
+    files = tuple(folder / name for name in sorted(names))
+    missing = [f.name for f in files if not f.is_file()]
+    if missing and not whole.is_file():
+        raise ModelError(
+            f"{folder} lacks its tokenizer: {' or '.join([whole.name, ' with '.join(missing)])}; fetch or copy the "
+            "model again"
+        )
+    return tokenizer, tuple(f for f in (whole, *files) if f.is_file())
+
+
+def check_ids(ids: Sequence[Sequence[int]], rows: int, name: str) -> None:
+    """ModelError when a token id lies beyond the ``rows`` of a model's word embeddings."""
+    highest = max((max(row) for row in ids if row), default=-1)
+    if highest >= rows:
+        raise ModelError(
+            f"{name}: the tokenizer gives the id {highest}, and the model has {rows} word embeddings: the two do not "
+            "belong together; fetch or copy the model again"
+        )
+
+
+def last_states(model: Any) -> Any:
+    """The last hidden states of a few tokens: all that pooling reads of a transformer."""
+    import torch
+
+    x = torch.tensor([[5, 6, 7]], device=next(model.parameters()).device)
+    return model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state
+
+
+def token_limit(model: Any, tokenizer: Any) -> int:
+    """Tokens that a model takes, special ones counted; 512 where neither model nor tokenizer says."""
+    places = getattr(model.config, "max_position_embeddings", None)
+    limits = (places, getattr(tokenizer, "model_max_length", None))
+    limit = min((int(m) for m in limits if m and 0 < m < 1 << 24), default=512)
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet"):
+        limit = min(limit, model.config.max_position_embeddings - 2)  # their positions start after the pad token's
+    return limit
+
+
+def by_halves(rows: Sequence[int], run: Callable[[list[int]], T], name: str) -> Iterator[tuple[list[int], T]]:
+    """``run`` over the rows, in order, in as few parts as the memory allows: each part and what it gave.
+
+    A part for which there is no memory is halved. ModelError when there is none for a single row.
+    """
+    pending = [[*rows]]
+    while pending:
+        some = pending.pop()
+        full = None
+        try:
+            found = run(some)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            full = error
+        if full is None:
+            yield some, found
+            continue
+        if len(some) == 1:
+            raise ModelError(
+                f"{name}: no memory is left for a single text ({' '.join(str(full).split())[:120]}); shorten it, or "
+                "take a smaller model or another --device"
+            ) from full
+        log.warning("%s: no memory for %d texts at once; going on with half as many", name, len(some))
+        full = None  # its traceback holds what the failed pass had allocated
+        _release()
+        middle = len(some) // 2
+        pending += [some[middle:], some[:middle]]
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the GPU or of the machine is used up."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(
+        told in text for told in ("out of memory", "not enough memory", "can't allocate memory", "bad alloc")
+    )
+
+
+def _release() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """torch with that many threads, and as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers without its progress bars and its reports of weights; ``models.load_weights`` reads those itself."""
+    from transformers.utils import logging as talk
+
+    shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
+    talk.disable_progress_bar()
+    talk.set_verbosity_error()
+    try:
+        yield
+    finally:
+        talk.set_verbosity(level)
+        if shown:
+            talk.enable_progress_bar()

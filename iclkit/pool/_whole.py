@@ -1,0 +1,126 @@
+"""sentence-transformers folders of kinds that are not taken apart here: routers, static embeddings, T5 …"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iclkit import models
+from iclkit.errors import ModelError
+from iclkit.pool._embedder import FloatArray, Progress, check_rows
+from iclkit.pool._folder import TRANSFORMERS, Module, folder_hash
+from iclkit.pool._torch import by_halves, last_states, load_tokenizer, quiet, torch_dtype, torch_threads
+from iclkit.records import Json, digest
+
+BATCH = 32
+
+
+class WholeModel:
+    """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32.
+
+    ``prompts``: what stands in front of queries and of documents. ``usual``: what the library would put there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        modules: Sequence[Module],
+        prompts: tuple[str, str],
+        usual: tuple[str, str],
+        dtype: str,
+        device: Any,
+        threads: int | None,
+    ) -> None:
+        from sentence_transformers import SentenceTransformer
+
+        self.name, self._threads, self._batch = name, threads, BATCH
+        self._query_prompt, self._document_prompt = prompts
+        options = {"dtype": torch_dtype(dtype), "use_safetensors": True}
+        with quiet():
+            self._model = SentenceTransformer(
+                str(folder),
+                device=str(device),
+                local_files_only=True,
+                trust_remote_code=False,
+                model_kwargs=options,
+            )
+            vocabulary = _check_transformers(self._model, modules)
+        mark: list[Json] = [folder_hash(folder, tuple(modules), vocabulary), str(torch_dtype(dtype)), "whole"]
+        if prompts != usual:
+            mark.append([*prompts])
+        self.fingerprint = digest(mark)
+        self.dim = int(self._model.encode_document(["a"], show_progress_bar=False).shape[1])
+
+    def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._encode(texts, "query", progress)
+
+    def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32, unit rows."""
+        return self._encode(texts, "document", progress)
+
+    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32: documents as the model gives them."""
+        return self._encode(texts, "document", progress, unit=False)
+
+    def _encode(self, texts: Sequence[str], side: str, progress: Progress | None, unit: bool = True) -> FloatArray:
+        unique = list(dict.fromkeys(texts))
+        if not unique:
+            return np.empty((0, self.dim), np.float32)
+        encode = self._model.encode_query if side == "query" else self._model.encode_document
+        prompt = self._query_prompt if side == "query" else self._document_prompt
+        found = np.empty((len(unique), self.dim), np.float32)
+
+        def run(rows: list[int]) -> Any:
+            return encode([unique[n] for n in rows], prompt=prompt, batch_size=len(rows), show_progress_bar=False)
+
+        order, done = np.argsort([-len(t) for t in unique]), 0  # as the library sorts them
+        with torch_threads(self._threads):
+            while done < len(unique):
+                some = order[done : done + self._batch].tolist()
+                for rows, vectors in by_halves(some, run, self.name):
+                    found[rows] = np.asarray(vectors, dtype=np.float32)
+                    done += len(rows)
+                    if len(rows) < len(some):
+                        self._batch = min(self._batch, len(rows))
+                    if progress:
+                        progress(done, len(unique))
+        if unit:
+            found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        check_rows(self.name, found, unique, unit=unit)
+        at = {t: n for n, t in enumerate(unique)}
+        return found[[at[t] for t in texts]]
+
+
+def _check_transformers(model: Any, modules: Sequence[Module]) -> tuple[Path, ...]:
+    """The files their tokenizers were read from. ModelError when a transformer inside lacks weights or its tokenizer.
+
+    The library has loaded each without saying what was missing, so the same class looks at the same files again; on
+    the device "meta", where nothing is read but names and shapes.
+    """
+    from transformers import AutoConfig
+
+    parts = [p.auto_model for p in model.modules() if hasattr(p, "auto_model")]
+    read: list[Path] = []
+    for module in (m for one in modules for m in one.walk() if m.kind in TRANSFORMERS):
+        config = AutoConfig.from_pretrained(module.path, trust_remote_code=False)
+        part = next((p for p in parts if type(p.config) is type(config)), None)
+        if part is None:
+            raise ModelError(f"{module.path} holds a {type(config).__name__}, and no such model was loaded")
+        _, info = type(part).from_pretrained(
+            module.path,
+            device_map="meta",
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+        uses = (lambda _, p=part: last_states(p)) if module.kind == "Transformer" else None
+        models.refuse_missing(part, info, module.path, uses)
+        models.note_unexpected(part, info["unexpected_keys"], module.path)
+        read += load_tokenizer(module.path)[1]
+    return tuple(read)
