@@ -22,6 +22,9 @@ class IdsLM(ABC):
     context_size: int
     codec: TextCodec
     spent: Spent
+    notes: tuple[str, ...] = ()
+    vocabulary: int | None = None
+    """Rows of the model's table of words, where the tokenizer may give ids beyond it."""
     spare: ClassVar[int] = 0
     """Tokens that must fit behind a scored text."""
 
@@ -73,12 +76,14 @@ class IdsLM(ABC):
         """Token ids of each request. RequestError for one that the model cannot read whole."""
         pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
         self._must_fit([len(pair.ids) + self.spare for pair in pairs])
+        self._must_be_known([pair.ids for pair in pairs])
         return pairs
 
     def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
         """Token ids of each context. RequestError when context and answer do not fit the model together."""
         ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
         self._must_fit([len(row) + (0 if r.choices else r.max_tokens) for row, r in zip(ids, requests, strict=True)])
+        self._must_be_known(ids)
         return ids
 
     def _must_fit(self, sizes: Sequence[int]) -> None:
@@ -88,6 +93,16 @@ class IdsLM(ABC):
                     i,
                     f"a request takes {size} tokens, {self.name} reads {self.context_size}: show fewer or shorter "
                     "demonstrations",
+                )
+
+    def _must_be_known(self, rows: Sequence[Ids]) -> None:
+        for i, row in enumerate(rows):
+            if not row:
+                raise RequestError(i, "an empty context needs a tokenizer with a BOS or EOS token; give some context")
+            if self.vocabulary is not None and (token := max(row)) >= self.vocabulary:
+                raise RequestError(
+                    i,
+                    f"token {self.codec.decode([token]) or token!r} is none of the {self.vocabulary} {self.name} knows",
                 )
 
     def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:

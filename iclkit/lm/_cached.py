@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 import time
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from iclkit.lm._cache import Cache, cache_key, pack_score, unpack_score
+from iclkit.errors import ModelError
+from iclkit.lm._cache import Store, cache_key, pack_score, unpack_score
 from iclkit.lm._plan import Plan
 from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
 from iclkit.lm._spent import Spent
@@ -36,6 +38,8 @@ class TokenLM(Protocol):
     ) -> Iterable[tuple[int, Generation]]: ...
 
 
+T = TypeVar("T")
+
 GENERATION = "generate-2"
 """Raised when the way of writing changes while scores stay as they are."""
 
@@ -59,10 +63,11 @@ def generation_key(fingerprint: str, prompt: Ids | str, request: GenerateRequest
 class CachedLM:
     """An LM that remembers: what the cache knows is not computed, what is computed is stored batch by batch.
 
-    ``spent`` counts what was asked through this object: computed and answered from the cache.
+    ``spent`` counts what was asked through this object: computed and answered from the cache. What an older iclkit or a
+    damaged disk left in the cache and cannot be (a score of NaN) is dropped and computed again.
     """
 
-    def __init__(self, inner: LM, cache: Cache) -> None:
+    def __init__(self, inner: LM, cache: Store) -> None:
         self.inner, self.cache = inner, cache
         self.name, self.fingerprint, self.context_size = inner.name, inner.fingerprint, inner.context_size
         self.spent = Spent()
@@ -71,6 +76,22 @@ class CachedLM:
         if name in ("inner", "cache"):  # not set yet: a half-built object
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how this LM is asked and what is kept."""
+        return (*getattr(self.inner, "notes", ()), *self.cache.notes)
+
+    def _stored(self, keys: Sequence[bytes], read: Callable[[bytes], T | None]) -> dict[bytes, T]:
+        """What the cache has for these keys; what cannot be read is dropped from it."""
+        found = {key: read(value) for key, value in self.cache.get(keys).items()}
+        self.cache.drop([key for key, value in found.items() if value is None])
+        return {key: value for key, value in found.items() if value is not None}
+
+    def _paired(self, asked: Sequence[int], answers: Sequence[T]) -> list[tuple[int, T]]:
+        if len(answers) != len(asked):
+            raise ModelError(f"{self.name} gave {len(answers)} answers to {len(asked)} requests")
+        return list(zip(asked, answers, strict=True))
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of ``text``, with the special tokens the model puts in front."""
@@ -84,11 +105,11 @@ class CachedLM:
         """What ``score`` would compute now, after sharing and the cache."""
         if not isinstance(self.inner, TokenLM):
             keys = [score_text_key(self.fingerprint, r) for r in requests]
-            found = self.cache.get(keys)
+            found = self._stored(keys, _read_score)
             missing = len({k for k in keys if k not in found})
             return Plan((), (), (), requests=len(requests), extra_calls=missing)
         pairs = self.inner.pairs(requests)
-        found = self.cache.get(keys := [score_key(self.fingerprint, p) for p in pairs])
+        found = self._stored(keys := [score_key(self.fingerprint, p) for p in pairs], _read_score)
         return self.inner.plan_pairs(pairs, {i for i, k in enumerate(keys) if k in found})
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
@@ -99,8 +120,8 @@ class CachedLM:
             keys = [score_text_key(self.fingerprint, r) for r in requests]
         else:
             keys = [score_key(self.fingerprint, p) for p in pairs]
-        found = self.cache.get(keys)
-        results = {i: Score(*unpack_score(found[k])) for i, k in enumerate(keys) if k in found}
+        found = self._stored(keys, _read_score)
+        results = {i: found[k] for i, k in enumerate(keys) if k in found}
         if results and on_done is not None:
             on_done([*results.items()])
         if pairs is not None:
@@ -108,6 +129,8 @@ class CachedLM:
             self.spent.tokens_cached += sum(len(pairs[i].ids) for i in results)
 
         def store(done: Sequence[tuple[int, Score]]) -> None:
+            if not done:
+                return
             self.cache.put({keys[i]: pack_score(s.logprob, s.tokens, s.greedy) for i, s in done})
             results.update(done)
             if on_done is not None:
@@ -121,9 +144,10 @@ class CachedLM:
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
                     with numbered(missing):
-                        self.inner.score(
+                        scores = self.inner.score(
                             [requests[i] for i in missing], lambda done: store([(missing[i], s) for i, s in done])
                         )
+                    store([(i, s) for i, s in self._paired(missing, scores) if i not in results])
         self.spent.requests += len(requests)
         self.spent.seconds += time.perf_counter() - start
         return [results[i] for i in range(len(requests))]
@@ -138,14 +162,16 @@ class CachedLM:
         keys = [
             generation_key(self.fingerprint, prompts[i] if token_lm else r.context, r) for i, r in enumerate(requests)
         ]
-        found = self.cache.get(keys)
-        results = {i: Generation(*json.loads(found[k])) for i, k in enumerate(keys) if k in found}
+        found = self._stored(keys, _read_generation)
+        results = {i: found[k] for i, k in enumerate(keys) if k in found}
         if results and on_done is not None:
             on_done([*results.items()])
         self.spent.tokens_asked += sum(map(len, prompts))
         self.spent.tokens_cached += sum(len(prompts[i]) for i in results) if prompts else 0
 
         def store(done: Sequence[tuple[int, Generation]]) -> None:
+            if not done:
+                return
             self.cache.put({keys[i]: json.dumps([g.text, g.tokens, g.finish]).encode() for i, g in done})
             results.update(done)
             if on_done is not None:
@@ -158,12 +184,29 @@ class CachedLM:
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
                     with numbered(missing):
-                        self.inner.generate(
+                        answers = self.inner.generate(
                             [requests[i] for i in missing], lambda done: store([(missing[i], g) for i, g in done])
                         )
+                    store([(i, g) for i, g in self._paired(missing, answers) if i not in results])
         self.spent.requests += len(requests)
         self.spent.seconds += time.perf_counter() - start
         return [results[i] for i in range(len(requests))]
+
+
+def _read_score(value: bytes) -> Score | None:
+    try:
+        return Score(*unpack_score(value))
+    except (ModelError, struct.error):
+        return None
+
+
+def _read_generation(value: bytes) -> Generation | None:
+    try:
+        text, tokens, finish = json.loads(value)
+    except (ValueError, TypeError):
+        return None
+    whole = isinstance(text, str) and isinstance(tokens, int) and isinstance(finish, str)
+    return Generation(text, tokens, finish) if whole else None
 
 
 class _Meter:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclkit.errors import ModelError, UsageError
-from iclkit.lm._cache import Cache
+from iclkit.errors import UsageError
+from iclkit.lm._cache import Cache, NoCache, Store, open_cache
 
 if TYPE_CHECKING:
+    from iclkit.lm._cached import CachedLM
+    from iclkit.lm._lean import LeanLM
     from iclkit.lm._protocol import LM
+    from iclkit.lm._tokens import TextCodec
     from iclkit.lm._torch import TorchLM
+    from iclkit.lm._verified import VerifiedLM
 
 ENGINE = "2"
 """Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""
@@ -42,10 +45,10 @@ def load_lm(
     device: cpu, cuda, cuda:1 …; None takes the GPUs there are. workers: processes that share the batches; None is one
     per GPU, or on CPU one per core up to four for a small model (they start once 20,000 tokens have been asked for).
     threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for
-    ``lm-cache.db`` under ICLKIT_HOME, a path for another file, False for none. lean: False runs the ``transformers``
-    module itself.
-    trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded, RunError when the
-    cache cannot be written, UsageError for a setting that cannot be.
+    ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
+    a path for another file, False for none. lean: False runs the ``transformers`` module itself.
+    trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded whole, RunError when
+    the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the user.
     """
     from iclkit.lm._cached import CachedLM
 
@@ -74,19 +77,19 @@ def load_lm(
                 lean=lean,
                 trust_remote_code=trust_remote_code,
             )
-            return lm if store is None else CachedLM(lm, store)
+            return CachedLM(lm, store)
 
         return VerifiedLM(load("bf16"), load("fp32")) if dtype == "bf16-verified" else load(dtype)
-    return lm if store is None else CachedLM(lm, store)
+    return CachedLM(lm, store)
 
 
-def _open_cache(cache: bool | Path) -> Cache | None:
+def _open_cache(cache: bool | Path) -> Store:
     if cache is False:
-        return None
+        return NoCache()
     if cache is True:
         from iclkit.models import home
 
-        return Cache(home() / "lm-cache.db")
+        return open_cache(home() / "lm-cache.db")
     return Cache(cache)
 
 
@@ -102,67 +105,57 @@ def load_torch(
     trust_remote_code: bool = False,
 ) -> TorchLM:
     """The transformers backend, without a cache around it."""
-    from iclkit.models import resolve
+    from iclkit import models
 
     if any(n is not None and n < 1 for n in (batch_tokens, workers, threads)):
         raise UsageError(f"batch_tokens {batch_tokens}, workers {workers}, threads {threads}: each must be at least 1")
-    folder = Path(spec) if Path(spec, "config.json").is_file() else resolve(spec, "lm")
+    folder = models.resolve(spec, "lm")
+    if trust_remote_code:
+        models.refuse_foreign_code(folder)
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import torch
     import transformers
 
-    from iclkit.lm._lean import LeanLM, supported
-    from iclkit.lm._tokens import TextCodec
-    from iclkit.lm._torch import DTYPES, TorchLM, agrees
+    from iclkit.lm._torch import DTYPES, TorchLM
 
     where = _device(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
         many_gpus = torch.cuda.device_count() if device is None else 1
-        small = sum(f.stat().st_size for f in folder.glob("*.safetensors")) <= SMALL_MODEL
+        small = sum(f.stat().st_size for f in models.weight_files(folder)) <= SMALL_MODEL
         workers = many_gpus if where.type == "cuda" else (min(cores, MOST_WORKERS) if small else 1)
     if threads is None and where.type == "cpu":
         threads = max(1, cores // workers)
     if threads is not None:
         torch.set_num_threads(threads)
     mode = dtype if dtype != "auto" else ("bf16" if has_bf16(where) else "fp32")
-    transformers.utils.logging.disable_progress_bar()
-    quiet = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        module = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[mode], use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise ModelError(f"the model in {folder} does not load as a causal LM ({first})") from error
-    finally:
-        transformers.utils.logging.set_verbosity(quiet)
-    module = module.eval().to(where)
-    engine = None
-    if lean and supported(module.config):
-        engine = LeanLM(module)
-        if not agrees(module, engine):  # an architecture that is not what its config says: the module decides
-            engine = None
-    parts = [
-        "torch",
-        digest_folder(folder),
-        mode,
-        f"{'lean' if engine else 'module'}{ENGINE}",
-        f"torch{torch.__version__}",
-        f"transformers{transformers.__version__}",
-        where.type,
-    ]
-    lm = TorchLM(
-        module,
-        TextCodec(tokenizer),
-        name=Path(spec).name if folder == Path(spec) else spec,
-        fingerprint="|".join(parts),
-        lean=engine,
-        batch_tokens=batch_tokens,
+    codec = load_codec(folder, trust_remote_code=trust_remote_code)
+    module, notes = models.load_whole(
+        transformers.AutoModelForCausalLM, folder, dtype=DTYPES[mode], trust_remote_code=trust_remote_code
     )
+    with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
+        module = module.eval().to(where)
+        models.refuse_nonfinite(module.named_parameters(), f"the model in {folder} is broken")
+        engine = _lean_engine(module) if lean else None
+        parts = [
+            "torch",
+            models.lm_folder_hash(folder, codec.files),
+            mode,
+            f"{'lean' if engine else 'module'}{ENGINE}",
+            f"torch{torch.__version__}",
+            f"transformers{transformers.__version__}",
+            where.type,
+        ]
+        lm = TorchLM(
+            module,
+            codec,
+            name=folder.name if Path(spec).expanduser().absolute() == folder else spec,
+            fingerprint="|".join(parts),
+            lean=engine,
+            batch_tokens=batch_tokens,
+            notes=notes,
+        )
     if workers == 1:
         return lm
     from iclkit.lm._workers import ParallelLM
@@ -178,6 +171,32 @@ def load_torch(
     gpus = torch.cuda.device_count() if where.type == "cuda" and device is None else 0
     devices = [f"cuda:{n % gpus}" if gpus else str(where) for n in range(1, workers)]
     return ParallelLM.of(lm, load_torch, [{**same, "device": d} for d in devices])
+
+
+def load_codec(folder: Path, *, trust_remote_code: bool = False) -> TextCodec:
+    """The tokenizer of a model folder, with our rules around it. ModelError when it does not load."""
+    import transformers
+
+    from iclkit import models
+    from iclkit.lm._tokens import TextCodec
+
+    with models.load_errors(f"the tokenizer in {folder} does not load"), models.quiet_transformers():
+        return TextCodec(
+            transformers.AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=trust_remote_code, local_files_only=True
+            )
+        )
+
+
+def _lean_engine(module: Any) -> LeanLM | None:
+    """The lean forward pass, where it knows the architecture and gives what the module gives."""
+    from iclkit.lm._lean import LeanLM, supported
+    from iclkit.lm._torch import agrees
+
+    if not supported(module.config):
+        return None
+    engine = LeanLM(module)
+    return engine if agrees(module, engine) else None
 
 
 def _device(device: str | None) -> Any:
@@ -202,14 +221,3 @@ def has_bf16(device: Any) -> bool:
         return bool(torch.cuda.is_bf16_supported())
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, c, bool)() for c in checks)
-
-
-def digest_folder(folder: Path) -> str:
-    """Hash of everything in a model folder that can change an answer: weights, configuration, tokenizer."""
-    h = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json", ".model", ".txt", ".jinja", ".py"}:
-            h.update(path.name.encode() + b"\0")
-            with path.open("rb") as file:
-                h.update(hashlib.file_digest(file, "blake2b").digest())
-    return h.hexdigest()

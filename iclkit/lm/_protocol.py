@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from iclkit.errors import RequestError
+from iclkit.errors import ModelError, RequestError
 from iclkit.records import Message
 
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -27,16 +28,28 @@ class ScoreRequest:
     group: str = ""
 
 
+ROUNDING = 1e-3
+"""Nats by which the log-probability of a token may come out above zero: that of a sure token, added up in float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """``logprob``: sum over the continuation's tokens of log p, in nats. ``tokens``: how many tokens that is.
 
-    ``greedy``: whether each of them was the most likely next token.
+    ``greedy``: whether each of them was the most likely next token. There is no score that is not finite or lies above
+    zero by more than rounding: ModelError, so that none is ever compared, stored or believed, whatever LM gave it.
     """
 
     logprob: float
     tokens: int
     greedy: bool
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.logprob <= ROUNDING * max(1, self.tokens):
+            raise ModelError(
+                f"the language model gave {self.logprob:g} as the log-probability of {self.tokens} tokens: its "
+                "weights, its server or its arithmetic is broken, and nothing that it says can be trusted"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iclkit.errors import RequestError, UsageError
+from iclkit.errors import ModelError, RequestError, UsageError
+from iclkit.models import first_words
 from iclkit.records import Message
 
 Ids = tuple[int, ...]
@@ -25,6 +26,8 @@ class TextCodec:
 
     - The whole text is tokenised jointly, as the evaluation harness of EleutherAI does: white space at the end of the
       context belongs to the continuation, and the continuation is what follows the context's own tokens.
+    - The end of a rendered chat is the template's own and stays in the context, white space and all: the newline behind
+      "assistant" is no part of the answer.
     - Where a token spans the boundary (the context's tokens are no prefix of the whole's), the longest common prefix is
       the context, so the spanning token is scored whole rather than cut.
     - The tokens that the tokenizer puts in front (BOS) are put there once: a chat rendering that already starts with
@@ -40,6 +43,17 @@ class TextCodec:
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         self.start: Ids = self.prefix or (() if start is None else (start,))
         self.eos: int | None = tokenizer.eos_token_id
+        self._chat = ChatTemplate(tokenizer)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that a tokenizer of this kind may be read from, beside those that all kinds share."""
+        return tuple(getattr(self.tokenizer, "vocab_files_names", {}).values())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how texts are read."""
+        return self._chat.notes
 
     def _plain(self, texts: Sequence[str]) -> list[Ids]:
         if not texts:
@@ -59,7 +73,7 @@ class TextCodec:
         """(context, continuation) -> Pair. RequestError for a continuation without any token."""
         split = []
         for context, continuation in requests:
-            kept = context.rstrip()
+            kept = context if self._chat.ends(context) else context.rstrip()
             split.append((kept, context[len(kept) :] + continuation))
         contexts = list(dict.fromkeys(c for c, _ in split))
         wholes = list(dict.fromkeys(c + t for c, t in split))
@@ -88,8 +102,68 @@ class TextCodec:
         return str(self.tokenizer.decode([*ids], skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def render_chat(self, messages: Sequence[Message]) -> str:
-        """The text of a chat up to where the assistant's answer begins. UsageError without a chat template."""
-        if not getattr(self.tokenizer, "chat_template", None):
+        """The text of a chat up to where the assistant's answer begins.
+
+        UsageError without a chat template, ModelError for one that fails.
+        """
+        return self._chat.render(messages)
+
+
+_PROBE = "iclkit-probe"
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, tried out once: how a rendering ends, and whether it shows a system message."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._takes_system = True
+        self.notes: tuple[str, ...] = ()
+        self._tails: tuple[str, ...] = ()
+        if not getattr(tokenizer, "chat_template", None):
+            return
+        user = [Message("user", _PROBE)]
+        try:
+            plain = self._apply(user)
+            tails = {plain.rpartition(_PROBE)[2], plain.removeprefix(self._apply(user, opening=False))}
+        except ModelError:
+            return  # said when a chat is asked for; plain prompts need no template
+        # only white space that markup stands before: any plain prompt may end in a bare newline
+        self._tails = tuple(t for t in tails if t.strip() and t != t.rstrip() and _PROBE not in t)
+        try:
+            self._takes_system = "iclkit-system" in self._apply([Message("system", "iclkit-system"), *user])
+        except ModelError:
+            self._takes_system = False
+        if not self._takes_system:
+            self.notes = ("the chat template takes no system message: its text is put before the first user message",)
+
+    def ends(self, text: str) -> bool:
+        """Whether ``text`` ends as a rendered chat does, in white space that belongs to the template."""
+        return text.endswith(self._tails)
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The chat as text. UsageError without a template, ModelError for one that fails."""
+        if not getattr(self._tokenizer, "chat_template", None):
             raise UsageError("this model has no chat template; use a plain-text prompt template")
+        return self._apply(messages if self._takes_system else without_system(messages))
+
+    def _apply(self, messages: Sequence[Message], *, opening: bool = True) -> str:
         turns = [{"role": m.role, "content": m.content} for m in messages]
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        try:
+            return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
+        except Exception as error:  # a template is a foreign program, and raises what it likes
+            raise ModelError(
+                f"this model's chat template fails ({first_words(error)}); use a plain-text prompt template"
+            ) from error
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The same chat with the text of its system messages before that of the first user message."""
+    system = [m.content for m in messages if m.role == "system"]
+    rest = [m for m in messages if m.role != "system"]
+    at = next((i for i, m in enumerate(rest) if m.role == "user"), None)
+    if not system:
+        return rest
+    if at is None:
+        return [Message("user", "\n\n".join(system)), *rest]
+    return [*rest[:at], Message("user", "\n\n".join([*system, rest[at].content])), *rest[at + 1 :]]

@@ -6,9 +6,8 @@ sequence. Both read float32 logits at the needed positions only.
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,32 +15,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclkit.errors import RunError
+from iclkit.errors import DataError, RequestError
 from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._lean import HEAD_ROWS, KV, LeanLM
+from iclkit.lm._module import (
+    CachedRows,
+    Float32Head,
+    WholeRows,
+    cache_works,
+    context_limit,
+    keeps_logits,
+    probe_ids,
+    refuse_unless_causal,
+)
 from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
 from iclkit.lm._spent import Spent
 from iclkit.lm._tokens import Ids, Pair, TextCodec
 from iclkit.lm._write import Rows, Writer
+from iclkit.models import load_errors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32
 """Sequences generated side by side at most."""
 PROBE_TOKENS = 256
-
-
-class _Float32Head(torch.nn.Module):
-    """An output layer whose products and sums are float32 whatever the model's dtype."""
-
-    def __init__(self, head: Any) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
-        bias = getattr(head, "bias", None)
-        self.bias = None if bias is None else torch.nn.Parameter(bias.detach().float(), requires_grad=False)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +78,30 @@ class TorchLM(IdsLM):
         fingerprint: str,
         lean: LeanLM | None,
         batch_tokens: int = 2048,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.fingerprint = name, fingerprint
         self.module, self.codec, self.lean, self.batch_tokens = module, codec, lean, batch_tokens
-        config = module.config.get_text_config() if hasattr(module.config, "get_text_config") else module.config
-        self.context_size: int = int(getattr(config, "max_position_embeddings", 0) or 1 << 30)
+        self.context_size, unbounded = context_limit(module.config.get_text_config(), codec.tokenizer)
+        rows, words = len(module.get_input_embeddings().weight), len(codec.tokenizer)
+        self.vocabulary = rows if words > rows else None
+        beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
+        self.notes = (*notes, *codec.notes, *filter(None, (unbounded, beyond if words > rows else "")))
         self.device: torch.device = next(module.parameters()).device
         self.spent = Spent()
         self._kept: dict[Ids, KV] = {}
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
         many = eos if isinstance(eos, (list, tuple)) else [eos]
+        if wrong := [e for e in many if e is not None and type(e) is not int]:
+            raise DataError(
+                f"generation_config.json: eos_token_id is {wrong[0]!r}, expected a number or a list of them"
+            )
         self._eos = {e for e in (*many, codec.eos) if e is not None}
-        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._keeps_logits = keeps_logits(module)
+        self._cache_works: bool | None = None
         if lean is None:
-            module.set_output_embeddings(_Float32Head(module.get_output_embeddings()))
+            module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
+            refuse_unless_causal(module, self.context_size)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -102,8 +109,11 @@ class TorchLM(IdsLM):
         config = self.module.config.get_text_config()
         words = {id(m.weight): m.weight.numel() for m in self._word_modules()}
         rest = sum(p.numel() for p in self.module.parameters() if id(p) not in words)
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return rest, config.num_hidden_layers, config.num_attention_heads * size
+        heads = getattr(config, "num_attention_heads", None)
+        if not heads:  # recurrent: as wide as its states
+            return rest, config.num_hidden_layers, config.hidden_size
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return rest, config.num_hidden_layers, heads * size
 
     def _word_modules(self) -> list[Any]:
         found = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
@@ -114,7 +124,7 @@ class TorchLM(IdsLM):
         rate = getattr(self, "_tokens_per_second", None)
         if rate is None:
             size = min(PROBE_TOKENS, self.context_size - 1)
-            vocabulary = min(997, self.module.config.vocab_size)
+            vocabulary = min(997, len(self.module.get_input_embeddings().weight))
             pairs = [Pair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
             best, before = float("inf"), self.spent.tokens_computed
             for _ in range(2):
@@ -148,12 +158,16 @@ class TorchLM(IdsLM):
             Job(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
             for b in plan.batches
         ]
+        lost: dict[int, str] = {}
         for at, scores in self._run(jobs):
             units = plan.batches[at].units
-            done = [(i, s) for u, s in zip(units, scores, strict=True) for i in plan.requests_of[u]]
+            told = [(i, s) for u, s in zip(units, scores, strict=True) for i in plan.requests_of[u]]
+            done = [(i, s) for i, s in told if isinstance(s, Score)]
+            lost.update((i, s) for i, s in told if isinstance(s, str))
             if on_done is not None:
                 on_done(done)
             results.extend(done)
+        _raise_first(lost)
         return iter(results)
 
     def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Any]]]:
@@ -166,12 +180,30 @@ class TorchLM(IdsLM):
             yield at, results
 
     def work(self, job: Job) -> list[Any]:
-        """Do one job: a Score per pair or a Generation per prompt."""
+        """Do one job: a Score per pair or a Generation per prompt, or the reason (a text) why there can be none."""
+        if self.lean is not None:
+            return self._work(job)
+        with load_errors(f"the architecture of {self.name} fails"):  # a module of whatever kind, with its own errors
+            return self._work(job)
+
+    def _work(self, job: Job) -> list[Any]:
         if job.requests:
             return self._generate_in_memory(job.prompts, job.requests)
-        kept = self._keep(job.chain)
-        prefix = job.chain[-1] if job.chain else None
-        return self._compute_in_memory(job.pairs, prefix, kept)
+        try:
+            kept = self._keep(job.chain)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            return self._compute_in_memory(job.pairs, job.chain[-1] if job.chain else None, kept)
+        self._make_room()
+        return self._compute_in_memory(job.pairs, None, None)
+
+    def _make_room(self) -> None:
+        """Give back what memory can be given. Outside of ``except``: there the error still holds what was computed."""
+        self._kept = {}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _keep(self, chain: Sequence[Prefix]) -> KV | None:
         """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
@@ -188,22 +220,24 @@ class TorchLM(IdsLM):
         self.spent.tokens_computed += len(layout.tokens)
         return self.lean.forward(layout, before, keep=True)[1]
 
-    def _compute_in_memory(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
+    def _compute_in_memory(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
         """``_compute``; when memory runs out, in halves."""
         try:
-            return self._compute(pairs, prefix, kept)
+            return [*self._compute(pairs, prefix, kept)]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            if len(pairs) == 1:
-                raise RunError(
-                    f"out of memory on one sequence of {len(pairs[0].ids)} tokens with {self.name}: show fewer "
-                    "demonstrations or use a smaller model"
-                ) from error
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._make_room()
+        if len(pairs) == 1:
+            return [self._too_large(len(pairs[0].ids))]
         half = len(pairs) // 2
         return self._compute_in_memory(pairs[:half], prefix, kept) + self._compute_in_memory(pairs[half:], prefix, kept)
+
+    def _too_large(self, tokens: int) -> str:
+        return (
+            f"out of memory on one sequence of {tokens} tokens with {self.name}: show fewer demonstrations or use a "
+            "smaller model"
+        )
 
     @torch.inference_mode()
     def _compute(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
@@ -265,11 +299,15 @@ class TorchLM(IdsLM):
             if (left := [i for i in batch if i not in skip])
         ]
 
-        def finish(indices: Sequence[int], done: Sequence[Generation]) -> None:
-            pairs = list(zip(indices, done, strict=True))
+        lost: dict[int, str] = {}
+
+        def finish(indices: Sequence[int], told: Sequence[Any]) -> None:
+            pairs = list(zip(indices, told, strict=True))
+            done = [(i, g) for i, g in pairs if isinstance(g, Generation)]
+            lost.update((i, g) for i, g in pairs if isinstance(g, str))
             if on_done is not None:
-                on_done(pairs)
-            results.extend(pairs)
+                on_done(done)
+            results.extend(done)
 
         if batches and requests[batches[0][0]].choices:
             chosen, *batches = batches
@@ -279,17 +317,20 @@ class TorchLM(IdsLM):
         jobs = [Job((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
         for at, done in self._run(jobs):
             finish(batches[at], done)
+        _raise_first(lost)
         return iter(results)
 
-    def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+    def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Any]:
+        """Continuations; when memory runs out, in halves."""
         write = self._generate if self.lean else self._generate_by_module
         try:
-            return write(prompts, requests)
+            return [*write(prompts, requests)]
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error) or len(prompts) == 1:
+            if not out_of_memory(error):
                 raise
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        self._make_room()
+        if len(prompts) == 1:
+            return [self._too_large(len(prompts[0]) + requests[0].max_tokens)]
         half = len(prompts) // 2
         return self._generate_in_memory(prompts[:half], requests[:half]) + self._generate_in_memory(
             prompts[half:], requests[half:]
@@ -330,31 +371,24 @@ class TorchLM(IdsLM):
 
     @torch.inference_mode()
     def _generate_by_module(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """Left-padded rows with a key-value cache; a row that has ended rides along until the last one has."""
-        width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for r, row in enumerate(prompts):
-            ids[r, width - len(row) :] = torch.tensor(row)
-            mask[r, width - len(row) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
+        """All rows together by the module; a row that has ended rides along until the last one has."""
+        if self._cache_works is None:
+            self._cache_works = cache_works(self.module)
+        rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
         writers = [Writer(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
-        cache: Any = None
-        keep = {"logits_to_keep": 1} if self._keeps_logits else {}
         while True:
-            self.spent.tokens_computed += ids.numel()
-            out = self.module(
-                input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, **keep
-            )
-            cache = out.past_key_values
-            logits = out.logits[:, -1].float().cpu().numpy()
+            logits = rows.logits().cpu().numpy()
             tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
             if all(w.finish for w in writers):
+                self.spent.tokens_computed += rows.computed
                 return [w.result() for w in writers]
-            ids = torch.tensor(tokens, device=self.device)[:, None]
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-            position = position[:, -1:] + 1
+            rows.append(tokens)
+
+
+def _raise_first(lost: Mapping[int, str]) -> None:
+    """The error of the first request that has no answer, once all others are handed over."""
+    if lost:
+        raise RequestError(min(lost), lost[min(lost)])
 
 
 class _Reader:
@@ -412,17 +446,28 @@ def generation_batches(
         yield current
 
 
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS, cuDNN
+    "could not create a memory",  # oneDNN
+)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether torch or Python ran out of memory."""
     if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     text = str(error).lower()
-    return any(sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc"))
+    return any(sign in text for sign in _NO_MEMORY)
 
 
 def agrees(module: Any, lean: LeanLM) -> bool:
     """Whether the lean forward gives the module's own log-probabilities on a short branching probe."""
-    ids = tuple((t * t * 31 + 7 * t + 11) % module.config.vocab_size for t in range(40))
+    ids = probe_ids(module, 40)
     pairs = [Pair(ids, 24), Pair((*ids[:30], *ids[3:13]), 24)]
     layout = lay_out(pairs)
     hidden, _ = lean.forward(layout)

@@ -62,6 +62,11 @@ class VerifiedLM:
             a.seconds + b.seconds,
         )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of how this LM is asked and what is kept."""
+        return tuple(dict.fromkeys((*getattr(self.fast, "notes", ()), *getattr(self.exact, "notes", ()))))
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of ``text``, with the special tokens the model puts in front."""
         return int(self.exact.count_tokens(text))
@@ -154,7 +159,8 @@ class VerifiedLM:
             fast = np.array([s.logprob for s in self.fast.score(requests)])
             exact = np.array([s.logprob for s in self.exact.score(requests)])
             errors = gap_errors(fast, exact, [np.array(g) for g in group_indices(requests)])
-            self._deviation = float(np.sqrt(np.mean(errors**2)))
+            # a context too short for the text leaves nothing to measure by: then every group is verified
+            self._deviation = float(np.sqrt(np.mean(errors**2))) if len(errors) else math.inf
         return self._deviation
 
 

@@ -27,7 +27,7 @@ CHUNK = 512
 
 def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
     """The LM at ``vllm:MODEL`` (a folder, a catalogue name or a hub id). ModelError when vLLM is not installed."""
-    from iclkit.models import resolve
+    from iclkit.models import load_errors, resolve
 
     name = spec.removeprefix("vllm:")
     try:
@@ -40,8 +40,10 @@ def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
     kinds = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
     if dtype not in kinds:
         raise ModelError(f"vLLM runs fp32 or bf16, not {dtype}")
-    folder = Path(name) if Path(name, "config.json").is_file() else resolve(name, "lm")
-    engine = vllm.LLM(model=str(folder), dtype=kinds[dtype], **settings)
+    folder = resolve(name, "lm")
+    with load_errors(f"vLLM does not load the model in {folder}"):
+        # of itself vLLM would take pickled weights where a folder has both
+        engine = vllm.LLM(model=str(folder), dtype=kinds[dtype], load_format="safetensors", **settings)
     return VLLM(engine, vllm.SamplingParams, name=name, folder=folder, dtype=dtype, version=vllm.__version__)
 
 
@@ -51,11 +53,12 @@ class VLLM(IdsLM):
     spare = 1  # vLLM must generate a token
 
     def __init__(self, engine: Any, sampling: Any, *, name: str, folder: Path, dtype: str, version: str) -> None:
-        from iclkit.lm._load import digest_folder
+        from iclkit.models import lm_folder_hash
 
         self.name, self._engine, self._sampling = name, engine, sampling
-        self.fingerprint = f"vllm{version}|{digest_folder(folder)}|{dtype}"
         self.codec = TextCodec(engine.get_tokenizer())
+        self.fingerprint = f"vllm{version}|{lm_folder_hash(folder, self.codec.files)}|{dtype}"
+        self.notes = self.codec.notes
         self.context_size = int(engine.llm_engine.model_config.max_model_len)
         self.spent = Spent()
 

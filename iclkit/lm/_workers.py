@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
@@ -21,10 +22,18 @@ from typing import Any
 
 from iclkit.errors import IclkitError
 from iclkit.lm._torch import Job, TorchLM
+from iclkit.models import first_words
 
 WORTH_STARTING = 20_000
 """Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
 RESTARTS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class NotStarted:
+    """Why a worker has no model."""
+
+    reason: str
 
 
 def serve(connection: Connection, load: Callable[..., TorchLM], settings: dict[str, Any]) -> None:
@@ -32,11 +41,18 @@ def serve(connection: Connection, load: Callable[..., TorchLM], settings: dict[s
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    lm = load(**settings)
+    lm: TorchLM | NotStarted
+    try:
+        lm = load(**settings)
+    except Exception as error:  # told with the first job; the parent has the model and does the work alone
+        lm = NotStarted(first_words(error))
     while True:
         try:
             job = connection.recv()
         except EOFError:
+            return
+        if isinstance(lm, NotStarted):
+            connection.send((lm, 0))
             return
         before = lm.spent.tokens_computed
         try:
@@ -166,6 +182,14 @@ class ParallelLM(TorchLM):
                     break
                 except Exception as error:  # the parent must hear of it: it waits for this job
                     done.put((at, error, 0))
+                    return
+                if isinstance(answer, NotStarted):  # the model may well fit once and not twice
+                    left.appendleft((at, job))
+                    self.workers.pop(number).close()
+                    note = (
+                        f"worker {number + 1} does not load the model ({answer.reason}): fewer processes share the work"
+                    )
+                    self.notes = tuple(dict.fromkeys((*self.notes, note)))
                     return
                 done.put((at, answer, tokens))
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iclkit.errors import ModelError
 from iclkit.lm._lean import KV, ROUND, LeanLM
 from iclkit.lm._protocol import GenerateRequest, Generation
 from iclkit.lm._tokens import Ids, TextCodec
@@ -29,6 +30,8 @@ class Writer:
         """Choose the next token from float32 ``logits`` (vocabulary,); returns it, or 0 when already finished."""
         if self.finish:
             return 0
+        if not np.isfinite(logits.max()):  # NaN and +inf come through; argmax would take them for the best token
+            raise ModelError("the language model gave NaN or infinite logits: its weights or its arithmetic are broken")
         if self.request.temperature > 0:
             # Gumbel-max with noise keyed by seed, prompt and step: a sample does not depend on its neighbours
             seed = np.random.SeedSequence(entropy=self._key.entropy, spawn_key=(len(self._ids),))

@@ -5,6 +5,8 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 """
 
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
+from iclkit.models._folder import lm_folder_hash, refuse_foreign_code, settings_problem, weight_files
+from iclkit.models._loading import first_words, load_errors, load_whole, quiet_transformers, refuse_nonfinite
 from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
 from iclkit.models._weights import (
@@ -16,7 +18,6 @@ from iclkit.models._weights import (
     reason,
     refuse_missing,
     unloadable,
-    weight_files,
 )
 
 __all__ = [
@@ -31,16 +32,24 @@ __all__ = [
     "catalogue",
     "check",
     "check_folder",
+    "first_words",
     "home",
     "inside",
+    "lm_folder_hash",
+    "load_errors",
     "load_weights",
+    "load_whole",
     "ls",
     "note_unexpected",
     "pull",
+    "quiet_transformers",
     "read_object",
     "reason",
+    "refuse_foreign_code",
     "refuse_missing",
+    "refuse_nonfinite",
     "resolve",
+    "settings_problem",
     "unloadable",
     "weight_files",
 ]

@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from iclkit.errors import ModelError
 from iclkit.models._catalogue import KIND_WORDS, home
+from iclkit.models._folder import settings_problem, weight_named, weights_problem
 
 MANIFEST = "iclkit-model.json"
 _FORMAT = 1
@@ -94,19 +95,14 @@ def problems(folder: Path, *, hashes: bool = False) -> list[str]:
 
 
 def usable(folder: Path, kind: str) -> str:
-    """Why a folder cannot be loaded as a model of that kind; "" when it can. Looks at names only."""
+    """Why a folder cannot be loaded as a model of that kind; "" when it can. Reads settings and headers, no weights."""
     if not (folder / "config.json").is_file() and not (kind == "embedder" and (folder / "modules.json").is_file()):
         return "it has no config.json"
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            shards = {str(s) for s in json.loads(index.read_bytes())["weight_map"].values()}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return f"{index.name} is damaged"
-        if missing := sorted(s for s in shards if not (folder / s).is_file()):
-            return f"it lacks {', '.join(missing)}"
-    if not any(folder.rglob("*.safetensors")):
-        return "it has no *.safetensors weights (pickled weights are never loaded)"
-    return ""
+    if reason := settings_problem(folder):
+        return reason
+    if kind == "embedder" and not weight_named(folder) and any(folder.rglob("*.safetensors")):
+        return ""  # the weights stand in the folder of a module
+    return weights_problem(folder)
 
 
 def install(name: str, kind: str, licence: str, fill: Callable[[Path], tuple[Path, str, str]]) -> Path:
