@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from iclkit.errors import DataError, RunError
+from iclkit.files import read_text
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template
 from iclkit.records import Example
@@ -20,11 +22,8 @@ def read_instructions(path: Path) -> list[str]:
 
     DataError for a file that cannot be read or has none.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the instructions in {path} ({error})") from error
-    parts = text.strip().split("\n\n") if "\n\n" in text.strip() else text.splitlines()
+    lines = [line.removesuffix("\r") for line in read_text(path).strip().split("\n")]
+    parts = lines if all(map(str.strip, lines)) else re.split(r"\n(?:[^\S\n]*\n)+", "\n".join(lines))
     found = [*dict.fromkeys(p.strip() for p in parts if p.strip())]
     if not found:
         raise DataError(f"{path} holds no instruction; write one on each line")
