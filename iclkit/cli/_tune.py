@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def command() -> None:
 @click.option("--features", default="positions", show_default=True, help="What it sees: positions (demonstrations side "
               "by side) or block (the whole text).")  # fmt: skip
 @click.option("--objective", default="auto", show_default=True, help="What a trial is worth: metric, greedy (the right "
-              "answers that greedy decoding would give, read in one pass), logprob, or auto.")  # fmt: skip
+              "answers that greedy decoding gives, read in one pass where possible), logprob, or auto.")  # fmt: skip
 @click.option("--pruner", default="none", show_default=True, help="median gives lists up that are behind half-way.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Lists proposed at a time.")
 @click.option("--task", "task_name", help="For a POOL: labels, template, metric and test rows of this data set.")
@@ -122,6 +123,8 @@ def ease(
     )
     from iclkit.tuners import curves as curves_in
 
+    for path in (out, *([plot] if plot else [])):
+        _check_place(path)
     settings = TuneSettings(
         k, trials, sampler, seed, validation, confirm, top, candidates, features, pruner, batch, objective
     )
@@ -137,6 +140,7 @@ def ease(
     if choices:
         problem = replace(problem, instructions=tuple(dict.fromkeys(choices)))
         say(f"{len(problem.instructions)} instructions to choose from")
+    problem.objective(objective)  # an LM that cannot tell it is found out before it is asked
     eyes = _embedder(embedder, device) if parse_spec(sampler).name == "ease" else None
     storage = storage or storage_for(out)
     _say_cost(settings, storage)
@@ -201,11 +205,24 @@ def _embedder(name: str, device: str | None) -> Embedder:
     return load_embedder(name, device=device)
 
 
+def _check_place(path: Path) -> None:
+    """DataError for a file that could not be written once all is done."""
+    where = path.parent
+    if path.is_dir():
+        raise DataError(f"cannot write {path} (it is a folder); give the path of a file")
+    if not where.is_dir() or not os.access(path if path.exists() else where, os.W_OK):
+        why = "is not writable" if where.is_dir() else "is no folder"
+        raise DataError(f"cannot write {path} ({where} {why}); give another path")
+
+
 def _say_cost(settings: TuneSettings, storage: str) -> None:
+    from iclkit.tuners import without_password
+
     judged = settings.trials * settings.validation + settings.top * settings.confirm
     say(
         f"at most {judged:,} prompts: {settings.trials} lists on {settings.validation} queries, then the best "
-        f"{settings.top} on {settings.confirm}; each list's demonstrations are read once. Kept in {storage}"
+        f"{settings.top} on {settings.confirm}; each list's demonstrations are read once. Kept in "
+        f"{without_password(storage)}"
     )
 
 
@@ -245,6 +262,8 @@ def _show(found: Found, problem: Problem, objective: str) -> None:
             f"{len(problem.confirmation)} fresh queries; best of {len(found.finalists)} that were confirmed",
             highlight=False,
         )
+    if silent := int(found.spent.get("no_answer", 0)):
+        say(f"note: {silent:,} answers of {problem.lm.name} were empty or refused; each counts as wrong")
     asked, computed = (found.spent.get(key, 0) for key in ("tokens_asked", "tokens_computed"))
     cached = found.spent.get("tokens_cached", 0)
     if asked:

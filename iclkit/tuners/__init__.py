@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         make_sampler,
     )
     from iclkit.tuners._space import Arm, BlockFeatures, PositionFeatures, Space, sees_order
-    from iclkit.tuners._study import storage_for
+    from iclkit.tuners._study import storage_for, without_password
     from iclkit.tuners._tune import Found, Problem, TuneSettings, curves, make_problem, make_space, tune
 
 _HOME = {
@@ -43,7 +43,7 @@ _HOME = {
         "make_sampler",
     ),
     "_space": ("Arm", "BlockFeatures", "PositionFeatures", "Space", "sees_order"),
-    "_study": ("storage_for",),
+    "_study": ("storage_for", "without_password"),
     "_tune": ("Found", "Problem", "TuneSettings", "curves", "make_problem", "make_space", "tune"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -73,6 +73,7 @@ __all__ = [  # noqa: PLE0604, RUF100
     "sees_order",
     "storage_for",
     "tune",
+    "without_password",
     "write_instructions",
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,8 @@ def read_instructions(path: Path) -> list[str]:
 
     DataError for a file that cannot be read or has none.
     """
-    text = read_text(path).replace("\r\n", "\n").strip()
-    parts = text.split("\n\n" if "\n\n" in text else "\n")
+    lines = [line.removesuffix("\r") for line in read_text(path).strip().split("\n")]
+    parts = lines if all(map(str.strip, lines)) else re.split(r"\n(?:[^\S\n]*\n)+", "\n".join(lines))
     found = [*dict.fromkeys(p.strip() for p in parts if p.strip())]
     if not found:
         raise DataError(f"{path} holds no instruction; write one on each line")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import socket
+import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, IclkitError, RunError, UsageError
 from iclkit.tuners._samplers import OrderedSetSampler, arm_of, distributions
 from iclkit.tuners._space import Arm, Space
 
@@ -45,19 +48,59 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = _create(storage, name, sampler, pruner)
+    except IclkitError:  # a journal that is damaged or cannot be written
+        raise
     except Exception as error:  # whatever the storage's libraries raise is reported, with its cause
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UsageError(f"cannot open the study storage {storage!r}: {why}") from error
+        raise _damaged(storage, error) or UsageError(
+            f"cannot open the study storage {without_password(storage)}: {_cause(error)}"
+        ) from error
+    where = without_password(storage)
+    if study.direction != optuna.study.StudyDirection.MAXIMIZE:
+        raise DataError(
+            f"study {name!r} in {without_password(storage)} is none of iclkit's; give another --study or --storage"
+        )
     known = study.user_attrs
+    if facts and study.get_trials(deepcopy=False) and not facts.keys() & known.keys():
+        raise DataError(f"study {name!r} in {where} is none of iclkit's; give another --study")
     for key, value in facts.items():
         if key not in known:
             study.set_user_attr(key, value)
         elif known[key] != value:
             raise DataError(
-                f"study {name!r} in {storage} is about another search: its {key} is {known[key]!r}, not {value!r}; "
+                f"study {name!r} in {where} is about another search: its {key} is {known[key]!r}, not {value!r}; "
                 f"give another --study or --storage"
             )
     return study
+
+
+def check_trials(study: optuna.Study, space: Space, queries: int, storage: str | None = None) -> None:
+    """DataError for a finished trial that this search cannot have made: damaged, or of another program."""
+    for trial in finished(study):
+        arm, attrs = arm_of(trial, space), trial.user_attrs
+        values, spent = attrs.get("values"), attrs.get("spent")
+        whole = trial.state == TrialState.COMPLETE
+        sound = {
+            "its list": arm is not None and len({*arm.rows}) == space.k and _in(arm.rows, space.rows)
+            and _in([arm.instruction], space.instructions),
+            "values": isinstance(values, list) and all(_finite(v) for v in values)
+            and (len(values) == queries if whole else 0 < len(values) <= queries),
+            "spent": isinstance(spent, dict) and all(_finite(v) for v in spent.values()),
+            "value": not whole or _finite(trial.value),
+        }  # fmt: skip
+        for what, good in sound.items():
+            if not good:
+                raise DataError(
+                    f"study {study.study_name!r} in {without_password(storage)}: {what} of trial {trial.number} cannot "
+                    f"be of this search; it is damaged or another program wrote it: give another --study or --storage"
+                )
+
+
+def _in(numbers: Iterable[int], end: int) -> bool:
+    return all(0 <= n < end for n in numbers)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _create(
@@ -80,12 +123,54 @@ def _create(
 def _storage(text: str | None) -> Any:
     if text is None or not text.startswith("journal:"):
         return text
+    from optuna.storages import JournalStorage
+
+    from iclkit.tuners._journal import Journal
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        return JournalStorage(Journal(text.removeprefix("journal:")))
 
-        return JournalStorage(JournalFileBackend(text.removeprefix("journal:")))
+
+@contextmanager
+def storage_errors(storage: str | None) -> Iterator[None]:
+    """What a database raises while it is worked with, in one line: DataError for one that is damaged, else RunError."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+        raise _damaged(storage, error) or RunError(
+            f"the study storage {without_password(storage)} failed: {_cause(error)}; free space or make it reachable, "
+            f"then give the same command again: finished trials are kept"
+        ) from error
+
+
+def _damaged(storage: str | None, error: BaseException) -> DataError | None:
+    """The error for a storage that holds what cannot be read; None for errors of another kind."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or getattr(causes[-1], "orig", None)) is not None:
+        causes.append(cause)
+    of_file = any(isinstance(c, sqlite3.DatabaseError) and not isinstance(c, sqlite3.OperationalError) for c in causes)
+    played = storage is not None and storage.startswith("journal:")
+    if not of_file and not (played and isinstance(error, LookupError | TypeError | ValueError)):
+        return None
+    return DataError(
+        f"the study storage {without_password(storage)} is damaged ({_cause(error)}); put a copy of it in its place, "
+        f"or move it away to search anew"
+    )
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what stands behind an error."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return without_password((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def without_password(text: str | None) -> str:
+    """A storage, or what is said of it, without user and password."""
+    return re.sub(r"//\S*@", "//…@", text or "memory")
 
 
 def finished(study: optuna.Study) -> list[FrozenTrial]:
@@ -128,7 +213,9 @@ def work(
                 evaluate(got)
             except BaseException:
                 for trial, _ in got:
-                    _give_back(study, trial)
+                    # where the storage is what failed, a later worker finds the trial of this dead one
+                    with suppress(IclkitError, optuna.exceptions.OptunaError, OSError):
+                        _give_back(study, trial)
                 raise
 
 
@@ -210,8 +297,8 @@ def _alive(trials: list[Trial]) -> Iterator[None]:
             for trial in trials:
                 try:
                     trial.set_user_attr("beat", time.time())
-                except (optuna.exceptions.UpdateFinishedTrialError, RuntimeError):
-                    continue  # finished in the meantime
+                except (optuna.exceptions.OptunaError, IclkitError, RuntimeError, OSError):
+                    continue  # finished in the meantime, or the storage fails, which the work itself will find out
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
@@ -17,17 +16,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from iclkit import __version__
 from iclkit.datasets import Task, find_leaks
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
-from iclkit.lm import LM, ScoreRequest
+from iclkit.lm import LM, GenerateRequest, ScoreRequest
 from iclkit.pool import Embedder, Pool, PoolView, encode_checked
 from iclkit.prompts import Template
-from iclkit.records import Example, Json, Query, digest
+from iclkit.records import Example, Json, Prompt, Query, digest
 from iclkit.selectors import FixedSelector, SelectorFile
 from iclkit.tuners._bandit import FloatArray
 from iclkit.tuners._samplers import arm_of, make_sampler
 from iclkit.tuners._space import Arm, BlockFeatures, Features, PositionFeatures, Space, render_block, sees_order
-from iclkit.tuners._study import finished, open_study, work
+from iclkit.tuners._study import check_trials, finished, open_study, storage_errors, without_password, work
 
 FEATURES = ("positions", "block")
 PRUNERS = ("none", "median")
@@ -45,9 +44,11 @@ class TuneSettings:
     ``batch``: lists proposed at a time.
 
     ``objective`` of a trial: ``metric`` is the task's, on what the LM answers. ``greedy`` is the share of right answers
-    that greedy decoding would write, letter by letter, up to the end of the line: read in one pass, nothing is
-    generated. ``logprob`` is the mean log-probability of the right answer in nats. ``auto`` is greedy for tasks of
-    exact match whose answers are generated, else metric. The confirmation goes by the metric, or by greedy as well.
+    that greedy decoding writes, letter by letter, up to the end of the line: read in one pass where the LM's scores
+    cover an answer and its end, else written, with room for the longest right answer. ``logprob`` is the mean
+    log-probability of the right answer in nats. ``auto`` is greedy for tasks of exact match whose answers are generated
+    and can be read, else metric. The confirmation goes by the metric, or by greedy as well. An answer that is empty or
+    refused is none, which is worth 0.
     """
 
     k: int = 4
@@ -78,6 +79,11 @@ class TuneSettings:
             raise UsageError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
 
 
+_OF_OWN_ANSWERS = ("first-token", "generate")
+"""Ways of scoring of a server that look at what it answers by itself, not at the answer that is asked about."""
+_ROOM = 8  # tokens beyond the longest right answer, in which a wrong one shows that it goes on
+Q = TypeVar("Q")
+A = TypeVar("A")
 Asked = tuple[Query, Example]
 """A question with the example that answers it."""
 
@@ -113,20 +119,42 @@ class Problem:
         """The examples of an arm, first shown first."""
         return [self.view.examples[row] for row in arm.rows]
 
+    @property
+    def written(self) -> bool:
+        """Whether answers are generated, not chosen among labels or options."""
+        return not self.task.labels and self.task.kind != "multiple_choice"
+
+    @property
+    def readable(self) -> bool:
+        """Whether the LM's scores can tell what greedy decoding would write, from its beginning to its end.
+
+        In a chat nothing that can be scored ends an answer. A server that tells probabilities of its own answers alone
+        (``first-token``) or none (``generate``) says how an answer begins.
+        """
+        return not self.task.template.chat and getattr(self.lm, "scoring", "") not in _OF_OWN_ANSWERS
+
     def objective(self, wanted: str) -> str:
-        """What ``auto`` means here."""
-        generated = not self.task.labels and self.task.kind != "multiple_choice"
-        return wanted if wanted != "auto" else "greedy" if generated and self.metric == "exact_match" else "metric"
+        """What ``auto`` means here. UsageError for one that this LM cannot tell."""
+        scoring = getattr(self.lm, "scoring", "")
+        if wanted == "logprob" and (scoring == "generate" or (self.written and scoring in _OF_OWN_ANSWERS)):
+            raise UsageError(
+                f"{self.lm.name} does not tell the log-probability of a whole answer (scoring {scoring}); use another "
+                f"--objective, e.g. metric"
+            )
+        read = self.written and self.readable and self.metric == "exact_match"
+        return wanted if wanted != "auto" else "greedy" if read else "metric"
 
     def score(
         self, arm: Arm, asked: Sequence[Asked], objective: str = "metric"
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """(q,) value of each question with an arm in front, and what the LM was asked for it.
 
-        All prompts begin with the same demonstrations, which the engine reads once where it scores answers.
+        All prompts begin with the same demonstrations, which the engine reads once where it scores answers. Answers
+        that are empty or refused are worth 0 and counted under ``no_answer``.
         """
-        generated = not self.task.labels and self.task.kind != "multiple_choice"
-        if objective == "greedy" or (objective == "logprob" and generated):
+        if objective == "greedy" and not self.readable:
+            return self._write(arm, asked)
+        if objective == "greedy" or (objective == "logprob" and self.written):
             return self._read(arm, asked, objective)
         bench = Bench(self.task, self.view, tuple(q for q, _ in asked), tuple(e.output for _, e in asked), "ignore")
         shown = FixedSelector.showing(self.demonstrations(arm), self.instructions[arm.instruction])
@@ -134,25 +162,93 @@ class Problem:
         if any(row.dropped for row in run.rows):
             raise self._too_long(arm)
         key = "gold_logprob" if objective == "logprob" else self.metric
-        return np.array([row.metrics[key] for row in run.rows]), dict(run.spent)
+        known = [row.metrics.get(key) for row in run.rows]
+        if objective == "logprob" and None in known:
+            raise self._no_logprob(run.rows[known.index(None)].query_id, "it got no answer")
+        values = [0.0 if value is None else float(value) for value in known]
+        return _finite_values(values, self.lm), {**run.spent, **_silent(sum(not row.output for row in run.rows))}
 
     def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The right answers, ended as a demonstration is, read after their prompts."""
-        template, shown = self.template(arm), self.demonstrations(arm)
-        # models write the blank line between demonstrations one newline at a time
-        end = "" if template.chat else "\n" if template.separator.startswith("\n") else template.separator
         requests = []
+        for prompt, answer in self._prompts(arm, asked):
+            requests.append(ScoreRequest(prompt.text, prompt.answer_prefix + answer + self._end))
+        found, refused, cost = self._ask(self.lm.score, requests)
+        if refused and objective == "logprob":
+            first = min(refused)
+            raise self._no_logprob(asked[first][0].id, refused[first])
+        values = [
+            (found[n].logprob if objective == "logprob" else float(found[n].greedy)) if n in found else 0.0
+            for n in range(len(asked))
+        ]
+        _finite_values([s.logprob for s in found.values()], self.lm)
+        return np.array(values), cost
+
+    def _write(self, arm: Arm, asked: Sequence[Asked]) -> tuple[NDArray[np.float64], dict[str, float]]:
+        """Whether the LM writes the right answers, and then stops or ends the line."""
+        prompts, end = self._prompts(arm, asked), self._end
+        # one bound for all: what is asked of a question says nothing of its own answer
+        room = max(self.lm.count_tokens(answer) for _, answer in prompts) + _ROOM
+        stops = () if not end or any(end in answer for _, answer in prompts) else (end,)
+        requests = [
+            GenerateRequest(p.text, max(1, min(room, self.lm.context_size - p.tokens)), stops) for p, _ in prompts
+        ]
+        found, _, cost = self._ask(self.lm.generate, requests)
+        values = [0.0] * len(asked)
+        for n, generation in found.items():
+            said, answer = generation.text.lstrip(), prompts[n][1].strip()
+            rest = said[len(answer) :]
+            whole = (not rest.strip() and generation.finish != "length") or bool(end and rest.startswith(end))
+            values[n] = float(said.startswith(answer) and whole)
+        silent = sum(not g.text.strip() for g in found.values())
+        return np.array(values), {**cost, **_silent(silent + int(cost.get("no_answer", 0)))}
+
+    @property
+    def _end(self) -> str:
+        """What ends an answer as it ends a demonstration's; nothing in a chat."""
+        separator = self.task.template.separator
+        # models write the blank line between demonstrations one newline at a time
+        return "" if self.task.template.chat else "\n" if separator.startswith("\n") else separator
+
+    def _prompts(self, arm: Arm, asked: Sequence[Asked]) -> list[tuple[Prompt, str]]:
+        """Each question's prompt and its right answer. DataError where the two do not fit the LM's context."""
+        template, shown, out = self.template(arm), self.demonstrations(arm), []
         for query, example in asked:
             prompt = prompt_of(template, query, shown, self.lm)
-            answer = prompt.answer_prefix + template.answer(example.output, example.choices)
-            if prompt.tokens + self.lm.count_tokens(answer) > self.lm.context_size:
+            answer = template.answer(example.output, example.choices)
+            if prompt.tokens + self.lm.count_tokens(prompt.answer_prefix + answer) > self.lm.context_size:
                 raise self._too_long(arm)
-            requests.append(ScoreRequest(prompt.text, answer + end))
+            out.append((prompt, answer))
+        return out
+
+    def _ask(
+        self, ask: Callable[[Sequence[Q], Any], Sequence[A]], requests: Sequence[Q]
+    ) -> tuple[dict[int, A], dict[int, str], dict[str, float]]:
+        """Answers by position, reasons by position of what was refused, and what it cost."""
         spent: Any = getattr(self.lm, "spent", None)
         before = spent.as_dict() if spent else {}
-        scores = self.lm.score(requests)
+        found, refused, left = dict[int, A](), dict[int, str](), [*range(len(requests))]
+        while left:
+            some = left
+
+            def done(part: Sequence[tuple[int, A]], some: list[int] = some) -> None:
+                found.update((some[i], answer) for i, answer in part)
+
+            try:
+                found.update(zip(some, ask([requests[n] for n in some], done), strict=True))
+            except RequestError as error:
+                refused[some[error.index]] = str(error)
+            left = [n for n in some if n not in found and n not in refused]
+        if refused and not found:
+            raise RunError(f"{self.lm.name} refused all of {len(refused)} prompts: {next(iter(refused.values()))}")
         cost = {key: value - before[key] for key, value in (spent.as_dict() if spent else {}).items()}
-        return np.array([s.logprob if objective == "logprob" else float(s.greedy) for s in scores]), cost
+        return found, refused, {**cost, **_silent(len(refused))}
+
+    def _no_logprob(self, query: str, why: str) -> RunError:
+        return RunError(
+            f"question {query} has no log-probability ({why}), and lists cannot be compared by logprob without; use "
+            f"--objective metric"
+        )
 
     def _too_long(self, arm: Arm) -> DataError:
         return DataError(f"{len(arm.rows)} demonstrations do not fit the context of {self.lm.name}; give a smaller -k")
@@ -168,6 +264,21 @@ class Problem:
             "template": digest([self.task.template.demo, self.task.template.instruction, self.task.template.chat], 8),
             "instructions": digest([*self.instructions], 8),
         }
+
+
+def _silent(count: int) -> dict[str, float]:
+    return {"no_answer": count} if count else {}
+
+
+def _finite_values(values: Sequence[float], lm: LM) -> NDArray[np.float64]:
+    """(n,) the values. ModelError unless all are finite: a broken model must not win a search."""
+    out = np.array(values, dtype=np.float64)
+    if not np.isfinite(out).all():
+        raise ModelError(
+            f"{lm.name} gives scores that are not finite; its weights or its precision are broken (try another "
+            f"--dtype, or another model)"
+        )
+    return out
 
 
 def make_problem(
@@ -307,8 +418,10 @@ def tune(
         for trial, arm in got:
             _judge(study, problem, trial, arm, settings)
 
-    work(study, space, trials, judge, batch=settings.batch, progress=progress)
-    return _conclude(study, problem, space, settings, storage, sampler.settings)
+    with storage_errors(storage):
+        check_trials(study, space, len(problem.validation), storage)
+        work(study, space, trials, judge, batch=settings.batch, progress=progress)
+        return _conclude(study, problem, space, settings, storage, sampler.settings)
 
 
 def _judge(study: optuna.Study, problem: Problem, trial: Trial, arm: Arm, settings: TuneSettings) -> None:
@@ -354,6 +467,8 @@ def _conclude(
     whole = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     ranked = sorted(whole, key=lambda t: (-float(t.value or 0), t.number))
     bounded = all(0 <= v <= 1 for t in whole for v in t.user_attrs["values"])
+    if not ranked:
+        raise RunError(f"no list was scored to the end in {len(trials)} trials; give more --trials, or --pruner none")
     finalists = ranked[: settings.top if problem.confirmation else 1]
     arms = {t.number: a for t in finalists if (a := arm_of(t, space))}
     spent: dict[str, float] = {}
@@ -383,7 +498,7 @@ def _conclude(
             "pruner": settings.pruner, "trials": len(trials), "pruned": len(trials) - len(whole),
             "trial": best.number, "values": [float(t.value or 0) for t in whole],
         },
-        "study": {"name": study.study_name, "storage": re.sub(r"//[^@/]+@", "//…@", storage or "memory")},
+        "study": {"name": study.study_name, "storage": without_password(storage)},
         "candidates": {"count": len(problem.view), "hash": problem.view.hash,
                        "instructions": len(problem.instructions)},
         "validation": {
@@ -424,9 +539,10 @@ def curves(storage: str | None, facts: Mapping[str, Any]) -> dict[str, list[list
     if storage is None:
         return found
     same = ("task", "lm", "metric", "template")
-    for summary in optuna.get_all_study_summaries(_storage(storage)):
-        if all(summary.user_attrs.get(key) == facts[key] for key in same):
-            study = optuna.load_study(study_name=summary.study_name, storage=_storage(storage))
-            values = [t.value for t in finished(study) if t.value is not None and t.state == TrialState.COMPLETE]
-            found.setdefault(str(summary.user_attrs["sampler"]), []).append(values)
+    with storage_errors(storage):
+        for summary in optuna.get_all_study_summaries(_storage(storage)):
+            if all(summary.user_attrs.get(key) == facts[key] for key in same):
+                study = optuna.load_study(study_name=summary.study_name, storage=_storage(storage))
+                values = [t.value for t in finished(study) if t.value is not None and t.state == TrialState.COMPLETE]
+                found.setdefault(str(summary.user_attrs.get("sampler", "")), []).append(values)
     return {name: runs for name, runs in found.items() if any(runs)}
