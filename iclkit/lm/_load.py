@@ -10,12 +10,10 @@ from iclkit.errors import UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
 
 if TYPE_CHECKING:
-    from iclkit.lm._cached import CachedLM
     from iclkit.lm._lean import LeanLM
     from iclkit.lm._protocol import LM
     from iclkit.lm._tokens import TextCodec
     from iclkit.lm._torch import TorchLM
-    from iclkit.lm._verified import VerifiedLM
 
 ENGINE = "2"
 """Raised when the arithmetic of the engine changes, so that old cache entries are not taken for new ones."""

@@ -470,9 +470,12 @@ class TextEmbedder:
         """(n, dim) float32, unit rows."""
         return self._encode(texts, self.template.document, progress)
 
-    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32: documents, not normalised."""
-        return self._encode(texts, self.template.document, progress, unit=False)
+    def encode_raw(
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+    ) -> FloatArray:
+        """(n, dim) float32: documents (or, ``side="query"``, queries), not normalised."""
+        own = self.template.query if side == "query" else self.template.document
+        return self._encode(texts, own, progress, unit=False)
 
     def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None, unit: bool = True) -> FloatArray:
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once

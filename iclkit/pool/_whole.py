@@ -63,9 +63,11 @@ class WholeModel:
         """(n, dim) float32, unit rows."""
         return self._encode(texts, "document", progress)
 
-    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32: documents as the model gives them."""
-        return self._encode(texts, "document", progress, unit=False)
+    def encode_raw(
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+    ) -> FloatArray:
+        """(n, dim) float32: documents (or, ``side="query"``, queries) as the model gives them."""
+        return self._encode(texts, side, progress, unit=False)
 
     def _encode(self, texts: Sequence[str], side: str, progress: Progress | None, unit: bool = True) -> FloatArray:
         unique = list(dict.fromkeys(texts))
