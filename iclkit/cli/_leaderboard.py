@@ -63,7 +63,7 @@ def command(
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
     from iclkit.eval import LeftOut, load_runs
-    from iclkit.report import leaderboard, to_csv, to_json, to_latex, to_markdown
+    from iclkit.report import leaderboard, to_csv, to_json, to_latex, to_markdown, usable_runs
 
     if markdown + as_json + as_csv + latex > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex")
@@ -82,6 +82,7 @@ def command(
     for one in board.left_out:
         say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:
+        kept = usable_runs(r for r in kept if r.id not in {one.run for one in board.left_out})[0]
         _write(board, kept, _texts(runs, kept), html, title, harness)
     for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
         if flag:

@@ -1,6 +1,7 @@
 """Who won: boards out of runs, and boards as text."""
 
 from iclkit.report._board import Board, Group, Line, leaderboard
+from iclkit.report._checks import usable_runs
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
 from iclkit.report._rows import Texts
@@ -39,5 +40,6 @@ __all__ = [
     "to_json",
     "to_latex",
     "to_markdown",
+    "usable_runs",
     "write_harness",
 ]

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from iclkit.errors import DataError
 from iclkit.eval import (
-    METRICS,
     Difference,
     Estimate,
     LeftOut,
@@ -27,6 +26,7 @@ from iclkit.eval import (
     rank_intervals,
 )
 from iclkit.records import Run, Spec, canonical_json, digest
+from iclkit.report._checks import metric_of, same_queries, usable_runs
 
 ALPHA = 0.05
 _ONE_CHUNK = 95  # queries that early runs calibrated together
@@ -110,17 +110,25 @@ def leaderboard(
 ) -> Board:
     """Group runs by task, LM and k, join seeds, and compare every line with the baseline of its group.
 
-    Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read. Seeds
-    of one line are joined; a selector that does not depend on the seed has one run. DataError when nothing is left.
+    Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read, and
+    those whose values are not what their answers are worth (see ``usable_runs``). Seeds of one line are joined; a
+    selector that does not depend on the seed has one run. DataError when nothing is left.
     """
     runs, lost = list(runs), list(left_out)
     done = [r for r in runs if r.facts.get("done", True) and r.rows]
-    if not done:
-        more = f"; {_count(len(lost), 'damaged run')} cannot be read, the first: {lost[0].reason}" if lost else ""
-        raise DataError(f"no finished run to rank; finish them with the same iclkit eval command{more}")
     notes = [f"{len(runs) - len(done)} unfinished runs are left out"] if len(done) < len(runs) else []
-    notes += [f"run {one.run} is left out: {one.reason}" for one in lost]
-    grouped = _groups(done)
+    trusted, wrong, more = usable_runs(done)
+    lost += wrong
+    grouped = dict[str, list[Run]]()
+    for key, members in _groups(trusted).items():
+        alike, odd = same_queries(members)
+        lost += [one for one in odd if one not in lost]
+        if alike:
+            grouped[key] = alike
+    if not grouped:
+        why = f"; {_count(len(lost), 'run')} cannot be used, the first: {lost[0].reason}" if lost else ""
+        raise DataError(f"no finished run to rank; finish them with the same iclkit eval command{why}")
+    notes += [*more, *(f"run {one.run} is left out: {one.reason}" for one in lost)]
     tags = _tags([json.loads(key) for key in grouped])
     every = [_draft(grouped[key], tag) for key, tag in sorted(zip(grouped, tags, strict=True))]
     drafts = [draft for draft in every if draft.golds]
@@ -215,9 +223,8 @@ def _tags(keys: Sequence[list[Any]]) -> list[str]:
 
 def _draft(runs: Sequence[Run], tag: str) -> _Draft:
     spec = max(runs, key=lambda r: r.spec["k"]).spec
-    metric: Metric = METRICS.get(spec["task"]["metric"])
     runs, failed = answered(_newest(runs))
-    metric = metric.for_labels(spec["task"]["labels"] or sorted({row.gold for row in runs[0].rows}))
+    metric, _ = metric_of(runs[0])
     lines: dict[tuple[str, str, str, str], list[Run]] = {}
     for run in runs:
         lines.setdefault(_line_key(run), []).append(run)

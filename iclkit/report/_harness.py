@@ -18,10 +18,10 @@ from typing import Any
 
 from iclkit import __version__
 from iclkit.errors import DataError
-from iclkit.eval import METRICS
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Message, Query, Run
 from iclkit.report._board import answered
+from iclkit.report._checks import metric_of
 from iclkit.report._rows import Texts, prompt_parts, values_of
 
 _NAMES = {"accuracy": "acc"}  # what that harness calls a metric of ours
@@ -104,7 +104,7 @@ def _render(messages: Sequence[Message]) -> str:
 def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     metric, kind = _metric(run), _kind(run)
     found = []
-    values = values_of(run.rows, run.spec["task"]["metric"])
+    values = values_of(run.rows, metric_of(run)[0].name)
     for number, (row, value) in enumerate(zip(run.rows, values, strict=True)):
         template, query, demos = prompt_parts(run, row, texts)
         prompt, prefix = _prompt(template, query, demos), template.answer_prefix
@@ -150,12 +150,13 @@ def _prompt(template: Template, query: Query | None, demos: Sequence[Example | N
 
 def _figure(run: Run) -> tuple[float, float | str]:
     """The task's metric and its standard error as that harness takes it: over queries, "N/A" for whole-run metrics."""
-    metric = METRICS.get(run.spec["task"]["metric"])
-    value = metric.figure([r.output for r in run.rows], [r.gold for r in run.rows], run.spec["task"]["labels"])
-    if metric.judge is None or len(run.rows) < 2:
-        return value, "N/A"
+    metric, _ = metric_of(run)
+    if metric.whole is not None:
+        return metric.figure([r.output for r in run.rows], [r.gold for r in run.rows]), "N/A"
     values = values_of(run.rows, metric.name)
     mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return mean, "N/A"
     spread = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
     return mean, math.sqrt(spread / len(values))
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iclkit.eval import METRICS
 from iclkit.prompts import Template
 from iclkit.records import Example, Query, Row, Run, canonical_json
 from iclkit.report._board import Board, Group, answered
@@ -64,7 +63,7 @@ def template_of(run: Run) -> Template:
 
 def values_of(rows: Sequence[Row], metric: str) -> list[float]:
     """What each answer is worth; for a metric of whole runs, whether it is the expected text."""
-    if METRICS.get(metric).judge:
+    if any(metric in row.metrics for row in rows):
         return [row.metrics[metric] for row in rows]
     return [float(row.output == row.gold) for row in rows]
 

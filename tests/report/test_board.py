@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import time
 from dataclasses import replace
 
@@ -117,11 +118,106 @@ def test_unfinished_runs_are_left_out_and_noted():
         leaderboard([half])
 
 
-def test_runs_with_other_queries_under_one_spec_are_refused():
+def reasons(board):
+    return {one.run: one.reason for one in board.left_out}
+
+
+def test_a_run_with_other_queries_than_the_others_of_its_task_is_left_out():
     runs = make_runs()
     torn = Run({**runs[0].spec, "seed": 9}, runs[0].rows[:-1], {}, {"done": True})
-    with pytest.raises(DataError, match="same queries"):
-        leaderboard([*runs, torn])
+    doubled = Run({**runs[0].spec, "seed": 8}, (runs[0].rows[1], *runs[0].rows[1:]), {}, {"done": True})
+    flipped = replace(runs[0].rows[0], gold=runs[0].rows[1].gold, metrics={"accuracy": 1.0}, output="yes")
+    golds = Run({**runs[0].spec, "seed": 7}, (flipped, *runs[0].rows[1:]), {}, {"done": True})
+    board = leaderboard([*runs, torn, doubled, golds])
+    assert line(board, "random").seeds == (0, 1, 2)
+    assert {*reasons(board)} == {torn.id, doubled.id, golds.id}
+    assert all("queries or gold answers are not those of the other runs" in r for r in reasons(board).values())
+    assert board.groups == leaderboard(runs).groups
+    with pytest.raises(DataError, match=r"no finished run to rank.*2 runs cannot be used"):
+        leaderboard([runs[0], torn])  # nobody knows which is right
+
+
+def with_rows(run, change, **spec):
+    return replace(run, rows=tuple(change(row) for row in run.rows), spec={**run.spec, **spec})
+
+
+def test_a_run_whose_values_are_not_what_its_answers_are_worth_is_left_out():
+    runs = make_runs()
+    edited = with_rows(runs[3], lambda row: replace(row, metrics={"accuracy": 1.0}))
+    board = leaderboard([edited if r is runs[3] else r for r in runs])
+    assert [*reasons(board)] == [edited.id]
+    assert "has accuracy 1, and its answer" in reasons(board)[edited.id]
+    assert "is worth 0 against" in reasons(board)[edited.id]
+    assert f"run {edited.id} is left out" in " ".join(board.notes)
+    assert [x.name for g in board.groups for x in g.lines if x.name == "knn"] == []
+    assert json.loads(to_json(board))["left_out"][0]["run"] == edited.id
+
+
+@pytest.mark.parametrize("value", [1e9, -1e300, 1.5, -0.5, 0.5])
+def test_a_value_out_of_its_bounds_or_wrong_neither_hangs_a_board_nor_counts(value):
+    runs = make_runs()
+    edited = with_rows(runs[3], lambda row: replace(row, metrics={"accuracy": value}))
+    board = leaderboard([*runs[:3], edited, *runs[4:]])
+    assert [*reasons(board)] == [edited.id]
+
+
+@pytest.mark.parametrize("value", [1e9, 1e60])
+def test_large_values_of_a_metric_without_bounds_end_in_a_board(value, monkeypatch):
+    monkeypatch.setattr("iclkit.eval._metrics.METRICS._builtins", {"gain": "tests.report.test_board:gain"})
+    right = [0.0, 1.0, 1.0, 0.0, 1.0] * 8
+    runs = [make_run(name, right) for name in ("random", "knn")]
+    runs = [with_rows(r, lambda row: replace(row, metrics={"gain": value * row.metrics["accuracy"]}),
+                      task={**r.spec["task"], "metric": "gain"}) for r in runs]  # fmt: skip
+    wild = with_rows(runs[1], lambda row: replace(row, metrics={"gain": row.metrics["gain"] * 0.7 + 3}))
+    board = leaderboard([runs[0], wild])
+    assert line(board, "knn").diff is not None
+    assert "as they were recorded" in " ".join(board.notes)
+    json.loads(to_json(board))
+    endless = with_rows(runs[1], lambda row: replace(row, metrics={"gain": 1e300}))
+    assert "beyond what can be averaged" in reasons(leaderboard([runs[0], endless]))[endless.id]
+
+
+def gain(output, gold):
+    return 0.0
+
+
+def test_values_by_the_rules_of_another_version_are_taken_anew():
+    runs = make_runs()
+    old = with_rows(runs[3], lambda row: replace(row, metrics={"accuracy": 1.0}), iclkit="0.0.1")
+    board = leaderboard([*runs[:3], old, *runs[4:]])
+    assert board.left_out == ()
+    assert line(board, "knn").figure == line(leaderboard(runs), "knn").figure
+    assert "1 run of iclkit 0.0.1: accuracy is by the rules of" in " ".join(board.notes)
+
+
+def test_an_answer_or_a_log_probability_that_label_scores_speak_against_is_told():
+    def scored(row, gold_logprob, output=None):
+        other = "no" if row.gold == "yes" else "yes"
+        scores = {row.gold: -1.0, other: -3.0}
+        said = output or row.gold
+        values = {"accuracy": float(said == row.gold), "gold_logprob": gold_logprob}
+        return replace(row, output=said, label_logprobs=scores, metrics=values)
+
+    right = float(-np.log1p(np.exp(-2.0)))
+    runs = [with_rows(r, lambda row: scored(row, right)) for r in make_runs(60)]
+    assert leaderboard(runs).left_out == ()
+    for change, told in (
+        (lambda row: scored(row, -0.5), "has gold_logprob -0.5, and its label scores say -0.126928"),
+        (lambda row: scored(row, 1e9), "gold_logprob 1e[+]09, which is above 0"),
+        (lambda row: scored(row, right, "yes"), "has the answer 'yes', which is not its likeliest label"),
+    ):
+        board = leaderboard([*runs[:3], with_rows(runs[3], change)])
+        (reason,) = reasons(board).values()
+        assert re.search(told, reason)
+
+
+def test_a_metric_that_is_not_at_hand_here_has_its_recorded_values_and_a_note(tmp_path):
+    name = f"sql_execution,database={tmp_path / 'gone.db'}"
+    runs = [with_rows(r, lambda row: replace(row, metrics={name: row.metrics["accuracy"]}),
+                      task={**r.spec["task"], "metric": name}) for r in make_runs(60)]  # fmt: skip
+    board = leaderboard(runs)
+    assert line(board, "knn").figure == line(leaderboard(make_runs(60)), "knn").figure
+    assert f"values of {name} are as they were recorded" in " ".join(board.notes)
 
 
 def test_leaks_are_told():
