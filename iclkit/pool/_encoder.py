@@ -328,9 +328,12 @@ class TextEmbedder:
         """(n, dim) float32, unit rows."""
         return self._encode(texts, self.template.document, progress)
 
-    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32: documents, not normalised."""
-        return self._encode(texts, self.template.document, progress, unit=False)
+    def encode_raw(
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+    ) -> FloatArray:
+        """(n, dim) float32: documents (or, ``side="query"``, queries), not normalised."""
+        own = self.template.query if side == "query" else self.template.document
+        return self._encode(texts, own, progress, unit=False)
 
     def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None, unit: bool = True) -> FloatArray:
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
@@ -518,9 +521,12 @@ class WholeModel:
         """(n, dim) float32, unit rows."""
         return self._unit(texts, self._model.encode_document, progress)
 
-    def encode_raw(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32: documents as the model gives them."""
-        return self._unit(texts, self._model.encode_document, progress, unit=False)
+    def encode_raw(
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+    ) -> FloatArray:
+        """(n, dim) float32: documents (or, ``side="query"``, queries) as the model gives them."""
+        encode = self._model.encode_query if side == "query" else self._model.encode_document
+        return self._unit(texts, encode, progress, unit=False)
 
     def _unit(
         self, texts: Sequence[str], encode: Callable[..., Any], progress: Progress | None, unit: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,14 +85,28 @@ class Retriever:
         vectors = self.inner.encode_queries(texts, progress)
         return np.pad(vectors, ((0, 0), (0, 1))) if self.rendering.radius else vectors
 
+    def encode_products(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32 of texts as for ``encode_states``: rows whose products with documents are the similarities
+        that the retriever was trained on.
+
+        The rows of ``encode_states`` where these are cosines. Inner products of two queries with documents compare only
+        in this form: unit rows rank the documents of one query, but lack its length.
+        """
+        if not self.rendering.radius:
+            return self.encode_states(texts, progress)
+        return np.pad(self._raw()(texts, progress, side="query") * self.rendering.radius, ((0, 0), (0, 1)))
+
     def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, of texts from ``document_text``."""
         if not self.rendering.radius:
             return self.inner.encode_documents(texts, progress)
-        raw = getattr(self.inner, "encode_raw", None)
+        return lift(self._raw()(texts, progress), self.rendering.radius)
+
+    def _raw(self) -> Callable[..., FloatArray]:
+        raw: Callable[..., FloatArray] | None = getattr(self.inner, "encode_raw", None)
         if raw is None:
             raise ModelError(f"retriever {self.name!r} was trained on inner products; load it with load_embedder")
-        return lift(raw(texts, progress), self.rendering.radius)
+        return raw
 
 
 def lift(vectors: FloatArray, radius: float) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,10 +12,12 @@ from iclkit.errors import UsageError
 from iclkit.pool import Retriever
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS
+from iclkit.selectors._maths import DIGITS, best_rows
 
 _NORMS = ("none", "log-softmax")
 _ENCODED = 8192  # queries whose states are encoded together
+_SPARE = 8  # rows fetched beyond those wanted, whose inner products are then compared more finely
+_FAR = 50.0  # nats
 
 State = tuple[int, tuple[int, ...]]
 """Number of a query, and the rows chosen for it so far, first chosen first."""
@@ -97,7 +99,7 @@ class Se2Selector(BaseSelector):
     source: ClassVar[str] = "Se²; Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
 
     width: int = 3  # beams; 1 is greedy
-    normalise: str = "none"  # sum of similarities, or log-softmax: sum of log-probabilities over the pool
+    normalise: str = "none"  # sum of the trained similarities, or log-softmax: of log-probabilities over the pool
     temperature: float = 0.05  # divides similarities before the softmax
 
     def __post_init__(self) -> None:
@@ -128,18 +130,30 @@ class Se2Selector(BaseSelector):
 
         def extend(states: Sequence[State], most: int) -> list[tuple[IntArray, FloatArray]]:
             # as many more than wanted as there are chosen rows to skip
-            vectors = self._encode(queries, states)
-            found = self._nearest(vectors, most + max(len(rows) for _, rows in states), [allowed[q] for q, _ in states])
+            vectors, sizes = self._encode(queries, states)
+            wanted = most + max(len(rows) for _, rows in states) + (_SPARE if self._products else 0)
+            found = self._nearest(vectors, wanted, [allowed[q] for q, _ in states])
             out = []
-            for (q, chosen), vector, (rows, scores) in zip(states, vectors, found, strict=True):
+            for (q, chosen), vector, size, (rows, near) in zip(states, vectors, sizes, found, strict=True):
                 new = ~np.isin(rows, chosen)
-                rows, scores = rows[new][:most], scores[new][:most].astype(np.float64)
+                rows, scores = self._compared(vector, float(size), rows[new], near[new])
+                rows, scores = rows[:most], scores[:most]
                 if self.normalise == "log-softmax" and len(rows):
-                    scores = np.round(scores / self.temperature - self._mass(vector, chosen, allowed[q]), DIGITS)
+                    mass = self._mass(vector, float(size), chosen, allowed[q])
+                    scores = np.round(scores / self.temperature - mass, DIGITS)
                 out.append((rows, scores))
             return out
 
         return beam_search(len(queries), extend, self.width, k, lambda state: (state[0], self._text(queries, state)))
+
+    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+        """When the softmax is not the one of the training."""
+        embedder = self.kit_.embedder
+        config = embedder.card.get("config") if isinstance(embedder, Retriever) else None
+        trained = config.get("temperature") if isinstance(config, Mapping) else None
+        if self.normalise == "none" or not isinstance(trained, int | float) or trained == self.temperature:
+            return ()
+        return (f"temperature is {self.temperature:g}, and the retriever was trained with {trained:g}",)
 
     def story(self, query: Query, k: int) -> tuple[str, ...]:
         """The sequence with its score by step, and the beams that came next."""
@@ -153,10 +167,34 @@ class Se2Selector(BaseSelector):
             lines.append(f"runner-up beam {n}: sum {beam.total:.4f}: {steps}")
         return tuple(lines)
 
-    def _encode(self, queries: Sequence[Query], states: Sequence[State]) -> FloatArray:
+    @property
+    def _products(self) -> bool:
+        """Whether the embedder was trained on inner products."""
+        embedder = self.kit_.embedder
+        return isinstance(embedder, Retriever) and bool(embedder.rendering.radius)
+
+    def _encode(self, queries: Sequence[Query], states: Sequence[State]) -> tuple[FloatArray, FloatArray]:
+        """(s, dim) unit rows to search with, and (s,) what makes their cosines the embedder's own similarities."""
         embedder, texts = self.kit_.embedder, [self._text(queries, state) for state in states]
         assert embedder is not None
-        return embedder.encode_states(texts) if isinstance(embedder, Retriever) else embedder.encode_queries(texts)
+        if self._products:
+            assert isinstance(embedder, Retriever)
+            vectors = embedder.encode_products(texts)
+            sizes = np.linalg.norm(vectors.astype(np.float64), axis=1)
+            return (vectors / np.maximum(sizes, 1e-12)[:, None]).astype(np.float32), sizes
+        encode = embedder.encode_states if isinstance(embedder, Retriever) else embedder.encode_queries
+        return encode(texts), np.ones(len(texts))
+
+    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Chosen:
+        """The rows found with their similarities, best first: cosines as they were found, inner products anew.
+
+        Cosines are found to 1e-6, which is too rough for the inner products of long vectors.
+        """
+        if not self._products:
+            return rows, near.astype(np.float64)
+        scores = size * (self.vectors_[rows].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+        best = best_rows(scores, len(rows))
+        return rows[best], np.round(scores[best], DIGITS)
 
     def _text(self, queries: Sequence[Query], state: State) -> str:
         """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""
@@ -166,10 +204,14 @@ class Se2Selector(BaseSelector):
             return embedder.rendering.query(query, embedder.task, chosen)
         return "\n".join([query, *(e.text for e in reversed(chosen))])
 
-    def _mass(self, vector: FloatArray, chosen: Sequence[int], allowed: BoolArray) -> float:
+    def _mass(self, vector: FloatArray, size: float, chosen: Sequence[int], allowed: BoolArray) -> float:
         """Log of the sum of exp(similarity / temperature) over all rows that could be added."""
-        logits = (self.vectors_ @ vector).astype(np.float64) / self.temperature
+        logits = (self.vectors_ @ vector).astype(np.float64) * (size / self.temperature)
         logits[~allowed] = -np.inf
         logits[[*chosen]] = -np.inf
+        if self._products:  # float32 is too rough for long vectors; what lies far below the top does not count
+            near = np.flatnonzero(logits > logits.max() - _FAR)
+            exact = (self.vectors_[near].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+            logits[near] = exact * (size / self.temperature)
         top = logits.max()
         return float(top + np.log(np.exp(logits - top).sum()))

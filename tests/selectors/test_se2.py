@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
@@ -249,3 +250,99 @@ def test_settings_are_checked():
     for spec in ("se2,width=0", "se2,normalise=softmax", "se2,temperature=0"):
         with pytest.raises(UsageError, match="give"):
             make_selector(spec)
+
+
+class DotEmbedder:
+    """Queries and documents on two towers, of lengths that depend on the text: what a model of inner products gives."""
+
+    def __init__(self):
+        self.inner = HashEmbedder(48)
+        self.name, self.fingerprint, self.dim = "dot", "dot-1", 48
+
+    def encode_raw(self, texts, progress=None, *, side="document"):
+        lengths = [(2 if side == "query" else 9) * (1 + sum(map(ord, t)) % 13) for t in texts]
+        return (self.inner.encode_queries(texts) * np.array(lengths)[:, None]).astype(np.float32)
+
+    def encode_queries(self, texts, progress=None):
+        return self.inner.encode_queries(texts)
+
+    encode_documents = encode_queries
+
+
+def dot_retriever(examples, card=None):
+    inner, rendering = DotEmbedder(), Rendering()
+    lengths = np.linalg.norm(inner.encode_raw([rendering.example(e) for e in examples]), axis=1)
+    return Retriever(inner, replace(rendering, radius=1.1 * float(lengths.max())), card or {})
+
+
+def product_steps(examples, embedder, text, normalise, temperature):
+    """What each row adds after the rows chosen, from the towers' own inner products."""
+    documents = embedder.inner.encode_raw([embedder.document_text(e) for e in examples]).astype(np.float64)
+
+    def step(chosen, row):
+        state = embedder.rendering.query(text, "", [examples[c] for c in chosen])
+        dots = documents @ embedder.inner.encode_raw([state], side="query")[0].astype(np.float64)
+        if normalise == "none":
+            return float(dots[row])
+        left = np.delete(dots, [*chosen]) / temperature
+        return float(dots[row] / temperature - np.logaddexp.reduce(left))
+
+    return step
+
+
+QUESTIONS = [f"{a} and {b}" for a in ("fish", "cream", "the bill", "wine") for b in ("soup", "a dog", "salt", "cake")]
+
+
+@pytest.mark.parametrize(("normalise", "temperature"), [("none", 0.05), ("log-softmax", 1.0), ("log-softmax", 200.0)])
+def test_a_retriever_of_inner_products_is_searched_by_their_sum(normalise, temperature):
+    examples = pool_of(6)
+    view, embedder = Pool.of(examples).view(), dot_retriever(examples)
+    spec = f"se2,width=60,normalise={normalise},temperature={temperature}"
+    for picks in make_selector(spec).fit(view, Kit(embedder)).select_many([Query(q) for q in QUESTIONS], 3):
+        step = product_steps(examples, embedder, picks.query.text, normalise, temperature)
+        totals = {rows: sum(step(rows[:t], r) for t, r in enumerate(rows)) for rows in permutations(range(6), 3)}
+        found = tuple(view.row_of(i) for i in picks.ids)
+        assert totals[found] == pytest.approx(max(totals.values()), rel=1e-5)
+        assert [p.score for p in picks] == pytest.approx(
+            [step(found[:t], r) for t, r in enumerate(found)], rel=1e-5, abs=2e-6
+        )
+
+
+def test_lengths_of_queries_decide_between_beams():
+    examples = pool_of(6)
+    view, embedder = Pool.of(examples).view(), dot_retriever(examples)
+    documents, changed = embedder.encode_documents([embedder.document_text(e) for e in examples]), 0
+    for selection in make_selector("se2,width=60").fit(view, Kit(embedder)).select_many([*map(Query, QUESTIONS)], 3):
+
+        def cosines(rows, text=selection.query.text):
+            states = [embedder.rendering.query(text, "", [examples[c] for c in rows[:t]]) for t in range(3)]
+            return sum(documents[r] @ v for r, v in zip(rows, embedder.encode_states(states), strict=True))
+
+        changed += tuple(view.row_of(i) for i in selection.ids) != max(permutations(range(6), 3), key=cosines)
+    assert changed > len(QUESTIONS) / 4
+
+
+def test_the_first_of_a_sequence_is_the_one_of_largest_inner_product():
+    examples = pool_of(12)
+    view, embedder = Pool.of(examples).view(), dot_retriever(examples)
+    for text in QUESTIONS:
+        nearest = make_selector("knn").fit(view, Kit(embedder)).select(Query(text), 1)
+        assert make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query(text), 1).ids == nearest.ids
+
+
+def test_sequences_by_inner_products_do_not_depend_on_the_queries_beside_them():
+    examples = pool_of(12)
+    view, embedder = Pool.of(examples).view(), dot_retriever(examples)
+    chooser, queries = make_selector("se2,width=3").fit(view, Kit(embedder)), [*map(Query, QUESTIONS)]
+    assert chooser.select_many(queries, 4) == [chooser.select(q, 4) for q in queries]
+
+
+def test_a_temperature_that_is_not_the_one_trained_with_is_noted():
+    examples = pool_of(6)
+    view, embedder = Pool.of(examples).view(), dot_retriever(examples, {"config": {"temperature": 1.0}})
+    for added, notes in (
+        ("", ()),
+        (",normalise=log-softmax,temperature=1", ()),
+        (",normalise=log-softmax", ("temperature is 0.05, and the retriever was trained with 1",)),
+    ):
+        assert make_selector("se2" + added).fit(view, Kit(embedder)).select(Query("fish"), 2).notes == notes
