@@ -17,6 +17,7 @@ from iclkit.selectors._maths import DIGITS, best_rows
 _NORMS = ("none", "log-softmax")
 _ENCODED = 8192  # queries whose states are encoded together
 _SPARE = 8  # rows fetched beyond those wanted, whose inner products are then compared more finely
+_FAR = 50.0  # nats
 
 State = tuple[int, tuple[int, ...]]
 """Number of a query, and the rows chosen for it so far, first chosen first."""
@@ -213,5 +214,9 @@ class Se2Selector(BaseSelector):
         logits = (self.vectors_ @ vector).astype(np.float64) * (size / self.temperature)
         logits[~allowed] = -np.inf
         logits[[*chosen]] = -np.inf
+        if self._products:  # float32 is too rough for long vectors; what lies far below the top does not count
+            near = np.flatnonzero(logits > logits.max() - _FAR)
+            exact = (self.vectors_[near].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+            logits[near] = exact * (size / self.temperature)
         top = logits.max()
         return float(top + np.log(np.exp(logits - top).sum()))

@@ -303,7 +303,9 @@ def test_a_retriever_of_inner_products_is_searched_by_their_sum(normalise, tempe
         totals = {rows: sum(step(rows[:t], r) for t, r in enumerate(rows)) for rows in permutations(range(6), 3)}
         found = tuple(view.row_of(i) for i in picks.ids)
         assert totals[found] == pytest.approx(max(totals.values()), rel=1e-5)
-        assert [p.score for p in picks] == pytest.approx([step(found[:t], r) for t, r in enumerate(found)], rel=1e-4)
+        assert [p.score for p in picks] == pytest.approx(
+            [step(found[:t], r) for t, r in enumerate(found)], rel=1e-5, abs=2e-6
+        )
 
 
 def test_lengths_of_queries_decide_between_beams():
