@@ -153,7 +153,7 @@ def _damaged(storage: str | None, error: BaseException) -> DataError | None:
         causes.append(cause)
     of_file = any(isinstance(c, sqlite3.DatabaseError) and not isinstance(c, sqlite3.OperationalError) for c in causes)
     played = storage is not None and storage.startswith("journal:")
-    if not of_file and not (played and isinstance(error, LookupError | TypeError | ValueError)):
+    if not of_file and not (played and isinstance(error, LookupError | TypeError | ValueError | AssertionError)):
         return None
     return DataError(
         f"the study storage {without_password(storage)} is damaged ({_cause(error)}); put a copy of it in its place, "

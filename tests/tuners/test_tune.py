@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from iclkit.datasets import make_task
-from iclkit.errors import DataError, RunError, UsageError
+from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import evaluate
+from iclkit.lm import Score
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.selectors import make_selector
@@ -290,3 +291,187 @@ def test_a_selector_file_is_taken_wherever_a_selector_is(tmp_path):
     found.file.write(tmp_path / "best.json")
     assert make_selector(f"{tmp_path}/best.json").spec.name == "fixed"
     assert make_selector(f"fixed,file={tmp_path}/best.json").spec == make_selector(f"{tmp_path}/best.json").spec
+
+
+# -- LMs that tell no log-probabilities, chats, and answers that are none --
+
+
+class Server(ScriptedLM):
+    """Writes as ``Echo`` does, and scores like a server without probabilities: by how its own short answer begins."""
+
+    scoring = "generate"
+
+    def __init__(self, reply, **more):
+        super().__init__(reply=reply, **more)
+
+    def score(self, requests, on_done=None):
+        scores = []
+        for request in requests:
+            said = self._reply(request.context)[:12].strip()
+            wanted = request.continuation.strip()
+            scores.append(Score(-0.1 if said.startswith(wanted) or wanted.startswith(said) else -50.0, 3, True))
+        if on_done:
+            on_done([*enumerate(scores)])
+        return scores
+
+
+def long_answer(split, number):
+    return f"the answer to text number {number} of the split that is called {split} is this one and no other one"
+
+
+def long_task():
+    def pairs(split, n):
+        return [Example(f"{split} {i}", long_answer(split, i)) for i in range(n)]
+
+    return make_task("long", pairs("a", 20), pairs("b", 5), pairs("c", 30), template=TEMPLATE, kind="generation")
+
+
+def asked_about(context):
+    split, number = context.rpartition("Text: ")[2].split("\n")[0].split()
+    return split, int(number)
+
+
+LONG = TuneSettings(k=2, trials=3, validation=10, confirm=10, sampler="random")
+
+
+@pytest.mark.parametrize("scoring", ["generate", "first-token"])
+@pytest.mark.parametrize("objective", ["auto", "greedy", "metric"])
+def test_a_right_lm_without_log_probabilities_is_right_whatever_the_objective(scoring, objective):
+    lm = Server(lambda context: " " + long_answer(*asked_about(context)) + "\n\nText: more")
+    lm.scoring = scoring
+    way = replace(LONG, objective=objective)
+    one = make_problem(long_task(), lm, way, report=lambda _: None)
+    found = tune(one, way)
+    assert found.validation.value == found.confirmation.value == 1
+    assert one.objective("auto") == "metric"
+
+
+def test_greedy_by_a_server_counts_no_answer_that_only_begins_with_the_right_one():
+    goes_on = {0: "", 1: " indeed", 2: ".", 3: "\nand more", 4: "  ", 5: " \nText: more"}
+    lm = Server(lambda c: f" {long_answer(*asked_about(c))}{goes_on[asked_about(c)[1] % 6]}")
+    one = make_problem(long_task(), lm, LONG, report=lambda _: None)
+    values, _ = one.score(Arm((0, 1)), one.validation, "greedy")
+    assert {(asked_about("Text: " + q.text)[1] % 6, v) for (q, _), v in zip(one.validation, values, strict=True)} <= {
+        (0, 1.0), (1, 0.0), (2, 0.0), (3, 1.0), (4, 1.0), (5, 1.0)
+    }  # fmt: skip
+    assert {*values} == {0.0, 1.0}
+    longest = max(lm.count_tokens(" " + e.output) for _, e in one.validation)
+    assert {r.max_tokens for r in lm.generated} == {longest + 8}
+    assert {r.stop for r in lm.generated} == {("\n",)}
+
+
+def test_an_answer_of_several_lines_is_not_cut_at_the_first():
+    def pairs(split, n):
+        return [Example(f"{split} {i}", f"first of {split}{i}\n\nsecond line") for i in range(n)]
+
+    task = make_task("lines", pairs("a", 20), pairs("b", 5), pairs("c", 30), template=TEMPLATE, kind="generation")
+
+    def reply(context):
+        split, number = asked_about(context)
+        return f" first of {split}{number}\n\nsecond {'line' if number % 2 else 'lines'}\n\nText: more"
+
+    one = make_problem(task, Server(reply), LONG, report=lambda _: None)
+    values, _ = one.score(Arm((0, 1)), one.validation, "greedy")
+    assert values.tolist() == [float(asked_about("Text: " + q.text)[1] % 2) for q, _ in one.validation]
+
+
+def test_greedy_in_a_chat_is_written_since_nothing_that_can_be_read_ends_a_turn():
+    def reply(context):
+        split, number = context.rpartition("Text: ")[2].split("<|end|>")[0].split()
+        return f"answer {split}{number}" + (" and so on" if int(number) % 2 else "")
+
+    task = generation()
+    lm = ScriptedLM(lambda *_: -0.1, reply)  # every right answer would be read as right
+    one = make_problem(replace(task, template=replace(task.template, chat=True)), lm, LONG, report=lambda _: None)
+    assert one.objective("auto") == "metric"
+    values, _ = one.score(Arm((0, 1)), one.validation, "greedy")
+    assert values.tolist() == [1.0 - asked_about("Text: " + q.text)[1] % 2 for q, _ in one.validation]
+    assert not lm.scored
+
+
+@pytest.mark.parametrize("scoring", ["generate", "first-token"])
+def test_an_objective_that_a_server_cannot_tell_is_refused_before_it_is_asked(scoring):
+    lm = Server(lambda _: " x")
+    lm.scoring = scoring
+    way = replace(LONG, objective="logprob")
+    with pytest.raises(UsageError, match="does not tell the log-probability of a whole answer"):
+        tune(make_problem(long_task(), lm, way, report=lambda _: None), way)
+    assert not lm.generated
+    labels = make_problem(task(), lm, SETTINGS, report=lambda _: None)
+    if scoring == "generate":
+        with pytest.raises(UsageError, match="log-probability"):
+            labels.objective("logprob")
+    else:
+        assert labels.objective("logprob") == "logprob"
+
+
+class Refusing(Echo):
+    """Refuses questions by their number, one request at a time as servers do."""
+
+    def __init__(self, bad):
+        super().__init__()
+        self.bad = bad
+
+    def _each(self, requests, ask, on_done):
+        out = []
+        for n, request in enumerate(requests):
+            if self.bad(asked_about(request.context)[1]):
+                raise RequestError(n, "filtered by the server")
+            out += ask([request])
+            if on_done:
+                on_done([(n, out[-1])])
+        return out
+
+    def score(self, requests, on_done=None):
+        return self._each(requests, super().score, on_done)
+
+    def generate(self, requests, on_done=None):
+        return self._each(requests, super().generate, on_done)
+
+
+@pytest.mark.parametrize("scoring", ["", "generate"])
+def test_a_refused_question_is_no_answer_and_counted(scoring):
+    lm = Refusing(lambda number: number % 3 == 0)
+    lm.scoring = scoring
+    one = make_problem(generation(), lm, LONG, report=lambda _: None)
+    values, cost = one.score(Arm((0, 1)), one.validation, "greedy")
+    numbers = [asked_about("Text: " + q.text)[1] for q, _ in one.validation]
+    assert values.tolist() == [float(n % 3 != 0 and n % 2 == 0) for n in numbers]
+    assert cost["no_answer"] == sum(n % 3 == 0 for n in numbers) > 0
+    found = tune(one, replace(LONG, objective="greedy"))
+    assert found.file.facts["spent"]["no_answer"] > cost["no_answer"]
+
+
+def test_logprob_and_an_lm_that_refuses_everything_stop_with_one_line():
+    one = make_problem(generation(), Refusing(lambda n: n % 3 == 0), LONG, report=lambda _: None)
+    with pytest.raises(RunError, match=r"no log-probability \(filtered by the server\).*use --objective metric"):
+        one.score(Arm((0, 1)), one.validation, "logprob")
+    none = make_problem(generation(), Refusing(lambda _: True), LONG, report=lambda _: None)
+    with pytest.raises(RunError, match="refused all of 10 prompts: filtered by the server"):
+        none.score(Arm((0, 1)), none.validation, "greedy")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("objective", ["greedy", "logprob"])
+def test_a_broken_model_wins_no_search(bad, objective):
+    lm = ScriptedLM(lambda *_: bad)
+    way = replace(LONG, objective=objective)
+    with pytest.raises(ModelError, match="scores that are not finite"):
+        tune(make_problem(generation(), lm, way, report=lambda _: None), way)
+
+
+def test_an_empty_answer_is_wrong_and_counted():
+    lm = Server(lambda c: "" if asked_about(c)[1] % 2 else f" {long_answer(*asked_about(c))}\n")
+    one = make_problem(long_task(), lm, LONG, report=lambda _: None)
+    for objective in ("greedy", "metric"):
+        values, cost = one.score(Arm((0, 1)), one.validation, objective)
+        odd = [asked_about("Text: " + q.text)[1] % 2 for q, _ in one.validation]
+        assert values.tolist() == [1.0 - n for n in odd]
+        assert cost["no_answer"] == sum(odd) > 0
+
+
+def test_instructions_keep_line_separators_that_are_no_line_ends(tmp_path):
+    (tmp_path / "i.txt").write_bytes("\ufeffDo\u2028this.\r\nDo\x85that.\r\n".encode())
+    assert read_instructions(tmp_path / "i.txt") == ["Do\u2028this.", "Do\x85that."]
+    (tmp_path / "i.txt").write_bytes(b"One\r\nthing.\r\n \r\nAnother.\r\n")
+    assert read_instructions(tmp_path / "i.txt") == ["One\nthing.", "Another."]
