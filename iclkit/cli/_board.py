@@ -23,14 +23,14 @@ def show(board: Board) -> None:
 
     out = console()
     for group in board.groups:
-        table = Table(title=group.title, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        table = Table(title=Text(group.title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
         names = heads(board, group)
         names.insert(4, "")  # the interval, drawn
         # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
         kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
         for i in kept:
             right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith("p ")
-            table.add_column(names[i], justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
+            table.add_column(Text(names[i]), justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
         for line in group.lines:
             row = cells(line)
             row.insert(4, bar(line.figure, 10) if line.figure.low >= 0 and line.figure.high <= 1 else "")
@@ -40,10 +40,10 @@ def show(board: Board) -> None:
     for curve in curves(board):
         head, *body = curve.table()
         table = Table(
-            title=f"{curve.title}: by k", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
+            title=Text(f"{curve.title}: by k"), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
         )
         for column in head:
-            table.add_column(column)
+            table.add_column(Text(column))
         for cells_ in body:
             table.add_row(*map(Text, cells_))
         out.print(Padding(table, (0, 0, 1, 0)))

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -158,8 +159,23 @@ def _migrate(connection: sqlite3.Connection, path: Path | str) -> None:
         connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         connection.execute("COMMIT")
     except BaseException:
-        connection.execute("ROLLBACK")
+        roll_back(connection)
         raise
+
+
+def roll_back(connection: sqlite3.Connection) -> None:
+    """End a transaction that failed. An error of the roll-back must not hide the first one.
+
+    SQLite itself has rolled back already when the disk is full.
+    """
+    with suppress(sqlite3.Error):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
+def is_writable(path: Path) -> bool:
+    """Whether a pool there, and the log that SQLite keeps beside it, can be written: False on read-only media."""
+    return os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
 
 
 def _version(connection: sqlite3.Connection, path: Path | str) -> int:

@@ -23,7 +23,7 @@ from iclkit.pool._embedder import Embedder, FloatArray, Progress, are_unit, enco
 from iclkit.pool._export import write_examples
 from iclkit.pool._index import Header, VectorIndex
 from iclkit.pool._keys import Keys, KeyTransform, clean_key, source_mark
-from iclkit.pool._schema import MEMORY, connect
+from iclkit.pool._schema import MEMORY, connect, is_writable, roll_back
 from iclkit.pool._view import PoolView
 from iclkit.records import Example, Fields, Json, Query, canonical_json, clean_text, digest
 
@@ -80,9 +80,13 @@ class Pool:
     def open(cls, path: str | Path, *, create: bool = True, read_only: bool = False) -> Pool:
         """Open the pool at ``path`` and bring it to the current format; ``":memory:"`` makes one that is not kept.
 
+        A pool that is there but cannot be written (read-only media) is opened for reading: vectors and keys that are
+        made for it stay in memory, and what would change it is refused.
         PoolError when the file is missing (and not to be created), is not a pool, or was written by a newer version.
         """
         where = path if path == MEMORY else Path(path)
+        if isinstance(where, Path) and not create and where.exists() and not is_writable(where):
+            read_only = True
         return cls(where, connect(where, create=create, read_only=read_only), read_only)
 
     @classmethod
@@ -321,6 +325,9 @@ class Pool:
         gone = {i: kept for kept, *others in groups for i in others}
         if gone and apply:
             with self._writing() as connection:
+                # what was kept when the groups were formed may have been removed since: then its copies stay
+                kept_there = _known(connection, list(dict.fromkeys(gone.values())), "examples")
+                gone = {i: kept for i, kept in gone.items() if kept in kept_there}
                 there = _known(connection, list(gone), "examples")
                 if there:
                     _log(connection, "dedupe", len(there))
@@ -600,7 +607,7 @@ class Pool:
             try:
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                roll_back(connection)
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -614,8 +621,7 @@ class Pool:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+                roll_back(connection)
                 raise
 
     @contextmanager

@@ -19,11 +19,12 @@ from typing import Any
 from iclkit import __version__
 from iclkit.errors import DataError
 from iclkit.prompts import Template, assemble
-from iclkit.records import Example, Message, Query, Run
+from iclkit.records import Example, Message, Query, Run, digest
 from iclkit.report._board import answered
 from iclkit.report._checks import metric_of
 from iclkit.report._rows import Texts, prompt_parts, values_of
 
+_NAME_BYTES = 160  # of 255 that file systems take; a date and an ending are added
 _NAMES = {"accuracy": "acc"}  # what that harness calls a metric of ours
 
 
@@ -64,8 +65,9 @@ def write_harness(runs: Iterable[Run], folder: str | Path, texts: Texts | None =
 
 
 def _safe(text: str) -> str:
-    """A name as a file name; that harness replaces the same characters."""
-    return re.sub(r"[\"<>:/|\\?*\[\]\s]+", "__", text)
+    """A name as a file name; that harness replaces the same characters. One that is too long ends in a hash."""
+    name = re.sub(r"[\"<>:/|\\?*\[\]\s\x00-\x1f\x7f-\x9f]+", "__", text)
+    return name if len(name.encode()) <= _NAME_BYTES else f"{name[: _NAME_BYTES // 4]}__{digest(text, 8)}"
 
 
 def _task(run: Run) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,7 +15,9 @@ from typing import Any
 from iclkit.eval import METRICS, Estimate, Metric
 from iclkit.records import Run
 from iclkit.report._board import BASE, Board, Group, Line
+from iclkit.text import printable
 
+_MARKS = re.compile(r"[\\`*_\[\]|~#]")  # what Markdown reads as markup; < > & are entities
 HEADS = ("rank", "selector", "{metric}", "95 % interval", "vs {base}", "95 % interval", "p (Holm)", "verdict", "seeds",
          "tokens")  # fmt: skip
 
@@ -141,21 +145,26 @@ def curves(board: Board) -> list[Curve]:
     return found
 
 
+def _markdown(text: str) -> str:
+    """A text as Markdown shows it: on one line, nothing in it a tag, a link, a table border or an emphasis."""
+    return _MARKS.sub(r"\\\g<0>", html.escape(" ".join(printable(text).split()), quote=False))
+
+
 def to_markdown(board: Board) -> str:
     """Every group as a table, figures by k, then how to read them."""
     parts = []
     for group in board.groups:
-        table = [heads(board, group), ["---"] * len(HEADS)]
+        table = [[_markdown(h) for h in heads(board, group)], ["---"] * len(HEADS)]
         for line in group.lines:
-            row = [c.replace("|", "\\|") for c in cells(line)]
+            row = [_markdown(c) for c in cells(line)]
             table.append([f"**{c}**" for c in row] if line.verdict == "better" else row)
-        parts.append(f"### {group.title}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
-        parts.append(" ".join(group_notes(group)))
+        parts.append(f"### {_markdown(group.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
+        parts.append(_markdown(" ".join(group_notes(group))))
     for curve in curves(board):
         head, *body = curve.table()
-        table = [head, ["---"] * len(head), *([c.replace("|", "\\|") for c in row] for row in body)]
-        parts.append(f"### {curve.title}: by k\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
-    return "\n\n".join([*parts, "\n".join(f"- {text}" for text in legend(board))]) + "\n"
+        table = [head, ["---"] * len(head), *([_markdown(c) for c in row] for row in body)]
+        parts.append(f"### {_markdown(curve.title)}: by k\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
+    return "\n\n".join([*parts, "\n".join(f"- {_markdown(text)}" for text in legend(board))]) + "\n"
 
 
 def to_json(board: Board) -> str:
@@ -176,6 +185,11 @@ COLUMNS = ("task", "lm", "k", "selector", "order", "calibrate", "metric", "value
            "calls", "seconds")  # fmt: skip
 
 
+def _cell(text: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula. Figures stay numbers, negative ones too."""
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") or text[:1] in ("\t", "\r") else text
+
+
 def to_csv(board: Board) -> str:
     """One line per line of the board, numbers in full."""
     out = io.StringIO()
@@ -186,7 +200,8 @@ def to_csv(board: Board) -> str:
             d = line.diff
             diff = [d.value, d.low, d.high, d.p, line.p] if d else [""] * 5
             writer.writerow([
-                group.task, group.lm, group.k, line.selector, line.order, line.calibrate, group.metric,
+                *map(_cell, (group.task, group.lm)), group.k,
+                *map(_cell, (line.selector, line.order, line.calibrate, group.metric)),
                 line.figure.value, line.figure.low, line.figure.high, *diff, line.verdict, *line.ranks,
                 d.least if d else "", len(line.seeds), group.queries, line.tokens, line.calls, line.seconds,
             ])  # fmt: skip
@@ -203,12 +218,15 @@ def to_latex(board: Board) -> str:
     for group in board.groups:
         rows = []
         for line in group.lines:
-            rank, name, value, ends, diff, diff_ends, p, verdict, *_ = (c.translate(_TEX) for c in cells(line))
+            rank, name, value, ends, diff, diff_ends, p, verdict, *_ = (
+                printable(c).translate(_TEX) for c in cells(line)
+            )
             name = rf"\textbf{{{name}}}" if verdict == "better" else name
             gain = f"{diff} ({diff_ends})" if line.verdict != BASE and line.diff else "--"
             rows.append(f"{rank} & {name} & {value} ({ends}) & {gain} & {p.replace('< ', '$<$')} \\\\")
-        head = f"Rank & Selector & {group.metric} & vs {board.baseline} & $p$".replace("_", r"\_")
-        caption = f"{group.title}. {' '.join(group_notes(group))}".translate(_TEX)
+        metric, base = (name.translate(_TEX) for name in (group.metric, board.baseline))
+        head = f"Rank & Selector & {metric} & vs {base} & $p$"
+        caption = printable(f"{group.title}. {' '.join(group_notes(group))}").translate(_TEX)
         top = "\\begin{table}\n\\centering\n\\begin{tabular}{rlrrr}\n\\toprule"
         end = f"\\bottomrule\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
         parts.append("\n".join([top, rf"{head} \\", r"\midrule", *rows, end]))

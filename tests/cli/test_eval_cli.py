@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from iclkit.errors import RequestError
 from iclkit.records import Example
 from iclkit.selectors import SelectorFile
 
@@ -287,3 +288,105 @@ def test_the_fake_lm_prefers_the_label_beside_the_querys_word():
     lm = VotingLM()
     context = "Input: a owl\nLabel: animal\n\nInput: b owl\nLabel:"
     assert lm._vote(context, " animal") > lm._vote(context, " food")
+
+
+class Picky(VotingLM):
+    """A server that refuses what holds some words."""
+
+    def __init__(self, *words):
+        super().__init__()
+        self.words = words
+
+    def score(self, requests, on_done=None):
+        for i, r in enumerate(requests):
+            if {*self.words} & {*r.context.split("\n\n")[-1].split()}:
+                raise RequestError(i, "refused by the content filter")
+        return super().score(requests, on_done)
+
+
+def test_a_refused_row_is_named_with_its_line_and_counted_on_the_board(task, tmp_path, fakes, capsys, monkeypatch):
+    args = ["eval", str(task), "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: Picky("7", "8"))
+    code, stdout, stderr = call(*args, "--on-error", "stop", capsys=capsys)
+    assert (code, stdout) == (1, "")
+    assert "test.jsonl, line 8: refused by the content filter" in stderr.splitlines()[-1]
+    code, stdout, stderr = call(*args, capsys=capsys)
+    assert code == 0
+    assert "2 of 70 queries failed, the first with: " in stderr
+    assert "test.jsonl, line 8: refused by the content filter" in stderr
+    board = " ".join(stdout.split())
+    assert "2 queries failed in one run or another" in board
+    assert "68 queries" in board
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: fakes)
+    fakes.scored.clear()
+    code, stdout, stderr = call(*args, "--json", capsys=capsys)
+    assert (code, len(fakes.scored), json.loads(stdout)["groups"][0]["queries"]) == (0, 2 * 2 * 2, 70)
+    assert "failed" not in stderr
+
+
+def test_a_task_that_is_refused_whole_does_not_lose_the_other(tmp_path, fakes, capsys, monkeypatch):
+    tasks = [str(write_task(tmp_path / "filthy", test=6)), str(write_task(tmp_path / "things"))]
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: Picky("0", "1", "2", "3", "4", "5"))
+    code, stdout, stderr = call(
+        "eval", *tasks, "-s", "random", "-k", "2", "--out", str(tmp_path / "runs"), capsys=capsys
+    )
+    assert code == 1
+    assert "things" in stdout
+    assert "filthy" not in stdout
+    assert "error: none of 6 queries could be answered and judged" in stderr
+
+
+def test_a_limit_samples_and_first_takes_the_head(task, tmp_path, fakes, capsys):
+    rows = sorted((task / "test.jsonl").read_text().splitlines(), key=lambda line: json.loads(line)["output"])
+    (task / "test.jsonl").write_text("\n".join(rows) + "\n")
+    golds = {}
+    for option in ("--limit", "--first"):
+        out = tmp_path / option
+        args = ["eval", str(task), "-s", "zero", option, "20", "--out", str(out)]
+        assert call(*args, capsys=capsys)[0] == 0
+        (file,) = out.glob("*/rows.jsonl")
+        golds[option] = {json.loads(line)["gold"] for line in file.read_text().splitlines()}
+    assert golds == {"--limit": {"animal", "food"}, "--first": {"animal"}}
+    code, _, stderr = call("eval", str(task), "-s", "zero", "--limit", "3", "--first", "3", capsys=capsys)
+    assert code == 2
+    assert "give one of them" in stderr
+
+
+def test_a_given_prior_comes_as_text_or_as_a_file(task, tmp_path, fakes, capsys):
+    args = ["eval", str(task), "-s", "random", "-k", "2", "--seeds", "1", "--calibrate", "given", "--json"]
+    file = tmp_path / "prior.json"
+    file.write_text('{"animal": 0.6, "food": 0.4}')
+    found = []
+    for prior in ('{"food": 0.4, "animal": 0.6}', str(file)):
+        code, stdout, _ = call(*args, "--prior", prior, "--out", str(tmp_path / "runs"), capsys=capsys)
+        assert code == 0
+        found.append(json.loads(stdout))
+    assert found[0] == found[1]
+    for prior, code, text in (
+        ('{"animal": 0.6}', 2, "'food' has no probability"),
+        ('{"animal": "x"}', 1, "a number for each label"),
+        ("[1]", 1, "cannot read"),
+        ("{", 1, "not JSON"),
+        (str(tmp_path / "nothing.json"), 1, "nothing.json"),
+    ):
+        got, _, stderr = call(*args, "--prior", prior, "--out", str(tmp_path / "runs"), capsys=capsys)
+        assert (got, text in stderr.splitlines()[-1]) == (code, True), stderr
+
+
+def test_the_end_of_an_answer_can_be_said(tmp_path, fakes, capsys):
+    folder = tmp_path / "echo"
+    folder.mkdir()
+    for split, start in (("train", 0), ("test", 50)):
+        rows = [{"input": f"say {n}", "output": f"it is {n}"} for n in range(start, start + 12)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    fakes._reply = lambda context: " it is so and so\nand so on for ever and ever"
+    args = ["eval", str(folder), "-s", "zero", "--stop", "\\n", "--stop", "ever", "--out", str(tmp_path / "runs")]
+    assert call(*args, capsys=capsys)[0] == 0
+    code, _, stderr = call(*args, "--answer-tokens", "3", capsys=capsys)
+    assert code == 0
+    assert "12 of 12 answers ended by length, after 3 tokens" in stderr
+    specs = [json.loads(p.read_text())["spec"] for p in (tmp_path / "runs").glob("*/run.json")]
+    assert all(spec["stop"] == ["\n", "ever"] for spec in specs)
+    labelled = str(write_task(tmp_path / "things"))
+    code, _, stderr = call("eval", labelled, "-s", "zero", "--answer-tokens", "3", capsys=capsys)
+    assert (code, "these tasks have labels" in stderr) == (2, True)

@@ -1,13 +1,16 @@
 """The persistent cache: complete keys, many processes, whole batches, and clear errors."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -143,6 +146,169 @@ def test_an_unwritable_home_fails_with_the_cache_and_works_without(tiny_folder, 
         load_lm(str(tiny_folder()), device="cpu")
     lm = load_lm(str(tiny_folder()), device="cpu", cache=False)
     assert lm.score([ScoreRequest("the dog", " jumps")])[0].tokens >= 1
+
+
+def modes(folder):
+    return {p.name: stat.S_IMODE(p.stat().st_mode) for p in folder.iterdir()}
+
+
+def test_the_cache_is_its_owners_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        cache = Cache(tmp_path / "c.db")
+        cache.put({b"k": b"v"})
+        assert {m & 0o077 for m in modes(tmp_path).values()} == {0}
+        assert "c.db-wal" in modes(tmp_path)
+    finally:
+        os.umask(before)
+
+
+def test_an_older_cache_that_strangers_may_read_is_taken_from_them_and_a_group_keeps_it(tmp_path):
+    Cache(tmp_path / "c.db").close()
+    (tmp_path / "c.db").chmod(0o664)
+    Cache(tmp_path / "c.db").put({b"k": b"v"})
+    assert modes(tmp_path)["c.db"] == 0o660
+
+
+@pytest.fixture
+def read_only(tmp_path, monkeypatch):
+    """A file system that nothing can be written to, as the kernel would tell it; the folder of the cache."""
+    opened, made = os.open, Path.mkdir
+
+    def refuse(path, flags, *rest, **more):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and str(path).startswith(str(tmp_path)):
+            raise OSError(errno.EROFS, "Read-only file system")
+        return opened(path, flags, *rest, **more)
+
+    def refuse_folder(self, *args, **more):
+        if not self.exists():
+            raise OSError(errno.EROFS, "Read-only file system")
+        made(self, *args, **more)
+
+    def start():
+        monkeypatch.setattr(os, "open", refuse)
+        monkeypatch.setattr(Path, "mkdir", refuse_folder)
+        return tmp_path
+
+    return start
+
+
+def test_on_a_read_only_disk_what_is_cached_is_served_and_the_rest_computed_with_a_note(
+    tiny_folder, tmp_path, monkeypatch, read_only
+):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path))
+    asks = [ScoreRequest("the quick", " brown"), ScoreRequest("the quick", " fox")]
+    lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", workers=1)
+    assert lm.notes == ()
+    first = lm.score(asks[:1])
+    lm.cache.close()
+    read_only()
+    lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", workers=1)
+    (note,) = lm.notes
+    assert "lm-cache.db cannot be written: what is computed now is not kept" in note
+    assert lm.score(asks)[:1] == first
+    assert (lm.spent.calls, lm.spent.tokens_cached > 0) == (1, True)
+    assert len(lm.cache) == 1
+
+
+@pytest.mark.parametrize("home", ["", "not/yet/made"])
+def test_on_a_read_only_disk_without_a_cache_lms_work_with_a_note(tiny_folder, tmp_path, monkeypatch, read_only, home):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / home))
+    folder = str(tiny_folder())
+    read_only()
+    lm = load_lm(folder, dtype="fp32", device="cpu", workers=1)
+    assert "cannot be written" in lm.notes[0]
+    asks = [ScoreRequest("the quick", " brown")]
+    assert lm.score(asks) == lm.score(asks)
+    assert lm.spent.calls == 2
+
+
+def test_a_cache_asked_for_by_name_must_be_writable(tiny_folder, tmp_path, read_only):
+    with pytest.raises(RunError, match=r"Read-only file system\): free space or make it writable"):
+        load_lm(str(tiny_folder()), device="cpu", cache=read_only() / "c.db")
+
+
+def test_a_cache_on_a_medium_where_no_lock_file_can_be_made_is_read(tmp_path, monkeypatch):
+    written = Cache(tmp_path / "c.db")
+    written.put({b"k": b"v"})
+    written.close()  # what stands in the log goes into the file
+    connect = sqlite3.connect
+
+    class NoLocks(sqlite3.Connection):
+        def execute(self, *args):
+            if not self.immutable:
+                raise sqlite3.OperationalError("unable to open database file")
+            return super().execute(*args)
+
+    def open_there(address, **settings):
+        db = connect(address, factory=NoLocks, **settings)
+        db.immutable = "immutable=1" in address
+        return db
+
+    for log in tmp_path.glob("c.db-*"):
+        log.unlink()
+    monkeypatch.setattr(sqlite3, "connect", open_there)
+    assert Cache(tmp_path / "c.db", read_only=True).get([b"k"]) == {b"k": b"v"}
+    (tmp_path / "c.db-wal").write_bytes(b"what another process is writing")
+    with pytest.raises(RunError, match="unable to open"):
+        Cache(tmp_path / "c.db", read_only=True)
+
+
+@pytest.mark.parametrize("at", [0, 100, 4096, 9000])
+def test_a_damaged_cache_is_one_line_that_says_to_move_it_away(tmp_path, at):
+    cache = Cache(tmp_path / "c.db")
+    keys = [cache_key(n) for n in range(500)]
+    cache.put(dict.fromkeys(keys, bytes(100)))
+    cache.close()
+    data = bytearray((tmp_path / "c.db").read_bytes())
+    data[at : at + 3000] = b"\xa5" * 3000
+    (tmp_path / "c.db").write_bytes(data)
+    with pytest.raises(RunError, match="move the file away to begin a new one, or pass --no-cache") as caught:
+        Cache(tmp_path / "c.db").get(keys)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cache_cut_short_is_one_line(tmp_path):
+    cache = Cache(tmp_path / "c.db")
+    keys = [cache_key(n) for n in range(500)]
+    cache.put(dict.fromkeys(keys, bytes(100)))
+    cache.close()
+    data = (tmp_path / "c.db").read_bytes()
+    (tmp_path / "c.db").write_bytes(data[: len(data) // 2])
+    with pytest.raises(RunError, match="move the file away"):
+        Cache(tmp_path / "c.db").get(keys)
+
+
+class FailingRollBack(sqlite3.Connection):
+    """A disk so full that SQLite has rolled back by itself, or cannot."""
+
+    def execute(self, statement, *rest):
+        if statement in ("COMMIT", "ROLLBACK"):
+            text = "database or disk is full" if statement == "COMMIT" else "cannot rollback - no transaction is active"
+            raise sqlite3.OperationalError(text)
+        return super().execute(statement, *rest)
+
+
+def test_a_full_disk_is_named_and_not_the_roll_back_that_fails_after_it(tmp_path, monkeypatch):
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, factory=FailingRollBack, **k))
+    with pytest.raises(RunError, match=r"database or disk is full\): free space"):
+        Cache(tmp_path / "c.db")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_is_full_from_the_start_is_one_line(tmp_path):
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code = limit + (
+        "from pathlib import Path; from iclkit.lm._cache import Cache; from iclkit.errors import RunError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "try: Cache(Path(sys.argv[1])).put({bytes([n]): bytes(3000) for n in range(40)})\n"
+        "except RunError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "c.db"], capture_output=True, text=True)
+    assert done.stderr == ""
+    assert "rollback" not in done.stdout
+    assert "free space" in done.stdout
 
 
 class TextLM:
