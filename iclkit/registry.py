@@ -36,7 +36,7 @@ class Registry:
             raise UnknownName(self.kind, name, self.names())
         try:
             return found[0].load()
-        except Exception as error:  # a plug-in is foreign code: whatever it raises is reported, with its cause
+        except (Exception, SystemExit) as error:  # foreign code: whatever it raises is reported, with its cause
             raise UsageError(
                 f"{self.kind} {name!r} is installed ({found[0].value}) but does not load: "
                 f"{type(error).__name__}: {error}"

@@ -36,7 +36,7 @@ LEVEL = {
     "cli": 8,
 }
 DOORS = {
-    "sqlite3": {"pool", "lm", "trainers"},
+    "sqlite3": {"pool", "lm", "trainers", "tuners"},
     "faiss": {"pool"},
     "torch": {"lm", "pool", "trainers", "tuners", "models"},
     "transformers": {"lm", "pool", "trainers", "models"},

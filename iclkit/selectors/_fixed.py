@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NotRequired, Self, TypedDict
 
 import numpy as np
 
 from iclkit import __version__
 from iclkit.errors import DataError, IclkitError, UsageError
+from iclkit.files import read_json, replace_file
 from iclkit.prompts import Template, order_picks
 from iclkit.records import Example, Json, Query, Spec, clean_text, digest, input_text
+from iclkit.schema import read_as
 from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
 
 FORMAT = 1
@@ -43,10 +45,8 @@ class SelectorFile:
             "template": asdict(self.template) if self.template else None,
             **self.facts,
         }
-        part = path.with_name(f".{path.name}.part")
         try:
-            part.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            part.replace(path)
+            replace_file(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         except OSError as error:
             raise DataError(f"cannot write the selector file {path} ({error.strerror})") from error
 
@@ -54,11 +54,9 @@ class SelectorFile:
     def read(cls, path: Path) -> Self:
         """Read a file back. DataError names file, field and remedy."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise DataError(f"cannot read the selector file {path} ({error.strerror}); give the path of one") from error
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON ({error}); make it again with iclkit tune") from error
+            data = read_json(path)
+        except DataError as error:
+            raise DataError(f"{error}; give the path of a selector file, or make it again with iclkit tune") from error
         if not isinstance(data, dict) or "iclkit_selector_file" not in data:
             raise DataError(f"{path} has no field `iclkit_selector_file`: it is not one that iclkit tune wrote")
         if data.pop("iclkit_selector_file") != FORMAT:
@@ -68,8 +66,7 @@ class SelectorFile:
         demos, instruction, template = (data.pop(key, None) for key in ("demonstrations", "instruction", "template"))
         if not isinstance(demos, list) or not demos:
             raise DataError(f"{path}: `demonstrations` is not a list of at least one; make it again with iclkit tune")
-        if instruction is not None and not isinstance(instruction, str):
-            raise DataError(f"{path}: `instruction` is neither a text nor null; correct it")
+        instruction = _read(str | None, instruction, path, "instruction")
         examples = tuple(_example(path, n, demo) for n, demo in enumerate(demos, 1))
         if len({e.id for e in examples}) < len(examples):
             raise DataError(f"{path}: `demonstrations` holds one example twice; take one of them out")
@@ -88,27 +85,49 @@ def _plain(example: Example) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _example(path: Path, number: int, data: Any) -> Example:
-    where = f"{path}: demonstration {number}"
-    if not isinstance(data, dict):
-        raise DataError(f"{where} is not an object with `input` and `output`; correct it")
-    for key, kinds in (("input", str | dict), ("output", str)):
-        if not isinstance(data.get(key), kinds):
-            raise DataError(f"{where}: `{key}` is missing or not text; correct it, or make the file again")
-    made = Example(data["input"], data["output"], str(data.get("task", "")), tuple(data.get("choices", ())))
+class _Demonstration(TypedDict):
+    input: str | dict[str, str]
+    output: str
+    id: NotRequired[str]
+    task: NotRequired[str]
+    choices: NotRequired[tuple[str, ...]]
+
+
+class _Rules(TypedDict):
+    demo: str
+    instruction: NotRequired[str]
+    separator: NotRequired[str]
+    chat: NotRequired[bool]
+    system: NotRequired[str]
+    stop: NotRequired[tuple[str, ...]]
+
+
+def _read(kind: Any, value: object, path: Path, field_name: str) -> Any:
+    try:
+        return read_as(kind, value, f"{path}: `{field_name}`")
+    except DataError as error:
+        raise DataError(f"{error}; correct it, or make the file again with iclkit tune") from error
+
+
+def _example(path: Path, number: int, value: object) -> Example:
+    where = f"demonstration {number}"
+    data = _read(_Demonstration, value, path, where)
+    if not data["input"]:
+        raise DataError(f"{path}: {where} has an empty `input`; correct it, or make the file again with iclkit tune")
+    made = Example(data["input"], data["output"], data.get("task", ""), data.get("choices", ()))
     if data.get("id", made.id) != made.id:
         raise DataError(
-            f"{where}: `id` is not that of its content; take `id` out if the content was changed on purpose"
+            f"{path}: {where}: `id` is not that of its content; take `id` out if the content was changed on purpose"
         )
     return made
 
 
-def _template(path: Path, data: Any) -> Template | None:
+def _template(path: Path, data: object) -> Template | None:
     if data is None:
         return None
     try:
-        return Template(**{**data, "stop": tuple(data.get("stop", ()))})
-    except (TypeError, AttributeError, IclkitError) as error:
+        return Template(**_read(_Rules, data, path, "template"))
+    except (TypeError, IclkitError) as error:
         raise DataError(f"{path}: `template` is none that can be used ({error}); set it to null") from error
 
 

@@ -65,12 +65,17 @@ def make_selector(spec: str | Spec) -> Selector:
     if spec.name.endswith(".json"):
         spec = Spec("fixed", {"file": spec.name, **spec.settings})
     made: Any = SELECTORS.get(spec.name)
+    if not callable(made):
+        raise UsageError(f"selector {spec.name!r} is no class that makes selectors, but {type(made).__name__}")
     parameters = inspect.signature(made).parameters
     for key in spec.settings:
         if key not in parameters:
             raise UnknownName(f"setting of selector {spec.name!r}", key, parameters)
     values = {k: _fitting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
-    selector: Selector = made(**values)
+    try:
+        selector: Selector = made(**values)
+    except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
+        raise UsageError(f"selector {spec.name!r} ends the program when it is made (exit {error.code})") from error
     return selector
 
 
@@ -78,7 +83,11 @@ def _fitting(name: str, key: str, value: Json, default: object) -> Json:
     """The value as the kind its default has: text stays text even where it could be read as a number."""
     if isinstance(default, str):
         return value if isinstance(value, str) else json.dumps(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
+        if not -1e300 < value < 1e300:  # NaN compares as false
+            raise UsageError(
+                f"selector {name!r}: {key} is a finite number (default {json.dumps(default)}), not {value}"
+            )
         return float(value)
     if isinstance(default, bool | int | float) and type(value) is not type(default):
         kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]

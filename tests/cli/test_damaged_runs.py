@@ -279,17 +279,17 @@ def test_a_copy_of_a_run_in_another_folder_is_the_same_run(runs: Any, capsys: An
     assert [len(group["lines"]) for group in json.loads(stdout)["groups"]] == [2]
 
 
-def test_a_run_edited_to_be_all_right_is_left_out_by_leaderboard_and_eval(runs: Any, capsys: Any) -> None:
+def test_a_run_whose_values_were_edited_is_left_out_by_leaderboard_and_eval(runs: Any, capsys: Any) -> None:
     args, out, folder = runs
     file = folder / "rows.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
-    assert not all(one["metrics"]["accuracy"] for one in rows)
-    file.write_text("".join(json.dumps({**one, "metrics": {"accuracy": 1.0}}) + "\n" for one in rows))
+    edited = [{**one, "metrics": {**one["metrics"], "accuracy": 1 - one["metrics"]["accuracy"]}} for one in rows]
+    file.write_text("".join(json.dumps(one) + "\n" for one in edited))
     code, stdout, stderr = call("leaderboard", str(out), "--json", capsys=capsys)
     assert code == 0
     assert [x["selector"] for g in json.loads(stdout)["groups"] for x in g["lines"]] == ["random"]
     assert len(stderr.splitlines()) == 1
-    assert "has accuracy 1, and its answer" in stderr
+    assert "and its answer" in stderr
     code, stdout, _ = call(*args, "--json", capsys=capsys)
     assert code == 0
     assert [one["run"] for one in json.loads(stdout)["left_out"]] == [folder.name]

@@ -229,7 +229,7 @@ def test_a_task_knows_where_its_test_rows_were_read(folder: Path) -> None:
 def test_without_a_bound_of_its_own_a_task_hashes_as_it_always_has() -> None:
     train = [Example(f"say {i}", "one\ntwo " * i) for i in range(9)]
     free = make_task("g", train, train[:1], kind="generation")
-    bound = make_task("g", train, train[:1], kind="generation", max_answer_tokens=8 + 22)  # a third of 64 characters
+    bound = make_task("g", train, train[:1], kind="generation", max_answer_tokens=8 + 21)  # a third of 63 characters
     assert free.max_answer_tokens is None
     assert free.hash == bound.hash
     with pytest.raises(UsageError, match="max_answer_tokens is 0"):

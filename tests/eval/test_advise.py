@@ -120,7 +120,7 @@ def test_an_lm_that_ignores_its_prompt_gets_zero_shot():
     from .worlds import WORDS
 
     def knows(context, continuation):
-        return float(sum(w in WORDS[continuation.strip()] for w in context.split("\n\n")[-1].split()))
+        return -99 + float(sum(w in WORDS[continuation.strip()] for w in context.split("\n\n")[-1].split()))
 
     advice = advise(classification(train=60), ScriptedLM(knows), embedder=HashEmbedder(), prompts=600, shots=(1, 4))
     assert advice.choice == "zero"

@@ -63,7 +63,7 @@ def copying_lm() -> ScriptedLM:
         *demos, query = context.split("\n\n")
         words = set(query.split()[3:])
         votes = [d for d in demos if d.endswith(continuation) and words & set(d.split()[3:])]
-        return float(len(votes) - 3 - len(continuation) / 100)
+        return float(len(votes) - 30 - len(continuation) / 100)
 
     return ScriptedLM(
         logprob, reply=lambda context: " it is " + context.split("say ")[-1].split("\n")[0] + "\n\nInput:"

@@ -27,7 +27,8 @@ def likes_what_it_saw(context: str, continuation: str) -> float:
     """Log-probability of a label: how many demonstrations show it with a word of the query."""
     *demos, query = context.split("\n\n")
     words = {w for w in query.split() if w in WORDS["animal"] + WORDS["food"]}
-    return float(sum(d.endswith(continuation) and bool(words & set(d.split())) for d in demos) - len(continuation) / 99)
+    votes = sum(d.endswith(continuation) and bool(words & set(d.split())) for d in demos)
+    return float(votes - 20 - len(continuation) / 99)
 
 
 def make(out: Path, *, ks: tuple[int, ...] = (2, 4), test: int = 60) -> tuple[list[Run], Texts]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -44,8 +42,8 @@ def test_fake_generation_obeys_length_stops_and_choices():
 
 
 def test_a_script_decides_scores_and_replies_and_says_when_it_has_none():
-    lm = ScriptedLM(lambda context, continuation: -1.0 if continuation == " yes" else -math.inf, {"Q: 1": " yes"})
-    assert [s.logprob for s in lm.score([ScoreRequest("x", " yes"), ScoreRequest("x", " no")])] == [-1.0, -math.inf]
+    lm = ScriptedLM(lambda context, continuation: -1.0 if continuation == " yes" else -9.0, {"Q: 1": " yes"})
+    assert [s.logprob for s in lm.score([ScoreRequest("x", " yes"), ScoreRequest("x", " no")])] == [-1.0, -9.0]
     assert lm.generate([GenerateRequest("go. Q: 1")])[0].text == " yes"
     with pytest.raises(KeyError, match="no reply"):
         lm.generate([GenerateRequest("Q: 2")])

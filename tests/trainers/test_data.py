@@ -494,7 +494,7 @@ def test_what_is_no_log_probability_never_enters_the_ledger(bad, tmp_path) -> No
     asks = asks_for(corpus)
     lm = ScriptedLM(lambda context, _: bad if asks[5].shown[0].text in context else -1.0)
     feedback = Feedback(lm, Ledger(tmp_path / "l.db"))
-    with pytest.raises(ModelError, match=f"scripted gives {bad} as the log-probability"):
+    with pytest.raises(ModelError, match=f"gave {bad:g} as the log-probability"):
         feedback.tell(course, asks)
     assert len(feedback.ledger) == 0
     if not math.isfinite(bad):

@@ -306,7 +306,7 @@ def test_a_file_that_cannot_be_read_or_written_is_one_error(corpus, tmp_path) ->
     with pytest.raises(DataError, match=r"cannot read .*none\.jsonl"):
         import_scores(s, tmp_path / "none.jsonl")
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"bytes\.jsonl is not UTF-8"):
+    with pytest.raises(DataError, match=r"bytes\.jsonl, line 1: not UTF-8"):
         import_scores(s, tmp_path / "bytes.jsonl")
     for place in (tmp_path / "nowhere" / "s.jsonl", tmp_path):
         with pytest.raises(DataError, match=f"cannot write {place}"):
