@@ -70,7 +70,7 @@ class IdsLM(ABC):
 
     def plan(self, requests: Sequence[ScoreRequest], known: Collection[int] = ()) -> Plan:
         """What ``score`` would feed, given that the answers of the requests ``known`` are at hand."""
-        return self.plan_pairs(self.pairs(requests), known)
+        return self.plan_pairs(self.pairs(requests), known).as_laid_out()
 
     def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
         """Token ids of each request. RequestError for one that the model cannot read whole."""

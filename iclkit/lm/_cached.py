@@ -110,7 +110,7 @@ class CachedLM:
             return Plan((), (), (), requests=len(requests), extra_calls=missing)
         pairs = self.inner.pairs(requests)
         found = self._stored(keys := [score_key(self.fingerprint, p) for p in pairs], _read_score)
-        return self.inner.plan_pairs(pairs, {i for i, k in enumerate(keys) if k in found})
+        return self.inner.plan_pairs(pairs, {i for i, k in enumerate(keys) if k in found}).as_laid_out()
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
         """Sum of log-probabilities of each continuation, in nats."""

@@ -66,11 +66,35 @@ class Plan:
     requests: int = 0
     extra_calls: int = 0
     """Calls to a model whose tokens are not ours to see."""
+    packed: bool = True
+    """Whether batches are laid out flat; else they are padded."""
 
     @property
     def calls(self) -> int:
         """Distinct sequences to compute."""
         return self.extra_calls + sum(len(b.units) for b in self.batches)
+
+    def as_laid_out(self) -> Plan:
+        """The plan with the tokens that the layouts of its batches really have.
+
+        A layout repeats short shared nodes (``SPLIT_GAIN``), which the trie counts once: for estimates that are shown.
+        """
+        if not self.packed:
+            return self
+        batches = tuple(
+            replace(
+                batch,
+                tokens=len(
+                    lay_out(
+                        [self.units[u] for u in batch.units],
+                        len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0,
+                    ).tokens
+                ),
+            )
+            for batch in self.batches
+        )
+        more = sum(b.tokens for b in batches) - sum(b.tokens for b in self.batches)
+        return replace(self, batches=batches, tokens_computed=self.tokens_computed + more)
 
     def without(self, known: Collection[int]) -> Plan:
         """The plan with the requests ``known`` taken out of their batches.
@@ -119,7 +143,14 @@ def make_plan(pairs: Sequence[Pair], budget: int, *, share: bool = True) -> Plan
     batches = _shared(units, budget, prefixes) if share else _padded(units, budget)
     computed = sum(b.tokens for b in batches) + sum(len(p.ids) - p.start for p in prefixes)
     return Plan(
-        units, tuple(map(tuple, requests_of)), tuple(batches), tuple(prefixes), asked, computed, requests=len(pairs)
+        units,
+        tuple(map(tuple, requests_of)),
+        tuple(batches),
+        tuple(prefixes),
+        asked,
+        computed,
+        requests=len(pairs),
+        packed=share,
     )
 
 

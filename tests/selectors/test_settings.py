@@ -24,7 +24,7 @@ class _Entry:
 
 def test_a_plug_in_that_ends_the_program_when_it_loads_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iclkit.registry.entry_points", lambda group: [_Entry()])
-    with pytest.raises(UsageError, match="'leaver' is installed .* SystemExit"):
+    with pytest.raises(UsageError, match=r"'leaver' is installed .* SystemExit"):
         Registry("selector", "iclkit.selectors", {}).get("leaver")
 
 
