@@ -46,6 +46,8 @@ _NO_SPACE = os.strerror(errno.ENOSPC)
 """What a full disk is called, also inside the errors of libraries."""
 
 
+_NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "Cannot allocate memory")
+"""What the libraries that compute call memory that ends (the third is oneDNN's)."""
 _FREE_SPACE = "free space and give the same command again: what was finished is kept"
 
 
@@ -142,7 +144,7 @@ def _remedy(error: Exception) -> str | None:
     while seen is not None:
         if _NO_SPACE in str(seen) or (isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)):
             return _FREE_SPACE
-        if isinstance(seen, MemoryError):
+        if isinstance(seen, MemoryError) or any(words in str(seen) for words in _NO_MEMORY):
             return "not enough memory; what was finished is kept. Give less at once (a smaller --limit or pool)"
         seen = seen.__cause__ or seen.__context__
     if full := _full_disk():
