@@ -454,6 +454,7 @@ _NO_MEMORY = (
     "bad_alloc",
     "alloc_failed",  # cuBLAS, cuDNN
     "could not create a memory",  # oneDNN
+    "could not create a primitive",
 )
 
 
