@@ -393,7 +393,7 @@ def test_a_damaged_index_of_shards_is_one_line(tiny_bert: Path, tmp_path: Path) 
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "m"))
     for text in ("", "{oops", "[]", '{"weight_map": 5}', "{}"):
         (folder / "model.safetensors.index.json").write_text(text)
-        refused(folder, r"safetensors\.index\.json")
+        refused(folder, "is damaged|not JSON|has no weight_map")
 
 
 # -- what is taken apart, and what is not --
