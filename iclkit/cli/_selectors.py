@@ -37,7 +37,9 @@ def ls(as_json: bool, markdown: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("selector", "chooses", "needs", "LM calls", "settings", "source", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for column in ("selector", "chooses", "needs", "LM calls", "settings", "source"):
+        table.add_column(column, no_wrap=column == "selector")  # a name that is folded cannot be copied
     for row in rows:
         calls = [f"{row[f'lm_calls_per_{unit}']} per {unit}" for unit in ("query", "task")]
         settings, needs = row["settings"], row["needs"]

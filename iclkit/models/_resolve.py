@@ -108,7 +108,7 @@ def _status(card: ModelCard, hashes: bool) -> ModelStatus:
 
 def _own_folder(folder: Path, kind: Kind) -> Path:
     if reason := usable(folder, kind):
-        raise ModelError(f"folder {folder} is not a {KIND_WORDS[kind]} that can be loaded: {reason}")
+        raise ModelError(f"folder {folder} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
     return folder.absolute()
 
 
@@ -175,7 +175,7 @@ def _from_id(repo: str, revision: str, kind: Kind, progress: PullProgress | None
         package = f"only the name {known} is fetched from there" if known else "no package is known for a hub id"
         raise ModelError(_ways_out(repo, repo, str(error), package)) from error
     if reason := usable(folder, kind):
-        raise ModelError(f"{repo} is not a {KIND_WORDS[kind]} that can be loaded: {reason}")
+        raise ModelError(f"{repo} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
     return folder
 
 

@@ -124,7 +124,7 @@ def install(name: str, kind: str, licence: str, fill: Callable[[Path], tuple[Pat
         try:
             built, source, converted = fill(work)
             if reason := usable(built, kind):
-                raise ModelError(f"{source} is not a {KIND_WORDS[kind]} that can be loaded: {reason}")
+                raise ModelError(f"{source} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
             paths = sorted(p for p in built.rglob("*") if p.is_file())
             for path in paths:
                 path.chmod(0o644)

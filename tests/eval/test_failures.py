@@ -194,7 +194,7 @@ class Particular(BaseSelector):
         return self
 
     def choose(self, query, k, allowed):
-        raise NotImplementedError
+        raise AssertionError("select_many answers")
 
     @property
     def spec(self):

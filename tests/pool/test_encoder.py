@@ -366,9 +366,7 @@ def test_bad_embedders_are_one_clear_line(tiny_lm: Path, tmp_path: Path) -> None
         load_embedder(f"mean:{tiny_lm}", dtype="fp8")
     broken = shutil.copytree(tiny_lm, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(
-        ModelError, match=r"model\.safetensors (holds no sound weights|is not a whole safetensors file)"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"model\.safetensors is not a whole safetensors file") as caught:
         load_embedder(f"mean:{broken}")
     assert "\n" not in str(caught.value)
 
