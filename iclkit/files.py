@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from iclkit.errors import DataError
 
@@ -200,3 +200,16 @@ def sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def try_lock(file: IO[str]) -> bool:
+    """An advisory lock that ends with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: no such lock there; two processes at one place are the user's to avoid
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

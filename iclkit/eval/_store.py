@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from iclkit.errors import DataError, RunError, UsageError
-from iclkit.files import parse_json, read_json, read_jsonl, replace_file
+from iclkit.files import parse_json, read_json, read_jsonl, replace_file, try_lock
 from iclkit.prompts import Template
 from iclkit.records import Example, Query, Row, Run, digest
 from iclkit.schema import read_as
@@ -181,7 +181,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot write runs to {out} ({error.strerror}); give another folder with --out") from error
         with lock:
-            if not _try_lock(lock):
+            if not try_lock(lock):
                 raise RunError(
                     f"run {folder} is being worked on by another process; wait for it, or give another --out"
                 )
@@ -397,16 +397,3 @@ def _not_written(folder: Path, error: OSError) -> RunError:
     return RunError(
         f"cannot write to run {folder} ({error.strerror}); what was finished is kept, the same call resumes"
     )
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """An advisory lock that ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: no such lock there; two processes on one run are the user's to avoid
-        return True
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

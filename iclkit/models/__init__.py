@@ -6,7 +6,14 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
 from iclkit.models._folder import lm_folder_hash, refuse_foreign_code, settings_problem, weight_files
-from iclkit.models._loading import first_words, load_errors, load_whole, quiet_transformers, refuse_nonfinite
+from iclkit.models._loading import (
+    first_words,
+    load_errors,
+    load_whole,
+    quiet_transformers,
+    refuse_nonfinite,
+    without_bars,
+)
 from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
 from iclkit.models._weights import (
@@ -52,4 +59,5 @@ __all__ = [
     "settings_problem",
     "unloadable",
     "weight_files",
+    "without_bars",
 ]

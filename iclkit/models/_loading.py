@@ -21,15 +21,26 @@ def quiet_transformers() -> Iterator[None]:
     """No bars, warnings or log lines from transformers inside."""
     from transformers.utils import logging as chatter
 
-    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    level = chatter.get_verbosity()
     chatter.set_verbosity(50)  # errors too: they come as exceptions or in the loading info
-    chatter.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         chatter.set_verbosity(level)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars from transformers inside: its savers draw them into files and pipes too. Also a decorator."""
+    from transformers.utils import logging as chatter
+
+    bars = chatter.is_progress_bar_enabled()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
         if bars:
             chatter.enable_progress_bar()
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from iclkit import models
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, RunError, UsageError
 from iclkit.eval import Estimate
-from iclkit.files import read_json, replace_file
+from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, Progress
 from iclkit.pool import CARD, Rendering, load_embedder
 from iclkit.records import digest
@@ -70,6 +71,7 @@ class Training:
     that cannot be trained.
     """
 
+    @models.without_bars()
     def __init__(
         self,
         corpus: Corpus,
@@ -142,6 +144,22 @@ class Training:
         among them."""
         return self.method.judging(self.session) + prompts_of_report(self.session, self.method.chooser(self.config))
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The work folder is this training's while it runs; RunError when another process is at it.
+
+        The lock ends with the process, however it ends. Of several processes of one training the first holds it.
+        """
+        if not processes().is_main_process:
+            yield
+            return
+        self.work.mkdir(parents=True, exist_ok=True)
+        with (self.work / "lock").open("a") as lock:
+            if not try_lock(lock):
+                raise RunError(f"{self.out} is being made by another process; wait for it, or give another --out")
+            yield
+
+    @models.without_bars()
     def score(self) -> Price:
         """Ask the LM what ``price`` names, no more and no less; the same prompts, with those that are still unknown:
         they do not fit its context, or it refused them.
@@ -153,7 +171,8 @@ class Training:
         announced, feedback = self._announced or self.price(), self.session.feedback
         if self.finished:
             return announced
-        self.method.score(self.session)
+        with self._alone():
+            self.method.score(self.session)
         self._notes()
         return Price(announced.prompts, feedback.skipped + len(feedback.failed), 0)
 
@@ -163,12 +182,17 @@ class Training:
                 self._noted.add(note)
                 self.say(f"note: {note}")
 
+    @models.without_bars()
     def run(self) -> Trained:
         """Everything up to the finished folder; returns at once when it is there."""
-        from iclkit.trainers._card import card_of, write_card
-
         if self.finished:
             return self._read()
+        with self._alone():
+            return self._read() if self._finished() else self._run()  # another process may have been at it until now
+
+    def _run(self) -> Trained:
+        from iclkit.trainers._card import card_of, write_card
+
         s, history = self.session, list[dict[str, Any]]()
         for iteration in range(self.config.iterations):
             history.append(self._iterate(iteration))

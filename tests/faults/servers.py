@@ -196,8 +196,11 @@ GOES_ON = ("plain", "retry-nan", "retry-negative", "retry-words", "retry-date", 
            "twice")  # fmt: skip
 
 
-def server_trials(folder: Path, names: tuple[str, ...] | None = None, limit: float = 150) -> Iterator[Trial]:
-    """Labels and written answers, over every fault: the right figure or one line, in bounded time; the key nowhere."""
+def server_trials(folder: Path, names: tuple[str, ...] | None = None, limit: float = 400) -> Iterator[Trial]:
+    """Labels and written answers, over every fault: the right figure or one line, in bounded time; the key nowhere.
+
+    A server that lets the whole timeout of 120 s pass is asked twice: hence the limit.
+    """
     folder.mkdir(parents=True)
     Server.seen.clear()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
