@@ -32,7 +32,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that another try may cure
-_SLOW_TRIES = 2  # a server that let a whole timeout pass is asked again only so often
+_SLOW_TRIES = 2  # a server that let half of the timeout pass for no answer is asked again only so often
 _MOST_BYTES = 64 << 20
 """Of an answer, unpacked. The candidates of a whole vocabulary take 10 to 20 MB."""
 _MOST_ERROR_BYTES = 64 << 10
@@ -226,13 +226,11 @@ class Client:
             pause *= 1 - random.random() / 2
             status: int | None = None
             reason, parameter = "", ""
+            begun = time.monotonic()
             try:
                 answer = self._exchange(method, address, content)
             except (httpx.TimeoutException, TimeoutError):
-                slow += 1
                 trouble = f"did not answer within {self.config.timeout:g} s"
-                if slow > _SLOW_TRIES:
-                    break
             except _Unusable as error:  # it would be no better the next time
                 raise HttpError(f"the server at {self.url} {error}") from None
             except httpx.DecodingError as error:
@@ -261,6 +259,9 @@ class Client:
                         pause = min(asked, self.config.longest_wait)
                     if status == 429:  # not only this request: all of them
                         self._hold(pause)
+            slow += time.monotonic() - begun > self.config.timeout / 2  # whatever it said in the end
+            if slow > _SLOW_TRIES:
+                break
             if tried < retries:
                 self._sleep(pause)
         times = f", {tried + 1} times" if tried else ""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from torch import Tensor
 
+from iclkit import models
 from iclkit.errors import ModelError, RunError
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
@@ -25,18 +26,40 @@ Group = tuple[str, tuple[str, ...]]
 
 def load_reward(config: TrainConfig, folder: Path) -> CrossEncoder:
     """A cross-encoder with one output; its head is new where the folder holds a bare encoder, and seeded."""
-    torch.manual_seed(config.seed)
     try:
-        return CrossEncoder(
-            str(folder),
-            num_labels=1,
-            max_length=min(384, 3 * config.max_tokens),
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            model_kwargs={"use_safetensors": True, "dtype": torch.float32},
-            activation_fn=torch.nn.Identity(),
-        )
+        with models.quiet_transformers():
+            _refuse_made_up(folder)
+            torch.manual_seed(config.seed)
+            return CrossEncoder(
+                str(folder),
+                num_labels=1,
+                max_length=min(384, 3 * config.max_tokens),
+                device="cuda" if torch.cuda.is_available() else "cpu",
+                model_kwargs={"use_safetensors": True, "dtype": torch.float32},
+                activation_fn=torch.nn.Identity(),
+            )
+    except ModelError:
+        raise
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
         raise ModelError(f"cannot train a reward model from {folder}: {str(error).strip().splitlines()[0]}") from error
+
+
+def _refuse_made_up(folder: Path) -> None:
+    """ModelError when weights of the encoder are missing or misfit; the head and the pooler under it may be new."""
+    from transformers import AutoModelForSequenceClassification
+
+    models.check_folder(folder)
+    model, info = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=1, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+    )
+    prefix = f"{model.base_model_prefix}."
+
+    def is_encoders(key: str) -> bool:
+        return key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")
+
+    missing = [key for key in info["missing_keys"] if is_encoders(key)]
+    misfits = [entry for entry in info["mismatched_keys"] if is_encoders(entry[0])]
+    models.refuse_missing(model, {"missing_keys": missing, "mismatched_keys": misfits}, folder)
 
 
 class _GroupLoss(torch.nn.Module):

@@ -278,6 +278,15 @@ def drip(start: bytes, every: float = 0.05) -> Callable[[], Iterator[bytes]]:
     return write
 
 
+def test_answers_that_are_slow_and_then_none_are_not_waited_for_again_and_again(serve: Serve):
+    def write() -> Iterator[bytes]:
+        time.sleep(0.3)
+        yield HEAD + b"Content-Length: 2\r\n\r\n[]"
+
+    with pytest.raises(HttpError, match=r"not a JSON object.*3 times"):
+        client(serve(always(write)), timeout=0.5, retries=9).get("/x")
+
+
 @pytest.mark.parametrize(
     "start",
     [HEAD + b"Content-Length: 100000\r\n\r\n{", b"HTTP/1.1 200 OK\r\nX: ", HEAD + b"Transfer-Encoding: chunked\r\n"],

@@ -354,3 +354,21 @@ def test_a_reward_model_that_diverges_stops_and_saves_nothing(mode_task, bag, be
     with pytest.raises(RunError, match="reward_learning_rate"):
         training("llm-r", task, judge, tmp_path / "out", bag, bert, **changes).run()
     assert not list((tmp_path / "out.work").rglob("rewards.json"))
+
+
+def test_a_reward_base_with_a_layer_missing_is_refused_by_name(bert, tmp_path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from iclkit.trainers._reward import load_reward
+
+    folder = shutil.copytree(bert, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if "encoder.layer.1." not in k}
+    assert len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    config = preset("llm-r", base=str(bert), reward_base=str(folder))
+    with pytest.raises(ModelError, match=r"lack bert\.encoder\.layer\.1\."):
+        load_reward(config, folder)
+    load_reward(config, bert)  # a new head and pooler are meant
