@@ -199,7 +199,8 @@ GOES_ON = ("plain", "retry-nan", "retry-negative", "retry-words", "retry-date", 
 def server_trials(folder: Path, names: tuple[str, ...] | None = None, limit: float = 500) -> Iterator[Trial]:
     """Labels and written answers, over every fault: the right figure or one line, in bounded time; the key nowhere.
 
-    The limit is that of the client: it finds out what a server is in four tries at most, each no longer than its timeout of 120 s.
+    The limit is that of the client: it finds out what a server is in four tries at most, each no longer than its
+    timeout of 120 s.
     """
     folder.mkdir(parents=True)
     Server.seen.clear()
