@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from iclkit.lm._tokens import Pair
+    from iclkit.lm._tokens import TokenPair
 
 LABELS = {
     "sst2": ["negative", "positive"],
@@ -93,7 +93,7 @@ def openicl_loop(
     return np.array(columns).T
 
 
-def padded_rows(pairs: Sequence[Pair]) -> tuple[Any, Any]:
+def padded_rows(pairs: Sequence[TokenPair]) -> tuple[Any, Any]:
     """Token ids (n, longest), padded on the right, and their mask, as a plain loop feeds them."""
     import torch
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from _common import emit, machine
 
-from iclkit.pool import Pool, Rendering, Retriever, load_embedder
+from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 
@@ -121,7 +121,7 @@ def main() -> None:
     print(machine())
     for name in ("given", *filter(None, [args.embedder])):
         inner: Any = Given() if name == "given" else load_embedder(name, threads=1)
-        kit = Kit(Counting(inner, Rendering(), {}))
+        kit = Kit(Counting(inner, RetrieverFormat(), {}))
         pool.vectors(kit.embedder)  # type: ignore[arg-type]
         facts = {"rows": args.rows, "queries": args.queries, "shots": args.shots, "embedder": name}
         near, _ = seconds("knn", pool, kit, queries, args.shots, args.turns)

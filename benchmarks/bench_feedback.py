@@ -36,11 +36,11 @@ from _common import (
 
 from iclkit.lm import ScoreRequest
 from iclkit.lm._load import load_torch
-from iclkit.lm._tokens import Pair
+from iclkit.lm._tokens import TokenPair
 from iclkit.lm._verified import VerifiedLM
 
 
-def naive_loop(module: Any, pairs: Sequence[Pair], rows: int = 8) -> np.ndarray:
+def naive_loop(module: Any, pairs: Sequence[TokenPair], rows: int = 8) -> np.ndarray:
     """Batches of 8 in the order given, right-padded, full logits and cross-entropy at every position."""
     out: list[float] = []
     for at in range(0, len(pairs), rows):
@@ -55,7 +55,7 @@ def naive_loop(module: Any, pairs: Sequence[Pair], rows: int = 8) -> np.ndarray:
     return np.array(out)
 
 
-def padded_tokens(pairs: Sequence[Pair], rows: int = 8) -> int:
+def padded_tokens(pairs: Sequence[TokenPair], rows: int = 8) -> int:
     groups = [pairs[at : at + rows] for at in range(0, len(pairs), rows)]
     return sum(len(g) * max(len(p.ids) for p in g) for g in groups)
 
@@ -101,7 +101,7 @@ def main() -> None:
                 seconds, values = timed(partial(naive_loop, naive, some))
                 best["naive"] = seconds * padded_tokens(pairs) / padded_tokens(some)
                 scores["naive"] = np.concatenate([values, scores["fp32"][len(some) :]])
-        plan = bf16.plan_pairs(pairs)
+        plan = bf16.plan_encoded(pairs)
         winners = {m: s.reshape(a.queries, -1).argmax(1) for m, s in scores.items()}
         for mode, seconds in best.items():
             floor = 2 * matrix_parameters(fp32.module.config) * plan.tokens_computed

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from _common import emit, machine, matmul_peak, matrix_parameters, padded_rows, timed
 
-from iclkit.lm._lean import LeanLM
-from iclkit.lm._tokens import Pair
-from iclkit.lm._torch import TorchLM, agrees
+from iclkit.lm._llama import PackedLlama
+from iclkit.lm._tokens import TokenPair
+from iclkit.lm._torch import TorchLM, matches_module
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "8b": (4096, 14336, 32, 32, 8, 128256),
@@ -62,7 +62,7 @@ class NoText:
     start = (1,)
 
 
-def workloads(a: argparse.Namespace, vocabulary: int) -> dict[str, list[Pair]]:
+def workloads(a: argparse.Namespace, vocabulary: int) -> dict[str, list[TokenPair]]:
     r = random.Random(0)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
@@ -74,13 +74,13 @@ def workloads(a: argparse.Namespace, vocabulary: int) -> dict[str, list[Pair]]:
     queries = [ids(15, 40) for _ in range(a.queries)]
     demos = [ids(20, 45) for _ in range(a.candidates)]
     return {
-        "few-shot": [Pair((*p, *y), len(p)) for p in prompts for y in labels],
-        "fixed": [Pair((*shots, *q, *y), len(shots) + len(q)) for q in queries for y in labels],
-        "grid": [Pair((*d, *q, 5), len(d) + len(q)) for q in queries for d in demos],
+        "few-shot": [TokenPair((*p, *y), len(p)) for p in prompts for y in labels],
+        "fixed": [TokenPair((*shots, *q, *y), len(shots) + len(q)) for q in queries for y in labels],
+        "grid": [TokenPair((*d, *q, 5), len(d) + len(q)) for q in queries for d in demos],
     }
 
 
-def plain_loop(module: Any, pairs: list[Pair], device: str, rows: int = 8) -> np.ndarray:
+def plain_loop(module: Any, pairs: list[TokenPair], device: str, rows: int = 8) -> np.ndarray:
     out: list[float] = []
     for at in range(0, len(pairs), rows):
         part = pairs[at : at + rows]
@@ -111,8 +111,8 @@ def main() -> None:
         torch.set_num_threads(1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype]
     module = random_model(a.shape, a.device, dtype)
-    lean = LeanLM(module)
-    if not agrees(module, lean):
+    lean = PackedLlama(module)
+    if not matches_module(module, lean):
         raise SystemExit("the lean forward does not agree with the module: not timing a wrong answer")
     codec: Any = NoText()
     lm = TorchLM(module, codec, name=a.shape, fingerprint="bench", lean=lean, batch_tokens=budget)
@@ -120,11 +120,11 @@ def main() -> None:
     peak = a.peak_tflops * 1e12 or matmul_peak(4 * 2048, hidden, wide, a.dtype, a.device)
     emit(what="machine", name=machine(), shape=a.shape, dtype=a.dtype, peak_tflops=round(peak / 1e12, 2))
     for name, pairs in workloads(a, module.config.vocab_size).items():
-        plan = lm.plan_pairs(pairs)
+        plan = lm.plan_encoded(pairs)
         best = {"engine": float("inf"), "loop": float("inf")}
         found: dict[str, np.ndarray] = {}
         for _ in range(a.repeats):
-            seconds, scores = timed(lambda pairs=pairs: dict(lm.score_pairs(pairs)), device=a.device)
+            seconds, scores = timed(lambda pairs=pairs: dict(lm.score_encoded(pairs)), device=a.device)
             best["engine"] = min(best["engine"], seconds)
             found["engine"] = np.array([scores[i].logprob for i in range(len(pairs))])
             seconds, found["loop"] = timed(lambda pairs=pairs: plain_loop(module, pairs, a.device), device=a.device)

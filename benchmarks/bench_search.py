@@ -21,7 +21,7 @@ import numpy as np
 from _common import default_data, emit, machine, rows_of, timed
 
 from iclkit.pool import Pool, load_embedder
-from iclkit.pool._index import VectorIndex, faiss_module
+from iclkit.pool._index import FlatIndex, faiss_module
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 
@@ -69,7 +69,7 @@ def search_alone(rows: int, count: int, k: int, repeats: int) -> None:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     queries = vectors[rng.choice(rows, count, replace=False)] + 0.05 * rng.standard_normal((count, 384))
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
-    ours, faiss = VectorIndex.of(vectors), faiss_module()
+    ours, faiss = FlatIndex.of(vectors), faiss_module()
     flat = ours._flat
     own = faiss.cvar.distance_compute_blas_threshold
     masks = [np.ones(rows, dtype=np.bool_) for _ in range(count)]

@@ -16,14 +16,14 @@ from _common import emit
 from scipy.stats import t as student
 
 from iclkit.testing import OrderedSetProblem
-from iclkit.tuners import PositionFeatures, Space, arm_of, distributions, make_sampler, search_plot
+from iclkit.tuners import PositionFeatures, SearchSpace, arm_of, distributions, make_sampler, search_plot
 
 SAMPLERS = ("ease", "random", "best-of-n", "evolution", "tpe")
 
 
 def search(problem: OrderedSetProblem, sampler: str, trials: int, seed: int) -> list[float]:
     """The true values of the lists tried; with noise the sampler sees others."""
-    space = Space(problem.n, problem.k, features=PositionFeatures(problem.vectors, problem.k))
+    space = SearchSpace(problem.n, problem.k, features=PositionFeatures(problem.vectors, problem.k))
     study = optuna.create_study(direction="maximize", sampler=make_sampler(sampler, space, seed))
     rng = np.random.default_rng([seed, 99]) if problem.noise else None
     values = []

@@ -17,7 +17,16 @@ from _common import default_data
 from iclkit.datasets import load_task
 from iclkit.lm import load_lm
 from iclkit.pool import CARD, load_embedder
-from iclkit.trainers import Chooser, Training, Way, corpus_of_tasks, interval, percent, preset, report_on
+from iclkit.trainers import (
+    SelectorSetup,
+    StrategyResult,
+    Training,
+    corpus_of_tasks,
+    interval,
+    percent,
+    preset,
+    report_on,
+)
 
 
 def main() -> None:
@@ -38,13 +47,13 @@ def main() -> None:
     corpus = corpus_of_tasks([load_task(str(args.data / args.task))], config)
     lm = load_lm(args.lm, workers=1, threads=1)
     training = Training(corpus, lm, args.out / args.task, config, ledger=args.ledger)
-    choosers = {"`bm25`": Chooser("bm25"), "`knn`, untrained": Chooser("knn", training.base)}
+    choosers = {"`bm25`": SelectorSetup("bm25"), "`knn`, untrained": SelectorSetup("knn", training.base)}
     for given in args.retriever:
         name, _, folder = given.partition("=")
         selector, retriever = json.loads((Path(folder) / CARD).read_text())["selector"], load_embedder(folder)
-        choosers[name] = Chooser(selector, retriever)
+        choosers[name] = SelectorSetup(selector, retriever)
         if selector != "knn":
-            choosers[f"`knn` with {name}"] = Chooser("knn", retriever)
+            choosers[f"`knn` with {name}"] = SelectorSetup("knn", retriever)
     print("| task | k | chosen by | among the candidates | right, % | from the whole pool | right, % | captured, % |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for name, chooser in choosers.items():
@@ -57,7 +66,7 @@ def main() -> None:
         print(f"{start} {name} | {cells(among)} | {cells(anywhere)} | {percent(report.captured)} |", flush=True)
 
 
-def cells(way: Way) -> str:
+def cells(way: StrategyResult) -> str:
     return f"{interval(way.gain)} | {percent(way.right) if way.right else '–'}"
 
 

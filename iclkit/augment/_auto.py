@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from iclkit.augment._made import Fresh, Made, Rejected, Writer
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template, assemble
@@ -53,17 +53,17 @@ def auto_icl(
     chat: bool = False,
     seed: int = 0,
     task: str = "",
-) -> Made:
+) -> AugmentResult:
     """For each query the model writes ``questions`` new inputs of its kind, then answers each as ``label_inputs`` does.
 
     An example's ``meta["generated_for"]`` is the id of its query. Inputs that repeat the query or each other are
     rejected. ``chat`` asks for new inputs in the model's own chat template. 1 + questions * votes calls per query at
     most (votes = 1 with labels), in two rounds of the LM. UsageError for inputs with named fields.
     """
-    _one_text(template)
-    writer = Writer("auto-icl", lm, seed)
+    _single_text(template)
+    writer = Provenance("auto-icl", lm, seed)
     if not questions:
-        return Made("auto-icl")
+        return AugmentResult("auto-icl")
     contexts = [writer.asks(_ask_for_inputs(template, q, questions), "1.", chat) for q in queries]
     requests = [
         GenerateRequest(
@@ -76,9 +76,9 @@ def auto_icl(
         items, others = read_list(reply.text if chat else "1." + reply.text)
         rejected += [Rejected("not an item of a list", line) for line in others]
         rejected += [Rejected("more than was asked for", item) for item in items[questions:]]
-        fresh = Fresh()
+        fresh = SeenInputs()
         for item in items[:questions]:
-            if _repeats(item, query.text):
+            if _is_repetition(item, query.text):
                 rejected.append(Rejected("repeats the query", item))
             elif not fresh.take(item):
                 rejected.append(Rejected("repeats another", item))
@@ -100,7 +100,7 @@ def label_inputs(
     max_tokens: int = 128,
     seed: int = 0,
     task: str = "",
-) -> Made:
+) -> AugmentResult:
     """The model's own zero-shot answers to unlabelled inputs, as examples.
 
     With ``labels`` the likeliest is taken. Without, an answer is generated after ``cue`` (e.g. "Let's think step by
@@ -108,11 +108,11 @@ def label_inputs(
     kept when its share reaches ``agreement``.
     """
     wanted = [(value, "", "") for value in inputs]
-    return _answered(Writer("answer", lm, seed), template, wanted, labels, cue, votes, agreement, max_tokens, task)
+    return _answered(Provenance("answer", lm, seed), template, wanted, labels, cue, votes, agreement, max_tokens, task)
 
 
 def _answered(
-    writer: Writer,
+    writer: Provenance,
     template: Template,
     wanted: Sequence[tuple[Fields, str, str]],
     labels: Sequence[str],
@@ -121,7 +121,7 @@ def _answered(
     agreement: float,
     max_tokens: int,
     task: str,
-) -> Made:
+) -> AugmentResult:
     """Examples out of (input, id of the query it was written for, context it was written after)."""
     if votes < 1 or not 0 <= agreement <= 1:
         raise UsageError(f"votes is {votes}, agreement {agreement}; give 1 or more, and a share from 0 to 1")
@@ -160,7 +160,7 @@ def _answered(
             more = {"for": query_id} if query_id else {}
             output = f"{cue} {answer}" if cue else answer
             examples.append(writer.signed(Example(value, output, task), context or prompt_text, **more))
-    return Made(writer.method, tuple(examples), tuple(rejected), len(requests))
+    return AugmentResult(writer.method, tuple(examples), tuple(rejected), len(requests))
 
 
 def write_for_labels(
@@ -173,13 +173,13 @@ def write_for_labels(
     max_tokens: int = 40,
     seed: int = 0,
     task: str = "",
-) -> Made:
+) -> AugmentResult:
     """The model writes ``per_label`` inputs for every label, which it is given first: ``Label: x`` then ``Text:``.
 
     One line each; repeats are rejected. labels * per_label calls in one round. UsageError for named fields.
     """
-    head, words = _one_text(template)
-    writer = Writer("labels", lm, seed)
+    head, words = _single_text(template)
+    writer = Provenance("labels", lm, seed)
     lead = f"{template.instruction}{template.separator}" if template.instruction else ""
     asked = [(label, n) for label in labels for n in range(per_label)]
     contexts = [f"{lead}{words}{label}\n{head}".rstrip(" \t") for label, _ in asked]
@@ -187,7 +187,7 @@ def write_for_labels(
         GenerateRequest(c, max_tokens, ("\n",), temperature=temperature, seed=seed + n)
         for c, (_, n) in zip(contexts, asked, strict=True)
     ]
-    examples, rejected, fresh = list[Example](), list[Rejected](), Fresh()
+    examples, rejected, fresh = list[Example](), list[Rejected](), SeenInputs()
     for (label, _), context, reply in zip(asked, contexts, lm.generate(requests), strict=True):
         text = reply.text.strip()
         if not text:
@@ -198,7 +198,7 @@ def write_for_labels(
             rejected.append(Rejected("repeats another", text))
         else:
             examples.append(writer.signed(Example(text, label, task), context))
-    return Made("labels", tuple(examples), tuple(rejected), len(requests))
+    return AugmentResult("labels", tuple(examples), tuple(rejected), len(requests))
 
 
 def plan(lm: LM, template: Template, examples: Sequence[Example], *, max_tokens: int = 128) -> Template:
@@ -225,12 +225,12 @@ def _ask_for_inputs(template: Template, query: Query, count: int) -> str:
     )
 
 
-def _repeats(text: str, query: str) -> bool:
+def _is_repetition(text: str, query: str) -> bool:
     ours, theirs = fold_text(text), fold_text(query)
     return ours == theirs or SequenceMatcher(None, ours, theirs).ratio() >= _ALIKE
 
 
-def _one_text(template: Template) -> tuple[str, str]:
+def _single_text(template: Template) -> tuple[str, str]:
     """The words before the input and those before the answer. UsageError unless the input is one text."""
     asked = [f for f in template.fields if f not in ("output", "letter")]
     if asked != ["input"]:

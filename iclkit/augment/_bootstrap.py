@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from iclkit.augment._made import Made, Rejected, Writer
+from iclkit.augment._result import AugmentResult, Provenance, Rejected
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template, assemble
@@ -33,7 +33,7 @@ def bootstrap(
     shuffle: bool = False,
     max_tokens: int = 256,
     seed: int = 0,
-) -> Made:
+) -> AugmentResult:
     """The first ``most`` train examples, in order, whose trace ``judge`` finds worth at least ``threshold``.
 
     A trace is what the model generates after ``cue`` (e.g. "Let's think step by step."), shown ``shots`` random
@@ -44,7 +44,7 @@ def bootstrap(
     """
     if most < 0 or rounds < 1 or shots < 0:
         raise UsageError(f"most is {most}, rounds {rounds}, shots {shots}; give at least 0, 1 and 0")
-    writer, rng = Writer("bootstrap", lm, seed), np.random.default_rng(seed)
+    writer, rng = Provenance("bootstrap", lm, seed), np.random.default_rng(seed)
     drawn = [train[int(i)] for i in rng.permutation(len(train))[: shots + 1]]
     order = [train[int(i)] for i in rng.permutation(len(train))] if shuffle else [*train]
     kept, rejected, calls = list[Example](), list[Rejected](), 0
@@ -72,10 +72,10 @@ def bootstrap(
                     made = Example(example.input, f"{cue} {trace}".strip(), example.task, example.choices)
                     kept.append(writer.signed(made, context, [example.id], score=float(score), gold=example.output))
         order = failed
-    return Made("bootstrap", tuple(kept), tuple(rejected), calls)
+    return AugmentResult("bootstrap", tuple(kept), tuple(rejected), calls)
 
 
-def with_labelled(made: Made, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
+def with_labelled(made: AugmentResult, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
     """The traces, then random train examples that have none, up to ``total`` together."""
     traced = {source for e in made.examples for source in _sources(e)}
     rest = [e for e in train if e.id not in traced]
@@ -89,7 +89,7 @@ def _sources(example: Example) -> list[str]:
 
 
 def _prompt(
-    writer: Writer,
+    writer: Provenance,
     template: Template,
     example: Example,
     drawn: Sequence[Example],

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iclkit.augment._made import Made, Rejected, Writer
+from iclkit.augment._result import AugmentResult, Provenance, Rejected
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
 from iclkit.prompts import Template
@@ -86,7 +86,7 @@ def recycle(
     chat: bool = False,
     seed: int = 0,
     task: str = "",
-) -> Made:
+) -> AugmentResult:
     """For each document ``k`` questions with short answers, each made from one random paragraph alone.
 
     Paragraphs have at least ``sentences`` sentences; one whose question cannot be read, or whose answer is empty or
@@ -97,8 +97,8 @@ def recycle(
     """
     if k < 0 or max_words < 1:
         raise UsageError(f"k is {k}, max_words {max_words}; give at least 0 and 1")
-    writer, rejected, calls = Writer("recycle", lm, seed), list[Rejected](), 0
-    left = [_drawn(d, sentences, seed) for d in documents]
+    writer, rejected, calls = Provenance("recycle", lm, seed), list[Rejected](), 0
+    left = [_sampled(d, sentences, seed) for d in documents]
     found: list[list[Example]] = [[] for _ in documents]
     while wave := [(n, number) for n in range(len(documents)) for number in _next(left[n], k - len(found[n]))]:
         contexts = [
@@ -116,10 +116,10 @@ def recycle(
             output = f"[{number}]\nAnswer: {answer}" if evidence else answer
             example = Example(question, output, task)
             found[n].append(writer.signed(example, context, [documents[n].id], paragraph=number))
-    return Made("recycle", tuple(e for own in found for e in own), tuple(rejected), calls)
+    return AugmentResult("recycle", tuple(e for own in found for e in own), tuple(rejected), calls)
 
 
-def _drawn(document: Document, sentences: int, seed: int) -> list[int]:
+def _sampled(document: Document, sentences: int, seed: int) -> list[int]:
     """Paragraph numbers in random order, keyed by the document, those with too few sentences left out."""
     long = [n for n, p in enumerate(document.paragraphs, 1) if len(_SENTENCE_END.findall(p)) >= sentences]
     rng = np.random.default_rng([seed, int(document.id[:12], 16)])

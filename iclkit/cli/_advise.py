@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from iclkit.cli._board import say
 from iclkit.cli._eval import Numbers, load_reader, load_vectors, open_pool
 from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 from iclkit.secrets import redact
 

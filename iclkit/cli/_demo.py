@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import say, show
 from iclkit.cli._eval import announce, load_reader, load_vectors, run_jobs
+from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, emit_json_text
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import click
 
-from iclkit.cli._board import say
 from iclkit.cli._eval import dedupe, load_vectors, open_pool
 from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 
 COLUMNS = (

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import say, show
 from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
 from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
-    from iclkit.eval import Grid, Job, Rehearsed
+    from iclkit.eval import Grid, PlannedRun, Rehearsed
     from iclkit.lm import LM
     from iclkit.pool import Embedder
     from iclkit.records import Run
@@ -310,7 +310,7 @@ def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
             say(f"note: {note}")
 
 
-def price_of(jobs: Sequence[Job]) -> Rehearsed:
+def price_of(jobs: Sequence[PlannedRun]) -> Rehearsed:
     """What the runs would ask of their LM, with a bar while it is found out."""
     from iclkit.eval import rehearse
 
@@ -366,7 +366,7 @@ def announce(
     embedder: Embedder | None,
     out: Path | None,
     reranker: Reranker | None = None,
-) -> list[Job]:
+) -> list[PlannedRun]:
     """Plan the runs and say what they will cost."""
     from iclkit.eval import cost, plan
 
@@ -383,14 +383,14 @@ def announce(
 
 
 def run_jobs(
-    jobs: Sequence[Job], out: Path | None, on_error: str = "stop", lost: list[NothingAnswered] | None = None
+    jobs: Sequence[PlannedRun], out: Path | None, on_error: str = "stop", lost: list[NothingAnswered] | None = None
 ) -> list[Run]:
     """Make the runs, with a bar each: rate and time left for the run and for all.
 
     A run of which every query failed is put into ``lost``, where that is given, and does not end the others.
     """
     from iclkit.eval import cautions
-    from iclkit.report import figure_of
+    from iclkit.report import format_figure
 
     runs = []
     said = {id(job.kit.lm): tuple(getattr(job.kit.lm, "notes", ())) for job in jobs}
@@ -409,7 +409,7 @@ def run_jobs(
                 continue
             runs.append(run)
             if not sys.stderr.isatty():
-                say(f"{number}/{len(jobs)} {job.title}: {figure_of(run)}, {time.monotonic() - begun:.1f} s")
+                say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
     for lm in {id(job.kit.lm): job.kit.lm for job in jobs}.values():

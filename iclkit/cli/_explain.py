@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import say
 from iclkit.cli._eval import load_reader, open_pool
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import DataError, IclkitError, UsageError
 
@@ -23,7 +23,7 @@ WORTH = {
 }
 
 if TYPE_CHECKING:
-    from iclkit.eval import Bench, Explanation, Influence, Suspect
+    from iclkit.eval import Bench, DemonstrationInfluence, Explanation, Suspect
     from iclkit.lm import LM
     from iclkit.pool import Embedder
     from iclkit.records import Example, Row, Run
@@ -250,7 +250,12 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
 
 
 def _print_run(
-    ranked: Sequence[Influence], doubted: Sequence[Suspect], queries: int, unit: str, top: int, as_json: bool
+    ranked: Sequence[DemonstrationInfluence],
+    doubted: Sequence[Suspect],
+    queries: int,
+    unit: str,
+    top: int,
+    as_json: bool,
 ) -> None:
     from rich.table import Table
     from rich.text import Text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import say, show
+from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import emit
 from iclkit.errors import DataError, UsageError
 

@@ -215,7 +215,7 @@ def _assemble(template: Template, chosen: Selection, view: PoolView, lm: LM | No
 
 
 def _say_cost(chooser: Any, queries: int, k: int) -> None:
-    per_task, per_query = chooser.lm_calls(k) if hasattr(chooser, "lm_calls") else (0, 0)
+    per_task, per_query = chooser.cost(k) if hasattr(chooser, "cost") else (0, 0)
     if per_task or per_query:
         total = per_task + per_query * queries
         echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)

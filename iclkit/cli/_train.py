@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from iclkit.cli._board import say as say_aloud
 from iclkit.cli._eval import dedupe, load_reader
 from iclkit.cli._pool import conditions
+from iclkit.cli._tables import say as say_aloud
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from iclkit.trainers import Corpus, TrainConfig, Trained
+    from iclkit.trainers import TrainConfig, Trained, TrainingData
 
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this is the first of several processes (``torchrun``, ``accelerate launch``), or alone."""
@@ -153,7 +153,9 @@ def say(text: str) -> None:
         say_aloud(text)
 
 
-def _corpus(sources: tuple[str, ...], config: TrainConfig, template_text: str | None, told: dict[str, str]) -> Corpus:
+def _corpus(
+    sources: tuple[str, ...], config: TrainConfig, template_text: str | None, told: dict[str, str]
+) -> TrainingData:
     from dataclasses import replace
 
     from iclkit.datasets import load_task

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._board import say
 from iclkit.cli._eval import bars, load_reader
 from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit, emit_json
 from iclkit.errors import DataError
 
 if TYPE_CHECKING:
     from iclkit.datasets import Task
     from iclkit.pool import Embedder
-    from iclkit.tuners import Found, Problem, TuneSettings
+    from iclkit.tuners import TuneProblem, TuneResult, TuneSettings
 
 
 @click.group()
@@ -233,7 +233,7 @@ def _write(path: Path, text: str) -> None:
         raise DataError(f"cannot write {path} ({error.strerror})") from error
 
 
-def _show(found: Found, problem: Problem, objective: str) -> None:
+def _show(found: TuneResult, problem: TuneProblem, objective: str) -> None:
     from rich.table import Table
     from rich.text import Text
 

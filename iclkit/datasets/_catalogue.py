@@ -109,7 +109,7 @@ def pulled(name: str) -> Path:
     return folder
 
 
-def by_source(source: str) -> Entry | None:
+def entry_for_source(source: str) -> Entry | None:
     """The entry of the set that ``hf:owner/name[:config]`` names, if the catalogue has it."""
     return next((item for item in catalogue().values() if item.source == source), None)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from iclkit.datasets import _catalogue, _hub
 from iclkit.datasets._readers import Columns, make_columns, records, to_examples
-from iclkit.datasets._task import SPLITS, Card, Located, Task, build_task, hold_out, sample_rows, shuffled
+from iclkit.datasets._task import SPLITS, Card, Located, Task, build_task, sample_rows, shuffled, split_holdout
 from iclkit.errors import DataError, UnknownName
 from iclkit.files import path_kind
 from iclkit.prompts import Template
@@ -53,7 +53,7 @@ def load_task(
     title, splits, card = _open(name, columns)
     for split, count in (("test", test), ("dev", dev)):
         if count and not splits.get(split):
-            splits["train"], splits[split] = hold_out(splits["train"], count, seed=seed)
+            splits["train"], splits[split] = split_holdout(splits["train"], count, seed=seed)
     if not splits.get("test"):
         raise DataError(f"task {title!r} has no test rows; add a test file, or hold some out of train (test=100)")
     # label checks see every row; the sample is drawn last
@@ -70,7 +70,7 @@ def _open(name: str | Path | Mapping[str, Any], columns: Columns) -> tuple[str, 
         return "dataset", _from_objects("dataset", name, columns, "dataset"), Card()
     text = str(name)
     if text.startswith("hf:"):
-        item = _catalogue.by_source(text)
+        item = _catalogue.entry_for_source(text)
         if item and columns == Columns():  # the catalogue knows its columns, and the caller does not say others
             rows = _catalogue.fetch(item)
             return item.name, rows, Card.parse(_catalogue.card_text(item, {s: len(r) for s, r in rows.items()}))

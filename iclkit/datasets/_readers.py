@@ -356,11 +356,11 @@ _READERS: Mapping[str, Callable[[Path], Iterable[Record]]] = {
 def to_examples(rows: Iterable[Record], columns: Columns, task: str = "") -> list[Located]:
     """Each row as an example, with the place it came from. DataError on the first row that does not make one."""
     rows = list(rows)
-    columns = _settled(columns, rows[0][1] if rows else {})
+    columns = _resolve_columns(columns, rows[0][1] if rows else {})
     return [(where, _example(where, row, columns, task)) for where, row in rows if not _skipped(row, columns)]
 
 
-def _settled(columns: Columns, first: Mapping[str, Any]) -> Columns:
+def _resolve_columns(columns: Columns, first: Mapping[str, Any]) -> Columns:
     """The columns with input and output named, from the first row's where the caller names neither."""
     if not columns.input and not columns.output and not {"input", "output"} & set(first):
         names = [c for c in first if c not in _SIDE_COLUMNS]
@@ -381,8 +381,8 @@ def _example(where: str, row: Mapping[str, Any], columns: Columns, task: str) ->
         if plain and (exported := exported_example(row, task)):
             _check_encodes(where, "id", exported.id)
             if exported.id != row["id"]:  # not as it was written: it has to pass as any other row has
-                _filled(where, "input", exported.text)
-                _filled(where, "output", exported.output)
+                _require_text(where, "input", exported.text)
+                _require_text(where, "output", exported.output)
             return replace(exported, meta=_meta(where, exported.meta, row, columns))
         if len(columns.input) > 1:
             inputs = _fields(where, {_field_name(columns, c): _cell(where, row, c, "--input") for c in columns.input})
@@ -419,7 +419,7 @@ def _fields(where: str, cells: Mapping[str, object], column: str = "") -> Fields
 def _input(where: str, row: Mapping[str, Any], column: str) -> Fields:
     value = _cell(where, row, column, "--input")
     if not isinstance(value, Mapping):
-        return _filled(where, column, _text(where, row, column, "--input"))
+        return _require_text(where, column, _text(where, row, column, "--input"))
     return _fields(where, value, f"{column}.")
 
 
@@ -445,19 +445,19 @@ def _answer(where: str, row: Mapping[str, Any], columns: Columns, options: tuple
             known = ", ".join(f"{k} ({v})" for k, v in list(columns.labels.items())[:20])
             raise DataError(f"{where}: field {column!r} is {_show(value)}, not a known label; known: {known}")
         return columns.labels[_key(value)]
-    return _filled(where, column, _text(where, row, column, "--output"))
+    return _require_text(where, column, _text(where, row, column, "--output"))
 
 
 def _choices(where: str, row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     if len(columns.choices) > 1:
-        return tuple(_filled(where, c, _text(where, row, c, "choices")) for c in columns.choices)
+        return tuple(_require_text(where, c, _text(where, row, c, "choices")) for c in columns.choices)
     column = columns.choices[0] if columns.choices else "choices"
     if not columns.choices and not row.get("choices"):
         return ()
     value = _cell(where, row, column, "choices")
     if not isinstance(value, list) or not value:
         raise DataError(f"{where}: field {column!r} is {_kind(value)}; choices are a list of texts")
-    return tuple(_filled(where, column, _plain_text(where, column, v)) for v in value)
+    return tuple(_require_text(where, column, _plain_text(where, column, v)) for v in value)
 
 
 def _meta(where: str, own: Mapping[str, Any], row: Mapping[str, Any], columns: Columns) -> dict[str, Json]:
@@ -529,7 +529,7 @@ def _check_encodes(where: str, column: str, text: str) -> None:
         ) from error
 
 
-def _filled(where: str, column: str, text: str) -> str:
+def _require_text(where: str, column: str, text: str) -> str:
     if not visible(text):
         raise DataError(f"{where}: field {column!r} is empty; remove the row or fill it in")
     return text

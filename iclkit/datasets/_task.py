@@ -350,7 +350,7 @@ def shuffled(rows: Sequence[Located]) -> list[Located]:
     return [rows[i] for i in np.random.default_rng(len(rows)).permutation(len(rows))]
 
 
-def hold_out(train: Sequence[Located], count: int, *, seed: int) -> tuple[list[Located], list[Located]]:
+def split_holdout(train: Sequence[Located], count: int, *, seed: int) -> tuple[list[Located], list[Located]]:
     """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together.
 
     Whole groups are taken until ``count`` rows are held, so held may be a little larger. DataError when nothing

@@ -3,7 +3,16 @@
 from iclkit.eval._advise import Advice, Finding, advise, decide
 from iclkit.eval._diagnose import Diagnosis, diagnose
 from iclkit.eval._evaluate import Bench, Settings, cautions, evaluate, make_bench, prompt_of, seed_matters, task_pool
-from iclkit.eval._explain import Explanation, Influence, Shown, Suspect, explain, influences, suspects, with_runner_up
+from iclkit.eval._explain import (
+    DemonstrationEffect,
+    DemonstrationInfluence,
+    Explanation,
+    Suspect,
+    explain,
+    influences,
+    suspects,
+    with_runner_up,
+)
 from iclkit.eval._labels import (
     Bin,
     LabelScore,
@@ -15,10 +24,10 @@ from iclkit.eval._labels import (
     reliability,
 )
 from iclkit.eval._metrics import METRICS, Metric
+from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, plan
 from iclkit.eval._rehearse import Rehearsed, rehearse
+from iclkit.eval._runs import LeftOut, RunSpec, load_run, load_runs, load_texts
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
-from iclkit.eval._store import LeftOut, RunSpec, load_run, load_runs, load_texts
-from iclkit.eval._sweep import Cost, Grid, Job, break_evens, cost, plan
 
 __all__ = [
     "METRICS",
@@ -26,21 +35,21 @@ __all__ = [
     "Bench",
     "Bin",
     "Cost",
+    "DemonstrationEffect",
+    "DemonstrationInfluence",
     "Diagnosis",
     "Difference",
     "Estimate",
     "Explanation",
     "Finding",
     "Grid",
-    "Influence",
-    "Job",
     "LabelScore",
     "LeftOut",
     "Metric",
+    "PlannedRun",
     "Rehearsed",
     "RunSpec",
     "Settings",
-    "Shown",
     "Suspect",
     "advise",
     "bootstrap_macro_f1",

@@ -29,7 +29,7 @@ Values = Mapping[tuple[str, int], Floats]
 
 SHOTS = (1, 4, 8, 16)
 CHOSEN = ("balanced", "bm25", "knn")
-LEAST_QUERIES, MOST_QUERIES = 30, 400
+MIN_QUERIES, MOST_QUERIES = 30, 400
 HEADROOM = 0.10  # share of queries that some set got right and the best way wrong, from which training may pay
 TRAIN_POOL = 300  # labelled examples below which a trained retriever has little to learn from
 
@@ -103,10 +103,10 @@ def advise(
         raise UsageError("give at least one number of shots above 0")
     per_query = 1 + len(ladder) + len(ways)
     queries = min(MOST_QUERIES, prompts // per_query)
-    if queries < LEAST_QUERIES:
+    if queries < MIN_QUERIES:
         raise UsageError(
             f"{prompts} prompts are {queries} queries each asked {per_query} times, too few to tell anything; "
-            f"give at least {LEAST_QUERIES * per_query}"
+            f"give at least {MIN_QUERIES * per_query}"
         )
     bench = pilot_bench(task, queries, pool)
     ladder = [k for k in ladder if k < len(bench.view)] or [len(bench.view) - 1]
@@ -130,7 +130,7 @@ def advise(
     measure("zero", 0)
     for k in ladder:
         measure("random", k)
-    k = where_to_choose(values(), bounded=metric.bounded)
+    k = pilot_k(values(), bounded=metric.bounded)
     for way in ways:
         measure(way, k)
     found = decide(values(), pool_size=len(bench.view), bounded=metric.bounded)
@@ -138,7 +138,7 @@ def advise(
     return replace(found, reasons=(*found.reasons, *cautioned))
 
 
-def where_to_choose(values: Values, *, bounded: bool = True) -> int:
+def pilot_k(values: Values, *, bounded: bool = True) -> int:
     """The k at which ways of choosing are tried: where random shots stop helping; 4 or so if they do not help."""
     ladder = sorted(k for way, k in values if way == "random")
     enough = _enough(values, _ladder_findings(values, bounded))
@@ -179,13 +179,13 @@ def _name(way: str, k: int) -> str:
     return "zero-shot" if way == "zero" else f"{way} k = {k}"
 
 
-def _ladder(values: Values) -> list[tuple[str, int]]:
+def _shot_counts(values: Values) -> list[tuple[str, int]]:
     return sorted((key for key in values if key[0] in ("zero", "random")), key=lambda key: key[1])
 
 
 def _ladder_findings(values: Values, bounded: bool) -> list[tuple[str, str, Difference]]:
     """Every step of the ladder against every lower one."""
-    steps = _ladder(values)
+    steps = _shot_counts(values)
     return [
         (_name(*high), _name(*low), difference(values[high], values[low], bounded=bounded))
         for i, low in enumerate(steps)
@@ -202,7 +202,7 @@ def _enough(
             Finding(what, base, d, p)
             for (what, base, d), p in zip(findings, holm([d.p for *_, d in findings]), strict=True)
         ]
-    steps = _ladder(values)
+    steps = _shot_counts(values)
     for key in steps:
         higher = {_name(*other) for other in steps if other[1] > key[1]}
         if not any(f.base == _name(*key) and f.what in higher and f.verdict == "better" for f in adjusted):
@@ -241,7 +241,7 @@ def _reasons(
             way, "Similar demonstrations (knn)"
         )
         said.append(f"{kind}, k = {k}: {share(choice)}, against random ones {gain(f.diff)}.")
-    ladder = _ladder(values)
+    ladder = _shot_counts(values)
     top = ladder[-1]
     if enough == top[1] and len(ladder) > 1:
         f = by_pair[_name(*top), _name(*ladder[-2])]

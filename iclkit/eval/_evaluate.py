@@ -30,7 +30,7 @@ from iclkit.eval._calibrate import (
     prior,
 )
 from iclkit.eval._metrics import METRICS, Metric
-from iclkit.eval._store import RunFolder, chunks
+from iclkit.eval._runs import RunWriter, batches
 from iclkit.lm import LM, GenerateRequest, Progress, Score, ScoreRequest, ask_each, ranks_only
 from iclkit.models import home
 from iclkit.pool import Embedder, Pool, PoolView, Retriever
@@ -274,11 +274,11 @@ def evaluate(
     work = _Work(bench, chooser, kit, settings, on_error, progress)
     total = len(bench.queries)
     if out is None:
-        rows = work.finished([row for part in chunks(total) for row in work.rows(part)])
+        rows = work.finished([row for part in batches(total) for row in work.rows(part)])
         work.must_have_answers(rows)
         return Run(work.spec, tuple(rows), work.spent, work.facts | _counts(rows) | {"done": True})
     asked = [(q.id, gold) for q, gold in zip(bench.queries, bench.golds, strict=True)]
-    with RunFolder.opened(Path(out), work.spec, total, asked) as folder:
+    with RunWriter.opened(Path(out), work.spec, total, asked) as folder:
         again = [at for at, row in enumerate(folder.rows) if row.failure]
         if not folder.done or again:
             before = dict(folder.spent)
@@ -290,14 +290,14 @@ def evaluate(
 
             if not folder.done:  # a finished run with failed rows stays finished until they are asked again
                 save(done=False)
-            for part in chunks(total):
+            for part in batches(total):
                 if part.start < len(folder.rows):
                     work.skip(part)
                     continue
                 folder.append(work.rows(part))
                 save(done=False)
             rows = list(folder.rows)
-            for part in chunks(len(again)) if again else ():
+            for part in batches(len(again)) if again else ():
                 some = again[part.start : part.stop]
                 for at, row in zip(some, work.rows(some, steps=False), strict=True):
                     rows[at] = row

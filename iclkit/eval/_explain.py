@@ -33,7 +33,7 @@ Texts = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class DemonstrationEffect:
     """One demonstration of a prompt. ``position`` counts from 1 at the top; ``worth`` is in its explanation's unit."""
 
     example: Example
@@ -57,7 +57,7 @@ class Explanation:
 
     query: Query
     row: Row
-    shown: tuple[Shown, ...]
+    shown: tuple[DemonstrationEffect, ...]
     shares: Mapping[str, float]
     logprob: float
     without: float
@@ -67,7 +67,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class Influence:
+class DemonstrationInfluence:
     """A demonstration over all queries it was shown to: how often, and its mean worth with an interval."""
 
     example: Example
@@ -143,7 +143,7 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
         query=query,
         row=row,
         shown=tuple(
-            Shown(
+            DemonstrationEffect(
                 example=e,
                 score=rank[e.id][1],
                 rank=rank[e.id][0],
@@ -201,7 +201,7 @@ def with_runner_up(
     return replace(explanation, next=(bench.view.examples[row], more[0].score))
 
 
-def influences(explanations: Sequence[Explanation]) -> list[Influence]:
+def influences(explanations: Sequence[Explanation]) -> list[DemonstrationInfluence]:
     """Every demonstration shown, the most helpful first: mean worth over the queries it was shown to.
 
     Ordered by the nearer end of the interval, so that a single lucky showing does not lead; shown once: no interval.
@@ -212,11 +212,13 @@ def influences(explanations: Sequence[Explanation]) -> list[Influence]:
         for item in explanation.shown:
             worths.setdefault(item.example.id, []).append(item.worth)
             examples[item.example.id] = item.example
-    found = [Influence(examples[i], len(w), estimate(np.array([w]), bounded=False)) for i, w in worths.items()]
-    return sorted(found, key=lambda f: (-_surely(f), -f.worth.value, f.example.id))
+    found = [
+        DemonstrationInfluence(examples[i], len(w), estimate(np.array([w]), bounded=False)) for i, w in worths.items()
+    ]
+    return sorted(found, key=lambda f: (-_interval_bound(f), -f.worth.value, f.example.id))
 
 
-def _surely(f: Influence) -> float:
+def _interval_bound(f: DemonstrationInfluence) -> float:
     """How far from zero the worth surely lies: the end of its interval nearer to zero, zero if that holds zero."""
     return max(0.0, f.worth.low) + min(0.0, f.worth.high)
 

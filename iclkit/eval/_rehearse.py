@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iclkit.eval._sweep import Job
+from iclkit.eval._plan import PlannedRun
 from iclkit.lm import LM, GenerateRequest, Generation, OnDone, Progress, Score, ScoreRequest
 from iclkit.records import Message
 
@@ -85,7 +85,7 @@ class _Rehearsal:
         return answers
 
 
-def rehearse(jobs: Sequence[Job], progress: Progress | None = None) -> Rehearsed:
+def rehearse(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> Rehearsed:
     """Select and assemble everything that the runs need, and count what an LM would be asked; nothing is kept.
 
     A selector that asks the LM itself is given blank answers, so what it would ask next is an estimate. Progress is in

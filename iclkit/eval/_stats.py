@@ -58,7 +58,7 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class VarianceComponents:
     """Mean of values (S, Q) and its variance, by queries and by seeds.
 
     ``wobble`` is half the variance of that variance's own estimate, from which Satterthwaite's degrees of freedom come.
@@ -70,7 +70,7 @@ class Parts:
     wobble: float
 
 
-def parts(x: Floats) -> Parts:
+def parts(x: Floats) -> VarianceComponents:
     """Variance parts of the mean of x (S, Q). ValueError unless S >= 1 and Q >= 2."""
     seeds, queries = x.shape
     if seeds < 1 or queries < 2:
@@ -79,16 +79,16 @@ def parts(x: Floats) -> Parts:
     query = float(per_query.var(ddof=1)) / queries
     wobble = query**2 / (queries - 1)
     if seeds == 1:
-        return Parts(mean, query, 0.0, wobble)
+        return VarianceComponents(mean, query, 0.0, wobble)
     per_seed = x.mean(axis=1)
     ms_seed = queries * float(per_seed.var(ddof=1))
     residual = x - per_query - per_seed[:, None] + mean
     ms_residual = float((residual**2).sum()) / ((seeds - 1) * (queries - 1))
     if ms_seed <= ms_residual * (1 + 1e-9):
-        return Parts(mean, query, 0.0, wobble)
+        return VarianceComponents(mean, query, 0.0, wobble)
     cells = seeds * queries
     wobble += (ms_seed / cells) ** 2 / (seeds - 1) + (ms_residual / cells) ** 2 / ((seeds - 1) * (queries - 1))
-    return Parts(mean, query, (ms_seed - ms_residual) / cells, wobble)
+    return VarianceComponents(mean, query, (ms_seed - ms_residual) / cells, wobble)
 
 
 def _df(variance: float, wobble: float) -> float:
@@ -183,7 +183,7 @@ def sign_flip(d: Floats, *, lattice: int = 1, key: int = 0) -> float:
         return 1.0
     steps = np.abs(d * lattice)
     if _few_steps(steps):
-        sums, weights = _lattice_sums(np.rint(steps).astype(np.int64))
+        sums, weights = _sign_flip_distribution(np.rint(steps).astype(np.int64))
         return min(1.0, float(weights[np.abs(sums) >= round(abs(float((d * lattice).sum())))].sum()))
     d = d / np.abs(d).max()  # so that what counts as a tie does not depend on the unit
     observed = abs(float(d.sum()))
@@ -212,7 +212,7 @@ def _few_steps(steps: Floats) -> bool:
     return bool(sizes[0] > 0) and total * len(sizes) <= _MOST_STEPS
 
 
-def _lattice_sums(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
+def _sign_flip_distribution(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], Floats]:
     """The distribution of a sum of ``sizes`` (n,) with random signs: (values, probabilities)."""
     from scipy.signal import fftconvolve
     from scipy.stats import binom

@@ -15,7 +15,7 @@ from iclkit.lm._protocol import (
     ScoreRequest,
     ranks_only,
 )
-from iclkit.lm._spent import Spent
+from iclkit.lm._usage import Usage
 
 __all__ = [
     "LM",
@@ -25,7 +25,7 @@ __all__ = [
     "Progress",
     "Score",
     "ScoreRequest",
-    "Spent",
+    "Usage",
     "ask_each",
     "load_lm",
     "ranks_only",

@@ -12,8 +12,8 @@ from iclkit.errors import ModelError
 from iclkit.lm._cache import Store, cache_key, pack_score, unpack_score
 from iclkit.lm._plan import Plan
 from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
-from iclkit.lm._spent import Spent
-from iclkit.lm._tokens import Ids, Pair
+from iclkit.lm._tokens import TokenIds, TokenPair
+from iclkit.lm._usage import Usage
 from iclkit.records import Message
 
 
@@ -21,17 +21,17 @@ from iclkit.records import Message
 class TokenLM(Protocol):
     """An LM whose requests can be named by exact token ids, and which can leave out what is known."""
 
-    spent: Spent
+    spent: Usage
 
-    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]: ...
-    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]: ...
-    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan: ...
-    def score_pairs(
-        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    def pairs(self, requests: Sequence[ScoreRequest]) -> list[TokenPair]: ...
+    def encode_prompts(self, requests: Sequence[GenerateRequest]) -> list[TokenIds]: ...
+    def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan: ...
+    def score_encoded(
+        self, pairs: Sequence[TokenPair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
     ) -> Iterable[tuple[int, Score]]: ...
-    def generate_ids(
+    def generate_encoded(
         self,
-        prompts: Sequence[Ids],
+        prompts: Sequence[TokenIds],
         requests: Sequence[GenerateRequest],
         on_done: OnDone[Generation] | None = None,
         known: Collection[int] = (),
@@ -44,7 +44,7 @@ GENERATION = "generate-2"
 """Raised when the way of writing changes while scores stay as they are."""
 
 
-def score_key(fingerprint: str, pair: Pair) -> bytes:
+def score_key(fingerprint: str, pair: TokenPair) -> bytes:
     """Key of a score by token ids."""
     return cache_key(fingerprint, "score", pair.n_context, pair.ids)
 
@@ -54,7 +54,7 @@ def score_text_key(fingerprint: str, request: ScoreRequest) -> bytes:
     return cache_key(fingerprint, "score-text", request.context, request.continuation)
 
 
-def generation_key(fingerprint: str, prompt: Ids | str, request: GenerateRequest) -> bytes:
+def generation_key(fingerprint: str, prompt: TokenIds | str, request: GenerateRequest) -> bytes:
     """Key of a generation: the prompt (ids, or text where they are not ours to see) and every setting."""
     settings = [request.max_tokens, [*request.stop], [*request.choices], request.temperature, request.seed]
     return cache_key(fingerprint, GENERATION, prompt, json.dumps(settings))
@@ -70,7 +70,7 @@ class CachedLM:
     def __init__(self, inner: LM, cache: Store) -> None:
         self.inner, self.cache = inner, cache
         self.name, self.fingerprint, self.context_size = inner.name, inner.fingerprint, inner.context_size
-        self.spent = Spent()
+        self.spent = Usage()
 
     def __getattr__(self, name: str) -> Any:
         if name in ("inner", "cache"):  # not set yet: a half-built object
@@ -110,7 +110,7 @@ class CachedLM:
             return Plan((), (), (), requests=len(requests), extra_calls=missing)
         pairs = self.inner.pairs(requests)
         found = self._stored(keys := [score_key(self.fingerprint, p) for p in pairs], _read_score)
-        return self.inner.plan_pairs(pairs, {i for i, k in enumerate(keys) if k in found}).as_laid_out()
+        return self.inner.plan_encoded(pairs, {i for i, k in enumerate(keys) if k in found}).as_laid_out()
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
         """Sum of log-probabilities of each continuation, in nats."""
@@ -140,7 +140,7 @@ class CachedLM:
             with _Meter(self.inner, self.spent):
                 if pairs is not None:
                     assert isinstance(self.inner, TokenLM)
-                    list(self.inner.score_pairs(pairs, store, frozenset(results)))
+                    list(self.inner.score_encoded(pairs, store, frozenset(results)))
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
                     with numbered(missing):
@@ -158,7 +158,7 @@ class CachedLM:
         """A continuation per request. A request with ``choices`` is answered by (cached) scores."""
         start = time.perf_counter()
         token_lm = isinstance(self.inner, TokenLM)
-        prompts: list[Ids] = self.inner.prompt_ids(requests) if isinstance(self.inner, TokenLM) else []
+        prompts: list[TokenIds] = self.inner.encode_prompts(requests) if isinstance(self.inner, TokenLM) else []
         keys = [
             generation_key(self.fingerprint, prompts[i] if token_lm else r.context, r) for i, r in enumerate(requests)
         ]
@@ -180,7 +180,7 @@ class CachedLM:
         if len(results) < len(requests):
             with _Meter(self.inner, self.spent):
                 if isinstance(self.inner, TokenLM):
-                    list(self.inner.generate_ids(prompts, requests, store, frozenset(results)))
+                    list(self.inner.generate_encoded(prompts, requests, store, frozenset(results)))
                 else:
                     missing = [i for i in range(len(requests)) if i not in results]
                     with numbered(missing):
@@ -212,7 +212,7 @@ def _read_generation(value: bytes) -> Generation | None:
 class _Meter:
     """Adds what the inner LM computes inside the block to ``spent``."""
 
-    def __init__(self, inner: Any, spent: Spent) -> None:
+    def __init__(self, inner: Any, spent: Usage) -> None:
         self._inner, self._spent = getattr(inner, "spent", None), spent
 
     def __enter__(self) -> None:

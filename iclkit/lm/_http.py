@@ -82,11 +82,11 @@ class HttpError(ModelError):
         self.status, self.reason, self.parameter = status, reason, parameter
 
 
-class Refused(HttpError):
+class RequestRejected(HttpError):
     """The server understood and said no (a 4xx that another try would not cure)."""
 
 
-class Stopped(Exception):
+class Cancelled(Exception):
     """Raised inside a worker whose siblings have failed: nobody waits for its answer any more."""
 
 
@@ -253,7 +253,7 @@ class Client:
                     if 300 <= status < 400:
                         raise HttpError(f"the server at {self.url} {trouble}", status, reason)
                     if status not in _PASSING or _is_final(answer):
-                        raise Refused(f"the server at {self.url} {trouble}", status, reason, parameter)
+                        raise RequestRejected(f"the server at {self.url} {trouble}", status, reason, parameter)
                     asked = _retry_after(answer.headers.get("retry-after"))
                     if asked is not None:
                         pause = min(asked, self.config.longest_wait)
@@ -281,7 +281,7 @@ class Client:
         try:
             return task.result()
         except concurrent.futures.CancelledError:
-            raise Stopped from None
+            raise Cancelled from None
         finally:
             task.cancel()  # of no effect on a finished one; an interrupt leaves nothing under way
             if stop is not None:
@@ -308,7 +308,7 @@ class Client:
         if stop is None:
             time.sleep(max(seconds, 0))
         elif stop.wait(max(seconds, 0)):
-            raise Stopped
+            raise Cancelled
 
 
 class _Stop(threading.Event):

@@ -10,9 +10,9 @@ from iclkit.errors import UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
 
 if TYPE_CHECKING:
-    from iclkit.lm._lean import LeanLM
+    from iclkit.lm._llama import PackedLlama
     from iclkit.lm._protocol import LM
-    from iclkit.lm._tokens import TextCodec
+    from iclkit.lm._tokens import PromptTokenizer
     from iclkit.lm._torch import TorchLM
 
 ENGINE = "2"
@@ -20,7 +20,7 @@ ENGINE = "2"
 SMALL_MODEL = 2 << 30
 """Bytes of weights up to which several copies on one machine are taken for granted."""
 MOST_WORKERS = 4
-MODES = ("auto", "fp32", "bf16", "bf16-verified")
+DTYPES = ("auto", "fp32", "bf16", "bf16-verified")
 
 
 def load_lm(
@@ -50,8 +50,8 @@ def load_lm(
     """
     from iclkit.lm._cached import CachedLM
 
-    if dtype not in MODES:
-        raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(MODES)}")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     store = _open_cache(cache)
     if spec.startswith("openai:"):
         from iclkit.lm._openai import open_openai
@@ -171,30 +171,30 @@ def load_torch(
     return ParallelLM.of(lm, load_torch, [{**same, "device": d} for d in devices])
 
 
-def load_codec(folder: Path, *, trust_remote_code: bool = False) -> TextCodec:
+def load_codec(folder: Path, *, trust_remote_code: bool = False) -> PromptTokenizer:
     """The tokenizer of a model folder, with our rules around it. ModelError when it does not load."""
     import transformers
 
     from iclkit import models
-    from iclkit.lm._tokens import TextCodec
+    from iclkit.lm._tokens import PromptTokenizer
 
     with models.load_errors(f"the tokenizer in {folder} does not load"), models.quiet_transformers():
-        return TextCodec(
+        return PromptTokenizer(
             transformers.AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=trust_remote_code, local_files_only=True
             )
         )
 
 
-def _lean_engine(module: Any) -> LeanLM | None:
+def _lean_engine(module: Any) -> PackedLlama | None:
     """The lean forward pass, where it knows the architecture and gives what the module gives."""
-    from iclkit.lm._lean import LeanLM, supported
-    from iclkit.lm._torch import agrees
+    from iclkit.lm._llama import PackedLlama, is_supported
+    from iclkit.lm._torch import matches_module
 
-    if not supported(module.config):
+    if not is_supported(module.config):
         return None
-    engine = LeanLM(module)
-    return engine if agrees(module, engine) else None
+    engine = PackedLlama(module)
+    return engine if matches_module(module, engine) else None
 
 
 def _device(device: str | None) -> Any:

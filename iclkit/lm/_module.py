@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from iclkit.errors import DataError
-from iclkit.lm._tokens import Ids
+from iclkit.lm._tokens import TokenIds
 
 UNLIMITED = 1 << 30
 """The context size of a model that names none."""
@@ -67,7 +67,7 @@ def keeps_logits(module: Any) -> bool:
     return "logits_to_keep" in inspect.signature(module.forward).parameters
 
 
-def probe_ids(module: Any, size: int) -> Ids:
+def probe_ids(module: Any, size: int) -> TokenIds:
     """Some token ids, the same for every model of that vocabulary."""
     vocabulary = module.get_input_embeddings().weight.shape[0]
     return tuple((t * t * 31 + 7 * t + 11) % vocabulary for t in range(size))
@@ -99,7 +99,7 @@ def refuse_unless_causal(module: Any, context_size: int) -> None:
 class CachedRows:
     """Rows padded on the left that grow behind the module's own keys and values."""
 
-    def __init__(self, module: Any, prompts: Sequence[Ids]) -> None:
+    def __init__(self, module: Any, prompts: Sequence[TokenIds]) -> None:
         self._module, self._cache, device = module, None, next(module.parameters()).device
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -137,7 +137,7 @@ class CachedRows:
 class WholeRows:
     """Rows padded on the right that are read whole again for each token."""
 
-    def __init__(self, module: Any, prompts: Sequence[Ids]) -> None:
+    def __init__(self, module: Any, prompts: Sequence[TokenIds]) -> None:
         self._module, self._device = module, next(module.parameters()).device
         self._rows = [[*row] for row in prompts]
         self._keeps = keeps_logits(module)

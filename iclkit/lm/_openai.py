@@ -37,30 +37,30 @@ from typing import Any, TypeVar
 
 from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm._adapt import NOTES, STOPS, THOUGHTS, adapted, change_for
-from iclkit.lm._http import Client, HttpConfig, HttpError, Refused, said
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
-from iclkit.lm._spent import Spent
-from iclkit.lm._tokens import Pair, TextCodec
-from iclkit.lm._wire import (
-    Look,
-    NotOffered,
+from iclkit.lm._http import Client, HttpConfig, HttpError, RequestRejected, said
+from iclkit.lm._openai_parse import (
+    NotSupported,
     Position,
+    PositionScore,
     Prompt,
     Reply,
-    Token,
-    Whole,
+    ServerPrompt,
+    TokenCandidate,
     after_thought,
-    along,
     count_of,
     estimate_tokens,
-    likeness,
+    label_similarity,
     logprob_of,
-    longest_start,
+    longest_prefix_token,
     only_choice,
-    positions_of,
     read_reply,
+    score_along,
+    token_candidates,
     unfenced,
 )
+from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._tokens import PromptTokenizer, TokenPair
+from iclkit.lm._usage import Usage
 from iclkit.records import Json, Message, canonical_json, digest
 from iclkit.registry import parse_spec
 from iclkit.secrets import redact, redact_known, split_userinfo
@@ -74,8 +74,8 @@ _CHAT_WIDTHS = (20, 5, 1)
 _PROBE_TRIES = 1
 _PROBE_TOKENS = 512
 _KNOWN_TEXTS = 20_000
-_LOCKED = (401, 403)
-_CANNOT = (200, 400, 403, 404, 405, 415, 422, 500, 501)
+_AUTH_STATUSES = (401, 403)
+_UNSUPPORTED_STATUSES = (200, 400, 403, 404, 405, 415, 422, 500, 501)
 """Statuses that mean "this is not offered" when a way of scoring is tried, after the same was answered without it.
 
 200 is an answer that is no JSON object.
@@ -194,7 +194,7 @@ class OpenAILM:
 
     def __init__(self, model: str, client: Client, config: OpenAIConfig) -> None:
         self.name, self.client, self.config = model, client, config
-        self.spent, self.notes = Spent(), tuple[str, ...]()
+        self.spent, self.notes = Usage(), tuple[str, ...]()
         self._root = client.url.removesuffix("/v1")
         self._lock, self._tokenizing = threading.Lock(), threading.Lock()
         self._widths: tuple[int, ...] = _WIDTHS
@@ -235,7 +235,7 @@ class OpenAILM:
         try:
             listed = self.client.get("/models").get("data")
         except HttpError as error:
-            if not _is_no(error) or error.status in _LOCKED:
+            if not _is_no(error) or error.status in _AUTH_STATUSES:
                 raise
             listed = None
         entries = [e for e in listed if isinstance(e, dict)] if isinstance(listed, list) else []
@@ -247,11 +247,11 @@ class OpenAILM:
         try:
             self._must_be_reply(self._complete("Hi", max_tokens=1))
         except HttpError as error:
-            if not _is_no(error) or error.status in _LOCKED or _is_elsewhere(error):
+            if not _is_no(error) or error.status in _AUTH_STATUSES or _is_elsewhere(error):
                 raise
             try:
                 self._must_be_reply(self._chat("Hi", max_tokens=1))
-            except Refused as second:
+            except RequestRejected as second:
                 served = f"; it serves: {', '.join(self._served[:8])}" if self._served else ""
                 raise ModelError(
                     f"the server at {self.client.url} takes neither a completion ({error.reason}) nor a chat "
@@ -274,16 +274,16 @@ class OpenAILM:
         with self._expected_shape():
             read_reply(answer)
 
-    def _find_codec(self) -> TextCodec | None:
+    def _find_codec(self) -> PromptTokenizer | None:
         """The model's tokenizer: the one given, else the server's own; None where there is none to be had."""
         if self.config.tokenizer:
-            codec = TextCodec(_load_tokenizer(self.config.tokenizer))
+            codec = PromptTokenizer(_load_tokenizer(self.config.tokenizer))
         elif self.endpoint == "chat":
             return None  # what a chat becomes is the server's affair
         else:
             try:
-                codec = TextCodec(_ServerTokenizer(self.client, self._root, self.name))
-            except (HttpError, NotOffered) as error:
+                codec = PromptTokenizer(_ServerTokenizer(self.client, self._root, self.name))
+            except (HttpError, NotSupported) as error:
                 if isinstance(error, HttpError) and not _is_no(error):
                     raise
                 return None
@@ -309,10 +309,10 @@ class OpenAILM:
                 if self._works(scoring):
                     return scoring
             except HttpError as error:
-                if error.status not in _CANNOT:  # away or busy says nothing about what it offers
+                if error.status not in _UNSUPPORTED_STATUSES:  # away or busy says nothing about what it offers
                     raise
                 why = f": {error.reason}"
-            except (NotOffered, _Unanswered) as error:
+            except (NotSupported, _Unanswered) as error:
                 why = f": {error}"
         raise ModelError(
             f"the server at {self.client.url} does not offer the scoring {wanted!r} that was asked for{why}"
@@ -336,9 +336,9 @@ class OpenAILM:
                 if _told(self._positions(self._complete("Hi", look=True, max_tokens=1, logprobs=width))):
                     return _WIDTHS if width == _WIDTHS[0] else (width,)
             except HttpError as error:
-                if error.status not in _CANNOT:
+                if error.status not in _UNSUPPORTED_STATUSES:
                     raise
-        raise NotOffered(f"the server at {self.client.url} gives no log-probabilities")
+        raise NotSupported(f"the server at {self.client.url} gives no log-probabilities")
 
     def _find_chat_width(self) -> int:
         refused = ""
@@ -349,10 +349,10 @@ class OpenAILM:
                     return width
                 break  # what it takes without a word it does not offer
             except HttpError as error:
-                if error.status not in _CANNOT:
+                if error.status not in _UNSUPPORTED_STATUSES:
                     raise
                 refused = f" ({error.reason})"
-        raise NotOffered(f"the server at {self.client.url} gives no log-probabilities of chats{refused}")
+        raise NotSupported(f"the server at {self.client.url} gives no log-probabilities of chats{refused}")
 
     def _explain(self) -> None:
         if self.scoring == "next-token" and not self.codec:
@@ -402,7 +402,7 @@ class OpenAILM:
                 return str(rendered["prompt"])
             if tokens := self._if_offered("/tokenize", body).get("tokens"):  # vLLM
                 return _detokenize(self.client, self._root, self.name, tokens)
-        except NotOffered:
+        except NotSupported:
             pass
         raise UsageError(
             f"the server at {self.client.url} does not render chats; add tokenizer=FOLDER_OR_ID or endpoint=chat to "
@@ -475,7 +475,7 @@ class OpenAILM:
                     return self._unanswered[key]
             try:
                 return work(unit)
-            except (_Unanswered, NotOffered, RequestError) as error:
+            except (_Unanswered, NotSupported, RequestError) as error:
                 with self._lock:
                     self._unanswered[key] = str(error)
                 return str(error)
@@ -510,14 +510,16 @@ class OpenAILM:
             return self._next_token(context, continuations)
         return (self._first_token if scoring == "first-token" else self._compare)(context, continuations)
 
-    def _wholes(self, context: str, continuations: Sequence[str]) -> list[Whole]:
+    def _wholes(self, context: str, continuations: Sequence[str]) -> list[ServerPrompt]:
         if self.codec:
-            return [Whole(pair.ids, pair.n_context, b"") for pair in self._pairs(context, continuations)]
-        kept = context.rstrip()  # white space at the end of a context belongs to the continuation, as in TextCodec
+            return [ServerPrompt(pair.ids, pair.n_context, b"") for pair in self._pairs(context, continuations)]
+        kept = (
+            context.rstrip()
+        )  # white space at the end of a context belongs to the continuation, as in PromptTokenizer
         rests = [context[len(kept) :] + c for c in continuations]
-        return [Whole(kept + rest, None, rest.encode()) for rest in rests]
+        return [ServerPrompt(kept + rest, None, rest.encode()) for rest in rests]
 
-    def _pairs(self, context: str, continuations: Sequence[str]) -> list[Pair]:
+    def _pairs(self, context: str, continuations: Sequence[str]) -> list[TokenPair]:
         assert self.codec
         with self._tokenizing if self.config.tokenizer else nullcontext():
             pairs = self.codec.pairs([(context, c) for c in continuations])
@@ -531,7 +533,7 @@ class OpenAILM:
                 "demonstrations"
             )
 
-    def _echo(self, whole: Whole) -> Score:
+    def _echo(self, whole: ServerPrompt) -> Score:
         answer = self._complete(whole.prompt, look=True, max_tokens=1, echo=True, logprobs=1)
         with self._expected_shape():
             told = only_choice(answer).get("logprobs") or {}
@@ -540,7 +542,7 @@ class OpenAILM:
             tops = told.get("top_logprobs") or [None] * len(values)
             end = whole.tokens or _usage(answer, "prompt_tokens") or len(values) - 1
             if not len(values) == len(texts) == len(tops) >= end > 1 or all(v is None for v in values[1:end]):
-                raise NotOffered(f"the server at {self.client.url} does not repeat prompts with log-probabilities")
+                raise NotSupported(f"the server at {self.client.url} does not repeat prompts with log-probabilities")
             at = range(whole.start(texts[:end]), end)
             # every one, also of the tokens that are not scored: a model that is broken there is broken
             known = {i: self._logprob(values[i], f"token_logprobs[{i}]") for i in range(1, end)}
@@ -557,7 +559,7 @@ class OpenAILM:
         except ModelError as error:
             raise ModelError(f"the server at {self.client.url} is of no use for scores: {error}") from None
 
-    def _prompt_logprobs(self, whole: Whole) -> Score:
+    def _prompt_logprobs(self, whole: ServerPrompt) -> Score:
         answer = self._complete(whole.prompt, look=True, max_tokens=1, prompt_logprobs=1)
         with self._expected_shape():
             listed = only_choice(answer).get("prompt_logprobs") or []
@@ -566,14 +568,14 @@ class OpenAILM:
             if whole.tokens and len(own) == whole.tokens:
                 own = [(e or {}).get(str(i), {}) for e, i in zip(listed, whole.prompt, strict=True)]
             if len(own) < 2 or len(own) != (whole.tokens or len(own)) or not all("logprob" in o for o in own[1:]):
-                raise NotOffered(f"the server at {self.client.url} does not give log-probabilities of prompts")
+                raise NotSupported(f"the server at {self.client.url} does not give log-probabilities of prompts")
             start = whole.start([(o.get("decoded_token") or "").encode(errors="surrogatepass") for o in own])
             values = [self._logprob(o["logprob"], "logprob of prompt_logprobs") for o in own[1:]]
             kept = values[start - 1 :]
             return Score(float(sum(kept)), len(kept), all(o.get("rank") == 1 for o in own[start:]))
 
     def _next_token(self, context: str, continuations: Sequence[str]) -> list[Score]:
-        asked: dict[Prompt, list[Token]] = {}  # continuations that begin alike share the answers
+        asked: dict[Prompt, list[TokenCandidate]] = {}  # continuations that begin alike share the answers
         if not self.codec:
             kept = context.rstrip()
             return [self._spell(kept, (context[len(kept) :] + c).encode(), asked) for c in continuations]
@@ -586,10 +588,10 @@ class OpenAILM:
             scores.append(Score(sum(f.logprob for f in found), len(found), all(f.best for f in found)))
         return scores
 
-    def _spell(self, context: str, rest: bytes, asked: dict[Prompt, list[Token]]) -> Score:
-        found: list[Look] = []
+    def _spell(self, context: str, rest: bytes, asked: dict[Prompt, list[TokenCandidate]]) -> Score:
+        found: list[PositionScore] = []
         while rest:
-            found.append(self._look(context, partial(longest_start, rest), asked))
+            found.append(self._look(context, partial(longest_prefix_token, rest), asked))
             if found[-1].token is None:
                 break
             text = found[-1].token.text
@@ -597,15 +599,18 @@ class OpenAILM:
         return Score(sum(f.logprob for f in found), len(found), all(f.best for f in found))
 
     def _look(
-        self, prompt: Prompt, pick: Callable[[Sequence[Token]], Token | None], asked: dict[Prompt, list[Token]]
-    ) -> Look:
+        self,
+        prompt: Prompt,
+        pick: Callable[[Sequence[TokenCandidate]], TokenCandidate | None],
+        asked: dict[Prompt, list[TokenCandidate]],
+    ) -> PositionScore:
         """The token that ``pick`` wants among the candidates after ``prompt``, asking for more of them when needed."""
         tops = asked.get(prompt, [])
         for width in self._widths:
             if len(tops) < width:
                 try:
                     positions = self._positions(self._complete(prompt, look=True, max_tokens=1, logprobs=width))
-                except Refused:
+                except RequestRejected:
                     if not tops:
                         raise
                     self._widths = tuple(w for w in self._widths if w < width)
@@ -614,11 +619,11 @@ class OpenAILM:
                     raise _Unanswered(f"the server at {self.client.url} gave no log-probabilities for a prompt")
                 tops = asked[prompt] = [*positions[0].tops]
             if token := pick(tops):
-                return Look(token, token.logprob, token.logprob >= tops[0].logprob)
+                return PositionScore(token, token.logprob, token.logprob >= tops[0].logprob)
             if len(tops) < width:  # all there are, or all that this server gives
                 break
         self._tell_bound("next-token", len(tops))
-        return Look(None, Position(tuple(tops), b"").bound, False)
+        return PositionScore(None, Position(tuple(tops), b"").bound, False)
 
     def _tell_bound(self, scoring: str, count: int) -> None:
         if self.scoring:
@@ -627,7 +632,7 @@ class OpenAILM:
                 "the upper bound that they give"
             )
 
-    def _with_id(self, wanted: int, tops: Sequence[Token]) -> Token | None:
+    def _with_id(self, wanted: int, tops: Sequence[TokenCandidate]) -> TokenCandidate | None:
         if tops[0].id is not None:
             return next((t for t in tops if t.id == wanted), None)
         assert self.codec
@@ -644,7 +649,7 @@ class OpenAILM:
         if reply.refused or not _told(positions[:1]):
             why = "declined to answer" if reply.refused else "gave no log-probabilities for an answer"
             raise _Unanswered(f"the server at {self.client.url} {why}, so its labels have no scores")
-        found = [along(positions, c.strip().encode()) for c in continuations]
+        found = [score_along(positions, c.strip().encode()) for c in continuations]
         if not all(known for _, known in found):
             self._tell_bound("first-token", len(positions[0].tops))
         return [score for score, _ in found]
@@ -654,7 +659,7 @@ class OpenAILM:
         answer = self._generate(GenerateRequest(context, self.config.answer_tokens))
         lines = [line for line in answer.text.strip().split("\n") if not _FENCE_LINE.match(line)]
         first = next((line for line in lines if line.strip()), "")
-        ranks = [likeness(first, c) for c in continuations]
+        ranks = [label_similarity(first, c) for c in continuations]
         return [Score(r, estimate_tokens(c), r > -1) for r, c in zip(ranks, continuations, strict=True)]
 
     # -- single requests ------------------------------------------------------------------------------------------
@@ -738,8 +743,8 @@ class OpenAILM:
     def _positions(self, answer: Mapping[str, Any]) -> list[Position]:
         with self._expected_shape():
             try:
-                return positions_of(answer)
-            except NotOffered:
+                return token_candidates(answer)
+            except NotSupported:
                 raise
             except ModelError as error:
                 raise ModelError(f"the server at {self.client.url} is of no use for scores: {error}") from None
@@ -833,7 +838,7 @@ def _usage(answer: Mapping[str, Any], field: str) -> int | None:
 
 def _is_no(error: HttpError) -> bool:
     """Whether the server is there and does not offer what was asked for."""
-    return isinstance(error, Refused) or error.status in _CANNOT or _is_elsewhere(error)
+    return isinstance(error, RequestRejected) or error.status in _UNSUPPORTED_STATUSES or _is_elsewhere(error)
 
 
 def _is_elsewhere(error: HttpError) -> bool:
@@ -841,7 +846,7 @@ def _is_elsewhere(error: HttpError) -> bool:
 
 
 class _ServerTokenizer:
-    """The server's /tokenize and /detokenize (vLLM, llama.cpp) in the shape that TextCodec expects of a tokenizer."""
+    """The server's /tokenize and /detokenize (vLLM, llama.cpp), as a tokenizer for ``PromptTokenizer``."""
 
     bos_token_id = eos_token_id = chat_template = None
 
@@ -861,7 +866,7 @@ class _ServerTokenizer:
             body |= {"add_special_tokens": special, "add_special": special}
             found = self._client.post("/tokenize", body, root=self._root).get("tokens")
             if not isinstance(found, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
-                raise NotOffered(f"the server at {self._root} does not tokenize")
+                raise NotSupported(f"the server at {self._root} does not tokenize")
             if len(self._known) >= _KNOWN_TEXTS:
                 self._known.clear()
             self._known[text, special] = found
@@ -875,7 +880,7 @@ def _detokenize(client: Client, root: str, model: str, ids: Sequence[int]) -> st
     answer = client.post("/detokenize", {"model": model, "tokens": [*ids]}, root=root)
     text = answer.get("prompt", answer.get("content"))
     if not isinstance(text, str):
-        raise NotOffered(f"the server at {root} does not turn tokens into text")
+        raise NotSupported(f"the server at {root} does not turn tokens into text")
     return text
 
 

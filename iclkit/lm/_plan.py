@@ -3,7 +3,7 @@
 Requests become *units* (distinct token sequences with a context length). Units sorted by their tokens stand in the
 order of a prefix trie, so neighbours share most. The plan cuts that order into batches of a token budget; inside a
 batch the trie is laid out flat, ``[prefix][a][b]…``, each token once, every token seeing only its own path
-(``lay_out``). A prefix that many batches need is computed once and its keys and values are kept for them
+(``build_layout``). A prefix that many batches need is computed once and its keys and values are kept for them
 (``Prefix``): packing where it is enough, a kept cache where a batch cannot hold the whole subtree.
 """
 
@@ -17,11 +17,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.lm._tokens import Ids, Pair
+from iclkit.lm._tokens import TokenIds, TokenPair
 
 IntArray = NDArray[np.int64]
 
-SPLIT_GAIN = 8
+MIN_SHARED_TOKENS = 8
 """Tokens a shared node must save to become a segment of its own; below, its tokens are repeated (less bookkeeping)."""
 PASS_OVERHEAD = 64
 """What a pass of its own costs beyond its tokens, in tokens: a prefix is kept when repeating it would cost more."""
@@ -31,7 +31,7 @@ PASS_OVERHEAD = 64
 class Prefix:
     """Tokens ``ids[start:]``, computed once and kept; ``parent`` is the kept prefix that ends at ``start``, or -1."""
 
-    ids: Ids
+    ids: TokenIds
     start: int
     parent: int
 
@@ -54,7 +54,7 @@ class Plan:
     ``tokens_cached``: the part of ``tokens_asked`` whose answers are known already.
     """
 
-    units: tuple[Pair, ...]
+    units: tuple[TokenPair, ...]
     requests_of: tuple[tuple[int, ...], ...]
     batches: tuple[Batch, ...]
     prefixes: tuple[Prefix, ...] = ()
@@ -77,7 +77,7 @@ class Plan:
     def as_laid_out(self) -> Plan:
         """The plan with the tokens that the layouts of its batches really have.
 
-        A layout repeats short shared nodes (``SPLIT_GAIN``), which the trie counts once: for estimates that are shown.
+        A layout repeats short shared nodes (``MIN_SHARED_TOKENS``), which the trie counts once. For printed estimates.
         """
         if not self.packed:
             return self
@@ -85,7 +85,7 @@ class Plan:
             replace(
                 batch,
                 tokens=len(
-                    lay_out(
+                    build_layout(
                         [self.units[u] for u in batch.units],
                         len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0,
                     ).tokens
@@ -108,7 +108,7 @@ class Plan:
             if len(units) < len(batch.units):
                 depth = len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0
                 left = [self.units[u] for u in units]
-                tokens = len(lay_out(left, depth).tokens) if left else 0
+                tokens = len(build_layout(left, depth).tokens) if left else 0
                 batch = Batch(units, batch.prefix, tokens)
             if units:
                 batches.append(batch)
@@ -125,12 +125,12 @@ class Plan:
         )
 
 
-def make_plan(pairs: Sequence[Pair], budget: int, *, share: bool = True) -> Plan:
+def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) -> Plan:
     """Plan the scoring of ``pairs`` in batches of about ``budget`` tokens (a longer sequence is a batch of its own).
 
     Without ``share`` every unit is its own sequence, in length-sorted batches whose padded size stays in the budget.
     """
-    index: dict[Pair, int] = {}
+    index: dict[TokenPair, int] = {}
     requests_of: list[list[int]] = []
     for i, pair in enumerate(pairs):
         u = index.setdefault(pair, len(index))
@@ -154,7 +154,7 @@ def make_plan(pairs: Sequence[Pair], budget: int, *, share: bool = True) -> Plan
     )
 
 
-def _padded(units: Sequence[Pair], budget: int) -> list[Batch]:
+def _padded(units: Sequence[TokenPair], budget: int) -> list[Batch]:
     batches: list[Batch] = []
     current: list[int] = []
     width = 0
@@ -170,7 +170,7 @@ def _padded(units: Sequence[Pair], budget: int) -> list[Batch]:
     return batches
 
 
-def common_length(a: Ids, b: Ids) -> int:
+def common_length(a: TokenIds, b: TokenIds) -> int:
     """Number of leading tokens that ``a`` and ``b`` share."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:
@@ -185,7 +185,7 @@ def common_length(a: Ids, b: Ids) -> int:
     return low
 
 
-def _shared(units: Sequence[Pair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
+def _shared(units: Sequence[TokenPair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
     """Walk the trie of the units depth first, keep prefixes that pay, and fill batches in that order."""
     order = sorted(range(len(units)), key=lambda u: (units[u].ids[:-1], units[u].n_context, u))
     fed = [units[u].ids[:-1] for u in order]
@@ -241,7 +241,7 @@ def _trie_tokens(length: IntArray, shared: IntArray, low: int, high: int, depth:
 class Segment:
     """A run of tokens with one path behind it: flat rows ``at : at + len(ids)``, ``parent`` a segment number or -1."""
 
-    ids: Ids
+    ids: TokenIds
     start: int
     parent: int
     at: int
@@ -279,14 +279,14 @@ class Layout:
 
 @dataclass(slots=True)
 class _Node:
-    owner: Ids
+    owner: TokenIds
     start: int
     end: int
     children: list[_Node] = field(default_factory=list)
     units: list[int] = field(default_factory=list)
 
 
-def lay_out(pairs: Sequence[Pair], depth: int = 0) -> Layout:
+def build_layout(pairs: Sequence[TokenPair], depth: int = 0) -> Layout:
     """Lay the trie of ``pairs`` out flat; the first ``depth`` tokens, equal for all, stand in a kept prefix."""
     roots = _trie([p.ids[:-1] for p in pairs], depth)
     segments: list[Segment] = []
@@ -296,8 +296,8 @@ def lay_out(pairs: Sequence[Pair], depth: int = 0) -> Layout:
     while stack:
         node, parent = stack.pop()
         size = node.end - node.start
-        while node.children and size * (len(node.children) - 1) < SPLIT_GAIN:
-            node = _dissolve(node, parent, stack)
+        while node.children and size * (len(node.children) - 1) < MIN_SHARED_TOKENS:
+            node = _merge_small(node, parent, stack)
             size = node.end - node.start
         segments.append(Segment(node.owner[node.start : node.end], node.start, parent, at))
         at += size
@@ -321,7 +321,7 @@ def lay_out(pairs: Sequence[Pair], depth: int = 0) -> Layout:
     return Layout(segments, tokens, positions, rows, read_row, read_token, read_unit, len(pairs), leaf)
 
 
-def _dissolve(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node:
+def _merge_small(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node:
     """Repeat a node's tokens in each child: returns the first child, pushes the others. Its units end in the first."""
     for child in node.children:
         child.start = node.start
@@ -331,11 +331,11 @@ def _dissolve(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node
     return first
 
 
-def _trie(sequences: Sequence[Ids], depth: int) -> list[_Node]:
+def _trie(sequences: Sequence[TokenIds], depth: int) -> list[_Node]:
     """The compressed trie of the sequences from ``depth`` on: its root nodes, in sorted order."""
     root = _Node((), depth, depth)
     path = [root]
-    previous: Ids = ()
+    previous: TokenIds = ()
     for u in sorted(range(len(sequences)), key=lambda u: (sequences[u], u)):
         ids = sequences[u]
         same = max(depth, common_length(previous, ids)) if previous else depth

@@ -10,18 +10,18 @@ from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.models import first_words
 from iclkit.records import Message
 
-Ids = tuple[int, ...]
+TokenIds = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class TokenPair:
     """Token ids of a request: ``ids`` of the whole text, of which the first ``n_context`` are given, not scored."""
 
-    ids: Ids
+    ids: TokenIds
     n_context: int
 
 
-class TextCodec:
+class PromptTokenizer:
     """A tokenizer with the rules that make a score well defined.
 
     - The whole text is tokenised jointly, as the evaluation harness of EleutherAI does: white space at the end of the
@@ -39,9 +39,9 @@ class TextCodec:
         plain = self._plain(["a"])[0]
         full = tuple(tokenizer("a")["input_ids"])
         at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
-        self.prefix: Ids = full[:at]
+        self.prefix: TokenIds = full[:at]
         start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        self.start: Ids = self.prefix or (() if start is None else (start,))
+        self.start: TokenIds = self.prefix or (() if start is None else (start,))
         self.eos: int | None = tokenizer.eos_token_id
         self._chat = ChatTemplate(tokenizer)
 
@@ -55,12 +55,12 @@ class TextCodec:
         """What the user should know of how texts are read."""
         return self._chat.notes
 
-    def _plain(self, texts: Sequence[str]) -> list[Ids]:
+    def _plain(self, texts: Sequence[str]) -> list[TokenIds]:
         if not texts:
             return []
         return [tuple(ids) for ids in self.tokenizer([*texts], add_special_tokens=False)["input_ids"]]
 
-    def encode(self, texts: Sequence[str]) -> list[Ids]:
+    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text with the special tokens in front, once."""
         n = len(self.prefix)
         return [ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self._plain(texts)]
@@ -69,7 +69,7 @@ class TextCodec:
         """Number of tokens of ``encode``."""
         return len(self.encode([text])[0])
 
-    def pairs(self, requests: Sequence[tuple[str, str]]) -> list[Pair]:
+    def pairs(self, requests: Sequence[tuple[str, str]]) -> list[TokenPair]:
         """(context, continuation) -> Pair. RequestError for a continuation without any token."""
         split = []
         for context, continuation in requests:
@@ -94,7 +94,7 @@ class TextCodec:
                         i, "an empty context needs a tokenizer with a BOS or EOS token; give some context"
                     )
                 whole, n = self.start + whole, len(self.start)
-            out.append(Pair(whole, n))
+            out.append(TokenPair(whole, n))
         return out
 
     def decode(self, ids: Sequence[int]) -> str:

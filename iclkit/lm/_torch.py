@@ -1,6 +1,6 @@
 """The torch backend: a causal LM of ``transformers`` on CPU or CUDA, scoring and generating by a plan.
 
-Llama-shaped models run through ``_lean.LeanLM``; any other causal LM through its own module, one padded row per
+Llama-shaped models run through ``_lean.PackedLlama``; any other causal LM through its own module, one padded row per
 sequence. Both read float32 logits at the needed positions only.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from iclkit.errors import DataError, RequestError
-from iclkit.lm._by_ids import IdsLM
-from iclkit.lm._lean import HEAD_ROWS, KV, LeanLM
+from iclkit.lm._decode import Decoder, KVCache
+from iclkit.lm._llama import HEAD_ROWS, KV, PackedLlama
 from iclkit.lm._module import (
     CachedRows,
     Float32Head,
@@ -28,11 +28,11 @@ from iclkit.lm._module import (
     probe_ids,
     refuse_unless_causal,
 )
-from iclkit.lm._plan import Plan, Prefix, lay_out, make_plan
+from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
-from iclkit.lm._spent import Spent
-from iclkit.lm._tokens import Ids, Pair, TextCodec
-from iclkit.lm._write import Rows, Writer
+from iclkit.lm._token_lm import IdsLM
+from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
+from iclkit.lm._usage import Usage
 from iclkit.models import load_errors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -42,14 +42,14 @@ PROBE_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ForwardJob:
     """What is computed at once, and may be computed by any process: pairs to score, or prompts to continue.
 
     ``chain``: the kept prefixes that stand before the pairs, outermost first.
     """
 
-    pairs: tuple[Pair, ...]
-    prompts: tuple[Ids, ...] = ()
+    pairs: tuple[TokenPair, ...]
+    prompts: tuple[TokenIds, ...] = ()
     requests: tuple[GenerateRequest, ...] = ()
     chain: tuple[Prefix, ...] = ()
 
@@ -72,11 +72,11 @@ class TorchLM(IdsLM):
     def __init__(
         self,
         module: Any,
-        codec: TextCodec,
+        codec: PromptTokenizer,
         *,
         name: str,
         fingerprint: str,
-        lean: LeanLM | None,
+        lean: PackedLlama | None,
         batch_tokens: int = 2048,
         notes: tuple[str, ...] = (),
     ) -> None:
@@ -88,8 +88,8 @@ class TorchLM(IdsLM):
         beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
         self.notes = (*notes, *codec.notes, *filter(None, (unbounded, beyond if words > rows else "")))
         self.device: torch.device = next(module.parameters()).device
-        self.spent = Spent()
-        self._kept: dict[Ids, KV] = {}
+        self.spent = Usage()
+        self._kept: dict[TokenIds, KV] = {}
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
         many = eos if isinstance(eos, (list, tuple)) else [eos]
         if wrong := [e for e in many if e is not None and type(e) is not int]:
@@ -125,7 +125,7 @@ class TorchLM(IdsLM):
         if rate is None:
             size = min(PROBE_TOKENS, self.context_size - 1)
             vocabulary = min(997, len(self.module.get_input_embeddings().weight))
-            pairs = [Pair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
+            pairs = [TokenPair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
             best, before = float("inf"), self.spent.tokens_computed
             for _ in range(2):
                 start = time.perf_counter()
@@ -137,25 +137,25 @@ class TorchLM(IdsLM):
 
     # -- scoring by token ids -------------------------------------------------------------------------------------
 
-    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
-        """The plan of ``score_pairs``."""
+    def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
+        """The plan of ``score_encoded``."""
         plan = make_plan(pairs, self.batch_tokens, share=self.lean is not None)
         return plan.without(set(known)) if known else plan
 
-    def score_pairs(
-        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    def score_encoded(
+        self, pairs: Sequence[TokenPair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
     ) -> Iterator[tuple[int, Score]]:
         """(request index, score) of every request that is not ``known``, batch by batch.
 
         Known requests are left out of the batches that were planned for all, so a rerun that knows some whole batches
         computes the others exactly as an unbroken run would.
         """
-        plan = self.plan_pairs(pairs, known)
+        plan = self.plan_encoded(pairs, known)
         results: list[tuple[int, Score]] = []
         self.spent.requests += len(pairs)
         self.spent.tokens_asked += plan.tokens_asked
         jobs = [
-            Job(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
+            ForwardJob(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
             for b in plan.batches
         ]
         lost: dict[int, str] = {}
@@ -170,7 +170,7 @@ class TorchLM(IdsLM):
         _raise_first(lost)
         return iter(results)
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Any]]]:
+    def _run(self, jobs: Sequence[ForwardJob]) -> Iterator[tuple[int, list[Any]]]:
         """(job number, results) of each job as it is finished."""
         for at, job in enumerate(jobs):
             start = time.perf_counter()
@@ -179,14 +179,14 @@ class TorchLM(IdsLM):
             self.spent.seconds += time.perf_counter() - start
             yield at, results
 
-    def work(self, job: Job) -> list[Any]:
+    def work(self, job: ForwardJob) -> list[Any]:
         """Do one job: a Score per pair or a Generation per prompt, or the reason (a text) why there can be none."""
         if self.lean is not None:
             return self._work(job)
         with load_errors(f"the architecture of {self.name} fails"):  # a module of whatever kind, with its own errors
             return self._work(job)
 
-    def _work(self, job: Job) -> list[Any]:
+    def _work(self, job: ForwardJob) -> list[Any]:
         if job.requests:
             return self._generate_in_memory(job.prompts, job.requests)
         try:
@@ -207,7 +207,7 @@ class TorchLM(IdsLM):
 
     def _keep(self, chain: Sequence[Prefix]) -> KV | None:
         """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
-        held: dict[Ids, KV] = {}
+        held: dict[TokenIds, KV] = {}
         before: KV | None = None
         for prefix in chain:
             before = held[prefix.ids] = self._kept.get(prefix.ids) or self._prefill(prefix, before)
@@ -216,11 +216,11 @@ class TorchLM(IdsLM):
 
     def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
         assert self.lean is not None
-        layout = lay_out([Pair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
+        layout = build_layout([TokenPair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
         self.spent.tokens_computed += len(layout.tokens)
         return self.lean.forward(layout, before, keep=True)[1]
 
-    def _compute_in_memory(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
+    def _compute_in_memory(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
         """``_compute``; when memory runs out, in halves."""
         try:
             return [*self._compute(pairs, prefix, kept)]
@@ -240,18 +240,18 @@ class TorchLM(IdsLM):
         )
 
     @torch.inference_mode()
-    def _compute(self, pairs: Sequence[Pair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
+    def _compute(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
         if self.lean is None:
             return self._compute_by_module(pairs)
-        layout = lay_out(pairs, len(prefix.ids) if prefix else 0)
+        layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
         self.spent.tokens_computed += len(layout.tokens)
         hidden, _ = self.lean.forward(layout, kept)
-        reader = _Reader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
+        reader = ScoreReader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
         for at in range(0, len(hidden), HEAD_ROWS):
             reader.take(at, self.lean.logits(hidden[at : at + HEAD_ROWS]))
         return reader.scores()
 
-    def _compute_by_module(self, pairs: Sequence[Pair]) -> list[Score]:
+    def _compute_by_module(self, pairs: Sequence[TokenPair]) -> list[Score]:
         """Right-padded rows through the module; padding stands behind every token that is read."""
         fed = [p.ids[:-1] for p in pairs]
         width = max(map(len, fed))
@@ -272,7 +272,7 @@ class TorchLM(IdsLM):
             for position in range(pair.n_context - 1, len(pair.ids) - 1)
         ]
         unit, position, token = np.array(reads, np.int64).T
-        reader = _Reader(np.arange(len(reads)), token, unit, len(pairs))
+        reader = ScoreReader(np.arange(len(reads)), token, unit, len(pairs))
         for at in range(0, len(reads), HEAD_ROWS):
             part = slice(at, at + HEAD_ROWS)
             rows = logits[torch.from_numpy(unit[part]), torch.from_numpy(position[part] - offset)]
@@ -281,9 +281,9 @@ class TorchLM(IdsLM):
 
     # -- generation -----------------------------------------------------------------------------------------------
 
-    def generate_ids(
+    def generate_encoded(
         self,
-        prompts: Sequence[Ids],
+        prompts: Sequence[TokenIds],
         requests: Sequence[GenerateRequest],
         on_done: OnDone[Generation] | None = None,
         known: Collection[int] = (),
@@ -314,13 +314,13 @@ class TorchLM(IdsLM):
             with numbered(chosen):
                 picked = self._choose([requests[i] for i in chosen])
             finish(chosen, picked)
-        jobs = [Job((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
+        jobs = [ForwardJob((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
         for at, done in self._run(jobs):
             finish(batches[at], done)
         _raise_first(lost)
         return iter(results)
 
-    def _generate_in_memory(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Any]:
+    def _generate_in_memory(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
         """Continuations; when memory runs out, in halves."""
         write = self._generate if self.lean else self._generate_by_module
         try:
@@ -337,16 +337,16 @@ class TorchLM(IdsLM):
         )
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+    def _generate(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Read the prompts as the scorer does, shared beginnings once; then write until the last row has ended."""
         assert self.lean is not None
-        rows = Rows(self.lean, [len(p) for p in prompts], max(r.max_tokens for r in requests))
+        rows = KVCache(self.lean, [len(p) for p in prompts], max(r.max_tokens for r in requests))
         first = torch.empty(len(prompts), self.lean.hidden, device=self.device)
-        plan = make_plan([Pair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
+        plan = make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
         for batch in plan.batches:
             chain = prefix_chain(plan.prefixes, batch.prefix)
             past = len(chain[-1].ids) if chain else 0
-            layout = lay_out([plan.units[u] for u in batch.units], past)
+            layout = build_layout([plan.units[u] for u in batch.units], past)
             self.spent.tokens_computed += len(layout.tokens)
             hidden, held = self.lean.forward(layout, self._keep(chain), keep=True)
             for j, u in enumerate(batch.units):
@@ -355,7 +355,7 @@ class TorchLM(IdsLM):
                 for i in plan.requests_of[u]:
                     rows.fill(i, held, index)
                     first[i] = hidden[layout.read_row[layout.read_unit == j][0]]
-        writers = [Writer(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
         logits, alive = self.lean.logits(first), list(range(len(writers)))
         while True:
             found = logits.cpu().numpy()
@@ -370,12 +370,12 @@ class TorchLM(IdsLM):
             logits = rows.step(tokens)
 
     @torch.inference_mode()
-    def _generate_by_module(self, prompts: Sequence[Ids], requests: Sequence[GenerateRequest]) -> list[Generation]:
+    def _generate_by_module(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
         """All rows together by the module; a row that has ended rides along until the last one has."""
         if self._cache_works is None:
             self._cache_works = cache_works(self.module)
         rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
-        writers = [Writer(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
         while True:
             logits = rows.logits().cpu().numpy()
             tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
@@ -391,7 +391,7 @@ def _raise_first(lost: Mapping[int, str]) -> None:
         raise RequestError(min(lost), lost[min(lost)])
 
 
-class _Reader:
+class ScoreReader:
     """Turns logits of rows into scores of units, a block of rows at a time."""
 
     def __init__(self, row: Any, token: Any, unit: Any, n_units: int) -> None:
@@ -423,7 +423,7 @@ class _Reader:
 
 
 def generation_batches(
-    prompts: Sequence[Ids], requests: Sequence[GenerateRequest], batch_tokens: int
+    prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest], batch_tokens: int
 ) -> Iterable[list[int]]:
     """Indices of requests generated together: choices apart, then longest first within a bound on cache memory."""
     choices = [i for i, r in enumerate(requests) if r.choices]
@@ -466,11 +466,11 @@ def out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-def agrees(module: Any, lean: LeanLM) -> bool:
+def matches_module(module: Any, lean: PackedLlama) -> bool:
     """Whether the lean forward gives the module's own log-probabilities on a short branching probe."""
     ids = probe_ids(module, 40)
-    pairs = [Pair(ids, 24), Pair((*ids[:30], *ids[3:13]), 24)]
-    layout = lay_out(pairs)
+    pairs = [TokenPair(ids, 24), TokenPair((*ids[:30], *ids[3:13]), 24)]
+    layout = build_layout(pairs)
     hidden, _ = lean.forward(layout)
     got = torch.log_softmax(lean.logits(hidden), -1)
     with torch.inference_mode():

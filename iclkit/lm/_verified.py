@@ -3,8 +3,8 @@
 Requests compete in groups: the labels of one context, or the requests that carry the same ``group``. All are scored in
 bf16; a group whose best scores stand closer together than the error bound is scored again in float32.
 
-The bound is ``SAFETY`` standard deviations of the error of a score difference. The deviation is measured, not assumed:
-once per model on a built-in text, and again on every difference that a request list makes us verify; when those show a
+The bound is ``DEVIATIONS`` standard deviations of the error of a score difference. The deviation is measured: once
+per model on a built-in text, and again on every difference that a request list makes us verify; when those show a
 larger deviation, the bound grows and the groups that now fall inside it are verified too, until none is left. With a
 normal error, a winner outside five deviations is wrong once in some millions of groups. Which groups are verified
 depends on the request list alone, so equal lists give equal answers.
@@ -20,11 +20,11 @@ import numpy as np
 
 from iclkit.lm._plan import Plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
-from iclkit.lm._spent import Spent
+from iclkit.lm._usage import Usage
 from iclkit.records import Message
 
-SAFETY = 5.0
-FEW = 4
+DEVIATIONS = 5.0
+MIN_SAMPLES = 4
 """Fewer verified differences than this say nothing of a deviation; the closest groups, up to so many (one in sixteen),
 are verified whatever the bound, so that a list tests the calibration itself."""
 CALIBRATION = (
@@ -45,15 +45,15 @@ class VerifiedLM:
     def __init__(self, fast: Any, exact: Any) -> None:
         self.fast, self.exact = fast, exact
         self.name, self.context_size = exact.name, exact.context_size
-        self.fingerprint = f"{exact.fingerprint}|verified{SAFETY:g}|{fast.fingerprint}"
+        self.fingerprint = f"{exact.fingerprint}|verified{DEVIATIONS:g}|{fast.fingerprint}"
         self._deviation: float | None = None
         self._requests = 0
 
     @property
-    def spent(self) -> Spent:
+    def spent(self) -> Usage:
         """What both models did; ``tokens_asked`` counts each request once, for the first pass."""
         a, b = self.fast.spent, self.exact.spent
-        return Spent(
+        return Usage(
             self._requests,
             a.calls + b.calls,
             a.tokens_asked,
@@ -121,13 +121,13 @@ class VerifiedLM:
         exact = np.full(len(requests), np.nan)
         deviation = self.deviation() if groups else 0.0
         margins = [float(np.subtract(*np.sort(fast[g])[:-3:-1])) for g in groups]
-        closest = {int(i) for i in np.argsort(margins, kind="stable")[: min(FEW, len(groups) // 16)]}
+        closest = {int(i) for i in np.argsort(margins, kind="stable")[: min(MIN_SAMPLES, len(groups) // 16)]}
         while True:
-            bounds = [max(SAFETY * deviation, m if i in closest else 0.0) for i, m in enumerate(margins)]
+            bounds = [max(DEVIATIONS * deviation, m if i in closest else 0.0) for i, m in enumerate(margins)]
             wanted = [
                 i
                 for g, bound in zip(groups, bounds, strict=True)
-                for i in contenders(fast[g], bound, g, requests)
+                for i in close_candidates(fast[g], bound, g, requests)
                 if math.isnan(exact[i])
             ]
             if not wanted:
@@ -137,8 +137,8 @@ class VerifiedLM:
             for i, score in zip(wanted, again, strict=True):
                 scores[i] = score
                 exact[i] = score.logprob
-            errors = gap_errors(fast, exact, groups)
-            if len(errors) >= FEW:
+            errors = margin_errors(fast, exact, groups)
+            if len(errors) >= MIN_SAMPLES:
                 deviation = max(deviation, float(np.sqrt(np.mean(errors**2))))
         if on_done is not None:
             on_done([*enumerate(scores)])
@@ -158,7 +158,7 @@ class VerifiedLM:
             requests = [r for r in requests if self.count_tokens(r.context + r.continuation) < self.context_size]
             fast = np.array([s.logprob for s in self.fast.score(requests)])
             exact = np.array([s.logprob for s in self.exact.score(requests)])
-            errors = gap_errors(fast, exact, [np.array(g) for g in group_indices(requests)])
+            errors = margin_errors(fast, exact, [np.array(g) for g in group_indices(requests)])
             # a context too short for the text leaves nothing to measure by: then every group is verified
             self._deviation = float(np.sqrt(np.mean(errors**2))) if len(errors) else math.inf
         return self._deviation
@@ -172,7 +172,7 @@ def group_indices(requests: Sequence[ScoreRequest]) -> list[list[int]]:
     return [*groups.values()]
 
 
-def contenders(fast: Any, bound: float, group: Any, requests: Sequence[ScoreRequest]) -> list[int]:
+def close_candidates(fast: Any, bound: float, group: Any, requests: Sequence[ScoreRequest]) -> list[int]:
     """Members (as request indices) that must be verified: those within ``bound`` of the best, if any rival is.
 
     Labels of one context are verified together: their float32 scores cost one pass, whichever are asked.
@@ -185,7 +185,7 @@ def contenders(fast: Any, bound: float, group: Any, requests: Sequence[ScoreRequ
     return [int(i) for i in group[near]]
 
 
-def gap_errors(fast: Any, exact: Any, groups: Sequence[Any]) -> Any:
+def margin_errors(fast: Any, exact: Any, groups: Sequence[Any]) -> Any:
     """Errors of ``fast`` in the difference between each verified member and its group's best verified one."""
     out = []
     for g in groups:

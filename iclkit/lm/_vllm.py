@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from iclkit.errors import ModelError
-from iclkit.lm._by_ids import IdsLM
 from iclkit.lm._plan import Plan, make_plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
-from iclkit.lm._spent import Spent
-from iclkit.lm._tokens import Ids, Pair, TextCodec
+from iclkit.lm._token_lm import IdsLM
+from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
+from iclkit.lm._usage import Usage
 
 CHUNK = 512
 """Requests handed to vLLM at once, and stored together."""
@@ -56,22 +56,22 @@ class VLLM(IdsLM):
         from iclkit.models import lm_folder_hash
 
         self.name, self._engine, self._sampling = name, engine, sampling
-        self.codec = TextCodec(engine.get_tokenizer())
+        self.codec = PromptTokenizer(engine.get_tokenizer())
         self.fingerprint = f"vllm{version}|{lm_folder_hash(folder, self.codec.files)}|{dtype}"
         self.notes = self.codec.notes
         self.context_size = int(engine.llm_engine.model_config.max_model_len)
-        self.spent = Spent()
+        self.spent = Usage()
 
-    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
+    def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
         """Each distinct request whole: vLLM shares nothing between prompts whose log-probabilities are asked."""
         return make_plan(pairs, 1, share=False).without(set(known))
 
-    def score_pairs(
-        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    def score_encoded(
+        self, pairs: Sequence[TokenPair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
     ) -> Iterable[tuple[int, Score]]:
         """(request index, score) of every request that is not ``known``."""
         start = time.perf_counter()
-        plan = self.plan_pairs(pairs, known)
+        plan = self.plan_encoded(pairs, known)
         units = [u for b in plan.batches for u in b.units]
         params = self._sampling(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
         out: list[tuple[int, Score]] = []
@@ -90,9 +90,9 @@ class VLLM(IdsLM):
         self._count(len(pairs), len(units), plan.tokens_asked, plan.tokens_computed, start)
         return out
 
-    def generate_ids(
+    def generate_encoded(
         self,
-        prompts: Sequence[Ids],
+        prompts: Sequence[TokenIds],
         requests: Sequence[GenerateRequest],
         on_done: OnDone[Generation] | None = None,
         known: Collection[int] = (),
@@ -137,7 +137,7 @@ class VLLM(IdsLM):
         self.spent.seconds += time.perf_counter() - start
 
 
-def _score(pair: Pair, table: Sequence[Any]) -> Score:
+def _score(pair: TokenPair, table: Sequence[Any]) -> Score:
     """From vLLM's per-position {token id: Logprob(logprob, rank)}, which holds the prompt's own token always."""
     own = [table[i][pair.ids[i]] for i in range(pair.n_context, len(pair.ids))]
     return Score(float(sum(t.logprob for t in own)), len(own), all(t.rank == 1 for t in own))

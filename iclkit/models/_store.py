@@ -94,7 +94,7 @@ def problems(folder: Path, *, hashes: bool = False) -> list[str]:
     return found
 
 
-def usable(folder: Path, kind: str) -> str:
+def is_complete(folder: Path, kind: str) -> str:
     """Why a folder cannot be loaded as a model of that kind; "" when it can. Reads settings and headers, no weights."""
     if not (folder / "config.json").is_file() and not (kind == "embedder" and (folder / "modules.json").is_file()):
         return "it has no config.json"
@@ -123,7 +123,7 @@ def install(name: str, kind: str, licence: str, fill: Callable[[Path], tuple[Pat
         work.mkdir()
         try:
             built, source, converted = fill(work)
-            if reason := usable(built, kind):
+            if reason := is_complete(built, kind):
                 raise ModelError(f"{source} is no {KIND_WORDS[kind]} that can be loaded: {reason}")
             paths = sorted(p for p in built.rglob("*") if p.is_file())
             for path in paths:

@@ -37,13 +37,13 @@ def duplicate_rows(examples: Sequence[Example], near: float | None = None) -> li
     groups = {rows[0]: rows for rows in kept.values()}
     if near is not None and near < 1:
         firsts = list(groups)
-        joins = _near_joins([texts[r] for r in firsts], [kinds[r] for r in firsts], near)
+        joins = _near_pairs([texts[r] for r in firsts], [kinds[r] for r in firsts], near)
         for new, old in joins:
             groups[firsts[old]] = sorted(groups[firsts[old]] + groups.pop(firsts[new]))
     return [rows for rows in groups.values() if len(rows) > 1]
 
 
-def pieces(text: str) -> NDArray[np.uint64]:
+def ngram_hashes(text: str) -> NDArray[np.uint64]:
     """Hashes of the distinct four-character pieces of a text with a space at either end; sorted."""
     codes = np.frombuffer(f" {text} ".encode("utf-32-le"), np.uint32).astype(np.uint64)
     width = min(PIECE, len(codes))
@@ -54,13 +54,13 @@ def pieces(text: str) -> NDArray[np.uint64]:
     return np.unique(mixed)
 
 
-def _near_joins(texts: Sequence[str], kinds: Sequence[object], near: float) -> list[tuple[int, int]]:
+def _near_pairs(texts: Sequence[str], kinds: Sequence[object], near: float) -> list[tuple[int, int]]:
     """(new row, kept row) pairs, exact, by prefix filtering (Bayardo, Ma & Srikant, WWW 2007; Xiao et al., WWW 2008).
 
     With pieces ordered from rare to common, two sets that overlap by ``near`` share one of the first
     |x| - ceil(near |x|) + 1 pieces of each; so only kept rows that share such a piece are looked at.
     """
-    sets = [pieces(t) for t in texts]
+    sets = [ngram_hashes(t) for t in texts]
     if not sets:
         return []
     _, inverse, counts = np.unique(np.concatenate(sets), return_inverse=True, return_counts=True)

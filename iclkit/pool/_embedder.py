@@ -37,7 +37,7 @@ class Embedder(Protocol):
         ...
 
 
-def side_fingerprint(embedder: Embedder, side: str) -> str:
+def vector_key(embedder: Embedder, side: str) -> str:
     """What vectors of one side (``"document"`` or ``"query"``) are stored under: 16 hex digits."""
     own = getattr(embedder, "document_fingerprint", None) if side == "document" else None
     return digest([own or embedder.fingerprint, side], 8)

@@ -23,13 +23,22 @@ from iclkit.pool._bert import PackedBert
 from iclkit.pool._embedder import Embedder, FloatArray, Progress, check_rows
 from iclkit.pool._folder import Module, folder_hash, read_modules
 from iclkit.pool._heads import dense_head, first_dimensions
-from iclkit.pool._retriever import as_retriever, read_card
-from iclkit.pool._shown import ShownExamples, read_pairs
+from iclkit.pool._retriever import read_card, retriever_from_card
+from iclkit.pool._shown import FewShotEmbedder, read_example_pairs
 from iclkit.pool._spec import checked_dtype, join_spec, split_spec
-from iclkit.pool._template import POOLED, EmbedTemplate, Pair, Pooling, Side, lm_template, prepare_text, template_mark
+from iclkit.pool._template import (
+    POOLED,
+    EmbeddingFormat,
+    Pair,
+    Pooling,
+    SideFormat,
+    format_fingerprint,
+    lm_template,
+    prepare_text,
+)
 from iclkit.pool._torch import (
-    FEWEST,
-    TOKENS,
+    BATCH_TOKENS,
+    MIN_ROWS,
     by_halves,
     check_ids,
     device_of,
@@ -42,7 +51,7 @@ from iclkit.pool._torch import (
     torch_dtype,
     torch_threads,
 )
-from iclkit.pool._whole import WholeModel
+from iclkit.pool._whole import SentenceTransformerEmbedder
 from iclkit.records import Json
 
 if TYPE_CHECKING:
@@ -78,7 +87,7 @@ class Wanted:
         """Whether a prefix was asked for."""
         return self.query_prefix is not None or self.document_prefix is not None
 
-    def put(self, template: EmbedTemplate) -> EmbedTemplate:
+    def put(self, template: EmbeddingFormat) -> EmbeddingFormat:
         """The template with the prefixes that were asked for in the place of its own."""
         query, document = template.query, template.document
         if self.query_prefix is not None:
@@ -94,7 +103,7 @@ def load_embedder(
     dtype: Dtype | None = None,
     device: str | None = None,
     threads: int | None = None,
-    template: EmbedTemplate | None = None,
+    template: EmbeddingFormat | None = None,
     query_prefix: str | None = None,
     document_prefix: str | None = None,
 ) -> Embedder:
@@ -135,7 +144,7 @@ def load_embedder(
         if card and wanted.prefixed:
             raise UsageError(f"the retriever in {folder} writes texts as its training did; it takes no prefixes")
         loaded = _load(name, folder, wanted, template, models.card_of(bare), own_metric=card is not None)
-        return as_retriever(loaded, card) if card else loaded
+        return retriever_from_card(loaded, card) if card else loaded
     except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
         raise models.unloadable("embedder", name, folder, error) from error
 
@@ -147,10 +156,10 @@ def _load_shown(name: str, spec: str, said: Mapping[str, str], device: str | Non
     documents = load_embedder(join_spec(inner, said), device=device, threads=threads)
     if not isinstance(documents, TextEmbedder):
         raise UsageError(f"{inner!r} does not take its texts one by one as they are, and cannot be shown examples")
-    return ShownExamples(name, documents.showing(read_pairs(Path(file))), documents)
+    return FewShotEmbedder(name, documents.showing(read_example_pairs(Path(file))), documents)
 
 
-def _load_lm(name: str, way: str, model: str, wanted: Wanted, template: EmbedTemplate | None) -> Embedder:
+def _load_lm(name: str, way: str, model: str, wanted: Wanted, template: EmbeddingFormat | None) -> Embedder:
     if template is None:
         template = lm_template(way)
         if wanted.prefixed and way not in POOLED:
@@ -169,7 +178,7 @@ def _load(
     name: str,
     folder: Path,
     wanted: Wanted,
-    template: EmbedTemplate | None,
+    template: EmbeddingFormat | None,
     card: models.ModelCard | None,
     *,
     own_metric: bool,
@@ -187,8 +196,10 @@ def _load(
             query if wanted.query_prefix is None else wanted.query_prefix,
             document if wanted.document_prefix is None else wanted.document_prefix,
         )
-        return WholeModel(name, folder, modules, chosen, settings.library_prompts, wanted.dtype, wanted.device,
-                          wanted.threads)  # fmt: skip
+        prompts = settings.library_prompts
+        return SentenceTransformerEmbedder(
+            name, folder, modules, chosen, prompts, wanted.dtype, wanted.device, wanted.threads
+        )
     if not modules:
         _refuse_what_has_no_states(name, folder)
     words = modules[0] if modules else Module("Transformer", folder)
@@ -199,18 +210,18 @@ def _load(
     if settings.dimensions:
         notes["dimensions"] = settings.dimensions
     tail = [first_dimensions(settings.dimensions)] if settings.dimensions else []
-    backbone = Backbone.load(words.path, torch_dtype(wanted.dtype), wanted.device)
+    backbone = EncoderBackbone.load(words.path, torch_dtype(wanted.dtype), wanted.device)
     weights = folder_hash(folder, modules, backbone.vocabulary)
     return TextEmbedder(name, backbone, template, weights, threads=wanted.threads, heads=heads, tail=tail, notes=notes)
 
 
 def _templated(
-    name: str, folder: Path, modules: Sequence[Module], wanted: Wanted, template: EmbedTemplate
+    name: str, folder: Path, modules: Sequence[Module], wanted: Wanted, template: EmbeddingFormat
 ) -> TextEmbedder:
     """The transformer of a folder under a template that is not the folder's own."""
     if modules and modules[0].kind != "Transformer":
         raise ModelError(f"{folder} begins with a {modules[0].kind}, not with a transformer; a template needs one")
-    backbone = Backbone.load(modules[0].path if modules else folder, torch_dtype(wanted.dtype), wanted.device)
+    backbone = EncoderBackbone.load(modules[0].path if modules else folder, torch_dtype(wanted.dtype), wanted.device)
     weights = folder_hash(folder, tuple(modules), backbone.vocabulary)
     return TextEmbedder(name, backbone, template, weights, threads=wanted.threads)
 
@@ -300,7 +311,7 @@ class FolderSettings:
 
 def _folder_template(
     words: Module, pooling: Module | None, prompts: tuple[str, str], card: models.ModelCard | None
-) -> EmbedTemplate:
+) -> EmbeddingFormat:
     told = pooling.settings if pooling else {}
     modes = told.get("pooling_mode") or [
         mode
@@ -322,9 +333,9 @@ def _folder_template(
     own = words.settings
     query, document = prompts
     unsaid = not own.get("max_seq_length") and card is not None
-    return EmbedTemplate(
-        Side(query),
-        Side(document),
+    return EmbeddingFormat(
+        SideFormat(query),
+        SideFormat(document),
         tuple(POOLINGS[m] for m in modes) or ("mean",),
         text_only=not told.get("include_prompt", True),
         joint=True,
@@ -333,7 +344,7 @@ def _folder_template(
     )
 
 
-class Backbone:
+class EncoderBackbone:
     """A transformer without a head, its tokenizer, and how many tokens it takes.
 
     ``vocabulary``: the files that the tokenizer was read from.
@@ -351,7 +362,7 @@ class Backbone:
         steady(model)
 
     @classmethod
-    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> Backbone:
+    def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> EncoderBackbone:
         """The model and the tokenizer of a transformers folder that ``models.check_folder`` has passed."""
         from transformers import AutoModel
 
@@ -393,7 +404,7 @@ class Backbone:
         return bool(torch.allclose(a, b, atol=1e-6))
 
 
-def pool_states(states: torch.Tensor, mask: torch.Tensor, how: Sequence[Pooling]) -> torch.Tensor:
+def pool_hidden_states(states: torch.Tensor, mask: torch.Tensor, how: Sequence[Pooling]) -> torch.Tensor:
     """states (n, t, d) fp32, mask (n, t) bool, at least one True per row -> (n, d * len(how)).
 
     Weighted: token i of the kept ones weighs i / (1 + 2 + …), counted from 1 (Muennighoff 2022, SGPT).
@@ -423,8 +434,8 @@ class TextEmbedder:
     def __init__(
         self,
         name: str,
-        backbone: Backbone,
-        template: EmbedTemplate,
+        backbone: EncoderBackbone,
+        template: EmbeddingFormat,
         weights: str,
         *,
         threads: int | None = None,
@@ -436,7 +447,7 @@ class TextEmbedder:
         self.name, self.template, self._weights = name, template, weights
         self._backbone, self._threads, self._heads, self._share = backbone, threads, heads, share_front
         self._tail, self._notes = tail, dict(notes or {})
-        self._budget = TOKENS.get(backbone.device.type, 1024)
+        self._budget = BATCH_TOKENS.get(backbone.device.type, 1024)
         limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
         self._limit = limit
         packed = backbone.packed is not None
@@ -448,8 +459,8 @@ class TextEmbedder:
             "heads": len(heads),
             **self._notes,
         }
-        self.fingerprint = template_mark(template, "query", **facts)
-        self.document_fingerprint = template_mark(template, "document", **facts)
+        self.fingerprint = format_fingerprint(template, "query", **facts)
+        self.document_fingerprint = format_fingerprint(template, "document", **facts)
         self._fronts: dict[tuple[int, ...], tuple[Any, torch.Tensor]] = {}
         self.dim = int(self._encode([""], template.document, None).shape[1])
 
@@ -477,7 +488,9 @@ class TextEmbedder:
         own = self.template.query if side == "query" else self.template.document
         return self._encode(texts, own, progress, unit=False)
 
-    def _encode(self, texts: Sequence[str], side: Side, progress: Progress | None, unit: bool = True) -> FloatArray:
+    def _encode(
+        self, texts: Sequence[str], side: SideFormat, progress: Progress | None, unit: bool = True
+    ) -> FloatArray:
         unique = {t: n for n, t in enumerate(dict.fromkeys(texts))}  # equal texts are encoded once
         if not unique:
             return np.empty((0, self.dim), np.float32)
@@ -534,7 +547,7 @@ class TextEmbedder:
         import torch
 
         model = self._backbone
-        every = [ids or self._nothing() for ids in model.ids([*texts], special=True, limit=self._limit)]
+        every = [ids or self._empty_ids() for ids in model.ids([*texts], special=True, limit=self._limit)]
         out: dict[int, tuple[list[str], FloatArray]] = {}
         with self._batches(every) as batches:
             parts = (part for some in batches for part in self._fitting(some, lambda ns: self._rows_of(every, ns)))
@@ -553,14 +566,14 @@ class TextEmbedder:
         groups = _runs([ids[n] for n in some])
         return [row for states in self._states([self._tensor(g) for g in groups], 0) for row in states]
 
-    def plan(self, texts: Sequence[str], side: Side) -> Iterator[tuple[list[int], int, int]]:
+    def plan(self, texts: Sequence[str], side: SideFormat) -> Iterator[tuple[list[int], int, int]]:
         """For each text its token ids, and where the text itself begins and ends in them."""
         texts = [prepare_text(t, self.template.prepare) for t in texts]
         model = self._backbone
         if self.template.joint:
             start = len(model.bos) + len(model.ids([side.open])[0]) if side.open else len(model.bos)
             for ids in model.ids([side.open + t for t in texts], special=True, limit=self._limit):
-                ids = ids or self._nothing()
+                ids = ids or self._empty_ids()
                 yield ids, start, len(ids)
             return
         # a space at the end of the front belongs to the text's first token in most vocabularies
@@ -585,13 +598,13 @@ class TextEmbedder:
             room = self._limit - len(front) - len(close)
             words = words[: min(room, self.template.max_text_tokens or room)]
             ids = front + words + close
-            yield ids or self._nothing(), len(front), len(front) + len(words)
+            yield ids or self._empty_ids(), len(front), len(front) + len(words)
 
-    def _nothing(self) -> list[int]:
+    def _empty_ids(self) -> list[int]:
         tokenizer = self._backbone.tokenizer
         return [next(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id, 0) if i is not None)]
 
-    def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: Side, unit: bool = True) -> FloatArray:
+    def _forward(self, plans: Sequence[tuple[list[int], int, int]], side: SideFormat, unit: bool = True) -> FloatArray:
         """Vectors of texts that are sorted by length."""
         import torch
 
@@ -606,7 +619,7 @@ class TextEmbedder:
                 bounds = torch.tensor([[s, e] for _, s, e in plans[at : at + len(x)]], device=x.device)
                 mask = (where >= bounds[:, :1]) & (where < bounds[:, 1:])
                 mask |= ~mask.any(1, keepdim=True)  # an empty text: everything is pooled
-            pooled.append(pool_states(states.float(), mask, self.template.pooling))
+            pooled.append(pool_hidden_states(states.float(), mask, self.template.pooling))
             at += len(x)
         vectors = torch.cat(pooled)
         for head in (*self._heads, *self._tail):
@@ -632,8 +645,8 @@ class TextEmbedder:
             return model.packed(xs)
         (x,) = xs
         tokens, rows = len(x) * (x.shape[1] - front), len(x)
-        if tokens < FEWEST:
-            x = x.repeat(-(-FEWEST // tokens), 1)
+        if tokens < MIN_ROWS:
+            x = x.repeat(-(-MIN_ROWS // tokens), 1)
         if not front:
             return [model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state[:rows]]
         key = tuple(x[0, :front].tolist())

@@ -22,10 +22,10 @@ from iclkit.pool._export import write_whole
 from iclkit.pool._torch import computes_in_bf16
 
 MAGIC = b"iclkit vector index 1\n"
-DIGITS = 6
-MARGIN = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
-MANY = 256  # excluded rows beyond which over-fetching gives way to a scan of the allowed rows
-SLACK = 8  # candidates fetched beyond k, so that ties at the border seldom need a second look
+SCORE_DECIMALS = 6
+FLOAT32_ERROR = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
+MAX_OVERFETCH = 256  # excluded rows beyond which over-fetching gives way to a scan of the allowed rows
+EXTRA_CANDIDATES = 8  # candidates fetched beyond k, so that ties at the border seldom need a second look
 ROUGH_LEAST = 1024  # rows from which on bf16 saves time
 ROUGH_MOST = 256  # candidates beyond which float32 is asked instead
 BF16_STEP = 2.0**-8  # relative error of a number rounded to bf16
@@ -53,7 +53,7 @@ class Header:
     crc: int = 0
 
 
-class VectorIndex:
+class FlatIndex:
     """A flat FAISS index whose rows are the rows of a view."""
 
     def __init__(self, flat: Any) -> None:
@@ -61,7 +61,7 @@ class VectorIndex:
         self._half: tuple[Any, float, float] | None = None
 
     @classmethod
-    def of(cls, vectors: FloatArray) -> VectorIndex:
+    def of(cls, vectors: FloatArray) -> FlatIndex:
         """vectors (n, dim) float32."""
         flat = faiss_module().IndexFlatIP(vectors.shape[1])
         flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
@@ -88,7 +88,7 @@ class VectorIndex:
     ) -> list[tuple[NDArray[np.int64], FloatArray]]:
         """See ``PoolView.search``.
 
-        Candidates are proposed with scores that may be off by a known amount (see ``_propose``); then their scores are
+        Candidates are shortlisted with scores that may be off by a known amount (``_shortlist``); their scores are then
         computed again in float64, one row at a time, because the last bits of a matrix product change with the number
         of queries in it. A query is asked again with more candidates until every row left out is certainly worse than
         the k-th, so the result does not depend on how the candidates were found.
@@ -97,42 +97,42 @@ class VectorIndex:
         if not len(self) or k <= 0:
             return out
         masked = [0] * len(queries) if allowed is None else [len(self) - int(np.count_nonzero(a)) for a in allowed]
-        many = np.array([m > MANY for m in masked], dtype=np.bool_)
-        wanted = np.array([k + m + SLACK for m in masked], dtype=np.int64)
+        many = np.array([m > MAX_OVERFETCH for m in masked], dtype=np.bool_)
+        wanted = np.array([k + m + EXTRA_CANDIDATES for m in masked], dtype=np.int64)
         while len(few := np.flatnonzero(~many & (wanted > 0))):
             # one call per power of two of candidates: a query that excludes more than others does not slow them
             fetch = min(len(self), 1 << int(wanted[few].min() - 1).bit_length())
             now = few[wanted[few] <= fetch] if fetch < len(self) else few
             step = max(1, BLOCK // (fetch * self._flat.d * 8))
             for some in (now[start : start + step] for start in range(0, len(now), step)):
-                rows, limit = self._propose(queries[some], fetch)
+                rows, limit = self._shortlist(queries[some], fetch)
                 masks = None if allowed is None else [allowed[int(q)] for q in some]
-                found = self._best(queries[some], rows, limit, k, masks)
+                found = self._rescore(queries[some], rows, limit, k, masks)
                 for q, best in zip(some, found, strict=True):
                     wanted[q] = 4 * fetch if best is None else 0
                     out[q] = best or out[q]
         for q in map(int, np.flatnonzero(many)):
             assert allowed is not None
-            out[q] = self._search_within(queries[q : q + 1], k, allowed[q])
+            out[q] = self._search_allowed(queries[q : q + 1], k, allowed[q])
         return out
 
-    def _search_within(
+    def _search_allowed(
         self, query: FloatArray, k: int, allowed: NDArray[np.bool_]
     ) -> tuple[NDArray[np.int64], FloatArray]:
         faiss, there = faiss_module(), int(np.count_nonzero(allowed))
         bits = np.packbits(allowed, bitorder="little")
         within = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        fetch = min(there, k + SLACK)
+        fetch = min(there, k + EXTRA_CANDIDATES)
         while fetch:
             near, rows = self._flat.search(query, fetch, params=within)
-            limit = near[:, -1].astype(np.float64) + MARGIN if fetch < there else np.array([-np.inf])
-            (best,) = self._best(query, rows, limit, k, None)
+            limit = near[:, -1].astype(np.float64) + FLOAT32_ERROR if fetch < there else np.array([-np.inf])
+            (best,) = self._rescore(query, rows, limit, k, None)
             if best is not None:
                 return best
             fetch = min(there, 2 * fetch)
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
-    def _propose(self, queries: FloatArray, fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _shortlist(self, queries: FloatArray, fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Candidate rows (q, fetch), and for each query a score that no other row reaches (q,).
 
         On hardware that computes in bf16 the first looks are taken with a copy of the rows in bf16: four times faster
@@ -140,7 +140,7 @@ class VectorIndex:
         """
         if fetch == len(self):
             return np.tile(np.arange(fetch), (len(queries), 1)), np.full(len(queries), -np.inf)
-        if fetch <= ROUGH_MOST and (half := self._half_precision()):
+        if fetch <= ROUGH_MOST and (half := self._bf16_copy()):
             import torch
 
             rows, norm, lost = half
@@ -152,9 +152,9 @@ class VectorIndex:
             off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
             return found.numpy(), last + off
         near, found_rows = self._flat.search(queries, fetch)
-        return found_rows, near[:, -1].astype(np.float64) + MARGIN
+        return found_rows, near[:, -1].astype(np.float64) + FLOAT32_ERROR
 
-    def _half_precision(self) -> tuple[Any, float, float] | None:
+    def _bf16_copy(self) -> tuple[Any, float, float] | None:
         """The rows in bf16, the largest norm of a row, and the largest norm of what a row lost; None where no gain."""
         if self._half is None and len(self) >= ROUGH_LEAST and "torch" in sys.modules:
             import torch
@@ -166,7 +166,7 @@ class VectorIndex:
                 self._half = rough, norm, lost
         return self._half
 
-    def _best(
+    def _rescore(
         self,
         queries: FloatArray,
         rows: NDArray[np.int64],
@@ -179,7 +179,7 @@ class VectorIndex:
         limit (q,): a score that no row outside the candidates reaches.
         """
         scores = np.einsum("qmd,qd->qm", self.vectors[rows].astype(np.float64), queries.astype(np.float64))
-        scores = np.round(scores, DIGITS)
+        scores = np.round(scores, SCORE_DECIMALS)
         if masks is not None:
             scores[~np.stack([mask[r] for mask, r in zip(masks, rows, strict=True)])] = -np.inf
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
@@ -200,7 +200,7 @@ class VectorIndex:
             body.tofile(file)
 
     @classmethod
-    def load(cls, path: Path, fingerprint: str, dim: int) -> tuple[VectorIndex, Header]:
+    def load(cls, path: Path, fingerprint: str, dim: int) -> tuple[FlatIndex, Header]:
         """Read an index file. ValueError that says what is wrong with it; OSError when it cannot be read."""
         with path.open("rb") as file:
             if file.readline() != MAGIC:

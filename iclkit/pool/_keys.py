@@ -42,7 +42,7 @@ class KeyTransform(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class RetrievalKeys:
     """``texts[row]`` are the keys of one input, by number; for ``fallen[row]`` of them the input itself stands in."""
 
     texts: tuple[tuple[str, ...], ...]
@@ -88,13 +88,13 @@ class FieldKey:
         return [given[self.field] for given in inputs if not isinstance(given, str)]
 
 
-def source_mark(given: Fields) -> str:
+def input_hash(given: Fields) -> str:
     """What the keys of an input are kept under."""
     whole = given if isinstance(given, str) else dict(given)
     return digest(canonical_json(whole))
 
 
-def clean_key(text: str, given: Fields) -> tuple[str, bool]:
+def normalize_key(text: str, given: Fields) -> tuple[str, bool]:
     """The key as it is kept, and whether the input had to stand in for it."""
     text = " ".join(text.split())
     return (text, False) if text else (input_text(given), True)

@@ -13,8 +13,8 @@ from iclkit.errors import ModelError, UsageError
 from iclkit.pool._folder import folder_hash
 from iclkit.pool._spec import checked_dtype, join_spec, split_spec
 from iclkit.pool._torch import (
-    FEWEST,
-    TOKENS,
+    BATCH_TOKENS,
+    MIN_ROWS,
     by_halves,
     check_ids,
     device_of,
@@ -52,14 +52,14 @@ class CrossEncoder:
             if model.config.num_labels != 1:
                 raise ModelError(f"{name!r} is no reranker: it gives {model.config.num_labels} values for a pair")
             self._model = steady(model.to(place))
-            _exact_head(self._model)
+            _float64_head(self._model)
             self._limit = token_limit(self._model, self._tokenizer)
             self._rows = int(self._model.get_input_embeddings().weight.shape[0])
             weights = folder_hash(folder, (), vocabulary)
         except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
             raise models.unloadable("reranker", name, folder, error) from error
         self.name, self._threads = join_spec(bare, {"dtype": numbers}), threads
-        self._budget = TOKENS.get(place.type, 1024)
+        self._budget = BATCH_TOKENS.get(place.type, 1024)
         self.fingerprint = digest([weights, str(torch_dtype(numbers)), self._limit])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
@@ -81,7 +81,7 @@ class CrossEncoder:
 
         def run(some: list[int]) -> NDArray[np.float32]:
             length = len(tokens["input_ids"][some[0]])
-            rows = some * (1 + FEWEST // (length * len(some)))  # products of few rows have other last bits
+            rows = some * (1 + MIN_ROWS // (length * len(some)))  # products of few rows have other last bits
             batch = {n: torch.tensor([tokens[n][i] for i in rows], device=self._model.device) for n in names}
             found: NDArray[np.float32] = self._model(**batch).logits[: len(some), 0].float().cpu().numpy()
             return found
@@ -111,7 +111,7 @@ def _logits(model: Any) -> Any:
     return model(input_ids=x, attention_mask=torch.ones_like(x)).logits
 
 
-def _exact_head(model: Any) -> None:
+def _float64_head(model: Any) -> None:
     """Let what stands after the encoder (a row a pair, cheap) compute in float64.
 
     The last bits of a product of matrices change with its number of rows; rounded from float64 they do not.
@@ -120,10 +120,10 @@ def _exact_head(model: Any) -> None:
     heads = [child for child in model.children() if child is not body]
     for head in (*heads, getattr(body, "pooler", None)):
         if head is not None:
-            head.double().register_forward_pre_hook(_doubled)
+            head.double().register_forward_pre_hook(_to_float64)
 
 
-def _doubled(_: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
+def _to_float64(_: torch.nn.Module, values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(v.double() if hasattr(v, "is_floating_point") and v.is_floating_point() else v for v in values)
 
 

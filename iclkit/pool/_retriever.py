@@ -19,7 +19,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Rendering:
+class RetrieverFormat:
     """How a retriever reads queries and examples; the same in training and in use.
 
     ``document``: ``input``, or ``input+output`` with ``separator`` between. ``instructions`` stand in front of texts of
@@ -60,7 +60,7 @@ class Retriever:
     ``for_task`` gives the same retriever with that task's instruction; without it, texts stand bare.
     """
 
-    def __init__(self, inner: Embedder, rendering: Rendering, card: Mapping[str, Any], task: str = "") -> None:
+    def __init__(self, inner: Embedder, rendering: RetrieverFormat, card: Mapping[str, Any], task: str = "") -> None:
         self.inner, self.rendering, self.card, self.task = inner, rendering, card, task
         self.name = inner.name
         self.seen = _seen(card)
@@ -140,15 +140,15 @@ def read_card(folder: Path) -> dict[str, Any] | None:
     return dict(card)
 
 
-def as_retriever(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
+def retriever_from_card(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
     """The embedder of a folder with its card, from ``read_card``."""
     return Retriever(inner, _rendering(card), card)
 
 
-def _rendering(card: Mapping[str, Any]) -> Rendering:
+def _rendering(card: Mapping[str, Any]) -> RetrieverFormat:
     """How the card says texts are written. KeyError, TypeError, AttributeError or ValueError for one that is broken."""
     told = dict(card["rendering"])
-    found = replace(Rendering(), **{**told, "instruct": tuple(told["instruct"])})
+    found = replace(RetrieverFormat(), **{**told, "instruct": tuple(told["instruct"])})
     sound = {
         "document": found.document in ("input", "input+output"),
         "separator": isinstance(found.separator, str),

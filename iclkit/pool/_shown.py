@@ -11,7 +11,7 @@ from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.pool._template import Pair
 
 
-class ShownExamples:
+class FewShotEmbedder:
     """Queries are encoded by one embedder, which sees examples, documents by another, which does not."""
 
     def __init__(self, name: str, queries: Embedder, documents: Embedder) -> None:
@@ -28,7 +28,7 @@ class ShownExamples:
         return self._documents.encode_documents(texts, progress)
 
 
-def read_pairs(path: Path) -> tuple[Pair, ...]:
+def read_example_pairs(path: Path) -> tuple[Pair, ...]:
     """(input, output) of each line of JSON. DataError names the line that has not both as texts."""
     pairs = []
     for number, row in read_jsonl(path):

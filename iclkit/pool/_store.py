@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
-from iclkit.pool._embedder import Embedder, FloatArray, Progress, are_unit, encode_checked, side_fingerprint
+from iclkit.pool._embedder import Embedder, FloatArray, Progress, are_unit, encode_checked, vector_key
 from iclkit.pool._export import write_examples
-from iclkit.pool._index import Header, VectorIndex
-from iclkit.pool._keys import Keys, KeyTransform, clean_key, source_mark
+from iclkit.pool._index import FlatIndex, Header
+from iclkit.pool._keys import KeyTransform, RetrievalKeys, input_hash, normalize_key
 from iclkit.pool._schema import MEMORY, connect, is_writable, roll_back
 from iclkit.pool._view import PoolView
 from iclkit.records import Example, Fields, Json, Query, canonical_json, clean_text, digest
@@ -215,7 +215,7 @@ class Pool:
             )
             connection.executemany(
                 "UPDATE OR IGNORE keys SET source = ? WHERE source = ?",
-                ((_key_source(given), source_mark(json.loads(given))) for _, given, _ in old),
+                ((_key_source(given), input_hash(json.loads(given))) for _, given, _ in old),
             )
             _drop_orphans(connection, [text for text, _, _ in old])
         self._snapshot = None
@@ -227,11 +227,11 @@ class Pool:
 
         An example whose id is known is left as it is, its metadata too; see ``update``.
         """
-        rows = [_Row.of(e, n) for n, e in enumerate(examples, start=1)]
+        rows = [_ExampleRow.of(e, n) for n, e in enumerate(examples, start=1)]
         with self._writing() as connection:
             before = _known(connection, [r.id for r in rows], "examples")
             graves = _known(connection, [r.id for r in rows if r.id not in before], "tombstones")
-            new: dict[str, _Row] = {}
+            new: dict[str, _ExampleRow] = {}
             for row in rows:
                 if row.id in before and row.chosen_id:
                     _refuse_other_content(row, _example(connection.execute(BY_ID, (row.id,)).fetchone()))
@@ -262,7 +262,7 @@ class Pool:
             old = self.get(example_id)
             given = {"input": input, "output": output, "task": task, "choices": choices, "meta": meta}
             changed = replace(old, **{k: v for k, v in given.items() if v is not None}, id="")
-            row = _Row.of(changed, 1)
+            row = _ExampleRow.of(changed, 1)
             if _content_id(old) == row.id:
                 revision = _log(connection, "update", 1)
                 connection.execute(
@@ -288,7 +288,7 @@ class Pool:
                 self._delete(connection, full, reason)
         return len(full)
 
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[_Row], action: str) -> None:
+    def _insert(self, connection: sqlite3.Connection, rows: Sequence[_ExampleRow], action: str) -> None:
         revision = _log(connection, action, len(rows))
         connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((r.text_hash,) for r in rows))
         connection.executemany(
@@ -417,36 +417,36 @@ class Pool:
         view.vectors(embedder, progress)
         return missing
 
-    def _build_index(self, view: PoolView, embedder: Embedder, whole: bool, progress: Progress | None) -> VectorIndex:
+    def _build_index(self, view: PoolView, embedder: Embedder, whole: bool, progress: Progress | None) -> FlatIndex:
         if not whole or self.path == MEMORY:
-            return VectorIndex.of(self._vectors(view, 0, embedder, progress))
-        mark, texts = side_fingerprint(embedder, "document"), view._texts
+            return FlatIndex.of(self._vectors(view, 0, embedder, progress))
+        mark, texts = vector_key(embedder, "document"), view._texts
         file = Path(self.path).with_suffix(f".{mark[:8]}.faiss")
         index, rows = self._read_index(file, mark, view, embedder), 0
         if index is None:
-            index = VectorIndex.of(self._vectors(view, 0, embedder, progress))
+            index = FlatIndex.of(self._vectors(view, 0, embedder, progress))
         else:
             rows = len(index)
             index.extend(self._vectors(view, rows, embedder, progress))
         if rows < len(index) and not self.read_only:
-            header = Header(mark, embedder.dim, len(index), self._rows_mark(texts), view.revision)
+            header = Header(mark, embedder.dim, len(index), self._rows_hash(texts), view.revision)
             try:
                 index.save(file, header)
             except OSError as error:
                 log.warning("could not write %s (%s); the index will be built again next time", file, error)
         return index
 
-    def _read_index(self, file: Path, mark: str, view: PoolView, embedder: Embedder) -> VectorIndex | None:
+    def _read_index(self, file: Path, mark: str, view: PoolView, embedder: Embedder) -> FlatIndex | None:
         """The index of the first rows of the view, or None when the file is not there or not what the pool says."""
         try:
-            index, header = VectorIndex.load(file, mark, embedder.dim)
+            index, header = FlatIndex.load(file, mark, embedder.dim)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             log.warning("%s %s; building it again from the pool", file, error)
             return None
         rows = header.rows
-        if rows > len(view) or header.texts != self._rows_mark(view._texts[:rows]):
+        if rows > len(view) or header.texts != self._rows_hash(view._texts[:rows]):
             return None  # examples were removed, or the file belongs to another pool
         some = np.unique(np.linspace(0, rows - 1, min(rows, 8)).astype(np.int64))
         stored = dict(self._stored(embedder, view._texts[some]))
@@ -457,7 +457,7 @@ class Pool:
         log.warning("%s does not agree with the pool; building it again", file)
         return None
 
-    def _rows_mark(self, texts: NDArray[np.int64]) -> str:
+    def _rows_hash(self, texts: NDArray[np.int64]) -> str:
         ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
         return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
 
@@ -465,7 +465,7 @@ class Pool:
         rows = self._read(
             "SELECT v.text, v.vector FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
             "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?",
-            (json.dumps(texts.tolist()), side_fingerprint(embedder, "document"), 4 * embedder.dim),
+            (json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim),
         )
         return iter(rows)
 
@@ -514,7 +514,7 @@ class Pool:
         return unique[rows]
 
     def _store_vectors(self, embedder: Embedder, texts: NDArray[np.int64], vectors: FloatArray) -> None:
-        mark = side_fingerprint(embedder, "document")
+        mark = vector_key(embedder, "document")
         with self._writing() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO embedders (fingerprint, name, side, dim) VALUES (?, ?, 'document', ?)",
@@ -529,13 +529,15 @@ class Pool:
 
     # ---- keys
 
-    def keys(self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None) -> Keys:
+    def keys(
+        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
+    ) -> RetrievalKeys:
         """The keys of any inputs, examples' or queries'; those that are not stored are written, and stored.
 
         Committed in batches: a kill loses at most one, and the same call again goes on. Written number by number, so
         that a rewriter can share what stands in front of all inputs.
         """
-        marks = [source_mark(i) for i in inputs]
+        marks = [input_hash(i) for i in inputs]
         given = dict(zip(marks, inputs, strict=True))
         have = {
             (source, number): (text, bool(fallback))
@@ -553,7 +555,7 @@ class Pool:
                 written = transform.write([given[m] for m in some], number)
                 if len(written) != len(some):
                     raise DataError(f"{transform.name} wrote {len(written)} keys for {len(some)} inputs")
-                new = {(m, number): clean_key(w, given[m]) for m, w in zip(some, written, strict=True)}
+                new = {(m, number): normalize_key(w, given[m]) for m, w in zip(some, written, strict=True)}
                 if not self.read_only and getattr(transform, "kept", True):
                     self._store_keys(transform, new)
                 have.update(new)
@@ -561,7 +563,7 @@ class Pool:
                 if progress:
                     progress(done, total)
         texts = tuple(tuple(have[m, n][0] for n in range(transform.count)) for m in marks)
-        return Keys(texts, tuple(sum(have[m, n][1] for n in range(transform.count)) for m in marks))
+        return RetrievalKeys(texts, tuple(sum(have[m, n][1] for n in range(transform.count)) for m in marks))
 
     def _store_keys(self, transform: KeyTransform, keys: Mapping[tuple[str, int], tuple[str, bool]]) -> None:
         with self._writing() as connection:
@@ -580,7 +582,7 @@ class Pool:
         rows: list[tuple[str, int, str]] = self._read(
             "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
             "WHERE k.source = ? ORDER BY t.number, k.number",
-            (source_mark(self.get(example_id).input),),
+            (input_hash(self.get(example_id).input),),
         )
         return rows
 
@@ -637,7 +639,7 @@ BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id = ?"
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
+class _ExampleRow:
     """An example as it is stored."""
 
     example: Example
@@ -649,7 +651,7 @@ class _Row:
     text_hash: bytes
 
     @classmethod
-    def of(cls, example: Example, position: int) -> _Row:
+    def of(cls, example: Example, position: int) -> _ExampleRow:
         """DataError, naming the position, when a part of the example cannot be stored."""
         e = example
         try:
@@ -688,7 +690,7 @@ def _content_id(example: Example) -> str:
     return replace(example, id="").id
 
 
-def _refuse_other_content(new: _Row, old: Example) -> None:
+def _refuse_other_content(new: _ExampleRow, old: Example) -> None:
     if _content_id(new.example) != _content_id(old):
         raise DataError(
             f"id {old.id!r} stands for another example already ({old.text[:40]!r}); leave ids empty, or use update"
@@ -718,7 +720,7 @@ def _drop_orphans(connection: sqlite3.Connection, texts: Sequence[int]) -> None:
 
 def _key_source(stored_input: str) -> str:
     """What the keys of an example are kept under, from its input as it is stored."""
-    return source_mark(Query(json.loads(stored_input), id="-").input)
+    return input_hash(Query(json.loads(stored_input), id="-").input)
 
 
 def _is_canonical(stored: str, example: Example) -> bool:

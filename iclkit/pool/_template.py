@@ -31,7 +31,7 @@ class ExampleProvider(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class SideFormat:
     """``head``, then each example, then ``open``, the text, and ``close``. All but the text are never cut.
 
     ``example`` is how one pair is written, with the marks ``{query}`` and ``{response}``. ``examples`` are the same for
@@ -69,7 +69,7 @@ class Side:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedTemplate:
+class EmbeddingFormat:
     """A way to get vectors out of a model.
 
     ``pooling``: mean, last token, first token (cls), mean weighted by position (SGPT), maximum, mean times the square
@@ -79,8 +79,8 @@ class EmbedTemplate:
     takes); ``max_text_tokens``: of the text (0: what fits). ``prepare``: "" or "eol" (see ``prepare_text``).
     """
 
-    query: Side = field(default_factory=Side)
-    document: Side = field(default_factory=Side)
+    query: SideFormat = field(default_factory=SideFormat)
+    document: SideFormat = field(default_factory=SideFormat)
     pooling: tuple[Pooling, ...] = ("mean",)
     text_only: bool = False
     joint: bool = False
@@ -119,61 +119,61 @@ def prepare_text(text: str, how: str) -> str:
     return text if text.endswith((".", "'")) else text + "."
 
 
-def prompt_eol(demonstration: Pair | None = None) -> EmbedTemplate:
+def prompt_eol(demonstration: Pair | None = None) -> EmbeddingFormat:
     """PromptEOL (Jiang et al. 2023, arXiv 2307.16645): the last token's state after asking for one word.
 
     ``demonstration``: a sentence and its one word, shown once in front. Both sides alike.
     """
     ask, close = 'This sentence : "', '" means in one word:"'
-    side = Side(
+    side = SideFormat(
         open=ask,
         close=close,
         example=f'{ask}{{query}}{close}{{response}}". ',
         examples=(demonstration,) if demonstration else (),
     )
-    return EmbedTemplate(side, side, ("last",), prepare="eol")
+    return EmbeddingFormat(side, side, ("last",), prepare="eol")
 
 
-def bge_icl(task: str, examples: Sequence[Pair] = (), response_cue: str = "\n<response>") -> EmbedTemplate:
+def bge_icl(task: str, examples: Sequence[Pair] = (), response_cue: str = "\n<response>") -> EmbeddingFormat:
     """bge-en-icl (Li et al. 2024, arXiv 2409.15700): task, examples and query with tags; documents bare; last token.
 
     ``response_cue`` has to be the one that the checkpoint was trained with.
     """
     open_ = f"<instruct>{task}\n<query>"
-    query = Side(open_, response_cue, "", f"{open_}{{query}}\n<response>{{response}}\n\n", tuple(examples))
-    return EmbedTemplate(query, Side(), ("last",), max_text_tokens=512)
+    query = SideFormat(open_, response_cue, "", f"{open_}{{query}}\n<response>{{response}}\n\n", tuple(examples))
+    return EmbeddingFormat(query, SideFormat(), ("last",), max_text_tokens=512)
 
 
-def rare(task: str, provider: ExampleProvider | Sequence[Pair]) -> EmbedTemplate:
+def rare(task: str, provider: ExampleProvider | Sequence[Pair]) -> EmbeddingFormat:
     """RARe (Tejaswi et al. 2024, arXiv 2410.20088): retrieved (query, document) pairs before the query; last token.
 
     Helps encoders that were fine-tuned with such inputs, and tends to hurt others.
     """
     own = isinstance(provider, ExampleProvider)
-    query = Side(
+    query = SideFormat(
         open="Query: ",
         head=f"Instruct: {task}\n",
         example="Query: {query}\nPositive Document: {response}\n",
         examples=() if own else tuple(provider),  # type: ignore[arg-type]
         provider=provider if own else None,  # type: ignore[arg-type]
     )
-    return EmbedTemplate(query, Side(), ("last",))
+    return EmbeddingFormat(query, SideFormat(), ("last",))
 
 
 POOLED: Mapping[str, tuple[Pooling, ...]] = {"mean": ("mean",), "weighted": ("weighted",), "last": ("last",)}
 
 
-def lm_template(name: str) -> EmbedTemplate:
+def lm_template(name: str) -> EmbeddingFormat:
     """The template of ``prompteol:MODEL``, ``mean:MODEL``, ``weighted:MODEL`` or ``last:MODEL``."""
     if name == "prompteol":
         return prompt_eol()
     if name in POOLED:
-        return EmbedTemplate(pooling=POOLED[name])
+        return EmbeddingFormat(pooling=POOLED[name])
     raise UsageError(
         f"no way of embedding with a language model is called {name!r}; known: prompteol, {', '.join(POOLED)}"
     )
 
 
-def template_mark(template: EmbedTemplate, side: str, **facts: Json) -> str:
+def format_fingerprint(template: EmbeddingFormat, side: str, **facts: Json) -> str:
     """Fingerprint of one side."""
     return digest([template.identity(side), dict(facts), side if not template.symmetric else ""])

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-FEWEST = 8  # tokens per forward pass below which rows are repeated
+MIN_ROWS = 8  # tokens per forward pass below which rows are repeated
 BLOCK = 32  # rows of a product of matrices on a CPU
-TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
 
 
 def device_of(name: str | None) -> torch.device:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import DataError
-from iclkit.pool._embedder import Embedder, FloatArray, Progress, side_fingerprint
-from iclkit.pool._index import VectorIndex
-from iclkit.pool._keys import Keys, KeyTransform
+from iclkit.pool._embedder import Embedder, FloatArray, Progress, vector_key
+from iclkit.pool._index import FlatIndex
+from iclkit.pool._keys import KeyTransform, RetrievalKeys
 from iclkit.pool._retriever import Retriever
 from iclkit.records import Example, Fields, digest
 
@@ -32,7 +32,7 @@ class PoolView:
         self.revision = revision
         # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers
         self._pool, self._texts, self._whole = pool, texts, whole
-        self._indexes: dict[str, VectorIndex] = {}
+        self._indexes: dict[str, FlatIndex] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -83,11 +83,13 @@ class PoolView:
             raise DataError(f"give one mask of shape ({len(self)},) per query, for {len(queries)} queries")
         return index.search(queries, k, allowed)
 
-    def keys(self, transform: KeyTransform, progress: Progress | None = None) -> Keys:
+    def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
         """The keys of each row's input; those the pool has not stored yet are written, and stored."""
         return self._pool.keys(transform, [e.input for e in self.examples], progress)
 
-    def query_keys(self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None) -> Keys:
+    def keys_of_queries(
+        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
+    ) -> RetrievalKeys:
         """The keys of queries; kept in the pool like those of examples."""
         return self._pool.keys(transform, inputs, progress)
 
@@ -95,11 +97,11 @@ class PoolView:
         """(len(texts), dim) float32, unit rows: document vectors of any texts, e.g. keys; made once, stored."""
         return self._pool._text_vectors(texts, embedder, progress)
 
-    def _index(self, embedder: Embedder, progress: Progress | None = None) -> VectorIndex:
-        key = side_fingerprint(embedder, "document")
+    def _index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
+        key = vector_key(embedder, "document")
         if key not in self._indexes and isinstance(embedder, Retriever):
             texts = [embedder.document_text(e) for e in self.examples]
-            self._indexes[key] = VectorIndex.of(self.text_vectors(embedder, texts, progress))
+            self._indexes[key] = FlatIndex.of(self.text_vectors(embedder, texts, progress))
         if key not in self._indexes:
             self._indexes[key] = self._pool._build_index(self, embedder, self._whole, progress)
         return self._indexes[key]

@@ -18,7 +18,7 @@ from iclkit.records import Json, digest
 BATCH = 32
 
 
-class WholeModel:
+class SentenceTransformerEmbedder:
     """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32.
 
     ``prompts``: what stands in front of queries and of documents. ``usual``: what the library would put there.

@@ -6,14 +6,14 @@ from iclkit.prompts._answers import answer_stops, best_option
 from iclkit.prompts._assemble import assemble
 from iclkit.prompts._cost import BreakEven, ModelShape, break_even
 from iclkit.prompts._orders import ORDERS, order_picks
-from iclkit.prompts._parse import Block, open_prompt, parse_blocks, parse_continued
+from iclkit.prompts._parse import ParsedDemonstration, open_prompt, parse_continuation, parse_demonstrations
 from iclkit.prompts._template import Piece, Template
 
 __all__ = [
     "ORDERS",
-    "Block",
     "BreakEven",
     "ModelShape",
+    "ParsedDemonstration",
     "Piece",
     "Template",
     "answer_stops",
@@ -22,6 +22,6 @@ __all__ = [
     "break_even",
     "open_prompt",
     "order_picks",
-    "parse_blocks",
-    "parse_continued",
+    "parse_continuation",
+    "parse_demonstrations",
 ]

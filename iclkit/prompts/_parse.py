@@ -19,7 +19,7 @@ _CHOICE = re.compile(r"^(?:[A-Z]|\d+)[.)] +(.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class ParsedDemonstration:
     """One attempt at a demonstration: its ``text``, the fields that could be read, and whether the answer was reached.
 
     ``complete``: every field is there and none is empty. ``asks``: every field before the answer is.
@@ -50,7 +50,7 @@ class Block:
         return Example(self.input, output, task, choices)
 
 
-def parse_blocks(template: Template, text: str) -> list[Block]:
+def parse_demonstrations(template: Template, text: str) -> list[ParsedDemonstration]:
     """The demonstrations in a text that begins with one, cut where the template's separator or first words come again.
 
     White space around the template's words may differ; blocks of nothing but white space are left out.
@@ -63,7 +63,7 @@ def open_prompt(template: Template, examples: Sequence[Example], **settings: Any
 
     For a model that is to go on with demonstrations of its own; ``settings`` are those of ``assemble`` (budget,
     count_tokens, reserve, order, seed). A chat would be answered rather than continued, so chat templates are made
-    plain, with their system message in front. Read what comes back with ``parse_continued``.
+    plain, with their system message in front. Read what comes back with ``parse_continuation``.
     """
     template = plain(template)
     names = [f for f in template.fields if f not in _ANSWERS]
@@ -73,9 +73,9 @@ def open_prompt(template: Template, examples: Sequence[Example], **settings: Any
     return text[: text.index(_MARK)].rstrip(" \t")
 
 
-def parse_continued(template: Template, text: str) -> list[Block]:
+def parse_continuation(template: Template, text: str) -> list[ParsedDemonstration]:
     """The demonstrations in what a model wrote after ``open_prompt``."""
-    return parse_blocks(template, _fields(template)[0][0][0] + text)
+    return parse_demonstrations(template, _fields(template)[0][0][0] + text)
 
 
 def plain(template: Template) -> Template:
@@ -111,11 +111,11 @@ def _cut(template: Template, text: str) -> list[str]:
     head = _fields(template)[0][0][0].strip()
     if not head:
         return blocks
-    again = re.compile(rf"^(?=[ \t]*{_loose(head)})", re.MULTILINE)
+    again = re.compile(rf"^(?=[ \t]*{_loose_pattern(head)})", re.MULTILINE)
     return [part for block in blocks for part in again.split(block)]
 
 
-def _read(template: Template, block: str) -> Block:
+def _read(template: Template, block: str) -> ParsedDemonstration:
     pairs, tail = _fields(template)
     after = [words for words, _ in pairs[1:]] + [tail]
     found: dict[str, str] = {}
@@ -129,15 +129,15 @@ def _read(template: Template, block: str) -> Block:
         at = end.end() if end else len(block)
     names = [name for _, name in pairs]
     before = names[: next(n for n, name in enumerate(names) if name in _ANSWERS)]
-    return Block(block, found, bool(before) and all(map(found.get, before)), all(map(found.get, names)))
+    return ParsedDemonstration(block, found, bool(before) and all(map(found.get, before)), all(map(found.get, names)))
 
 
 def _pattern(words: str) -> str:
     """Template words as a pattern: white space inside and around them may differ."""
     if words.strip():
-        return rf"\s{'+' if words[0].isspace() else '*'}{_loose(words.strip())}[ \t]*"
+        return rf"\s{'+' if words[0].isspace() else '*'}{_loose_pattern(words.strip())}[ \t]*"
     return r"[ \t]*\n\s*" if "\n" in words else r"\s*" if not words else r"\s+"
 
 
-def _loose(words: str) -> str:
+def _loose_pattern(words: str) -> str:
     return r"\s+".join(re.escape(w) for w in words.split())

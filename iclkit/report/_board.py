@@ -30,7 +30,7 @@ from iclkit.report._checks import metric_of, same_queries, usable_runs
 
 ALPHA = 0.05
 _ONE_CHUNK = 95  # queries that early runs calibrated together
-BETTER, WORSE, OPEN, BASE, NONE = "better", "worse", "no difference shown", "baseline", "not compared"
+BETTER, WORSE, INCONCLUSIVE, BASE, NONE = "better", "worse", "no difference shown", "baseline", "not compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +373,7 @@ def _verdict(line: Line, baseline: str, diff: Difference | None, p: float | None
     if diff is None or p is None:
         return NONE
     if p > alpha:
-        return OPEN
+        return INCONCLUSIVE
     return BETTER if diff.value > 0 else WORSE
 
 

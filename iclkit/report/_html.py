@@ -14,7 +14,7 @@ from typing import Any
 
 from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
-from iclkit.report._board import BETTER, OPEN, WORSE, Board, Group, Line
+from iclkit.report._board import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line
 from iclkit.report._rows import Texts, pack
 from iclkit.report._text import figure, group_notes, interval, legend, plain_words
 
@@ -37,7 +37,7 @@ def to_html(
     groups, sheets = pack(board, known, texts or {}, limit)
     data = {"title": title, "baseline": board.baseline, "headline": headline(board), "legend": legend(board),
             "groups": [_group(board, group) for group in board.groups]}  # fmt: skip
-    blocks = [f'<script type="application/json" id="board">{_inert(data)}</script>']
+    blocks = [f'<script type="application/json" id="board">{_script_safe_json(data)}</script>']
     blocks += [f'<script type="text/plain" id="rows-{n}">{text}</script>' for n, text in enumerate(groups)]
     blocks += [f'<script type="text/plain" id="sheet-{n}">{text}</script>' for n, text in enumerate(sheets)]
     page = resources.files("iclkit.report") / "page"
@@ -62,7 +62,7 @@ def headline(board: Board) -> dict[str, str]:
     lines = [line for _, found in settings for line in found]
     best = [(g, next(x for x in found if x.verdict == BETTER)) for g, found in settings
             if any(x.verdict == BETTER for x in found)]  # fmt: skip
-    tally = f"Of {_count(len(lines), 'comparison')} with {base}, {_tally(lines)}."
+    tally = f"Of {_count(len(lines), 'comparison')} with {base}, {_verdict_counts(lines)}."
     if not best:
         missed = [x.diff.least for x in lines if x.diff and math.isfinite(x.diff.least)]
         about = f"{100 * median(missed):.1f}" if missed else ""
@@ -107,9 +107,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _tally(lines: list[Line]) -> str:
-    counts = [(sum(x.verdict == v for x in lines), v) for v in (BETTER, OPEN, WORSE)]
-    words = {BETTER: "came out better", OPEN: "showed no difference", WORSE: "came out worse"}
+def _verdict_counts(lines: list[Line]) -> str:
+    counts = [(sum(x.verdict == v for x in lines), v) for v in (BETTER, INCONCLUSIVE, WORSE)]
+    words = {BETTER: "came out better", INCONCLUSIVE: "showed no difference", WORSE: "came out worse"}
     return ", ".join(f"{n} {words[v]}" for n, v in counts)
 
 
@@ -136,7 +136,7 @@ def _group(board: Board, group: Group) -> dict[str, Any]:
 
 def _line(line: Line) -> dict[str, Any]:
     d = line.diff
-    tie = line.verdict == OPEN and d is not None and d.value == 0
+    tie = line.verdict == INCONCLUSIVE and d is not None and d.value == 0
     return {
         "name": line.name, "figure": _ends(line.figure), "diff": _ends(d) if d else None,
         "p": None if math.isnan(line.p) else line.p, "verdict": "tie" if tie else line.verdict,
@@ -149,7 +149,7 @@ def _ends(value: Estimate | Difference) -> list[float | None]:
     return [x if math.isfinite(x) else None for x in (value.value, value.low, value.high)]
 
 
-def _inert(value: object) -> str:
+def _script_safe_json(value: object) -> str:
     """JSON that no HTML parser can leave: no ``<`` in it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 

@@ -74,7 +74,7 @@ def _example(example_id: str, found: Mapping[str, Any] | None) -> Example | None
     return Example(found["input"], found["output"], choices=tuple(found.get("choices", ())), id=example_id)
 
 
-class _Sheet:
+class _TextTable:
     """The texts of one task under one template, numbered in order of first use."""
 
     def __init__(self, template: Template, texts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -110,15 +110,15 @@ class _Sheet:
 
 
 def _pack(board: Board, runs: Mapping[str, Run], texts: Texts, count: int) -> tuple[list[str], list[str]]:
-    sheets: dict[str, _Sheet] = {}
+    sheets: dict[str, _TextTable] = {}
     packages = []
     for group in board.groups:
         run = runs[group.lines[0].runs[0]]
         key = canonical_json([run.spec["task"]["hash"], run.spec["template"]])
-        sheet = sheets.setdefault(key, _Sheet(template_of(run), texts.get(run.spec["task"]["hash"], {})))
+        sheet = sheets.setdefault(key, _TextTable(template_of(run), texts.get(run.spec["task"]["hash"], {})))
         kept = _spaced(group.queries, count)
         packages.append({"sheet": [*sheets].index(key)} | _group(group, runs, sheet, kept))
-    return [_squeeze(p) for p in packages], [_squeeze(s.content()) for s in sheets.values()]
+    return [_compress(p) for p in packages], [_compress(s.content()) for s in sheets.values()]
 
 
 def _spaced(total: int, count: int) -> list[int]:
@@ -126,7 +126,7 @@ def _spaced(total: int, count: int) -> list[int]:
     return [*range(total)] if count >= total else [i * total // count for i in range(count)]
 
 
-def _group(group: Group, runs: Mapping[str, Run], sheet: _Sheet, kept: Sequence[int]) -> dict[str, Any]:
+def _group(group: Group, runs: Mapping[str, Run], sheet: _TextTable, kept: Sequence[int]) -> dict[str, Any]:
     answers: dict[str, int] = {}
 
     def number(text: str) -> int:
@@ -146,7 +146,7 @@ def _group(group: Group, runs: Mapping[str, Run], sheet: _Sheet, kept: Sequence[
     }
 
 
-def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _Sheet, number: Any) -> dict[str, Any]:
+def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _TextTable, number: Any) -> dict[str, Any]:
     ranks = [{i: n for n, (i, _) in enumerate(row.picks, 1)} for row in rows]
     scores = [dict(row.picks) for row in rows]
     return {
@@ -173,7 +173,7 @@ def _short(value: float) -> float | int | None:
     return int(value) if value in (0, 1) else round(value, 3)
 
 
-def _squeeze(value: object) -> str:
+def _compress(value: object) -> str:
     raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
     return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
 

@@ -40,7 +40,7 @@ def interval(low: float, high: float, *, sign: bool = False) -> str:
     return f"{show(low)} … {show(high)}"
 
 
-def p_text(p: float) -> str:
+def format_p(p: float) -> str:
     """A p-value as people read it."""
     if math.isnan(p):
         return ""
@@ -63,7 +63,7 @@ def cells(line: Line) -> list[str]:
         interval(line.figure.low, line.figure.high),
         signed(diff.value) if diff else "",
         interval(diff.low, diff.high, sign=True) if diff else "",
-        p_text(line.p),
+        format_p(line.p),
         line.verdict,
         str(len(line.seeds)),
         f"{line.tokens:.0f}",
@@ -267,7 +267,7 @@ def plain_words(board: Board, group: Group) -> str:
     return " ".join(said)
 
 
-def figure_of(run: Run) -> str:
+def format_figure(run: Run) -> str:
     """A run's figure in words: ``accuracy 61.3 %``."""
     metric: Metric = METRICS.get(run.spec["task"]["metric"])
     rows = [row for row in run.rows if not row.failure]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from iclkit.selectors._base import (
     BaseSelector,
     BoolArray,
-    Chosen,
+    Choice,
     FloatArray,
     IntArray,
     Kit,
@@ -19,7 +19,7 @@ from iclkit.selectors._base import (
 from iclkit.selectors._dpp import dpp_order
 from iclkit.selectors._fixed import FixedSelector, SelectorFile
 from iclkit.selectors._many_labels import label_recall
-from iclkit.selectors._maths import best_rows
+from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
 from iclkit.selectors._registry import BUILTINS, SELECTORS, make_selector, selectors_table
 
@@ -28,7 +28,7 @@ __all__ = [
     "SELECTORS",
     "BaseSelector",
     "BoolArray",
-    "Chosen",
+    "Choice",
     "FixedSelector",
     "FloatArray",
     "IntArray",
@@ -37,7 +37,6 @@ __all__ = [
     "Reranker",
     "Selector",
     "SelectorFile",
-    "best_rows",
     "describe",
     "dpp_order",
     "label_recall",
@@ -46,4 +45,5 @@ __all__ = [
     "selectors_table",
     "story_of",
     "template_for",
+    "top_rows",
 ]

@@ -8,13 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, IntArray, Needs
-from iclkit.selectors._maths import Keys, shuffle_keys, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, IntArray, Needs
+from iclkit.selectors._maths import SortKeys, hash_keys, shuffled_keys
 
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
-def balanced_rows(labels: IntArray, order: Keys, label_keys: Keys, k: int, allowed: BoolArray) -> IntArray:
+def balanced_rows(labels: IntArray, order: SortKeys, label_keys: SortKeys, k: int, allowed: BoolArray) -> IntArray:
     """At most k allowed rows, dealt round by round: one of each label that has any left, labels shuffled every round.
 
     labels (n,): a label number per row. order (n,): rows of a label come in ascending order of it. label_keys
@@ -29,7 +29,7 @@ def balanced_rows(labels: IntArray, order: Keys, label_keys: Keys, k: int, allow
     early = turn < k
     rows, own, turn = rows[early], own[early], turn[early]
     with np.errstate(over="ignore"):
-        deal = shuffle_keys(label_keys[own] + turn.astype(np.uint64) * _ODD, "deal")
+        deal = shuffled_keys(label_keys[own] + turn.astype(np.uint64) * _ODD, "deal")
     return rows[np.lexsort((deal, turn))[:k]]
 
 
@@ -44,12 +44,12 @@ class BalancedSelector(BaseSelector):
     def prepare(self) -> None:
         """Labels of the pool as numbers, and keys for examples and labels."""
         names, self.labels_ = np.unique([e.output for e in self.pool_.examples], return_inverse=True)
-        self.label_keys_ = stable_keys(map(str, names))
-        self.keys_ = stable_keys(self.pool_.ids)
+        self.label_keys_ = hash_keys(map(str, names))
+        self.keys_ = hash_keys(self.pool_.ids)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """A draw determined by seed, query id, example ids and labels; every score is 0."""
         salt = ("balanced", self.kit_.seed, query.id)
-        order, label_keys = shuffle_keys(self.keys_, *salt), shuffle_keys(self.label_keys_, *salt)
+        order, label_keys = shuffled_keys(self.keys_, *salt), shuffled_keys(self.label_keys_, *salt)
         rows = balanced_rows(self.labels_, order, label_keys, k, allowed)
         return rows, np.zeros(len(rows))

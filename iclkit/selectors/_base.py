@@ -25,10 +25,10 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[Any]
 """float32 or float64."""
-Chosen = tuple[IntArray, FloatArray]
+Choice = tuple[IntArray, FloatArray]
 """Row numbers of the pool, best first, and their scores."""
 
-FILL = "random"
+RANDOM_FILL = "random"
 """``Pick.why`` of a pick that nothing speaks for."""
 _SHORT = 60  # characters of an input in a line for people
 _MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
@@ -108,7 +108,7 @@ class Selector(Protocol):
 class BaseSelector(ABC):
     """Checks needs, turns ``query.exclude`` into a mask, builds the Selection. A strategy is its ``choose``.
 
-    Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``lm_calls``
+    Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``cost``
     can be told before anything is spent.
 
     Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
@@ -154,18 +154,18 @@ class BaseSelector(ABC):
         """Hook: learn from ``self.pool_`` and ``self.kit_`` whatever ``choose`` needs."""
 
     @abstractmethod
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """At most k row numbers of the pool, best first, with their scores. ``allowed`` (n,) masks the pool's rows."""
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Batched ``choose``; the default is the loop."""
         return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
 
-    def fillers(self, chosen: Chosen) -> int:  # noqa: ARG002
+    def fillers(self, chosen: Choice) -> int:  # noqa: ARG002
         """Hook: how many picks at the end are random because nothing told the rest apart; the user is told."""
         return 0
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """Hook: what else the user should know about one choice."""
         return ()
 
@@ -185,7 +185,7 @@ class BaseSelector(ABC):
         """How many of k it can pick, however large the pool."""
         return k
 
-    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """How many texts the LM is asked to read at most: (once per task, for each query)."""
         return 0, 0
 
@@ -222,7 +222,7 @@ class BaseSelector(ABC):
         mask[rows] = False
         return mask
 
-    def _selection(self, query: Query, k: int, allowed: BoolArray, chosen: Chosen, spec: Spec) -> Selection:
+    def _selection(self, query: Query, k: int, allowed: BoolArray, chosen: Choice, spec: Spec) -> Selection:
         rows = [int(r) for r in chosen[0]]
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(set(rows)) == len(rows), f"{self.name}: an example was picked twice"
@@ -230,14 +230,14 @@ class BaseSelector(ABC):
         fill = self.fillers(chosen) if rows else 0
         real = len(rows) - fill
         picks = tuple(
-            Pick(self.pool_.ids[r], float(s), n, FILL if n > real else "")
+            Pick(self.pool_.ids[r], float(s), n, RANDOM_FILL if n > real else "")
             for n, (r, s) in enumerate(zip(rows, chosen[1], strict=True), start=1)
         )
         random = (f"{fill} picks have nothing in common with the query and are random",) if fill else ()
         more = self.notes(query, chosen) if k else ()
-        return Selection(query, picks, spec, (*self._shortfall(k, len(rows), allowed), *random, *more))
+        return Selection(query, picks, spec, (*self.shortfall_note(k, len(rows), allowed), *random, *more))
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:
             return ()
         return (
@@ -258,7 +258,7 @@ class BaseSelector(ABC):
         assert self.kit_.embedder is not None
         return encode_checked(self.kit_.embedder, [q.text for q in queries], "query")
 
-    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """The k nearest allowed rows for each query vector (q, dim), by exact inner product."""
         assert self.kit_.embedder is not None
         return [*self.pool_.search(self.kit_.embedder, vectors, k, allowed)]

@@ -9,8 +9,8 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
-from iclkit.selectors._maths import shuffle_keys, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._maths import hash_keys, shuffled_keys
 from iclkit.selectors._terms import TOKENIZERS, TermIndex, tokenizer
 
 
@@ -36,12 +36,12 @@ class BM25Selector(BaseSelector):
         """Index the pool's words."""
         cut = tokenizer(self.tokenizer, self.stemmer)
         self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
-        self.keys_ = stable_keys(self.pool_.ids)
+        self.keys_ = hash_keys(self.pool_.ids)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """By score; where too few share a word with the query, the rest are random, keyed by the query."""
-        return self.index_.nearest(query.text, k, allowed, shuffle_keys(self.keys_, self.kit_.seed, query.id))
+        return self.index_.nearest(query.text, k, allowed, shuffled_keys(self.keys_, self.kit_.seed, query.id))
 
-    def fillers(self, chosen: Chosen) -> int:
+    def fillers(self, chosen: Choice) -> int:
         """Picks that share no word with the query are random."""
         return int(np.count_nonzero(chosen[1] == 0))

@@ -11,13 +11,13 @@ import numpy as np
 from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors._base import FloatArray
-from iclkit.selectors._candidates import CandidatesSelector
 from iclkit.selectors._dpp import dpp_order, dpp_steps
-from iclkit.selectors._maths import DIGITS, first_best
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
+from iclkit.selectors._nearest_reorder import NearestReorderSelector
 
 
 @dataclass
-class CEILSelector(CandidatesSelector):
+class CEILSelector(NearestReorderSelector):
     """relevance against volume, by greedy MAP of a DPP, with a retriever of `iclkit train ceil`"""
 
     # The maths of ``dpp``; what CEIL adds is the space. With another embedder it is ``dpp``.
@@ -42,14 +42,14 @@ class CEILSelector(CandidatesSelector):
         """The steps of the greedy search: what was added, what it added to the log-determinant, what came next."""
         ((rows, sim),) = self._nearest(self._query_vectors([query]), max(k, self.candidates), self._masks([query]))
         vectors = self.vectors_[rows]
-        near = np.round(vectors @ vectors.T, DIGITS)
+        near = np.round(vectors @ vectors.T, SCORE_DECIMALS)
         lines = [f"greedy over the {len(rows)} nearest, trade-off {self.trade_off:g}; then in order of relevance"]
         steps = dpp_steps(np.asarray(sim, np.float64), near, k, self.trade_off)
         for n, (row, gains) in enumerate(steps, 1):
             line = f"step {n}: log-determinant {gains[row]:+.4f}: {self._label(int(rows[row]))}"
             gains[row] = -np.inf
             if np.isfinite(gains.max()):
-                second = first_best(gains)
+                second = argmax_row(gains)
                 line += f"; runner-up {gains[second]:+.4f}: {self._label(int(rows[second]))}"
             lines.append(line)
         return tuple(lines)

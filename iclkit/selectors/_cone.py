@@ -11,9 +11,9 @@ import numpy as np
 from iclkit.errors import DataError, UsageError
 from iclkit.lm import ScoreRequest
 from iclkit.records import Prompt, Query
-from iclkit.selectors._asking import Asker
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import best_rows
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._label_scorer import LabelScorer
+from iclkit.selectors._maths import top_rows
 
 
 def input_requests(prompt: Prompt) -> list[ScoreRequest]:
@@ -51,34 +51,34 @@ class ConESelector(BaseSelector):
     def prepare(self) -> None:
         """Vectors of the pool, and the prompts' ingredients."""
         self._vectors()
-        self.asker_ = Asker.of(self.pool_, self.kit_)
+        self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """Each candidate once for each field of the input, for each query."""
-        fields = [f for f in self.asker_.template.fields if f not in ("output", "letter")]
+        fields = [f for f in self.scorer_.template.fields if f not in ("output", "letter")]
         return 0, min(max(k, self.candidates), len(self.pool_)) * len(fields)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are log p(input | demonstration), the negative conditional entropy, in nats."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search together, then ask about all candidates of all queries in one call of the LM."""
         found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
         asked = [(q, example) for q, (rows, _) in zip(queries, found, strict=True) for example in self._examples(rows)]
-        requests = [input_requests(self.asker_.prompt(q, [e])) if _says(q) else [] for q, e in asked]
-        scores = iter(self.asker_.lm.score([r for own in requests for r in own]))
+        requests = [input_requests(self.scorer_.prompt(q, [e])) if _says(q) else [] for q, e in asked]
+        scores = iter(self.scorer_.lm.score([r for own in requests for r in own]))
         totals = np.array([sum(next(scores).logprob for _ in own) for own in requests])
         cuts = np.cumsum([len(rows) for rows, _ in found])[:-1]
         return [self._best(rows, own, k) for (rows, _), own in zip(found, np.split(totals, cuts), strict=True)]
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """When there is nothing to find likely."""
         return () if _says(query) else ("the query is empty, so the LM was not asked: these are the nearest",)
 
     @staticmethod
-    def _best(rows: IntArray, likelihood: FloatArray, k: int) -> Chosen:
-        best = best_rows(likelihood, k)  # ties go to the nearer candidate, which comes first
+    def _best(rows: IntArray, likelihood: FloatArray, k: int) -> Choice:
+        best = top_rows(likelihood, k)  # ties go to the nearer candidate, which comes first
         return rows[best], likelihood[best]
 
 

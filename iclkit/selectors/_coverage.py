@@ -12,8 +12,8 @@ import numpy as np
 
 from iclkit.errors import NeedError, UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 from iclkit.selectors._terms import TermIndex, tokenizer
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
@@ -29,13 +29,13 @@ class TokenEmbedder(Protocol):
         ...
 
 
-def cover_order(cover: FloatArray, k: int) -> list[int]:
+def coverage_order(cover: FloatArray, k: int) -> list[int]:
     """Greedy set coverage (Gupta, Gardner & Singh 2023, arXiv 2305.14907).
 
     cover (n, t): how well each candidate covers each part of the query. The value of a set is the sum over the parts of
     its best candidate, which is monotone and submodular. Each step takes the candidate of largest value; when none adds
     anything, a new round begins over those not yet taken. Returns at most k rows in pick order; ties go to the lower.
-    >>> cover_order(np.array([[1, 0], [.9, .2], [0, .5]]), 2)
+    >>> coverage_order(np.array([[1, 0], [.9, .2], [0, .5]]), 2)
     [1, 2]
     """
     n, best = len(cover), np.full(cover.shape[1], -np.inf)
@@ -50,7 +50,7 @@ def cover_order(cover: FloatArray, k: int) -> list[int]:
                 return [*order, *np.flatnonzero(left)[: k - len(order)].tolist()]
             best = np.full(cover.shape[1], -np.inf)
             value = np.where(left, cover.sum(axis=1), -np.inf)
-        row = first_best(value, _GAIN_DIGITS)
+        row = argmax_row(value, _GAIN_DIGITS)
         order.append(row)
         left[row] = False
         best = np.maximum(best, cover[row])
@@ -68,23 +68,23 @@ class _CoverageSelector(BaseSelector):
         if self.sort not in ("relevance", "picks"):
             raise UsageError(f"{self.name}: sort is {self.sort!r}; give relevance or picks")
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Greedy cover of the query; scores are each example's own cover."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Candidates together, covers one by one."""
         return [self._set(rows, cover, k) for rows, cover in self._covers(queries, max(k, self.candidates), allowed)]
 
-    def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Chosen:
+    def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:
         own = cover.sum(axis=1)
-        order = np.array(cover_order(cover, k), dtype=np.int64)
+        order = np.array(coverage_order(cover, k), dtype=np.int64)
         if self.sort == "relevance":
-            order = order[best_rows(own[order], len(order), significant=True)]
+            order = order[top_rows(own[order], len(order), significant=True)]
         return rows[order], own[order]
 
     @abstractmethod
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
         """For each query at most k candidate rows, and how they cover its parts (candidates, parts)."""
 
 
@@ -100,7 +100,7 @@ class CosineCoverageSelector(_CoverageSelector):
         """Vectors of the pool."""
         self.vectors_ = self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
         targets = self._query_vectors(queries)
         for (rows, _), target in zip(self._nearest(targets, k, allowed), targets, strict=True):
             yield rows, self.vectors_[rows] * target
@@ -112,7 +112,7 @@ def token_recall(query: FloatArray, other: FloatArray, weights: FloatArray) -> F
     query (t, d) and other (s, d): unit rows; cosines count to 1e-6. weights (t,) sum to 1. Returns (t,); its sum is the
     recall, 1 for a text with itself.
     """
-    result: FloatArray = weights * np.round((query @ other.T).max(axis=1).astype(np.float64), DIGITS)
+    result: FloatArray = weights * np.round((query @ other.T).max(axis=1).astype(np.float64), SCORE_DECIMALS)
     return result
 
 
@@ -141,7 +141,7 @@ class SetBSRSelector(_CoverageSelector):
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
         self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
         found = self._nearest(self._query_vectors(queries), k, allowed)
         asked = self.tokens_.encode_tokens([q.text for q in queries])
         for (tokens, vectors), (rows, _) in zip(asked, found, strict=True):
@@ -182,13 +182,13 @@ class BM25CoverageSelector(_CoverageSelector):
         """Index the pool's words."""
         cut = tokenizer(self.tokenizer, self.stemmer)
         self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
-        self.keys_ = stable_keys(self.pool_.ids)
+        self.keys_ = hash_keys(self.pool_.ids)
 
-    def fillers(self, chosen: Chosen) -> int:
+    def fillers(self, chosen: Choice) -> int:
         """Picks that share no word with the query are random."""
         return int(np.count_nonzero(chosen[1] == 0))
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Chosen]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
         for query, mask in zip(queries, allowed, strict=True):
-            rows, _ = self.index_.nearest(query.text, k, mask, shuffle_keys(self.keys_, self.kit_.seed, query.id))
+            rows, _ = self.index_.nearest(query.text, k, mask, shuffled_keys(self.keys_, self.kit_.seed, query.id))
             yield rows, self.index_.weights(sorted(set(self.index_.term_ids(query.text))), rows)

@@ -10,8 +10,8 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.selectors._base import FloatArray
-from iclkit.selectors._candidates import CandidatesSelector
-from iclkit.selectors._maths import best_rows, first_best
+from iclkit.selectors._maths import argmax_row, top_rows
+from iclkit.selectors._nearest_reorder import NearestReorderSelector
 
 _EPS = 1e-5  # share of a candidate's own volume; float32 cosines are off by 1e-7, rounded ones by 5e-7
 
@@ -32,7 +32,7 @@ def dpp_order(sim: FloatArray, near: FloatArray, k: int, scale: float) -> list[i
     order = [row for row, _ in dpp_steps(sim, near, k, scale)]
     left = sim.copy()
     left[order] = -np.inf
-    return [*order, *best_rows(left, k - len(order)).tolist()]
+    return [*order, *top_rows(left, k - len(order)).tolist()]
 
 
 def dpp_steps(sim: FloatArray, near: FloatArray, k: int, scale: float) -> Iterator[tuple[int, FloatArray]]:
@@ -53,7 +53,7 @@ def dpp_steps(sim: FloatArray, near: FloatArray, k: int, scale: float) -> Iterat
             return
         gain = np.full(n, -np.inf)
         gain[alive] = relevance[alive] + np.log(volume[alive])
-        row = first_best(gain)
+        row = argmax_row(gain)
         factors[done] = ((1 + near[row]) / 2 - factors[:done, row] @ factors[:done]) / np.sqrt(volume[row])
         volume = volume - factors[done] ** 2
         alive &= volume > _EPS
@@ -62,7 +62,7 @@ def dpp_steps(sim: FloatArray, near: FloatArray, k: int, scale: float) -> Iterat
 
 
 @dataclass
-class DPPSelector(CandidatesSelector):
+class DPPSelector(NearestReorderSelector):
     """near the query and spanning much space: greedy MAP of a determinantal point process"""
 
     name: ClassVar[str] = "dpp"

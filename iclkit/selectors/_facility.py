@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, best_rows, first_best, shuffle_keys, stable_keys
-from iclkit.selectors._ranked import RankedOnceSelector
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._fixed_ranking import FixedRankingSelector
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 
 _BLOCK = 1 << 25  # cosines that are held at once
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums of cosines are off by less
@@ -30,13 +30,13 @@ def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]
     order, values = list[int](), list[float]()
     fresh = np.ones(n, dtype=np.bool_)
     while len(order) < min(m, n):
-        row = first_best(gains, _GAIN_DIGITS)
+        row = argmax_row(gains, _GAIN_DIGITS)
         while not fresh[row]:
             stale = np.flatnonzero(~fresh & (gains >= gains[row] - 10.0**-_GAIN_DIGITS))[:32]
             for start in stale.tolist():
                 gains[start] = _gains(vectors, slice(start, start + 1), covered)[0]
             fresh[stale] = True
-            row = first_best(gains, _GAIN_DIGITS)
+            row = argmax_row(gains, _GAIN_DIGITS)
         order.append(row)
         values.append(float(gains[row]))
         covered = np.maximum(covered, vectors @ vectors[row])
@@ -53,7 +53,7 @@ def _gains(vectors: FloatArray, rows: slice, covered: FloatArray) -> FloatArray:
 
 
 @dataclass
-class FacilitySelector(RankedOnceSelector):
+class FacilitySelector(FixedRankingSelector):
     """one set for all queries whose members are near to everything in the pool (maximum facility location)"""
 
     name: ClassVar[str] = "mfl"
@@ -65,7 +65,7 @@ class FacilitySelector(RankedOnceSelector):
         super().prepare()
         self.vectors_ = self._vectors()
 
-    def rank(self, m: int) -> Chosen:
+    def rank(self, m: int) -> Choice:
         """Greedy; a score is the gain at its step."""
         order, gains = facility_order(self.vectors_, m)
         return np.array(order, dtype=np.int64), np.array(gains)
@@ -76,17 +76,17 @@ def spread_order(vectors: FloatArray, m: int, start: int) -> tuple[list[int], li
     total = np.zeros(len(vectors))
     order, values = list[int](), list[float]()
     while len(order) < min(m, len(vectors)):
-        row = first_best(-total, _GAIN_DIGITS) if order else start
+        row = argmax_row(-total, _GAIN_DIGITS) if order else start
         order.append(row)
         values.append(float(-total[row]))
         total = np.where(
-            np.isin(np.arange(len(vectors)), order), np.inf, total + np.round(vectors @ vectors[row], DIGITS)
+            np.isin(np.arange(len(vectors)), order), np.inf, total + np.round(vectors @ vectors[row], SCORE_DECIMALS)
         )
     return order, values
 
 
 @dataclass
-class DiverseSelector(RankedOnceSelector):
+class DiverseSelector(FixedRankingSelector):
     """one set for all queries whose members are as unlike each other as can be"""
 
     name: ClassVar[str] = "diverse"
@@ -97,10 +97,10 @@ class DiverseSelector(RankedOnceSelector):
         """Vectors of the pool, and a random first member."""
         super().prepare()
         self.vectors_ = self._vectors()
-        keys = shuffle_keys(stable_keys(self.pool_.ids), "diverse", self.kit_.seed)
+        keys = shuffled_keys(hash_keys(self.pool_.ids), "diverse", self.kit_.seed)
         self.start_ = int(np.argmin(keys))
 
-    def rank(self, m: int) -> Chosen:
+    def rank(self, m: int) -> Choice:
         """Greedy; a score is minus the sum of cosines at its step."""
         order, values = spread_order(self.vectors_, m, self.start_)
         return np.array(order, dtype=np.int64), np.array(values)
@@ -123,17 +123,17 @@ class KMeansSelector(BaseSelector):
         """All of them."""
         return k
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """Of each cluster the allowed member nearest to its centre, then the nearest to any; scores are cosines."""
         if k not in self.clusters_:
             self.clusters_[k] = self._clusters(k)
         own, near = self.clusters_[k]
         heads = list[int]()
         for label in np.argsort(-np.bincount(own), kind="stable"):
-            heads += best_rows(near, 1, allowed & (own == label)).tolist()
+            heads += top_rows(near, 1, allowed & (own == label)).tolist()
         left = allowed.copy()
         left[heads] = False
-        rows = np.array([*heads, *best_rows(near, k - len(heads), left)], dtype=np.int64)
+        rows = np.array([*heads, *top_rows(near, k - len(heads), left)], dtype=np.int64)
         return rows, near[rows]
 
     def _clusters(self, k: int) -> tuple[IntArray, FloatArray]:
@@ -142,11 +142,11 @@ class KMeansSelector(BaseSelector):
 
         by_id = np.argsort(self.pool_.ids, kind="stable")  # the start of the search must not depend on the row order
         vectors = self.vectors_[by_id].astype(np.float64)
-        k = min(k, len(np.unique(np.round(vectors, DIGITS), axis=0)))
+        k = min(k, len(np.unique(np.round(vectors, SCORE_DECIMALS), axis=0)))
         found = KMeans(k, n_init=1, random_state=self.kit_.seed).fit(vectors)
         centres = found.cluster_centers_[found.labels_]
         norms = np.maximum(np.linalg.norm(centres, axis=1), 1e-12)
         own, near = np.empty(len(by_id), np.int64), np.empty(len(by_id))
         own[by_id] = found.labels_
-        near[by_id] = np.round((vectors * centres).sum(axis=1) / norms, DIGITS)
+        near[by_id] = np.round((vectors * centres).sum(axis=1) / norms, SCORE_DECIMALS)
         return own, near

@@ -11,12 +11,12 @@ import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.records import Example, Json, Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
-from iclkit.selectors._inner import OuterSelector
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._composite import CompositeSelector
 
 
 @dataclass
-class FilterSelector(OuterSelector):
+class FilterSelector(CompositeSelector):
     """another selector on the part of the pool with given metadata or task"""
 
     name: ClassVar[str] = "filter"
@@ -53,7 +53,7 @@ class FilterSelector(OuterSelector):
             example.meta.get(key, missing) == value for key, value in self.conditions_.items()
         )
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
         """As the inner selector chooses; ids that a query excludes are excluded there too."""
         selections = self.parts_[0].select_many(queries, k)
         return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
@@ -68,12 +68,12 @@ class FilterSelector(OuterSelector):
         part = self.parts_[0]
         return part.shared(k) if isinstance(part, BaseSelector) else 0
 
-    def fillers(self, chosen: Chosen) -> int:
+    def fillers(self, chosen: Choice) -> int:
         """What the inner selector says of its scores."""
         part = self.parts_[0]
         return part.fillers(chosen) if isinstance(part, BaseSelector) else 0
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:
             return ()
         here = int(allowed[self.rows_].sum())

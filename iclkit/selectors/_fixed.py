@@ -17,7 +17,7 @@ from iclkit.files import read_json, replace_file
 from iclkit.prompts import Template, order_picks
 from iclkit.records import Example, Json, Query, Spec, clean_text, digest, input_text
 from iclkit.schema import read_as
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
 
 FORMAT = 1
 
@@ -196,7 +196,7 @@ class FixedSelector(BaseSelector):
         if len(rows) > 1:
             self._ranked(self.rows_)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The list less what the query excludes, ranked so that the run's order policy shows it in its own order.
 
         With k below its length the last k are shown, those nearest to the query. Every score is 0.
@@ -213,11 +213,11 @@ class FixedSelector(BaseSelector):
         """All of the list."""
         return self.shown(k)
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """Nothing but the shortfall."""
         return ()
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         size = len(self.rows_)
         held = int(allowed[self.rows_].sum())
         if 0 < k < held:

@@ -11,18 +11,18 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query, Selection
-from iclkit.selectors._base import FILL, BoolArray, Chosen, FloatArray
-from iclkit.selectors._inner import OuterSelector
-from iclkit.selectors._maths import best_rows, rounded
+from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray
+from iclkit.selectors._composite import CompositeSelector
+from iclkit.selectors._maths import rounded, top_rows
 
 _POINT_DIGITS = 12  # sums of a few fractions of ranks differ by more or not at all
 
 
-def shared_ranks(scores: FloatArray) -> FloatArray:
+def average_ranks(scores: FloatArray) -> FloatArray:
     """(m,): ranks from 1 of a list, best first; neighbours whose scores tie (see ``rounded``) share their mean rank.
 
     A list that cannot tell its members apart must not do so by where they stand in the pool.
-    >>> shared_ranks(np.array([.9, .5, .5, .1])).tolist()
+    >>> average_ranks(np.array([.9, .5, .5, .1])).tolist()
     [1.0, 2.5, 2.5, 4.0]
     """
     ranks = np.arange(1, len(scores) + 1, dtype=np.float64)
@@ -32,18 +32,18 @@ def shared_ranks(scores: FloatArray) -> FloatArray:
     return shared
 
 
-def reciprocal_ranks(lists: Sequence[Chosen], n: int, c: float) -> FloatArray:
+def reciprocal_ranks(lists: Sequence[Choice], n: int, c: float) -> FloatArray:
     """(n,): sum over the lists of 1 / (c + rank), ranks from 1 and shared by ties; -inf for rows in no list.
 
     Reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009). lists: row numbers, best first, with their scores.
     """
     points = np.zeros(n)
     for rows, scores in lists:
-        points[rows] += 1 / (c + shared_ranks(scores))
+        points[rows] += 1 / (c + average_ranks(scores))
     return np.where(points > 0, points, -np.inf)
 
 
-def borda_points(lists: Sequence[Chosen], n: int) -> FloatArray:
+def borda_points(lists: Sequence[Choice], n: int) -> FloatArray:
     """(n,): sum over the lists of m + 1 - rank, m the length of the longest; -inf for rows in no list.
 
     De Borda 1781; ranks are shared by ties. (ArmelRandy/ICL-MT adds one point for rows in both of its two lists, which
@@ -51,12 +51,12 @@ def borda_points(lists: Sequence[Chosen], n: int) -> FloatArray:
     """
     longest, points = max((len(rows) for rows, _ in lists), default=0), np.zeros(n)
     for rows, scores in lists:
-        points[rows] += longest + 1 - shared_ranks(scores)
+        points[rows] += longest + 1 - average_ranks(scores)
     return np.where(points > 0, points, -np.inf)
 
 
 @dataclass
-class _FusionSelector(OuterSelector):
+class _FusionSelector(CompositeSelector):
     of: str = "[bm25,knn]"  # the selectors, e.g. [bm25,mmr,trade_off=0.3]
     depth: int = 100  # how many of each list count; k when k is larger
 
@@ -68,29 +68,29 @@ class _FusionSelector(OuterSelector):
             raise UsageError(f"{self.name}: depth is {self.depth}; give 1 or more")
 
     @abstractmethod
-    def points(self, lists: Sequence[Chosen]) -> FloatArray:
+    def points(self, lists: Sequence[Choice]) -> FloatArray:
         """(n,) of the pool: the more the better, -inf for rows in no list."""
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """What the parts ask for lists of ``depth``."""
-        return super().lm_calls(max(k, self.depth))
+        return super().cost(max(k, self.depth))
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Every list for all queries together; scores are points."""
         lists = [part.select_many(queries, max(k, self.depth)) for part in self.parts_]
         return [self._fused([one[q] for one in lists], k, allowed[q]) for q in range(len(queries))]
 
-    def _fused(self, selections: Sequence[Selection], k: int, allowed: BoolArray) -> Chosen:
-        random = [np.array([p.why == FILL for p in s], dtype=np.bool_) for s in selections]
+    def _fused(self, selections: Sequence[Selection], k: int, allowed: BoolArray) -> Choice:
+        random = [np.array([p.why == RANDOM_FILL for p in s], dtype=np.bool_) for s in selections]
         lists = [(self._rows(s), np.array([p.score for p in s])) for s in selections]
         points = self.points([(rows[~f], scores[~f]) for (rows, scores), f in zip(lists, random, strict=True)])
-        rows = best_rows(points, k, allowed, digits=_POINT_DIGITS, significant=True)
+        rows = top_rows(points, k, allowed, digits=_POINT_DIGITS, significant=True)
         if len(rows) < k:  # what only random fill has named comes last, with no points
             more = [r for (own, _), f in zip(lists, random, strict=True) for r in own[f].tolist()]
             rows = np.array([*dict.fromkeys([*rows.tolist(), *more])][:k], dtype=np.int64)
         return rows, np.maximum(points[rows], 0)
 
-    def fillers(self, chosen: Chosen) -> int:
+    def fillers(self, chosen: Choice) -> int:
         """Picks without points."""
         return int(np.count_nonzero(chosen[1] == 0))
 
@@ -109,7 +109,7 @@ class RRFSelector(_FusionSelector):
         if self.c < 0:
             raise UsageError(f"rrf: c is {self.c}; give 0 or more")
 
-    def points(self, lists: Sequence[Chosen]) -> FloatArray:
+    def points(self, lists: Sequence[Choice]) -> FloatArray:
         """Reciprocal ranks."""
         return reciprocal_ranks(lists, len(self.pool_), self.c)
 
@@ -121,6 +121,6 @@ class BordaSelector(_FusionSelector):
     name: ClassVar[str] = "borda"
     source: ClassVar[str] = "de Borda 1781; for demonstrations: Zebaze, Sagot & Bawden 2024, arXiv 2408.00397"
 
-    def points(self, lists: Sequence[Chosen]) -> FloatArray:
+    def points(self, lists: Sequence[Choice]) -> FloatArray:
         """Borda points."""
         return borda_points(lists, len(self.pool_))

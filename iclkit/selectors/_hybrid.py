@@ -10,14 +10,14 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Chosen
-from iclkit.selectors._inner import OuterSelector
+from iclkit.selectors._base import BoolArray, Choice
+from iclkit.selectors._composite import CompositeSelector
 
 _EVERYBODY = Query("", id="every query")
 
 
 @dataclass
-class HybridSelector(OuterSelector):
+class HybridSelector(CompositeSelector):
     """a few near the query, after a fixed part that all prompts share (and an engine reads once)"""
 
     name: ClassVar[str] = "hybrid"
@@ -42,12 +42,12 @@ class HybridSelector(OuterSelector):
         """The fixed part."""
         return max(0, k - self.near)
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """The fixed part is asked once."""
-        own, fixed = (p.lm_calls(k) if hasattr(p, "lm_calls") else (0, 0) for p in self.parts_)
+        own, fixed = (p.cost(k) if hasattr(p, "cost") else (0, 0) for p in self.parts_)
         return own[0] + sum(fixed), own[1]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """The query's own first, so that best-last shows them last; the fixed part in one order for all, with score 0.
 
         What the fixed part shows is not shown again; a query that excludes some of it gets more of its own instead.

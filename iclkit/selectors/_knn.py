@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
 
 
 @dataclass
@@ -22,10 +22,10 @@ class KNNSelector(BaseSelector):
         """Embed what the pool has no vectors of yet."""
         self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Exact search; scores are cosines."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search all queries together."""
         return self._nearest(self._query_vectors(queries), k, allowed)

@@ -11,7 +11,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, IntArray, Needs
 
 
 def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
@@ -23,7 +23,7 @@ def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
     return sum(g in s for s, g in zip(shown, gold, strict=True)) / len(gold) if gold else 0.0
 
 
-def cover_labels(labels: Sequence[str] | IntArray, k: int, cap: int, least: int) -> list[int]:
+def label_cover_order(labels: Sequence[str] | IntArray, k: int, cap: int, least: int) -> list[int]:
     """Positions of at most k of the ranked candidates, best first, with a cap and a floor on labels.
 
     labels (n,): label of each candidate, nearest first. No label is taken more than ``cap`` times (0: no cap). Where
@@ -73,20 +73,20 @@ class ManyLabelsSelector(BaseSelector):
         self._vectors()
         self.labels_ = np.unique([e.output for e in self.pool_.examples], return_inverse=True)[1]
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are cosines."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search together."""
         chosen = []
         for rows, scores in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed):
-            places = cover_labels(self.labels_[rows].tolist(), k, self.per_label_cap, self.min_labels)
+            places = label_cover_order(self.labels_[rows].tolist(), k, self.per_label_cap, self.min_labels)
             chosen.append((rows[places], scores[places]))
         return chosen
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
-        short = super()._shortfall(k, got, allowed)
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+        short = super().shortfall_note(k, got, allowed)
         if short and self.per_label_cap and got < int(allowed.sum()):
             return (f"{got} of {k} demonstrations: at most {self.per_label_cap} of a label are shown",)
         return short

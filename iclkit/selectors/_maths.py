@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from iclkit.selectors._base import BoolArray, FloatArray, IntArray
 
-DIGITS = 6
+SCORE_DECIMALS = 6
 """Cosines and other scores of order one that agree to this many decimals tie: the last bits depend on the machine."""
 
 _BLOCK = 256
 
-Keys = NDArray[np.uint64]
+SortKeys = NDArray[np.uint64]
 
 
-def best_rows(
+def top_rows(
     scores: FloatArray,
     k: int,
     allowed: BoolArray | None = None,
     above: float = -np.inf,
     *,
-    digits: int = DIGITS,
+    digits: int = SCORE_DECIMALS,
     significant: bool = False,
 ) -> IntArray:
     """The k rows of highest score, best first; ties go to the lower row.
@@ -32,7 +32,7 @@ def best_rows(
     scores (n,); allowed (n,) masks rows; rows must score more than ``above``, so -inf marks rows that cannot be had.
     Scores tie when they agree to ``digits`` decimals; with ``significant``, for scores that may be far below 1, those
     that are have to agree in as many significant digits (see ``rounded``). At most k rows, fewer when fewer qualify.
-    >>> best_rows(np.array([.1, .5, .5, .3]), 3).tolist()
+    >>> top_rows(np.array([.1, .5, .5, .3]), 3).tolist()
     [1, 2, 3]
     """
     scores = scores if allowed is None else np.where(allowed, scores, -np.inf)
@@ -58,7 +58,7 @@ def _kth_or_less(scores: FloatArray, k: int) -> float:
     return float(np.partition(maxima, -k)[-k])
 
 
-def first_best(scores: FloatArray, digits: int = DIGITS) -> int:
+def argmax_row(scores: FloatArray, digits: int = SCORE_DECIMALS) -> int:
     """The row of highest score, the lowest of those within 10 ** -digits of it; a greedy step.
 
     scores (n,), at least one finite; -inf marks rows that are gone.
@@ -66,7 +66,7 @@ def first_best(scores: FloatArray, digits: int = DIGITS) -> int:
     return int(np.argmax(scores >= scores.max() - 10.0**-digits))
 
 
-def rounded(scores: FloatArray, digits: int = DIGITS) -> FloatArray:
+def rounded(scores: FloatArray, digits: int = SCORE_DECIMALS) -> FloatArray:
     """Scores without the digits that depend on the machine: to ``digits`` decimals, and small ones to ``digits``
     significant digits, so that probabilities, entropies and sums of ranks of any size stay apart.
 
@@ -90,12 +90,12 @@ def stable_key(*parts: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
-def stable_keys(texts: Iterable[str]) -> Keys:
+def hash_keys(texts: Iterable[str]) -> SortKeys:
     """(n,) uint64: a key per text, e.g. per example id."""
     return np.array([stable_key(t) for t in texts], dtype=np.uint64)
 
 
-def shuffle_keys(keys: Keys, *salt: str | int) -> Keys:
+def shuffled_keys(keys: SortKeys, *salt: str | int) -> SortKeys:
     """(n,) uint64 that look random and are determined by key and salt: sorting by them is a keyed shuffle.
 
     Each number belongs to its own key, so leaving rows out or moving them changes nothing for the others
@@ -108,7 +108,7 @@ def shuffle_keys(keys: Keys, *salt: str | int) -> Keys:
         return z ^ (z >> np.uint64(31))
 
 
-def smallest_rows(keys: Keys, k: int, allowed: BoolArray) -> IntArray:
+def smallest_rows(keys: SortKeys, k: int, allowed: BoolArray) -> IntArray:
     """The k allowed rows of smallest key, smallest first: k rows of a keyed shuffle, a prefix of k + 1."""
     rows = np.flatnonzero(allowed)
     kept = keys[rows]

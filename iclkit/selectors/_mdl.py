@@ -10,9 +10,9 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._asking import NORMALISE, Asker, entropy
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import rounded, shuffle_keys, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._label_scorer import NORMALISE, LabelScorer, entropy
+from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
 
 _PREFER = {"lowest": -1.0, "highest": 1.0}
 
@@ -22,9 +22,9 @@ def ordered_subsets(ids: Sequence[str], k: int, window: int, *salt: str | int) -
 
     ids (n,): candidates, best first. A subset depends on nothing but ids, salt and its number.
     """
-    keys = stable_keys(ids)
+    keys = hash_keys(ids)
     plain = np.arange(min(k, len(ids)))
-    drawn = [np.argsort(shuffle_keys(keys, *salt, n), kind="stable")[:k] for n in range(1, window)]
+    drawn = [np.argsort(shuffled_keys(keys, *salt, n), kind="stable")[:k] for n in range(1, window)]
     return np.stack([plain, *drawn])
 
 
@@ -53,22 +53,22 @@ class MDLSelector(BaseSelector):
     def prepare(self) -> None:
         """Vectors of the pool, and the prompts' ingredients."""
         self._vectors()
-        self.asker_ = Asker.of(self.pool_, self.kit_)
+        self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
 
-    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """Each subset with each label, for each query."""
-        return 0, self.window * len(self.asker_.labels)
+        return 0, self.window * len(self.scorer_.labels)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """The best subset in its order; every score is that subset's negative label entropy in nats."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search together, then ask about all subsets of all queries in one call of the LM."""
         found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
         subsets = [rows[self._subsets(q, rows, k)] for q, (rows, _) in zip(queries, found, strict=True)]
         asked = [(q, self._examples(rows)) for q, own in zip(queries, subsets, strict=True) for rows in own]
-        unsure = np.array([entropy(logp) for logp in self.asker_.label_logprobs(asked, self.normalise)])
+        unsure = np.array([entropy(logp) for logp in self.scorer_.label_logprobs(asked, self.normalise)])
         return [
             self._best(own, mine) for own, mine in zip(subsets, unsure.reshape(len(queries), self.window), strict=True)
         ]
@@ -76,6 +76,6 @@ class MDLSelector(BaseSelector):
     def _subsets(self, query: Query, rows: IntArray, k: int) -> IntArray:
         return ordered_subsets([self.pool_.ids[r] for r in rows], k, self.window, "mdl", self.kit_.seed, query.id)
 
-    def _best(self, subsets: IntArray, unsure: FloatArray) -> Chosen:
+    def _best(self, subsets: IntArray, unsure: FloatArray) -> Choice:
         best = int(np.argmax(_PREFER[self.prefer] * rounded(unsure)))  # ties go to the plain list, which comes first
         return subsets[best], np.full(subsets.shape[1], -unsure[best])

@@ -10,8 +10,8 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
-from iclkit.selectors._maths import best_rows
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
+from iclkit.selectors._maths import top_rows
 
 _ROUGH = 1e-5  # more than a float32 sum of products of unit rows is off by
 _BLOCK = 1 << 22  # similarities computed at a time
@@ -37,13 +37,13 @@ class MixKNNSelector(BaseSelector):
         outputs = self.pool_.text_vectors(self.kit_.embedder, [e.output for e in self.pool_.examples])
         self.mixed_ = (self.share * self._vectors() + (1 - self.share) * outputs).astype(np.float32)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are share * cosine with the input + (1 - share) * cosine with the output."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode together; what is near the k-th is compared again in float64, alone."""
-        vectors, chosen, step = self._query_vectors(queries), list[Chosen](), max(1, _BLOCK // len(self.pool_))
+        vectors, chosen, step = self._query_vectors(queries), list[Choice](), max(1, _BLOCK // len(self.pool_))
         for at in range(0, len(queries), step):
             rough = vectors[at : at + step] @ self.mixed_.T
             for vector, near, mask in zip(vectors[at:], rough, allowed[at : at + step], strict=False):
@@ -51,6 +51,6 @@ class MixKNNSelector(BaseSelector):
                 if k < len(rows):
                     rows = rows[near[rows] >= np.partition(near[rows], -k)[-k] - _ROUGH]
                 exact = np.round(self.mixed_[rows].astype(np.float64) @ vector.astype(np.float64), 6)
-                best = best_rows(exact, k)
+                best = top_rows(exact, k)
                 chosen.append((rows[best], exact[best]))
         return chosen

@@ -10,8 +10,8 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.selectors._base import FloatArray
-from iclkit.selectors._candidates import CandidatesSelector
-from iclkit.selectors._maths import first_best
+from iclkit.selectors._maths import argmax_row
+from iclkit.selectors._nearest_reorder import NearestReorderSelector
 
 
 def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tuple[list[int], list[float]]:
@@ -31,7 +31,7 @@ def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tu
     taken = np.zeros(len(sim), dtype=np.bool_)
     order, values = list[int](), list[float]()
     while len(order) < min(k, len(sim)):
-        row = first_best(np.where(taken, -np.inf, value))
+        row = argmax_row(np.where(taken, -np.inf, value))
         order.append(row)
         values.append(float(value[row]))
         taken[row] = True
@@ -41,7 +41,7 @@ def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tu
 
 
 @dataclass
-class MMRSelector(CandidatesSelector):
+class MMRSelector(NearestReorderSelector):
     """near the query and unlike each other, greedily, among the nearest candidates"""
 
     name: ClassVar[str] = "mmr"

@@ -13,11 +13,11 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest
-from iclkit.prompts import parse_continued
+from iclkit.prompts import parse_continuation
 from iclkit.records import Example, Fields, Query, fold_text, input_text
-from iclkit.selectors._asking import NORMALISE, Asker, entropy
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import rounded, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._label_scorer import NORMALISE, LabelScorer, entropy
+from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys, smallest_rows
 from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
@@ -59,7 +59,7 @@ def with_replacements(fixed: IntArray, spare: IntArray, allowed: BoolArray) -> I
 
 
 @dataclass
-class _OrderSearch(BaseSelector):
+class _OrderSearchSelector(BaseSelector):
     """Orders are tried as rank orders, best first, shown through the task's order policy: what is found is shown."""
 
     source: ClassVar[str] = "Lu et al. 2022, ACL, arXiv 2104.08786"
@@ -85,21 +85,21 @@ class _OrderSearch(BaseSelector):
         """The shuffle of ``random-fixed``; the search is made when k is known."""
         if self.kit_.order == "random":
             raise UsageError(f"{self.name} finds an order and order policy 'random' loses it; use best-last")
-        self.asker_ = Asker.of(self.pool_, self.kit_)
-        self.shuffled_ = shuffle_keys(stable_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
+        self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
+        self.shuffled_ = shuffled_keys(hash_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
         self.found_: dict[int, tuple[IntArray, float, str]] = {}
 
     def shared(self, k: int) -> int:
         """All of them."""
         return k
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """A text per order, and each order with each probing input and label."""
         size = min(k, len(self.pool_))
         tried = min(self.orders, math.factorial(min(size, 20)))
-        return tried * (int(self.probe == "generated") + self.probes * len(self.asker_.labels)), 0
+        return tried * (int(self.probe == "generated") + self.probes * len(self.scorer_.labels)), 0
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The task's demonstrations in the order found; a row that this query excludes makes room for the next.
 
         Every score is the entropy of the order, in nats.
@@ -113,9 +113,9 @@ class _OrderSearch(BaseSelector):
     def value(self, logprobs: FloatArray) -> float:
         """What an order is worth; logprobs (probes, labels)."""
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         note = self.found_[k][2] if k in self.found_ else ""
-        return (*super()._shortfall(k, got, allowed), *([note] if note else []))
+        return (*super().shortfall_note(k, got, allowed), *([note] if note else []))
 
     def _search(self, shuffled: IntArray, k: int) -> tuple[IntArray, float, str]:
         """The order found for k (positions), its entropy, and what to note; asked for once per k."""
@@ -128,7 +128,9 @@ class _OrderSearch(BaseSelector):
                 return self.found_[k]
             ranked = [[demos[i] for i in order] for order in orders]
             asked = [(Query(text), shown) for shown in ranked for text in inputs]
-            logprobs = np.stack(self.asker_.label_logprobs(asked, self.normalise)).reshape(len(orders), len(inputs), -1)
+            logprobs = np.stack(self.scorer_.label_logprobs(asked, self.normalise)).reshape(
+                len(orders), len(inputs), -1
+            )
             values = np.array([self.value(own) for own in logprobs])
             best = int(np.argmax(rounded(values)))  # ties go to the plain order, which comes first
             self.found_[k] = orders[best], float(values[best]), note
@@ -148,17 +150,17 @@ class _OrderSearch(BaseSelector):
         """What the LM writes as the next input after each order; its labels are thrown away."""
         requests = [
             GenerateRequest(
-                self.asker_.open_prompt([demos[i] for i in order], self.probe_tokens),
+                self.scorer_.open_prompt([demos[i] for i in order], self.probe_tokens),
                 self.probe_tokens,
                 temperature=self.temperature,
                 seed=self.kit_.seed + n,
             )
             for n, order in enumerate(orders)
         ]
-        texts = (g.text for g in self.asker_.lm.generate(requests))
+        texts = (g.text for g in self.scorer_.lm.generate(requests))
         known = {fold_text(e.text) for e in demos}
         found = list[Fields]()
-        for block in (b for text in texts for b in parse_continued(self.asker_.template, text) if b.asks):
+        for block in (b for text in texts for b in parse_continuation(self.scorer_.template, text) if b.asks):
             text = " ".join(input_text(block.input).split())
             if count_words(text) >= self.min_words and _is_readable(text) and fold_text(text) not in known:
                 known.add(fold_text(text))
@@ -172,7 +174,7 @@ def _is_readable(text: str) -> bool:
 
 
 @dataclass
-class GlobalESelector(_OrderSearch):
+class GlobalESelector(_OrderSearchSelector):
     """one fixed set in the order after which the LM's answers vary most over probing inputs (GlobalE)"""
 
     name: ClassVar[str] = "globale"
@@ -184,7 +186,7 @@ class GlobalESelector(_OrderSearch):
 
 
 @dataclass
-class LocalESelector(_OrderSearch):
+class LocalESelector(_OrderSearchSelector):
     """one fixed set in the order after which the LM is least sure of each answer on average (LocalE)"""
 
     name: ClassVar[str] = "locale"

@@ -14,10 +14,10 @@ from iclkit.lm import ScoreRequest
 from iclkit.pool import PoolView
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
-from iclkit.selectors._asking import Asker, label_set
-from iclkit.selectors._base import BoolArray, Chosen, FloatArray, IntArray, Kit, Needs
-from iclkit.selectors._inner import OuterSelector
-from iclkit.selectors._maths import DIGITS, best_rows, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs
+from iclkit.selectors._composite import CompositeSelector
+from iclkit.selectors._label_scorer import LabelScorer, label_set
+from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
 
 
 def null_template(template: Template) -> Template:
@@ -39,12 +39,12 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
     mislabelled. Average over the rows for one number per example; divide by ln 2 for bits. All 2 * sets * n requests
     go to the LM in one call; those of the second term repeat a lot and are computed once.
     """
-    asker, keys = Asker.of(pool, kit), stable_keys(pool.ids)
+    asker, keys = LabelScorer.of(pool, kit), hash_keys(pool.ids)
     asker = replace(asker, reserve=max(asker.lm.count_tokens(e.output) for e in pool.examples))
     null = null_template(asker.template)
     everything, requests = np.ones(len(pool), np.bool_), list[ScoreRequest]()
     for number in range(sets):
-        drawn = smallest_rows(shuffle_keys(keys, "pvi", kit.seed, number), shots + 1, everything)
+        drawn = smallest_rows(shuffled_keys(keys, "pvi", kit.seed, number), shots + 1, everything)
         for row, example in enumerate(pool.examples):
             demos = [pool.examples[r] for r in drawn if r != row][:shots]
             for template in (asker.template, null):
@@ -54,7 +54,7 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
     return gain
 
 
-def _gold_request(asker: Asker, template: Template, example: Example, demos: Sequence[Example]) -> ScoreRequest:
+def _gold_request(asker: LabelScorer, template: Template, example: Example, demos: Sequence[Example]) -> ScoreRequest:
     # without its inputs every query is the same, so that equal prompts are seen to be equal
     query = Query(example.input, example.choices, id="pvi")
     prompt = asker.prompt(query, demos, template)
@@ -67,7 +67,7 @@ def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) ->
     out = list[int]()
     for label in range(len(names)):
         rows = np.flatnonzero(of == label)[::-1]
-        worst = rows[np.argsort(np.round(values[rows], DIGITS), kind="stable")]
+        worst = rows[np.argsort(np.round(values[rows], SCORE_DECIMALS), kind="stable")]
         out += worst[: math.floor(share * len(rows) + 1e-9)].tolist()
     return np.array(sorted(out), dtype=np.int64)
 
@@ -77,7 +77,7 @@ def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
 
     The share of the label's values below, and half of those equal.
     """
-    rounded, out = np.round(values, DIGITS), np.empty(len(values))
+    rounded, out = np.round(values, SCORE_DECIMALS), np.empty(len(values))
     names, of = np.unique(np.asarray(labels), return_inverse=True)
     for label in range(len(names)):
         own = np.sort(rounded[of == label])
@@ -87,7 +87,7 @@ def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
 
 
 @dataclass
-class _Judging(OuterSelector):
+class _PVISelector(CompositeSelector):
     """What filter and weight share: the PVI of the pool, asked for when the first query comes."""
 
     needs: ClassVar[Needs] = Needs(lm=True, lm_calls_per_task="2 * sets * n")
@@ -109,9 +109,9 @@ class _Judging(OuterSelector):
         super().prepare()
         self.pvi_: FloatArray | None = None
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """The pool twice for each demonstration set, and what the inner selector asks."""
-        task, query = super().lm_calls(k)
+        task, query = super().cost(k)
         return task + 2 * self.sets * len(self.pool_), query
 
     def values(self) -> FloatArray:
@@ -127,7 +127,7 @@ class _Judging(OuterSelector):
 
 
 @dataclass
-class PVIFilterSelector(_Judging):
+class PVIFilterSelector(_PVISelector):
     """another selector on the pool without each label's hardest examples, which are often mislabelled"""
 
     name: ClassVar[str] = "pvi-filter"
@@ -143,18 +143,18 @@ class PVIFilterSelector(_Judging):
         """Rows of the examples that are never shown, ascending."""
         return lowest_per_label(self.values(), self.labels(), self.drop)
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
         """As the inner selector chooses when the dropped examples are excluded; its scores."""
         gone = frozenset(self.pool_.ids[row] for row in self.dropped())
         selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in queries], k)
         return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """Says how many examples are left out."""
         gone = len(self.dropped())
         return (f"{gone} of the pool's {len(self.pool_)} examples are left out for their low PVI",) if gone else ()
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k or not k:
             return ()
         kept = allowed.copy()
@@ -163,7 +163,7 @@ class PVIFilterSelector(_Judging):
 
 
 @dataclass
-class PVIWeightSelector(_Judging):
+class PVIWeightSelector(_PVISelector):
     """another selector whose scores are raised for examples that tell the LM much about their label"""
 
     name: ClassVar[str] = "pvi-weight"
@@ -178,13 +178,13 @@ class PVIWeightSelector(_Judging):
                 f"pvi-weight: weight is {self.weight}, candidates {self.candidates}; give at least 0 and 1"
             )
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
         """Score plus weight times where the example's PVI stands in its label, from 0 to 1; ties to the inner order."""
         bonus = self.weight * standing(self.values(), self.labels())
         chosen = []
         for selection in self.parts_[0].select_many(queries, max(k, self.candidates)):
             rows = self._rows(selection)
             scores = np.array([p.score for p in selection]) + bonus[rows]
-            best = best_rows(scores, k, significant=True)
+            best = top_rows(scores, k, significant=True)
             chosen.append((rows[best], scores[best]))
         return chosen

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
-from iclkit.selectors._maths import shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._maths import hash_keys, shuffled_keys, smallest_rows
 
 
 @dataclass
@@ -21,11 +21,11 @@ class RandomSelector(BaseSelector):
 
     def prepare(self) -> None:
         """A key per example."""
-        self.keys_ = stable_keys(self.pool_.ids)
+        self.keys_ = hash_keys(self.pool_.ids)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """A draw determined by seed, query id and example ids; every score is 0."""
-        rows = smallest_rows(shuffle_keys(self.keys_, "random", self.kit_.seed, query.id), k, allowed)
+        rows = smallest_rows(shuffled_keys(self.keys_, "random", self.kit_.seed, query.id), k, allowed)
         return rows, np.zeros(len(rows))
 
 
@@ -39,13 +39,13 @@ class RandomFixedSelector(RandomSelector):
     def prepare(self) -> None:
         """One shuffle of the pool."""
         super().prepare()
-        self.shuffled_ = shuffle_keys(self.keys_, "random-fixed", self.kit_.seed)
+        self.shuffled_ = shuffled_keys(self.keys_, "random-fixed", self.kit_.seed)
 
     def shared(self, k: int) -> int:
         """All of them."""
         return k
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The first k of the shuffle; a row that this query excludes makes room for the next."""
         rows = smallest_rows(self.shuffled_, k, allowed)
         return rows, np.zeros(len(rows))

@@ -11,9 +11,9 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Chosen, FloatArray
+from iclkit.selectors._base import BoolArray, Choice, FloatArray
 from iclkit.selectors._bm25 import BM25Selector
-from iclkit.selectors._maths import DIGITS, first_best, shuffle_keys
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, shuffled_keys
 from iclkit.selectors._terms import tokenizer
 
 ORDERS = 4
@@ -54,7 +54,7 @@ def recall_order(
     order, left = list[int](), np.ones(len(held), np.bool_)
     recall = ngram_recall(held, weights, sizes)
     while len(order) < min(k, len(held)) and (recall[left] >= least).any():
-        order.append(first_best(np.where(left, recall, -np.inf)))
+        order.append(argmax_row(np.where(left, recall, -np.inf)))
         left[order[-1]] = False
         weights = np.where(held[order[-1]] > 0, fade * weights, weights)
         recall = ngram_recall(held, weights, sizes)
@@ -87,16 +87,16 @@ class RBM25Selector(BM25Selector):
         self.cut_ = tokenizer(self.tokenizer, self.stemmer)
         self.held_: dict[int, Counter[tuple[str, ...]]] = {}
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are each example's own recall, 0 to 100; 0 for what shares no word with the query."""
-        shuffled = shuffle_keys(self.keys_, self.kit_.seed, query.id)
+        shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
         rows, _ = self.index_.nearest(query.text, max(k, self.candidates), allowed, shuffled)
         wanted = word_ngrams(self.cut_(query.text))
         held = np.array([[self._ngrams(int(r))[g] for g in wanted] for r in rows], dtype=np.float64)
         held = held.reshape(len(rows), len(wanted))
         weights, sizes = np.array([*wanted.values()], np.float64), np.array([len(g) for g in wanted])
         order = np.array(recall_order(held, weights, sizes, k, self.fade, self.least), dtype=np.int64)
-        return rows[order], np.round(ngram_recall(held, weights, sizes)[order], DIGITS)
+        return rows[order], np.round(ngram_recall(held, weights, sizes)[order], SCORE_DECIMALS)
 
     def _ngrams(self, row: int) -> Counter[tuple[str, ...]]:
         if row not in self.held_:

@@ -10,13 +10,13 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Chosen, Needs
-from iclkit.selectors._inner import OuterSelector
-from iclkit.selectors._maths import best_rows
+from iclkit.selectors._base import BoolArray, Choice, Needs
+from iclkit.selectors._composite import CompositeSelector
+from iclkit.selectors._maths import top_rows
 
 
 @dataclass
-class RerankSelector(OuterSelector):
+class RerankSelector(CompositeSelector):
     """another selector's candidates in the order of a cross-encoder"""
 
     name: ClassVar[str] = "rerank"
@@ -31,11 +31,11 @@ class RerankSelector(OuterSelector):
         if len(self.parts_) != 1 or self.depth < 1:
             raise UsageError(f"rerank: of is {self.of!r}, depth {self.depth}; give one selector, and depth 1 or more")
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """What the inner selector asks for lists of ``depth``."""
-        return super().lm_calls(max(k, self.depth))
+        return super().cost(max(k, self.depth))
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:  # noqa: ARG002
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
         """All pairs in one call; scores are the reranker's."""
         assert self.kit_.reranker is not None
         found = [self._rows(s) for s in self.parts_[0].select_many(queries, max(k, self.depth))]
@@ -44,6 +44,6 @@ class RerankSelector(OuterSelector):
         chosen = []
         for rows, own in zip(found, np.split(scores, np.cumsum([len(r) for r in found])[:-1]), strict=True):
             rows, own = rows[order := np.argsort(rows)], own[order]  # ties go to the lower row
-            best = best_rows(own, k, significant=True)  # a reranker may give probabilities, most of them tiny
+            best = top_rows(own, k, significant=True)  # a reranker may give probabilities, most of them tiny
             chosen.append((rows[best], own[best]))
         return chosen

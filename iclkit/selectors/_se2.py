@@ -11,15 +11,15 @@ import numpy as np
 from iclkit.errors import UsageError
 from iclkit.pool import Retriever, check_rows, encode_checked
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, best_rows
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import SCORE_DECIMALS, top_rows
 
 _NORMS = ("none", "log-softmax")
 _ENCODED = 8192  # queries whose states are encoded together
 _SPARE = 8  # rows fetched beyond those wanted, whose inner products are then compared more finely
 _FAR = 50.0  # nats
 
-State = tuple[int, tuple[int, ...]]
+BeamState = tuple[int, tuple[int, ...]]
 """Number of a query, and the rows chosen for it so far, first chosen first."""
 
 
@@ -33,7 +33,7 @@ class Beam:
     @property
     def total(self) -> float:
         """Sum of the steps' scores."""
-        return round(sum(self.scores), DIGITS)
+        return round(sum(self.scores), SCORE_DECIMALS)
 
     def then(self, row: int, score: float) -> Beam:
         """One step further."""
@@ -42,10 +42,10 @@ class Beam:
 
 def beam_search(
     queries: int,
-    extend: Callable[[Sequence[State], int], Sequence[tuple[Iterable[int], Iterable[float]]]],
+    extend: Callable[[Sequence[BeamState], int], Sequence[tuple[Iterable[int], Iterable[float]]]],
     width: int,
     depth: int,
-    same: Callable[[State], object] = lambda state: state,
+    same: Callable[[BeamState], object] = lambda state: state,
 ) -> list[list[Beam]]:
     """The sequences that beam search finds for each query, best first: highest sum of scores, then lowest rows.
 
@@ -77,7 +77,7 @@ def beam_search(
     return [_best(q, beams, len(beams), same) for q, beams in enumerate(every)]
 
 
-def _best(q: int, beams: Iterable[Beam], most: int, same: Callable[[State], object]) -> list[Beam]:
+def _best(q: int, beams: Iterable[Beam], most: int, same: Callable[[BeamState], object]) -> list[Beam]:
     """The best of some beams of a query, one of those that are the same."""
     kept: dict[object, Beam] = {}
     for beam in sorted(beams, key=lambda b: (-b.total, b.rows)):
@@ -113,13 +113,13 @@ class Se2Selector(BaseSelector):
         """Vectors of the pool."""
         self.vectors_ = self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """The best sequence found, first chosen first; scores are those of the steps."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """All queries and beams of a step are encoded and searched together."""
-        out = list[Chosen]()
+        out = list[Choice]()
         for at in range(0, len(queries), _ENCODED):
             beams = self.beams(queries[at : at + _ENCODED], k, allowed[at : at + _ENCODED])
             out += [(np.array(own[0].rows, np.int64), np.array(own[0].scores)) for own in beams]
@@ -128,7 +128,7 @@ class Se2Selector(BaseSelector):
     def beams(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[list[Beam]]:
         """For each query the sequences found, best first."""
 
-        def extend(states: Sequence[State], most: int) -> list[tuple[IntArray, FloatArray]]:
+        def extend(states: Sequence[BeamState], most: int) -> list[tuple[IntArray, FloatArray]]:
             # as many more than wanted as there are chosen rows to skip
             vectors, sizes = self._encode(queries, states)
             wanted = most + max(len(rows) for _, rows in states) + (_SPARE if self._products else 0)
@@ -140,13 +140,13 @@ class Se2Selector(BaseSelector):
                 rows, scores = rows[:most], scores[:most]
                 if self.normalise == "log-softmax" and len(rows):
                     mass = self._mass(vector, float(size), chosen, allowed[q])
-                    scores = np.round(scores / self.temperature - mass, DIGITS)
+                    scores = np.round(scores / self.temperature - mass, SCORE_DECIMALS)
                 out.append((rows, scores))
             return out
 
         return beam_search(len(queries), extend, self.width, k, lambda state: (state[0], self._text(queries, state)))
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """When the softmax is not the one of the training."""
         embedder = self.kit_.embedder
         config = embedder.card.get("config") if isinstance(embedder, Retriever) else None
@@ -173,7 +173,7 @@ class Se2Selector(BaseSelector):
         embedder = self.kit_.embedder
         return isinstance(embedder, Retriever) and bool(embedder.rendering.radius)
 
-    def _encode(self, queries: Sequence[Query], states: Sequence[State]) -> tuple[FloatArray, FloatArray]:
+    def _encode(self, queries: Sequence[Query], states: Sequence[BeamState]) -> tuple[FloatArray, FloatArray]:
         """(s, dim) unit rows to search with, and (s,) what makes their cosines the embedder's own similarities."""
         embedder, texts = self.kit_.embedder, [self._text(queries, state) for state in states]
         assert embedder is not None
@@ -190,7 +190,7 @@ class Se2Selector(BaseSelector):
             vectors = encode_checked(embedder, texts, "query")
         return vectors, np.ones(len(texts))
 
-    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Chosen:
+    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Choice:
         """The rows found with their similarities, best first: cosines as they were found, inner products anew.
 
         Cosines are found to 1e-6, which is too rough for the inner products of long vectors.
@@ -198,10 +198,10 @@ class Se2Selector(BaseSelector):
         if not self._products:
             return rows, near.astype(np.float64)
         scores = size * (self.vectors_[rows].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
-        best = best_rows(scores, len(rows))
-        return rows[best], np.round(scores[best], DIGITS)
+        best = top_rows(scores, len(rows))
+        return rows[best], np.round(scores[best], SCORE_DECIMALS)
 
-    def _text(self, queries: Sequence[Query], state: State) -> str:
+    def _text(self, queries: Sequence[Query], state: BeamState) -> str:
         """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""
         query, chosen = queries[state[0]].text, [self.pool_.examples[r] for r in state[1]]
         embedder = self.kit_.embedder

@@ -11,10 +11,10 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.pool import FieldKey, Keys, KeyTransform, encode_checked
+from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys, encode_checked
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 
 VARIANTS = ("distinctiveness", "consistency", "base")
@@ -46,7 +46,7 @@ def _unit(rows: FloatArray) -> FloatArray:
 
 
 @dataclass
-class _KeySelector(BaseSelector):
+class _KeyedSelector(BaseSelector):
     """Keys by ``transform_``; equal key similarities are told apart by the similarity of the inputs themselves."""
 
     source: ClassVar[str] = "Skill-KNN; An et al. 2023, arXiv 2305.14210"
@@ -65,7 +65,7 @@ class _KeySelector(BaseSelector):
             self.__dict__.pop(learnt, None)
 
     @cached_property
-    def keys_(self) -> Keys:
+    def keys_(self) -> RetrievalKeys:
         """The pool's keys; those that it does not have yet are written."""
         return self.pool_.keys(self.transform_)
 
@@ -75,37 +75,37 @@ class _KeySelector(BaseSelector):
         assert self.kit_.embedder is not None
         return self._sets(self.keys_, self.pool_.text_vectors(self.kit_.embedder, _flat(self.keys_)))
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are similarities of keys."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Write the keys of the queries together, then compare."""
         assert self.kit_.embedder is not None
         if not queries:
             return []
-        keys = self.pool_.query_keys(self.transform_, [q.input for q in queries])
+        keys = self.pool_.keys_of_queries(self.transform_, [q.input for q in queries])
         self.fallen_.update((q.id, n) for q, n in zip(queries, keys.fallen, strict=True) if n)
         asked = self._sets(keys, encode_checked(self.kit_.embedder, _flat(keys), "query"))
-        plain, chosen = self._query_vectors(queries), list[Chosen]()
+        plain, chosen = self._query_vectors(queries), list[Choice]()
         for some in self._blocks(len(queries)):
             rough = key_scores(asked[some], self.key_vectors_, self._kind())
             for key, own, near, mask in zip(asked[some], plain[some], rough, allowed[some], strict=True):
                 chosen.append(self._best(key, own, near, np.flatnonzero(mask), k))
         return chosen
 
-    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Chosen:
+    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Choice:
         """The best k of ``rows``. What is near the k-th in float32 is compared again in float64, because the last bits
         of a product of matrices change with the number of queries in it."""
         if k < len(rows):
             rows = rows[rough[rows] >= np.partition(rough[rows], -k)[-k] - _ROUGH]
         exact = key_scores(keys[None].astype(np.float64), self.key_vectors_[rows].astype(np.float64), self._kind())
-        scores = np.round(exact[0], DIGITS)
-        plain = np.round(self._vectors()[rows].astype(np.float64) @ own.astype(np.float64), DIGITS)
+        scores = np.round(exact[0], SCORE_DECIMALS)
+        plain = np.round(self._vectors()[rows].astype(np.float64) @ own.astype(np.float64), SCORE_DECIMALS)
         order = np.lexsort((rows, -plain, -scores))[:k]
         return rows[order], scores[order]
 
-    def notes(self, query: Query, chosen: Chosen) -> tuple[str, ...]:  # noqa: ARG002
+    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
         """When the keys say little."""
         found = []
         if missing := self.fallen_.get(query.id):
@@ -120,7 +120,7 @@ class _KeySelector(BaseSelector):
     def _kind(self) -> str:
         return self._variant
 
-    def _sets(self, keys: Keys, vectors: FloatArray) -> FloatArray:
+    def _sets(self, keys: RetrievalKeys, vectors: FloatArray) -> FloatArray:
         return vectors.reshape(len(keys.texts), self.transform_.count, -1)
 
     def _blocks(self, queries: int) -> Iterator[slice]:
@@ -128,12 +128,12 @@ class _KeySelector(BaseSelector):
         return (slice(at, at + step) for at in range(0, queries, step))
 
 
-def _flat(keys: Keys) -> list[str]:
+def _flat(keys: RetrievalKeys) -> list[str]:
     return [text for texts in keys.texts for text in texts]
 
 
 @dataclass
-class SkillKNNSelector(_KeySelector):
+class SkillKNNSelector(_KeyedSelector):
     """the nearest by what an LM writes about the inputs: the skills they need, a rewriting, a translation"""
 
     name: ClassVar[str] = "skill-knn"
@@ -156,7 +156,7 @@ class SkillKNNSelector(_KeySelector):
         assert self.kit_.lm is not None
         return LMRewriter(self.kit_.lm, RewriteStyle.load(self.style), self._count())
 
-    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """One text per key; keys that the pool has already cost nothing."""
         return len(self.pool_) * self._count(), self._count()
 
@@ -168,7 +168,7 @@ class SkillKNNSelector(_KeySelector):
 
 
 @dataclass
-class FieldKNNSelector(_KeySelector):
+class FieldKNNSelector(_KeyedSelector):
     """the nearest by one named field of the inputs, e.g. the question without its long context"""
 
     name: ClassVar[str] = "field-knn"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from iclkit.errors import UsageError
 from iclkit.registry import Registry
 from iclkit.selectors._base import BoolArray, IntArray
-from iclkit.selectors._maths import Keys, best_rows, smallest_rows
+from iclkit.selectors._maths import SortKeys, smallest_rows, top_rows
 from iclkit.text import characters, search_terms
 
 Tokenizer = Callable[[str], list[str]]
@@ -99,13 +99,15 @@ class TermIndex:
             found[at[at >= 0], part] = data[here][at >= 0]
         return found
 
-    def nearest(self, text: str, k: int, allowed: BoolArray, shuffled: Keys) -> tuple[IntArray, NDArray[np.float64]]:
+    def nearest(
+        self, text: str, k: int, allowed: BoolArray, shuffled: SortKeys
+    ) -> tuple[IntArray, NDArray[np.float64]]:
         """The k allowed rows of highest score with their scores, best first.
 
         Where fewer share a word with the text, the rest come in the order of the keys ``shuffled`` (n,) and score 0.
         """
         scores = self.scores(text)
-        rows = best_rows(scores, k, None if allowed.all() else allowed, above=0.0, significant=True)
+        rows = top_rows(scores, k, None if allowed.all() else allowed, above=0.0, significant=True)
         found = scores[rows].astype(np.float64)
         if len(rows) < k:
             left = allowed.copy()

@@ -13,12 +13,12 @@ import numpy as np
 from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.records import Query
-from iclkit.selectors._asking import Asker
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS, best_rows, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._label_scorer import LabelScorer
+from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
 
 
-def neighbour_rows(vectors: FloatArray, k: int) -> IntArray:
+def neighbor_rows(vectors: FloatArray, k: int) -> IntArray:
     """(n, min(k, n - 1)): for each row the rows nearest to it, itself left out, nearest first; ties to the lower row.
 
     vectors (n, d): unit rows.
@@ -29,7 +29,7 @@ def neighbour_rows(vectors: FloatArray, k: int) -> IntArray:
         near = vectors[at : at + 512] @ vectors.T
         for row, scores in enumerate(near, start=at):
             scores[row] = -np.inf
-            found[row] = best_rows(scores, k)
+            found[row] = top_rows(scores, k)
     return found
 
 
@@ -56,7 +56,7 @@ def fast_vote_order(
         take(row)
     while len(order) < m and free.any():
         tied = _most_votes(neighbours, np.flatnonzero(free), voting, heard)
-        row = int(tied[best_rows(density[tied], 1)[0]])
+        row = int(tied[top_rows(density[tied], 1)[0]])
         order.append(row)
         take(row)
     return order
@@ -93,7 +93,7 @@ def _most_votes(neighbours: IntArray, rows: IntArray, voting: BoolArray, heard: 
 
 
 @dataclass
-class _AnnotatedSelector(BaseSelector):
+class _AnnotationSelector(BaseSelector):
     budget: int = 100  # how many examples of the pool are worth a label
     neighbours: int = 150  # how many others each example votes for
     centre: bool = True  # subtract the pool's mean vector first, as the source does
@@ -116,33 +116,33 @@ class _AnnotatedSelector(BaseSelector):
         self.__dict__.pop("labelled_", None)
 
     @cached_property
-    def labelled_(self) -> IntArray:
+    def annotated_(self) -> IntArray:
         """Row numbers worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
-        near = neighbour_rows(self.vectors_, self.neighbours)
-        density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), DIGITS)
+        near = neighbor_rows(self.vectors_, self.neighbours)
+        density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), SCORE_DECIMALS)
         rows = np.array(self.annotate(near, density), dtype=np.int64)
         assert len(rows) <= self.budget
         return rows
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """The nearest among what is labelled; scores are cosines about the pool's mean."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode together."""
-        rows = np.sort(self.labelled_)
+        rows = np.sort(self.annotated_)
         labelled, chosen = self.vectors_[rows], []
         for vector, mask in zip(_unit(self._query_vectors(queries) - self.mean_), allowed, strict=True):
-            scores = np.round(labelled @ vector, DIGITS)
-            best = best_rows(scores, k, mask[rows])
+            scores = np.round(labelled @ vector, SCORE_DECIMALS)
+            best = top_rows(scores, k, mask[rows])
             chosen.append((rows[best], scores[best]))
         return chosen
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:
             return ()
-        here = int(allowed[self.labelled_].sum())
-        return (f"{got} of {k} demonstrations: {here} of the {len(self.labelled_)} labelled examples were allowed",)
+        here = int(allowed[self.annotated_].sum())
+        return (f"{got} of {k} demonstrations: {here} of the {len(self.annotated_)} labelled examples were allowed",)
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
@@ -152,7 +152,7 @@ def _unit(vectors: FloatArray) -> FloatArray:
 
 
 @dataclass
-class VoteKSelector(_AnnotatedSelector):
+class VoteKSelector(_AnnotationSelector):
     """the nearest among a budget of labelled examples that vote-k found representative and unlike each other"""
 
     name: ClassVar[str] = "vote-k"
@@ -165,7 +165,7 @@ class VoteKSelector(_AnnotatedSelector):
 
 
 @dataclass
-class VoteKConfidenceSelector(_AnnotatedSelector):
+class VoteKConfidenceSelector(_AnnotationSelector):
     """vote-k that also asks the LM, so that sure and unsure examples are both labelled"""
 
     name: ClassVar[str] = "vote-k-confidence"
@@ -179,9 +179,9 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
         if self.seeds < 1:
             raise UsageError(f"vote-k-confidence: seeds is {self.seeds}; give 1 or more")
 
-    def lm_calls(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """Each unlabelled example with each label, once."""
-        labels = len(Asker.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
+        labels = len(LabelScorer.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
         return max(0, len(self.pool_) - self.seeds) * labels, 0
 
     def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
@@ -195,7 +195,7 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
         if not wanted or not len(rest):
             return order
         confidence = self._confidence(rest, np.array(order))
-        rest = rest[np.lexsort((rest, np.round(confidence, DIGITS)))]
+        rest = rest[np.lexsort((rest, np.round(confidence, SCORE_DECIMALS)))]
         size = int(0.9 * len(rest) / wanted)
         for bucket in range(wanted if size else 0):
             among = np.zeros(len(near), dtype=np.bool_)
@@ -203,7 +203,7 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
             order += fast_vote_order(near, 1, density, first=np.array(order), among=among)
         left = np.ones(len(near), dtype=np.bool_)
         left[order] = False
-        keys = shuffle_keys(stable_keys(self.pool_.ids), self.name, self.kit_.seed)
+        keys = shuffled_keys(hash_keys(self.pool_.ids), self.name, self.kit_.seed)
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
     def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
@@ -212,12 +212,12 @@ class VoteKConfidenceSelector(_AnnotatedSelector):
 
         Each example is asked about with the seeds shown, the nearest best.
         """
-        asker = Asker.of(self.pool_, self.kit_)
+        asker = LabelScorer.of(self.pool_, self.kit_)
         queries, shots = list[Query](), list[IntArray]()
         for row in rows.tolist():
             example = self.pool_.examples[row]
             queries.append(Query(example.input, example.choices, id=example.id))
-            shots.append(shown[best_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
+            shots.append(shown[top_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
         asked = [(q, self._examples(s)) for q, s in zip(queries, shots, strict=True)]
         if asker.labels or all(q.choices for q in queries):
             return np.array([scores.max() for scores in asker.label_logprobs(asked, "mean")])

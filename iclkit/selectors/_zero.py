@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
 
 
 @dataclass
@@ -19,9 +19,9 @@ class ZeroSelector(BaseSelector):
     needs: ClassVar[Needs] = Needs(pool=False)
     source: ClassVar[str] = "baseline"
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """Nothing."""
         return np.empty(0, np.int64), np.empty(0)
 
-    def _shortfall(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:  # noqa: ARG002
+    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:  # noqa: ARG002
         return ()

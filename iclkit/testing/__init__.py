@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from iclkit.testing._embedder import HashEmbedder, OverlapReranker, TableEmbedder
 from iclkit.testing._feedback_tasks import (
-    CoverJudge,
-    Judge,
-    ModeJudge,
-    PairJudge,
+    CoverageLM,
+    FeedbackLM,
+    HiddenModeLM,
+    PairLM,
     conflicting_tasks,
     hidden_mode_task,
     pair_task,
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     from iclkit.testing._contract import SelectorContract
 
 __all__ = [
-    "CoverJudge",
+    "CoverageLM",
     "FakeLM",
+    "FeedbackLM",
     "HashEmbedder",
-    "Judge",
-    "ModeJudge",
+    "HiddenModeLM",
     "OracleRewriter",
     "OrderedSetProblem",
     "OverlapReranker",
-    "PairJudge",
+    "PairLM",
     "ScriptedLM",
     "SelectorContract",
     "TableEmbedder",

@@ -205,7 +205,7 @@ class SelectorContract:
         fitted = selector.fit(_view(examples), replace(kit, lm=lm))
         assert not lm.scored
         assert not lm.generated
-        per_task, per_query = fitted.lm_calls(4) if hasattr(fitted, "lm_calls") else (0, 0)
+        per_task, per_query = fitted.cost(4) if hasattr(fitted, "cost") else (0, 0)
         fitted.select_many(queries, 4)
         assert len(lm.scored) + len(lm.generated) <= per_task + per_query * len(queries)
 

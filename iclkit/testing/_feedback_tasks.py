@@ -49,7 +49,7 @@ Feature = Mapping[str, str]
 """The value of a hidden feature that each of its forms stands for."""
 
 
-class Judge(ScriptedLM, ABC):
+class FeedbackLM(ScriptedLM, ABC):
     """An LM that knows what helps: the gold answer is as likely as the demonstrations in the prompt make it.
 
     It sees nothing but the prompt: an instruction, if any, then ``Input: …`` and ``Label: …`` lines, with a blank line
@@ -99,7 +99,7 @@ class Judge(ScriptedLM, ABC):
         return asked["input"], self.chance(asked["input"], shown, instruction)
 
 
-class ModeJudge(Judge):
+class HiddenModeLM(FeedbackLM):
     """A demonstration helps if it has the query's mode: .1 without one, .6 with one, .8, .9, … with more.
 
     features: the modes of forms under each instruction; a single feature goes with any instruction.
@@ -138,8 +138,8 @@ class ModeJudge(Judge):
         return self.features[instruction]
 
 
-class _ShuffledJudge(ModeJudge):
-    def __init__(self, judge: ModeJudge, seed: int) -> None:
+class _ShuffledJudge(HiddenModeLM):
+    def __init__(self, judge: HiddenModeLM, seed: int) -> None:
         super().__init__(judge.features, judge.labels, judge.seed, f"shuffled-{judge.name}-{seed}")
         self._salt = seed
 
@@ -148,7 +148,7 @@ class _ShuffledJudge(ModeJudge):
         return random.Random(digest([self._salt, query, shot.text, instruction])).random() < share
 
 
-def shuffled_judge(judge: ModeJudge, seed: int = 0) -> ModeJudge:
+def shuffled_judge(judge: HiddenModeLM, seed: int = 0) -> HiddenModeLM:
     """The control of ``hidden_mode_task`` and ``conflicting_tasks``: feedback without a signal.
 
     As many demonstrations help, but which ones do is a hash of query and demonstration. ``mode`` still tells the truth;
@@ -158,12 +158,12 @@ def shuffled_judge(judge: ModeJudge, seed: int = 0) -> ModeJudge:
     return _ShuffledJudge(judge, seed)
 
 
-class PairJudge(ModeJudge):
+class PairLM(HiddenModeLM):
     """Two demonstrations of the query's mode are needed, one of each label; two of one label mislead.
 
     The gold answer, of two labels, has probability .2 with none of that mode, .6 with one of the first label, .55 with
     one of the second, .3 with several of one label, .95 with both. ``independent``: demonstrations add up as in
-    ``ModeJudge``, and two are enough.
+    ``HiddenModeLM``, and two are enough.
     """
 
     def __init__(self, feature: Feature, labels: Sequence[str], seed: int, independent: bool = False) -> None:
@@ -181,7 +181,7 @@ class PairJudge(ModeJudge):
         return 0.3 if len({*seen}) == 1 else 0.95
 
 
-class CoverJudge(Judge):
+class CoverageLM(FeedbackLM):
     """The demonstrations together must have every attribute of the query: .1 for none, .2 for a part, .9 for all."""
 
     enough = 0.9
@@ -203,7 +203,7 @@ class CoverJudge(Judge):
 
 def hidden_mode_task(
     train: int = 240, test: int = 60, seed: int = 0, *, modes: int = 6, forms: int = 5, kind: str = "classification"
-) -> tuple[Task, ModeJudge]:
+) -> tuple[Task, HiddenModeLM]:
     """Texts with one mode each; demonstrations of the query's mode help (EPR, UDR, LLM-R).
 
     kind: classification (four labels) or generation (two made-up words). A random demonstration helps with
@@ -213,12 +213,12 @@ def hidden_mode_task(
     families = writer.families(modes, forms)
     texts = [writer.write(family) for family in writer.rounds(families, train + test)]
     task = _task(f"hidden-mode-{kind}", kind, texts, train, labels, seed, families)
-    return task, ModeJudge({"": _feature(families, "mode")}, labels, seed)
+    return task, HiddenModeLM({"": _feature(families, "mode")}, labels, seed)
 
 
 def conflicting_tasks(
     train: int = 160, test: int = 40, seed: int = 0, *, modes: int = 8, forms: int = 3
-) -> tuple[tuple[Task, Task], ModeJudge]:
+) -> tuple[tuple[Task, Task], HiddenModeLM]:
     """Two tasks over the same texts, and the judge of both: only the instruction tells which of two features counts.
 
     Every text has a mode of each feature. A task's instruction stands in its template and in its card's description.
@@ -239,12 +239,12 @@ def conflicting_tasks(
         for name, instruction in zip(("hue", "tone"), sides, strict=True)
     )
     features = {instruction: _feature(side, "mode") for instruction, side in sides.items()}
-    return (hue, tone), ModeJudge(features, _LABELS, seed, "conflict-judge")
+    return (hue, tone), HiddenModeLM(features, _LABELS, seed, "conflict-judge")
 
 
 def pair_task(
     train: int = 240, test: int = 60, seed: int = 0, *, modes: int = 6, forms: int = 5, independent: bool = False
-) -> tuple[Task, PairJudge]:
+) -> tuple[Task, PairLM]:
     """Texts with one mode each and one of two labels; a query needs a demonstration of each label in its mode (Se²).
 
     Alone, the first label helps a little more, so whoever ranks demonstrations one by one shows it twice, which
@@ -256,10 +256,10 @@ def pair_task(
     texts = [writer.write(family) for family in writer.rounds(families, train + test)]
     name = "pair-independent" if independent else "pair"
     task = _task(name, "classification", texts, train, labels, seed, families)
-    return task, PairJudge(_feature(families, "mode"), labels, seed, independent)
+    return task, PairLM(_feature(families, "mode"), labels, seed, independent)
 
 
-def redundancy_task(train: int = 240, test: int = 60, seed: int = 0, *, forms: int = 3) -> tuple[Task, CoverJudge]:
+def redundancy_task(train: int = 240, test: int = 60, seed: int = 0, *, forms: int = 3) -> tuple[Task, CoverageLM]:
     """Queries with two attributes, which two demonstrations have to cover between them (CEIL).
 
     Half of train are texts with one attribute, each beside a near-duplicate that differs in one word; the other half,
@@ -279,7 +279,7 @@ def redundancy_task(train: int = 240, test: int = 60, seed: int = 0, *, forms: i
     texts += [writer.write(*pair) for pair in writer.rounds([*combinations(families, 2)], doubles + test)]
     shown = writer.rounds(texts[:train], train)
     task = _task("redundancy", "classification", [*shown, *texts[train:]], train, _LABELS, seed, families)
-    return task, CoverJudge(_feature(families, "attribute"), _LABELS, seed)
+    return task, CoverageLM(_feature(families, "attribute"), _LABELS, seed)
 
 
 class _Writer:

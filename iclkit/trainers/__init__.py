@@ -6,33 +6,33 @@ is a sentence-transformers folder that ``iclkit.pool.load_embedder`` reads. Impo
 
 from iclkit.trainers._card import headline, interval, percent
 from iclkit.trainers._config import METHODS, PRESETS, TrainConfig, parse_settings, preset
-from iclkit.trainers._corpus import Corpus, Course, corpus_of_pool, corpus_of_tasks
+from iclkit.trainers._data import TaskData, TrainingData, corpus_of_pool, corpus_of_tasks
 from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
-from iclkit.trainers._feedback import Ask, Feedback, Price
-from iclkit.trainers._ledger import Ledger, Scope, Told
+from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt
+from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
 from iclkit.trainers._prepare import Disk, check_extra
-from iclkit.trainers._report import Chooser, TaskReport, Way, report_on
+from iclkit.trainers._report import SelectorSetup, StrategyResult, TaskReport, report_on
 from iclkit.trainers._train import Trained, Training
 
 __all__ = [
     "LAYOUTS",
     "METHODS",
     "PRESETS",
-    "Ask",
-    "Chooser",
-    "Corpus",
-    "Course",
+    "CostEstimate",
     "Disk",
     "Feedback",
+    "FeedbackPrompt",
+    "LabelScores",
     "Ledger",
-    "Price",
-    "Scope",
+    "ScoreScope",
+    "SelectorSetup",
+    "StrategyResult",
+    "TaskData",
     "TaskReport",
-    "Told",
     "TrainConfig",
     "Trained",
     "Training",
-    "Way",
+    "TrainingData",
     "check_extra",
     "corpus_of_pool",
     "corpus_of_tasks",

@@ -16,18 +16,18 @@ from iclkit.pool import Embedder, Retriever
 from iclkit.records import Example
 from iclkit.selectors import dpp_order
 from iclkit.trainers._config import Source, TrainConfig, preset
-from iclkit.trainers._corpus import Course
+from iclkit.trainers._data import TaskData
 from iclkit.trainers._epr import EPR, ranks_of
-from iclkit.trainers._feedback import Ask, value
-from iclkit.trainers._method import TRIED, Method, Session, encode_with, in_batches, judgings, live_retriever
+from iclkit.trainers._feedback import FeedbackPrompt, value
+from iclkit.trainers._method import TRIED, Method, Session, checkpoint_retriever, encode_with, in_batches, judgings
 from iclkit.trainers._processes import batches_for, processes
-from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
+from iclkit.trainers._sets import HeldOutSets, held_out_sets, random_sets, report_savings, set_prompt
 from iclkit.trainers._whole import drop, is_whole
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
 
 Subset = tuple[int, ...]
 """Positions among a query's neighbours, most relevant first."""
@@ -39,7 +39,7 @@ _OF_EPR = ("seed", "queries", "held_out", "report", "candidates", "cross_task", 
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredSets:
     """A query row, the rows of its neighbours (nearest first), and subsets of them with their values, best first."""
 
     query: int
@@ -83,15 +83,15 @@ class CEIL(Method):
     source: ClassVar[str] = "Ye et al. 2023, ICML, arXiv 2302.05698"
 
     def __init__(self) -> None:
-        self._scored: dict[int, list[Scored]] = {}
+        self._scored: dict[int, list[ScoredSets]] = {}
         self._held_out: list[tuple[HeldOutSets, list[list[int]]]] | None = None
 
-    def plan(self, s: Session) -> list[tuple[Course, list[Ask]]]:
+    def plan(self, s: Session) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """EPR's prompts, unless that is trained, and those of subsets of the neighbours by the best embedder so far."""
         out, reader = [], s.miner.embedder
         if not isinstance(reader, Retriever):
             if is_whole(self._first_folder(s)):
-                reader = live_retriever(self._first_folder(s), s, first_stage(s.config))
+                reader = checkpoint_retriever(self._first_folder(s), s, first_stage(s.config))
             else:
                 out += EPR().plan(self._first_session(s))
         for course in s.corpus.courses:
@@ -129,13 +129,13 @@ class CEIL(Method):
         for course in s.corpus.courses:
             held_out_sets(s, course)
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[Scored]:
+    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[ScoredSets]:
         """Train EPR if need be, then score subsets of each query's neighbours; those of all iterations together."""
         reader = retriever or self._first(s)
         for course in s.corpus.courses:
             drawn = self._subsets(s, course, reader, iteration)
             title = f"{course.name}: subsets"
-            with thrift(s, title):
+            with report_savings(s, title):
                 told = iter(s.feedback.tell(course, [a for _, _, _, asks in drawn for a in asks], s.bar(title)))
             for row, near, subsets, _ in drawn:
                 values = [
@@ -145,7 +145,7 @@ class CEIL(Method):
                 ]
                 ranked = tuple(sorted(values, key=lambda sv: (-sv[1], sv[0])))
                 own = self._scored.setdefault(row, [])
-                own[iteration:] = [Scored(row, tuple(near), ranked)]
+                own[iteration:] = [ScoredSets(row, tuple(near), ranked)]
         return [one for own in self._scored.values() for one in own]
 
     def start(self, s: Session, base: Path) -> Path:
@@ -156,35 +156,35 @@ class CEIL(Method):
         """The set with the largest determinant, as large as the subsets."""
         return Source(f"ceil,trade_off={config.trade_off:g}", config.shots)
 
-    def batches(self, s: Session, gathered: list[Scored]) -> list[list[Lesson]]:
+    def batches(self, s: Session, gathered: list[ScoredSets]) -> list[list[TrainingRow]]:
         """Epoch after epoch, a lesson per query with all its subsets.
 
         Values of a lesson: the subsets' positions, best subset first, then the subsets' ranks; rows of -1 fill up.
         """
-        from iclkit.trainers._fit import Lesson
+        from iclkit.trainers._fit import TrainingRow
 
         used = [one for one in gathered if one.subsets and one.subsets[0][1] - one.subsets[-1][1] > _TIED]
         s.facts["queries"] = {"scored": len(gathered), "used": len(used)}
         if not used:
             return []
         n, m = max(len(one.neighbours) for one in used), max(len(one.subsets) for one in used)
-        made: dict[str, list[Lesson]] = {}
+        made: dict[str, list[TrainingRow]] = {}
         for one in used:
             positions = [p for some, _ in one.subsets for p in some]
             positions += [-1] * (s.config.shots * (m - len(one.subsets)))
             ranks = ranks_of([v for _, v in one.subsets])
             ranks += [m] * (m - len(ranks))
             shown = (*one.neighbours, *[one.neighbours[0]] * (n - len(one.neighbours)))
-            lesson = Lesson(one.query, shown, tuple(map(float, (*positions, *ranks))))
+            lesson = TrainingRow(one.query, shown, tuple(map(float, (*positions, *ranks))))
             made.setdefault(s.course_of(one.query).name, []).append(lesson)
-        out: list[list[Lesson]] = []
+        out: list[list[TrainingRow]] = []
         wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
             out += in_batches(s, made, s.config.batch_size, epoch)
             epoch += 1
         return out[: wanted or None]
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """The margin loss over the subsets of each query (section 3.3), mean over queries."""
         import torch
         from torch.nn.functional import normalize
@@ -226,14 +226,16 @@ class CEIL(Method):
         return float(np.mean(gains)) if gains else 0.0
 
     @staticmethod
-    def _neighbours(s: Session, course: Course, queries: Sequence[Example], reader: Embedder | None) -> list[list[int]]:
+    def _neighbours(
+        s: Session, course: TaskData, queries: Sequence[Example], reader: Embedder | None
+    ) -> list[list[int]]:
         source = (Source("knn", s.config.neighbours),)
         rows = s.miner.mine(course, queries, source, cross_task=s.config.cross_task, embedder=reader)
         return [r.tolist() for r in rows]
 
     def _subsets(
-        self, s: Session, course: Course, reader: Embedder | None, iteration: int
-    ) -> list[tuple[int, list[int], list[Subset], list[Ask]]]:
+        self, s: Session, course: TaskData, reader: Embedder | None, iteration: int
+    ) -> list[tuple[int, list[int], list[Subset], list[FeedbackPrompt]]]:
         """For each training query its row, its neighbours, subsets of them, and the subsets' prompts."""
         queries = [s.corpus.examples[int(r)] for r in course.queries]
         out = []
@@ -242,7 +244,7 @@ class CEIL(Method):
         ):
             rng = s.rng("ceil", "subsets", query.id, iteration)
             subsets = draw_subsets(len(near), s.config.shots, s.config.subsets, rng)
-            out.append((row, near, subsets, [ask_set(s, query, [near[p] for p in some]) for some in subsets]))
+            out.append((row, near, subsets, [set_prompt(s, query, [near[p] for p in some]) for some in subsets]))
         return out
 
     def _first(self, s: Session) -> Embedder:
@@ -253,7 +255,7 @@ class CEIL(Method):
             return base
         if not is_whole(self._first_folder(s)):
             self._train_first(s)
-        return live_retriever(self._first_folder(s), s, first_stage(s.config))
+        return checkpoint_retriever(self._first_folder(s), s, first_stage(s.config))
 
     @staticmethod
     def _check_base(s: Session, base: Retriever) -> None:
@@ -267,7 +269,7 @@ class CEIL(Method):
         import torch
 
         from iclkit import models
-        from iclkit.trainers._fit import Texts, fit_retriever, load_encoder, save_model
+        from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
 
         stage, epr = self._first_session(s), EPR()
         s.say("CEIL starts from EPR: training that first; a trained one can be given as base")
@@ -278,7 +280,7 @@ class CEIL(Method):
             stage.config,
             model,
             epr.batches(stage, gathered),
-            Texts(stage.query_text, stage.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
+            TrainingTexts(stage.query_text, stage.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
             epr.objective(stage.config),
             stage.work,
             measure=(lambda m: epr.measure(stage, m)) if any(len(c.held_out) for c in s.corpus.courses) else None,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from iclkit.errors import DataError
 from iclkit.pool import Embedder
 from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._corpus import Course
-from iclkit.trainers._feedback import Ask
+from iclkit.trainers._data import TaskData
+from iclkit.trainers._feedback import FeedbackPrompt
 from iclkit.trainers._method import (
     TRIED,
-    HeldOut,
+    HeldOutQueries,
     Method,
-    Ranked,
+    RankedCandidates,
     Session,
     asks_of,
     candidate_gain,
@@ -28,7 +28,7 @@ from iclkit.trainers._processes import batches_for
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
 
 
 class CandidateMethod(Method):
@@ -42,9 +42,9 @@ class CandidateMethod(Method):
 
     def __init__(self) -> None:
         self._candidates: dict[int, list[int]] = {}
-        self._held_out: list[HeldOut] | None = None
+        self._held_out: list[HeldOutQueries] | None = None
 
-    def plan(self, s: Session) -> list[tuple[Course, list[Ask]]]:
+    def plan(self, s: Session) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """All candidates of all training and held-out queries."""
         out = []
         for course in s.corpus.courses:
@@ -71,9 +71,9 @@ class CandidateMethod(Method):
         """Whether a query's candidates, ranked somehow without ties, can make what is trained on."""
         return self.lesson(s, row, ranked, 0) is not None
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
+    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> RankedCandidates:
         """Every training query's candidates with their values, best first; candidates of all iterations together."""
-        ranked: Ranked = {}
+        ranked: RankedCandidates = {}
         for course in s.corpus.courses:
             rows = course.queries.tolist()
             queries = [s.corpus.examples[r] for r in rows]
@@ -91,12 +91,12 @@ class CandidateMethod(Method):
             self._held_out = held_out(s)
         return candidate_gain(s, model, self._held_out)
 
-    def batches(self, s: Session, gathered: Ranked) -> list[list[Lesson]]:
+    def batches(self, s: Session, gathered: RankedCandidates) -> list[list[TrainingRow]]:
         """Epoch after epoch of lessons, drawn anew in each."""
-        out: list[list[Lesson]] = []
+        out: list[list[TrainingRow]] = []
         wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
-            made: dict[str, list[Lesson]] = {}
+            made: dict[str, list[TrainingRow]] = {}
             for row, own in gathered.items():
                 if lesson := self.lesson(s, row, own, epoch):
                     made.setdefault(s.course_of(row).name, []).append(lesson)
@@ -108,7 +108,7 @@ class CandidateMethod(Method):
         return out[: wanted or None]
 
     @abstractmethod
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
+    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
         """What one query teaches in an epoch; None when too few of its candidates could be scored."""
 
 
@@ -118,19 +118,19 @@ class EPR(CandidateMethod):
     name: ClassVar[str] = "epr"
     source: ClassVar[str] = "Rubin, Herzig & Berant 2022, NAACL, arXiv 2112.08633"
 
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
+    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
         """A positive drawn from the best, hard negatives from the worst; the two never overlap."""
-        from iclkit.trainers._fit import Lesson
+        from iclkit.trainers._fit import TrainingRow
 
-        best, worst = ends(ranked, s.config.positives, s.config.negatives)
+        best, worst = extremes(ranked, s.config.positives, s.config.negatives)
         if not best or len(worst) < s.config.hard_negatives:
             return None
         rng = s.rng("epr", s.corpus.examples[row].id, epoch)
         first = best[0] if s.config.positive_sampling == "top1" else best[int(rng.integers(len(best)))]
         against = rng.choice(worst, s.config.hard_negatives, replace=False).tolist()
-        return Lesson(row, (first, *against))
+        return TrainingRow(row, (first, *against))
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """InfoNCE over all documents of the batch (section 3.2)."""
         from iclkit.trainers._losses import info_nce, similarities
 
@@ -140,7 +140,7 @@ class EPR(CandidateMethod):
         return loss
 
 
-def ends(ranked: list[tuple[int, float]], positives: int, negatives: int) -> tuple[list[int], list[int]]:
+def extremes(ranked: list[tuple[int, float]], positives: int, negatives: int) -> tuple[list[int], list[int]]:
     """The best ``positives`` and the worst ``negatives`` candidates, never overlapping: few candidates are shared out
     in proportion. What ties with the other end stands in neither: a tie is no preference.
 

@@ -20,9 +20,9 @@ from typing import Any, NoReturn
 from iclkit.errors import DataError, UnknownName
 from iclkit.files import parse_json, read_text, replace_file, split_lines
 from iclkit.records import Example
-from iclkit.trainers._corpus import Course
-from iclkit.trainers._feedback import ROUNDING, Ask, value
-from iclkit.trainers._ledger import Told
+from iclkit.trainers._data import TaskData
+from iclkit.trainers._feedback import ROUNDING, FeedbackPrompt, value
+from iclkit.trainers._ledger import LabelScores
 from iclkit.trainers._method import Session
 
 LAYOUTS = ("iclkit", "llm-r", "flagembedding")
@@ -58,7 +58,7 @@ def import_scores(s: Session, path: Path) -> int:
     return sum(map(len, reader.rows.values()))
 
 
-def _lines(s: Session, course: Course, layout: str) -> Iterable[dict[str, Any]]:
+def _lines(s: Session, course: TaskData, layout: str) -> Iterable[dict[str, Any]]:
     known = {e.id: e for e in (*s.corpus.examples, *course.report)}
     own = {e.id for e in _asked_about(s, course)}  # courses with one template and label set share a scope
     by_query: dict[str, list[tuple[str, float]]] = {}
@@ -92,7 +92,7 @@ def _lines(s: Session, course: Course, layout: str) -> Iterable[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _asked_about(s: Session, course: Course) -> list[Example]:
+def _asked_about(s: Session, course: TaskData) -> list[Example]:
     """What can be a query of a course: its training queries, held-out ones, report rows, then its other rows."""
     rows = dict.fromkeys([*course.queries.tolist(), *course.held_out.tolist(), *course.rows.tolist()])
     some = [s.corpus.examples[r] for r in rows]
@@ -112,8 +112,8 @@ class _Reader:
 
     def __init__(self, s: Session, path: Path) -> None:
         self.s, self.path = s, path
-        self.rows: dict[str, list[tuple[str, list[str], Told]]] = {}
-        self._query: dict[str, tuple[Course, Example]] = {}
+        self.rows: dict[str, list[tuple[str, list[str], LabelScores]]] = {}
+        self._query: dict[str, tuple[TaskData, Example]] = {}
         self._text: dict[str, str] = {}
         self._document: dict[str, str] = {}
         self._shown: dict[tuple[str, str], str] = {}
@@ -148,7 +148,7 @@ class _Reader:
         options = [*self.s.feedback.scope(course).options]
         if line.get("options") != options:
             line.fail("options", f"is {line.get('options')!r}, and for task {course.name!r} it is {options}")
-        answers = self.s.feedback.options(course, Ask(query, ()))
+        answers = self.s.feedback.options(course, FeedbackPrompt(query, ()))
         logprobs, tokens = line.numbers("logprobs", len(answers)), line.numbers("tokens", len(answers))
         if any(not 1 <= t < 1 << 32 or t != int(t) for t in tokens):
             line.fail("tokens", f"is {line.get('tokens')!r}; give whole numbers from 1 on")
@@ -157,7 +157,7 @@ class _Reader:
         gold = answers.index(query.output)
         if line.get("gold") != gold:
             line.fail("gold", f"is {line.get('gold')!r}, and the query's output is option {gold}")
-        self._keep(course, query, self._documents(line, "shown"), Told((*logprobs,), (*map(int, tokens),), gold))
+        self._keep(course, query, self._documents(line, "shown"), LabelScores((*logprobs,), (*map(int, tokens),), gold))
 
     def _llm_r(self, line: _Line) -> None:
         course, query = self._asked(line, "query_id")
@@ -165,7 +165,7 @@ class _Reader:
             part = _Line(line.where, line.get(name), f"{name}.")
             shown = self._documents(part, "doc_id")
             for example_id, score in zip(shown, part.numbers("score", len(shown)), strict=True):
-                self._keep(course, query, [example_id], Told((score,), (1,), 0))
+                self._keep(course, query, [example_id], LabelScores((score,), (1,), 0))
 
     def _flagembedding(self, line: _Line) -> None:
         if "query_id" in line.data:
@@ -181,12 +181,12 @@ class _Reader:
                 found = self._shown.get((course.name, text)) or self._document.get(text)
                 if found is None:
                     line.fail(name, f"names {text[:60]!r}, which the pool does not hold")
-                self._keep(course, query, [found], Told((score,), (1,), 0))
+                self._keep(course, query, [found], LabelScores((score,), (1,), 0))
 
-    def _keep(self, course: Course, query: Example, shown: Sequence[str], told: Told) -> None:
+    def _keep(self, course: TaskData, query: Example, shown: Sequence[str], told: LabelScores) -> None:
         self.rows.setdefault(course.name, []).append((query.id, [*shown], told))
 
-    def _asked(self, line: _Line, field: str) -> tuple[Course, Example]:
+    def _asked(self, line: _Line, field: str) -> tuple[TaskData, Example]:
         found = self._query.get(line.text(field))
         if found is None:
             line.fail(field, f"names {line.text(field)[:60]!r}, which the pool does not hold")

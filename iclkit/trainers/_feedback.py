@@ -12,16 +12,16 @@ from iclkit.errors import DataError, ModelError, RequestError, RunError
 from iclkit.lm import LM, Progress, Score, ScoreRequest
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query
-from iclkit.trainers._corpus import Course
-from iclkit.trainers._ledger import Ledger, Scope, Told
-from iclkit.trainers._processes import asks_lm, first_goes_first
+from iclkit.trainers._data import TaskData
+from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
+from iclkit.trainers._processes import asks_lm, main_process_first
 
 CHUNK = 512  # prompts planned together: demonstrations that many of them share are read once
 ROUNDING = 1e-3  # nats above 0 that a token's log-probability may be by rounding
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class FeedbackPrompt:
     """One prompt: a query with its right answer, behind demonstrations in prompt order (the last stands next to it)."""
 
     query: Example
@@ -29,7 +29,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
+class CostEstimate:
     """What asking will cost: prompts, those not known yet, and the tokens these take (a loop's, from a sample)."""
 
     prompts: int
@@ -41,7 +41,7 @@ Key = tuple[str, tuple[str, ...]]
 """A query's id, and demonstrations' ids in prompt order."""
 
 
-def key_of(ask: Ask) -> Key:
+def key_of(ask: FeedbackPrompt) -> Key:
     """What a prompt is known by in its scope."""
     return ask.query.id, tuple(e.id for e in ask.shown)
 
@@ -85,25 +85,29 @@ class Feedback:
             )
         return out
 
-    def scope(self, course: Course) -> Scope:
+    def scope(self, course: TaskData) -> ScoreScope:
         """Under what a course's scores are kept."""
-        return Scope(self.lm.fingerprint, course.template, course.labels if self.labels else ())
+        return ScoreScope(self.lm.fingerprint, course.template, course.labels if self.labels else ())
 
-    def tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None = None) -> list[Told | None]:
+    def tell(
+        self, course: TaskData, asks: Sequence[FeedbackPrompt], progress: Progress | None = None
+    ) -> list[LabelScores | None]:
         """What the LM says of each prompt, None for one that does not fit its context whole or that it refused.
 
         A prompt is stored with its chunk's batches as they end. Of several processes the first asks, and the others
         find its scores in the ledger. DataError for an answer that is none of the labels; RunError for an LM that
         refuses everything.
         """
-        with first_goes_first():
+        with main_process_first():
             return self._tell(course, asks, progress)
 
-    def _tell(self, course: Course, asks: Sequence[Ask], progress: Progress | None) -> list[Told | None]:
+    def _tell(
+        self, course: TaskData, asks: Sequence[FeedbackPrompt], progress: Progress | None
+    ) -> list[LabelScores | None]:
         scope = self.scope(course)
         unique = {key_of(a): a for a in asks}
         keys = [*unique]
-        told: dict[int, Told | None] = {**self.ledger.get(scope, keys)}
+        told: dict[int, LabelScores | None] = {**self.ledger.get(scope, keys)}
         self.known += len(told)
         todo = [n for n in range(len(keys)) if n not in told] if asks_lm() else []
         for at in range(0, len(todo), CHUNK):
@@ -115,16 +119,16 @@ class Feedback:
         number = {k: n for n, k in enumerate(keys)}
         return [told.get(number[key_of(a)]) for a in asks]
 
-    def price(self, course: Course, asks: Sequence[Ask]) -> Price:
+    def price(self, course: TaskData, asks: Sequence[FeedbackPrompt]) -> CostEstimate:
         """What ``tell`` would cost, each prompt once; tokens from up to 32 of the prompts."""
         unique = {key_of(a): a for a in asks}
         known = self.ledger.get(self.scope(course), [*unique])
         todo = [a for n, a in enumerate(unique.values()) if n not in known]
         sample = todo[:: max(1, len(todo) // 32)]
         counts = [self.lm.count_tokens(p[0]) for a in sample if (p := self._prompt(course, a)) is not None]
-        return Price(len(unique), len(todo), round(sum(counts) / max(1, len(counts)) * len(todo)))
+        return CostEstimate(len(unique), len(todo), round(sum(counts) / max(1, len(counts)) * len(todo)))
 
-    def _prompt(self, course: Course, ask: Ask) -> tuple[str, str] | None:
+    def _prompt(self, course: TaskData, ask: FeedbackPrompt) -> tuple[str, str] | None:
         """Text and answer prefix; None where not every demonstration fits the LM's context."""
         query = Query(ask.query.input, ask.query.choices, id=ask.query.id)
         longest = max((course.template.answer(o, ask.query.choices) for o in self.options(course, ask)), key=len)
@@ -132,7 +136,7 @@ class Feedback:
         tokens = self.lm.count_tokens(prompt.text) + self.lm.count_tokens(longest) + 1
         return (prompt.text, prompt.answer_prefix) if tokens <= self.lm.context_size else None
 
-    def options(self, course: Course, ask: Ask) -> tuple[str, ...]:
+    def options(self, course: TaskData, ask: FeedbackPrompt) -> tuple[str, ...]:
         """The answers that are scored for a prompt. DataError when the right one is not among the labels."""
         alone = (ask.query.output,)
         options = (course.labels or ask.query.choices or alone) if self.labels else alone
@@ -143,7 +147,7 @@ class Feedback:
             )
         return options
 
-    def _ask(self, course: Course, scope: Scope, asks: Sequence[Ask]) -> list[Told | None]:
+    def _ask(self, course: TaskData, scope: ScoreScope, asks: Sequence[FeedbackPrompt]) -> list[LabelScores | None]:
         requests, owner = list[ScoreRequest](), list[int]()
         missing, scores = dict[int, int](), dict[int, Score]()
         for n, ask in enumerate(asks):
@@ -158,7 +162,7 @@ class Feedback:
             answers = (course.template.answer(o, ask.query.choices) for o in options)
             requests += [ScoreRequest(text, prefix + a, ask.query.id) for a in answers]
         first = {n: i for i, n in reversed([*enumerate(owner)])}
-        out: list[Told | None] = [None] * len(asks)
+        out: list[LabelScores | None] = [None] * len(asks)
 
         def done(part: Iterable[tuple[int, Score]]) -> None:
             ready = []
@@ -171,7 +175,7 @@ class Feedback:
                 if not missing[n]:
                     ask, options = asks[n], self.options(course, asks[n])
                     own = [scores[j] for j in range(first[n], first[n] + len(options))]
-                    out[n] = told = Told(
+                    out[n] = told = LabelScores(
                         tuple(s.logprob for s in own), tuple(s.tokens for s in own), options.index(ask.query.output)
                     )
                     ready.append((*key_of(ask), told))
@@ -200,7 +204,7 @@ class Feedback:
                 raise RunError(f"{self.lm.name} refused all of {len(refused)} prompts: {next(iter(refused.values()))}")
         return out
 
-    def _checked(self, score: Score, ask: Ask) -> Score:
+    def _checked(self, score: Score, ask: FeedbackPrompt) -> Score:
         """ModelError for what is no log-probability: nothing can be learnt from it, and it must not be kept."""
         if not score.logprob <= ROUNDING * max(1, score.tokens) or score.logprob == -math.inf:
             raise ModelError(
@@ -210,7 +214,7 @@ class Feedback:
         return score
 
 
-def value(told: Told, how: str, normalise: str = "mean") -> float:
+def value(told: LabelScores, how: str, normalise: str = "mean") -> float:
     """How good a prompt is, in nats; the higher, the better.
 
     ``share``: log of the gold option's share of the options' probabilities (UDR, section 3.1), where there are several.
@@ -223,7 +227,7 @@ def value(told: Told, how: str, normalise: str = "mean") -> float:
     return gold / max(1, told.tokens[told.gold]) if normalise == "mean" else gold
 
 
-def right(told: Told) -> bool | None:
+def right(told: LabelScores) -> bool | None:
     """Whether the gold option is the likeliest; None where there is no other."""
     if len(told.logprobs) < 2:
         return None

@@ -28,17 +28,17 @@ from iclkit.errors import ModelError, RunError, UsageError
 from iclkit.files import replace_file
 from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig, judged_every
-from iclkit.trainers._processes import first_goes_first, one_apart, processes, shared_out
+from iclkit.trainers._processes import main_process_first, main_process_only, processes, shard_batches
 from iclkit.trainers._whole import drop, last_checkpoint, seal
 
 log = logging.getLogger(__name__)
-GAIN = "lm_gain"
-Objective = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+GAIN_METRIC = "lm_gain"
+Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(queries (b, d), documents (b, m, d) positives first, values (b, v), mask (b, b * m)) -> scalar."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingRow:
     """One training row, by pool rows: a query behind the ``chosen`` demonstrations (first chosen first), documents with
     the positive first, and the numbers that the method's objective wants."""
 
@@ -49,7 +49,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Texts:
+class TrainingTexts:
     """What the encoder reads: texts of queries and documents by row, and rows that are no negatives for a query."""
 
     query: Callable[[int, Sequence[int]], str]
@@ -98,7 +98,7 @@ _BEST, _ROWS = "best.safetensors", "rows.txt"
 class RetrieverLoss(torch.nn.Module):
     """An objective over what the model makes of a batch; see ``Collator`` for the layout of ``labels``."""
 
-    def __init__(self, model: SentenceTransformer, objective: Objective, width: int, config: TrainConfig) -> None:
+    def __init__(self, model: SentenceTransformer, objective: Loss, width: int, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
         self._objective, self._width, self._frozen = objective, width, config.freeze_documents
@@ -127,7 +127,7 @@ class Collator:
 
     valid_label_columns = ("label",)
 
-    def __init__(self, model: SentenceTransformer, texts: Texts, *, routed: bool) -> None:
+    def __init__(self, model: SentenceTransformer, texts: TrainingTexts, *, routed: bool) -> None:
         self._preprocess, self._texts, self._routed = model.preprocess, texts, routed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Collator:
         return batch
 
 
-class InOrder(DefaultBatchSampler):
+class SequentialSampler(DefaultBatchSampler):
     """Batches as they were written: neighbours with one ``batch`` number; nothing is drawn here."""
 
     def __init__(self, dataset: Any, **kwargs: Any) -> None:
@@ -167,17 +167,17 @@ class InOrder(DefaultBatchSampler):
         return len(self._edges) - 1
 
 
-class Judge(SentenceEvaluator):
+class GainEvaluator(SentenceEvaluator):
     """Early stopping on what matters: ``measure(model)`` gives the LM gain on held-out queries, in nats."""
 
     def __init__(self, measure: Callable[[SentenceTransformer], float]) -> None:
         super().__init__()
-        self.greater_is_better, self.primary_metric = True, GAIN
+        self.greater_is_better, self.primary_metric = True, GAIN_METRIC
         self._measure = measure
 
     def __call__(self, model: SentenceTransformer, *_: Any, **__: Any) -> dict[str, float]:
-        with one_apart():
-            return {GAIN: self._measure(model)}
+        with main_process_only():
+            return {GAIN_METRIC: self._measure(model)}
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -258,7 +258,7 @@ class Keeper(TrainerCallback):
 
 def judgements(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """(step, LM gain) of each judgement in a trainer's history."""
-    return [(int(h["step"]), float(h[f"eval_{GAIN}"])) for h in history if f"eval_{GAIN}" in h]
+    return [(int(h["step"]), float(h[f"eval_{GAIN_METRIC}"])) for h in history if f"eval_{GAIN_METRIC}" in h]
 
 
 def out_of_patience(gains: Sequence[float], patience: int) -> bool:
@@ -288,9 +288,9 @@ def check_finite(model: torch.nn.Module) -> None:
 def fit_retriever(
     config: TrainConfig,
     model: SentenceTransformer,
-    batches: Sequence[Sequence[Lesson]],
-    texts: Texts,
-    objective: Objective,
+    batches: Sequence[Sequence[TrainingRow]],
+    texts: TrainingTexts,
+    objective: Loss,
     work: Path,
     *,
     measure: Callable[[SentenceTransformer], float] | None = None,
@@ -308,7 +308,7 @@ def fit_retriever(
     from datasets import Dataset
     from sentence_transformers.sentence_transformer.modules import Router
 
-    batches = shared_out(batches, config.batch_size)
+    batches = shard_batches(batches, config.batch_size)
     rows = [(lesson, n) for n, batch in enumerate(batches) for lesson in batch]
     if not rows:
         raise RunError("no training query has enough scored candidates; lower positives and negatives, or mine more")
@@ -324,7 +324,7 @@ def fit_retriever(
             "batch": [n for _, n in rows],
         }
     )
-    judge = Judge(measure) if measure else None
+    judge = GainEvaluator(measure) if measure else None
     steps = len(batches) // processes().num_processes
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.batch_size,
@@ -364,7 +364,7 @@ def run_trainer(trainer: Any, keeper: Keeper, rows: Sequence[Any], work: Path, s
     last state. The model ends with the best weights, if any were kept."""
     trainer.remove_callback(PrinterCallback)  # stdout is for data
     checkpoints, note = work / "checkpoints", work / _ROWS
-    with first_goes_first():
+    with main_process_first():
         mark = hashlib.blake2b(digest_size=16)
         for row in rows:
             mark.update(repr(row).encode())
@@ -404,7 +404,7 @@ def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) 
         "data_seed": config.seed,
         "bf16": config.dtype == "bf16",
         "fp16": config.dtype == "fp16",
-        "batch_sampler": InOrder,
+        "batch_sampler": SequentialSampler,
         "save_strategy": "steps",
         "save_steps": math.ceil(steps / config.checkpoints),
         "save_total_limit": KEPT,

@@ -21,7 +21,7 @@ _LOOKUP = 500  # keys per statement: under SQLite's oldest limit of 999 variable
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LabelScores:
     """What the LM said of one prompt: for each option the summed log-probability (nats) and the tokens it has.
 
     ``gold`` is the index of the right option; a generated answer is the only option.
@@ -33,7 +33,7 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
-class Scope:
+class ScoreScope:
     """Under which LM, template and answer options scores hold; those of one scope can be compared."""
 
     lm: str
@@ -116,11 +116,11 @@ class Ledger:
         """How many of the scores looked up so far are damaged or not finite."""
         return len(self._unusable)
 
-    def get(self, scope: Scope, asked: Sequence[Asked]) -> dict[int, Told]:
+    def get(self, scope: ScoreScope, asked: Sequence[Asked]) -> dict[int, LabelScores]:
         """What is known, by position in ``asked``, a list of (query id, demonstration ids in prompt order)."""
         mark = scope.mark
         keys = [_key(mark, query, shown) for query, shown in asked]
-        every, found = [*dict.fromkeys(keys)], dict[bytes, Told]()
+        every, found = [*dict.fromkeys(keys)], dict[bytes, LabelScores]()
         for at in range(0, len(every), _LOOKUP):
             some = every[at : at + _LOOKUP]
             marks = ",".join("?" * len(some))
@@ -133,7 +133,7 @@ class Ledger:
                     found[key] = told
         return {n: found[key] for n, key in enumerate(keys) if key in found}
 
-    def put(self, scope: Scope, rows: Iterable[tuple[str, Sequence[str], Told]]) -> None:
+    def put(self, scope: ScoreScope, rows: Iterable[tuple[str, Sequence[str], LabelScores]]) -> None:
         """Store scores in one transaction; a score that is there already stays, unless it is unusable.
 
         ModelError, with nothing stored, for one that is not finite. RunError, with what was stored before kept, where
@@ -152,7 +152,7 @@ class Ledger:
             self._db.executemany("DELETE FROM failed WHERE key = ?", [(key,) for key, *_ in kept])
         self._unusable -= {key for key, *_ in kept}
 
-    def fail(self, scope: Scope, rows: Iterable[tuple[str, Sequence[str], str]]) -> None:
+    def fail(self, scope: ScoreScope, rows: Iterable[tuple[str, Sequence[str], str]]) -> None:
         """Record prompts that the LM refused, with its reasons. They count as not known, so that they are asked again
         when the same is wanted once more; a score takes the record's place."""
         mark = scope.mark
@@ -163,7 +163,7 @@ class Ledger:
                 [(_key(mark, q, s), number, q, json.dumps([*s]), reason) for q, s, reason in rows],
             )
 
-    def failures(self, scope: Scope) -> list[tuple[str, tuple[str, ...], str]]:
+    def failures(self, scope: ScoreScope) -> list[tuple[str, tuple[str, ...], str]]:
         """(query id, demonstration ids in prompt order, reason) of the prompts that were refused and have no score."""
         with self._errors():
             return [
@@ -226,12 +226,12 @@ class Ledger:
                 f"command again: what was scored is kept"
             ) from error
 
-    def scopes(self) -> list[Scope]:
+    def scopes(self) -> list[ScoreScope]:
         """The scopes that scores were put under, oldest first."""
         with self._errors():
             return [_scope(mark) for (mark,) in self._db.execute("SELECT mark FROM scopes ORDER BY id")]
 
-    def rows(self, scope: Scope) -> Iterator[tuple[str, tuple[str, ...], Told]]:
+    def rows(self, scope: ScoreScope) -> Iterator[tuple[str, tuple[str, ...], LabelScores]]:
         """(query id, demonstration ids in prompt order, what was told), by query, then by demonstrations."""
         with self._errors():
             found = self._db.execute(
@@ -265,25 +265,25 @@ def _key(mark: str, query: str, shown: Sequence[str]) -> bytes:
     return hashlib.blake2b(canonical_json([mark, query, [*shown]]).encode(), digest_size=20).digest()
 
 
-def _pack(told: Told) -> bytes:
+def _pack(told: LabelScores) -> bytes:
     return b"".join(_ONE.pack(v, t) for v, t in zip(told.logprobs, told.tokens, strict=True))
 
 
-def _unpack(data: object, gold: object) -> Told | None:
+def _unpack(data: object, gold: object) -> LabelScores | None:
     """A stored score; None for one that is damaged or not finite."""
     if not isinstance(data, bytes) or not isinstance(gold, int) or not data or len(data) % _ONE.size:
         return None
     values = [*_ONE.iter_unpack(data)]
     if not 0 <= gold < len(values) or not all(math.isfinite(v) for v, _ in values):
         return None
-    return Told(tuple(v for v, _ in values), tuple(t for _, t in values), gold)
+    return LabelScores(tuple(v for v, _ in values), tuple(t for _, t in values), gold)
 
 
-def _scope(mark: str) -> Scope:
+def _scope(mark: str) -> ScoreScope:
     """ValueError for a text that names no scope."""
     try:
         lm, template, options = json.loads(mark)
         told: Mapping[str, object] = {**template, "stop": tuple(template.get("stop") or ())}
-        return Scope(lm, Template(**told), tuple(options))  # type: ignore[arg-type]
+        return ScoreScope(lm, Template(**told), tuple(options))  # type: ignore[arg-type]
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{mark[:60]!r} names no scope of scores") from error

@@ -12,13 +12,13 @@ from iclkit.files import read_json, replace_file
 from iclkit.pool import Embedder
 from iclkit.records import Example, digest
 from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._epr import CandidateMethod, ends
-from iclkit.trainers._method import Ranked, Session, in_batches
+from iclkit.trainers._epr import CandidateMethod, extremes
+from iclkit.trainers._method import RankedCandidates, Session, in_batches
 from iclkit.trainers._processes import batches_for, processes
 from iclkit.trainers._whole import drop
 
 if TYPE_CHECKING:
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
     from iclkit.trainers._reward import Group
 
 OTHER = -100.0
@@ -37,24 +37,24 @@ class LLMR(CandidateMethod):
         once = replace(s, config=replace(s.config, reward_epochs=1.0, reward_max_steps=0), facts={})
         return super().teaches(s, row, ranked) and bool(self._groups(once, {row: ranked}))
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> Ranked:
+    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> RankedCandidates:
         """The LM's values, then a reward model trained on them, then its logit for every candidate."""
         return self._rewarded(s, super().gather(s, iteration, retriever), iteration)
 
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
+    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
         """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits."""
-        from iclkit.trainers._fit import Lesson
+        from iclkit.trainers._fit import TrainingRow
 
-        best, worst = eligible_ends(s, row, ranked, s.config.positives, s.config.negatives)
+        best, worst = eligible_extremes(s, row, ranked, s.config.positives, s.config.negatives)
         count = s.config.hard_negatives
         if not best or len(worst) < count:
             return None
         rng, rewards = s.rng("llm-r", s.corpus.examples[row].id, epoch), dict(ranked)
         against = rng.choice(worst, count, replace=False).tolist()
         shown = (best[0], *against)  # the paper's positive is the one of the highest reward
-        return Lesson(row, shown, tuple(rewards[r] for r in shown))
+        return TrainingRow(row, shown, tuple(rewards[r] for r in shown))
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """KL from the reward's softmax plus ``contrastive_weight`` times the contrastive loss (equations 3 to 5)."""
         from iclkit.trainers._losses import llm_r_loss
 
@@ -65,7 +65,7 @@ class LLMR(CandidateMethod):
 
         return loss
 
-    def _rewarded(self, s: Session, ranked: Ranked, iteration: int) -> Ranked:
+    def _rewarded(self, s: Session, ranked: RankedCandidates, iteration: int) -> RankedCandidates:
         """The same candidates by the reward model, which is trained unless this iteration's rewards are there."""
         work = s.work / f"reward-{iteration}"
         key = digest([[row, own] for row, own in sorted(ranked.items())])
@@ -100,14 +100,14 @@ class LLMR(CandidateMethod):
         processes().wait_for_everyone()
         return out
 
-    def _groups(self, s: Session, ranked: Ranked) -> list[list[Group]]:
+    def _groups(self, s: Session, ranked: RankedCandidates) -> list[list[Group]]:
         """All batches for the reward model: a positive against several of the worst."""
         out: list[list[Group]] = []
         wanted, epoch, count = batches_for(s.config.reward_max_steps), 0, s.config.reward_negatives
         while (len(out) < wanted) if wanted else (epoch < s.config.reward_epochs):
             made: dict[str, list[Group]] = {}
             for row, own in ranked.items():
-                best, worst = eligible_ends(s, row, own, s.config.positives, max(count, s.config.negatives))
+                best, worst = eligible_extremes(s, row, own, s.config.positives, max(count, s.config.negatives))
                 if not best or len(worst) < count:
                     continue
                 rng = s.rng("reward", s.corpus.examples[row].id, epoch)
@@ -121,10 +121,10 @@ class LLMR(CandidateMethod):
         return out[: wanted or None]
 
 
-def eligible_ends(
+def eligible_extremes(
     s: Session, row: int, ranked: list[tuple[int, float]], positives: int, negatives: int
 ) -> tuple[list[int], list[int]]:
-    """``ends``, with positives of the query's task alone and, by ``label_rule``, of its label, which no negative has.
+    """``extremes``, with positives of the query's task and, by ``label_rule``, of its label, which no negative has.
 
     The rule is for tasks with labels.
     """
@@ -133,7 +133,7 @@ def eligible_ends(
     told = {r: examples[r].output == examples[row].output for r, _ in ranked}
     near = {r: s.course_of(r).name == course.name and (told[r] or not strict) for r, _ in ranked}
     judged = [(r, v if near[r] else v + OTHER) for r, v in ranked]
-    best, worst = ends(sorted(judged, key=lambda rv: (-rv[1], rv[0])), positives, negatives)
+    best, worst = extremes(sorted(judged, key=lambda rv: (-rv[1], rv[0])), positives, negatives)
     return [r for r in best if near[r]], [r for r in worst if not (strict and told[r])]
 
 
@@ -143,7 +143,7 @@ def asked(s: Session, row: int) -> str:
     return f"{example.text}\n{example.output}"
 
 
-def _read_rewards(file: Path, key: str) -> Ranked | None:
+def _read_rewards(file: Path, key: str) -> RankedCandidates | None:
     """The rewards kept in a file for these candidates; None where there are none, or the file is damaged."""
     try:
         told = read_json(file)

@@ -24,7 +24,7 @@ def similarities(queries: Tensor, documents: Tensor) -> Tensor:
     return queries @ documents.flatten(0, 1).T
 
 
-def own_block(scores: Tensor) -> Tensor:
+def own_candidates(scores: Tensor) -> Tensor:
     """(b, m): each query's scores with its own documents, out of (b, b m). ValueError unless b divides the columns."""
     first = _first_of_block(scores)
     return scores.gather(1, first[:, None] + torch.arange(scores.shape[1] // len(scores), device=scores.device))
@@ -106,7 +106,7 @@ def udr_loss(
     (b, b l): as in ``info_nce``; documents of the query's own list that tie with its first are left out as well.
     The released code has 4 and 1 for .8 and .2: five times this.
     """
-    own = own_block(scores)
+    own = own_candidates(scores)
     if ranks is not None:
         ranks = ranks.to(scores).expand_as(own)
         ties = torch.zeros_like(scores, dtype=torch.bool)

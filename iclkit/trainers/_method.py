@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from iclkit.errors import RunError
 from iclkit.lm import Progress
-from iclkit.pool import Embedder, Rendering, Retriever
+from iclkit.pool import Embedder, Retriever, RetrieverFormat
 from iclkit.records import Example, digest
 from iclkit.trainers._config import Source, TrainConfig, judged_every, sources
-from iclkit.trainers._corpus import Corpus, Course
-from iclkit.trainers._feedback import Ask, Feedback, value
+from iclkit.trainers._data import TaskData, TrainingData
+from iclkit.trainers._feedback import Feedback, FeedbackPrompt, value
 from iclkit.trainers._mine import Miner
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
 
 TRIED = 64  # queries of a course that are looked at before anything is asked, to see whether they can teach
 _ROOM = 1.1  # how much longer a vector of a later demonstration may be than the longest one now
 FloatArray = NDArray[np.float64]
-Ranked = dict[int, list[tuple[int, float]]]
+RankedCandidates = dict[int, list[tuple[int, float]]]
 """Query row -> (candidate row, value in nats), best first; equal values in the order of rows."""
 
 
@@ -39,10 +39,10 @@ class Session:
     """One training under way: data, settings, the LM's feedback, and where to keep work."""
 
     config: TrainConfig
-    corpus: Corpus
+    corpus: TrainingData
     feedback: Feedback
     miner: Miner
-    rendering: Rendering
+    rendering: RetrieverFormat
     work: Path
     say: Callable[[str], None] = print
     bar: Callable[[str], Progress | None] = lambda title: None  # noqa: ARG005
@@ -64,7 +64,7 @@ class Session:
         """What the encoder reads of a demonstration."""
         return self.rendering.example(self.corpus.examples[row], self.course_of(row).name)
 
-    def course_of(self, row: int) -> Course:
+    def course_of(self, row: int) -> TaskData:
         """The course a row belongs to."""
         return self.corpus.courses[int(self._courses[row])]
 
@@ -81,7 +81,7 @@ class Method(ABC):
     source: ClassVar[str] = ""
 
     @abstractmethod
-    def plan(self, s: Session) -> list[tuple[Course, list[Ask]]]:
+    def plan(self, s: Session) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """The prompts of the first iteration that can be named before any is scored, for the price."""
 
     @abstractmethod
@@ -114,11 +114,11 @@ class Method(ABC):
         return Source("knn", 1)
 
     @abstractmethod
-    def batches(self, s: Session, gathered: Any) -> list[list[Lesson]]:
+    def batches(self, s: Session, gathered: Any) -> list[list[TrainingRow]]:
         """All batches in the order of training; equal settings and scores give equal batches."""
 
     @abstractmethod
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """The loss of a batch."""
 
     @abstractmethod
@@ -137,7 +137,9 @@ def judgings(s: Session, lessons: int) -> int:
     return config.iterations * looks * sum(len(c.held_out) for c in s.corpus.courses)
 
 
-def mined(s: Session, course: Course, queries: Sequence[Example], retriever: Embedder | None = None) -> list[list[int]]:
+def mined(
+    s: Session, course: TaskData, queries: Sequence[Example], retriever: Embedder | None = None
+) -> list[list[int]]:
     """Candidate rows of each query by the configured sources; with a retriever, its nearest instead."""
     found = sources(s.config.candidates)
     if retriever is not None:
@@ -146,13 +148,15 @@ def mined(s: Session, course: Course, queries: Sequence[Example], retriever: Emb
     return [r.tolist() for r in rows]
 
 
-def asks_of(s: Session, queries: Sequence[Example], candidates: Sequence[Sequence[int]]) -> list[Ask]:
+def asks_of(s: Session, queries: Sequence[Example], candidates: Sequence[Sequence[int]]) -> list[FeedbackPrompt]:
     """One prompt per query and candidate."""
-    return [Ask(q, (s.corpus.examples[r],)) for q, rows in zip(queries, candidates, strict=True) for r in rows]
+    return [
+        FeedbackPrompt(q, (s.corpus.examples[r],)) for q, rows in zip(queries, candidates, strict=True) for r in rows
+    ]
 
 
 def score_candidates(
-    s: Session, course: Course, queries: Sequence[Example], candidates: Sequence[Sequence[int]], title: str
+    s: Session, course: TaskData, queries: Sequence[Example], candidates: Sequence[Sequence[int]], title: str
 ) -> list[list[tuple[int, float]]]:
     """For each query its candidates with their values (nats), best first; those that fit no prompt are left out.
 
@@ -172,22 +176,22 @@ def score_candidates(
 
 
 @dataclass
-class HeldOut:
+class HeldOutQueries:
     """Queries apart from training with their candidates, all scored: choosing among them costs no LM call."""
 
-    course: Course
+    course: TaskData
     queries: list[Example]
     ranked: list[list[tuple[int, float]]]
 
 
-def held_out(s: Session, title: str = "held-out queries") -> list[HeldOut]:
+def held_out(s: Session, title: str = "held-out queries") -> list[HeldOutQueries]:
     """The held-out queries of every course, scored once."""
     out = []
     for course in s.corpus.courses:
         queries = [s.corpus.examples[int(r)] for r in course.held_out]
         ranked = score_candidates(s, course, queries, mined(s, course, queries), f"{course.name}: {title}")
         kept = [(q, r) for q, r in zip(queries, ranked, strict=True) if len(r) > 1]
-        out.append(HeldOut(course, [q for q, _ in kept], [r for _, r in kept]))
+        out.append(HeldOutQueries(course, [q for q, _ in kept], [r for _, r in kept]))
     return out
 
 
@@ -204,7 +208,7 @@ def encode_with(
     return q, d
 
 
-def candidate_gain(s: Session, model: SentenceTransformer, parts: Sequence[HeldOut]) -> float:
+def candidate_gain(s: Session, model: SentenceTransformer, parts: Sequence[HeldOutQueries]) -> float:
     """Mean over queries of (value of the model's best candidate - mean value of the candidates), in nats."""
     gains = []
     for part in parts:
@@ -242,11 +246,11 @@ def in_batches(
     return [batches[i] for i in s.rng("batches", epoch).permutation(len(batches))]
 
 
-def live_retriever(folder: Path, s: Session, config: TrainConfig | None = None) -> Retriever:
+def checkpoint_retriever(folder: Path, s: Session, config: TrainConfig | None = None) -> Retriever:
     """The retriever saved in a folder, reading texts as this training writes them and ranking as it was trained.
 
     ``config``: of its training, where that is another than the session's. For inner products the rendering gets a
-    radius that holds every demonstration (see ``Rendering.radius``). RunError for vectors that are not finite.
+    radius that holds every demonstration (see ``RetrieverFormat.radius``). RunError for vectors that are not finite.
     """
     from iclkit.pool import load_embedder
 

@@ -10,7 +10,7 @@ from iclkit.pool import Embedder, Pool, PoolView, Retriever
 from iclkit.records import Example, Query, digest, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.trainers._config import Source
-from iclkit.trainers._corpus import Corpus, Course, IntArray
+from iclkit.trainers._data import IntArray, TaskData, TrainingData
 
 QUERY = "query"  # a training query is also a row; its Query gets an id of its own, so that draws differ from the row's
 
@@ -18,7 +18,7 @@ QUERY = "query"  # a training query is also a row; its Query gets an id of its o
 class Miner:
     """Asks selectors for candidates. A query's own content, and whatever repeats its input, is never among them."""
 
-    def __init__(self, corpus: Corpus, seed: int, embedder: Embedder | None = None) -> None:
+    def __init__(self, corpus: TrainingData, seed: int, embedder: Embedder | None = None) -> None:
         self.corpus, self.seed, self.embedder = corpus, seed, embedder
         self._same: dict[str, list[int]] = {}
         for row, text in enumerate(corpus.inputs()):
@@ -30,7 +30,7 @@ class Miner:
 
     def mine(
         self,
-        course: Course,
+        course: TaskData,
         queries: Sequence[Example],
         sources: Sequence[Source],
         *,
@@ -62,7 +62,7 @@ class Miner:
     def _proposed(
         self,
         view: PoolView,
-        course: Course,
+        course: TaskData,
         queries: Sequence[Example],
         source: Source,
         embedder: Embedder | None,

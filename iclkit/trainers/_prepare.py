@@ -14,7 +14,7 @@ from iclkit.errors import DataError, NeedError, UnknownName, UsageError
 from iclkit.lm import LM
 from iclkit.selectors import make_selector
 from iclkit.trainers._config import TrainConfig, sources
-from iclkit.trainers._feedback import Ask
+from iclkit.trainers._feedback import FeedbackPrompt
 from iclkit.trainers._method import Method, Session
 
 _ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
@@ -81,7 +81,7 @@ def check_data(s: Session, method: Method) -> None:
                     f"task {course.name!r}, example {example.id}: the output is empty, and there is nothing to score; "
                     f"fix or remove the example"
                 )
-            s.feedback.options(course, Ask(example, ()))
+            s.feedback.options(course, FeedbackPrompt(example, ()))
     method.check(s)
 
 

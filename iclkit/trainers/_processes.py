@@ -23,8 +23,8 @@ _apart = False
 
 
 @contextmanager
-def first_goes_first() -> Iterator[None]:
-    """The first process does the block, then the others do; inside ``one_apart`` whoever is there does."""
+def main_process_first() -> Iterator[None]:
+    """The first process does the block, then the others do; inside ``main_process_only`` whoever is there does."""
     if _apart:
         yield
     else:
@@ -33,7 +33,7 @@ def first_goes_first() -> Iterator[None]:
 
 
 @contextmanager
-def one_apart() -> Iterator[None]:
+def main_process_only() -> Iterator[None]:
     """A block that the first process alone comes to, as to the trainer's evaluation: nobody waits for the others."""
     global _apart
     _apart = True
@@ -53,7 +53,7 @@ def batches_for(steps: int) -> int:
     return int(steps * processes().num_processes)
 
 
-def shared_out(batches: Sequence[Sequence[T]], size: int) -> Sequence[Sequence[T]]:
+def shard_batches(batches: Sequence[Sequence[T]], size: int) -> Sequence[Sequence[T]]:
     """Batches that all processes can take turns at: for several the whole ones alone, as many for each.
 
     RunError when there are not as many whole batches as processes.

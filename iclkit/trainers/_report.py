@@ -13,22 +13,22 @@ from iclkit.eval import Estimate, estimate
 from iclkit.pool import Embedder
 from iclkit.records import Example, Json
 from iclkit.trainers._config import Source, sources
-from iclkit.trainers._corpus import Course
+from iclkit.trainers._data import TaskData
 from iclkit.trainers._feedback import right, value
 from iclkit.trainers._method import Session, mined
-from iclkit.trainers._sets import DRAWS, ask_set
+from iclkit.trainers._sets import DRAWS, set_prompt
 
 if TYPE_CHECKING:
-    from iclkit.trainers._ledger import Told
+    from iclkit.trainers._ledger import LabelScores
 
 FloatArray = NDArray[np.float64]
 Rows = tuple[int, ...]
-AMONG, ANYWHERE = "among the candidates", "from the whole pool"
+FROM_CANDIDATES, FROM_POOL = "among the candidates", "from the whole pool"
 _RESAMPLES = 2000  # of the bootstrap
 
 
 @dataclass(frozen=True, slots=True)
-class Chooser:
+class SelectorSetup:
     """A selector by its spec, and the embedder it chooses with, if any."""
 
     selector: str
@@ -36,7 +36,7 @@ class Chooser:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class StrategyResult:
     """One way of choosing demonstrations. ``gain``: mean value over that of random candidates, in nats, with its 95 %
     interval over queries; ``right``: share of right answers, None where answers are free."""
 
@@ -55,7 +55,7 @@ class TaskReport:
     task: str
     queries: int
     shots: int
-    ways: tuple[Way, ...]
+    ways: tuple[StrategyResult, ...]
     captured: Estimate
 
     def as_dict(self) -> dict[str, Json]:
@@ -63,7 +63,9 @@ class TaskReport:
         return asdict(self)
 
 
-def report_on(s: Session, course: Course, choosers: Mapping[str, Chooser], method: str, size: int) -> TaskReport:
+def report_on(
+    s: Session, course: TaskData, choosers: Mapping[str, SelectorSetup], method: str, size: int
+) -> TaskReport:
     """Let each chooser choose ``size`` demonstrations for the course's report queries, and have the LM score them.
 
     Among the candidates, which were mined as in training, all ways but the oracle choose without the LM. The oracle
@@ -80,20 +82,24 @@ def report_on(s: Session, course: Course, choosers: Mapping[str, Chooser], metho
     every = [[t for t in lucky[n] if t is not None] for n in kept]
     chance = np.array([np.mean([_worth(s, t) for t in own]) for own in every])
     oracle = [best[n] for n in kept]
-    ways = [Way("random", AMONG, estimate(np.zeros((1, len(chance))), bounded=False), _mean_right(every))]
+    ways = [
+        StrategyResult(
+            "random", FROM_CANDIDATES, estimate(np.zeros((1, len(chance))), bounded=False), _mean_right(every)
+        )
+    ]
     captured = Estimate(float("nan"), float("nan"), float("nan"))
     rows = np.unique(np.concatenate([np.array(own, np.int64) for own in candidates])) if kept else course.rows
     for name, chooser in choosers.items():
         apart = [np.setdiff1d(rows, own).tolist() for own in candidates]
         told = _chosen(s, replace(course, rows=rows), queries, chooser, size, apart)
-        ways.append(_way(s, name, AMONG, told, chance))
+        ways.append(_way(s, name, FROM_CANDIDATES, told, chance))
         if name == method:
             there = [n for n, t in enumerate(told) if t is not None]
             gains = [np.array([_worth(s, some[n]) for n in there]) - chance[there] for some in (told, oracle)]
             captured = share(gains[0], gains[1], s.config.seed)
-    ways.append(_way(s, "oracle", AMONG, oracle, chance))
+    ways.append(_way(s, "oracle", FROM_CANDIDATES, oracle, chance))
     for name, chooser in choosers.items():
-        ways.append(_way(s, name, ANYWHERE, _chosen(s, course, queries, chooser, size), chance))
+        ways.append(_way(s, name, FROM_POOL, _chosen(s, course, queries, chooser, size), chance))
     return TaskReport(course.name, len(queries), size, tuple(ways), captured)
 
 
@@ -126,11 +132,11 @@ def _random_sets(s: Session, query: Example, candidates: Sequence[int], size: in
 
 
 def _oracle(
-    s: Session, course: Course, queries: Sequence[Example], candidates: Sequence[Sequence[int]], size: int
-) -> list[Told | None]:
+    s: Session, course: TaskData, queries: Sequence[Example], candidates: Sequence[Sequence[int]], size: int
+) -> list[LabelScores | None]:
     """What the LM says of the best set that greedy search finds for each query; None where no prompt fits."""
     chosen: list[Rows] = [() for _ in queries]
-    best: list[Told | None] = [None for _ in queries]
+    best: list[LabelScores | None] = [None for _ in queries]
     for step in range(1, size + 1):
         longer = [[(*some, c) for c in own if c not in some] for some, own in zip(chosen, candidates, strict=True)]
         title = f"{course.name}: report, oracle {step} of {size}"
@@ -143,12 +149,12 @@ def _oracle(
 
 def _chosen(
     s: Session,
-    course: Course,
+    course: TaskData,
     queries: Sequence[Example],
-    chooser: Chooser,
+    chooser: SelectorSetup,
     size: int,
     apart: Sequence[Sequence[int]] | None = None,
-) -> list[Told | None]:
+) -> list[LabelScores | None]:
     """What the LM says of a chooser's demonstrations for each query."""
     rows = s.miner.mine(
         course, queries, (Source(chooser.selector, size),), cross_task=s.config.cross_task and apart is None,
@@ -158,25 +164,25 @@ def _chosen(
 
 
 def _tell(
-    s: Session, course: Course, queries: Sequence[Example], sets: Sequence[Sequence[Sequence[int]]], title: str = ""
-) -> list[list[Told | None]]:
+    s: Session, course: TaskData, queries: Sequence[Example], sets: Sequence[Sequence[Sequence[int]]], title: str = ""
+) -> list[list[LabelScores | None]]:
     """What the LM says of each query behind each of its sets."""
-    asks = [ask_set(s, q, rows) for q, own in zip(queries, sets, strict=True) for rows in own]
+    asks = [set_prompt(s, q, rows) for q, own in zip(queries, sets, strict=True) for rows in own]
     told = iter(s.feedback.tell(course, asks, s.bar(title) if title else None))
     return [[next(told) for _ in own] for own in sets]
 
 
-def _worth(s: Session, told: Told | None) -> float:
+def _worth(s: Session, told: LabelScores | None) -> float:
     return value(told, s.config.value, s.config.normalise) if told else float("nan")
 
 
-def _way(s: Session, name: str, pool: str, told: Sequence[Told | None], chance: FloatArray) -> Way:
+def _way(s: Session, name: str, pool: str, told: Sequence[LabelScores | None], chance: FloatArray) -> StrategyResult:
     """A way by what the LM said; queries whose prompt does not fit are left out."""
     found = [(n, t) for n, t in enumerate(told) if t is not None]
     gain = np.array([_worth(s, t) - chance[n] for n, t in found])
     hits = [right(t) for _, t in found]
     known = [float(h) for h in hits if h is not None]
-    return Way(
+    return StrategyResult(
         name,
         pool,
         estimate(gain[None], bounded=False),
@@ -184,7 +190,7 @@ def _way(s: Session, name: str, pool: str, told: Sequence[Told | None], chance: 
     )
 
 
-def _mean_right(every: Sequence[Sequence[Told]]) -> Estimate | None:
+def _mean_right(every: Sequence[Sequence[LabelScores]]) -> Estimate | None:
     shares = [[right(t) for t in own] for own in every]
     if any(h is None for own in shares for h in own):
         return None

@@ -18,7 +18,7 @@ from iclkit.lm import Progress
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._fit import Guard, Keeper, Progressing, common_arguments, diverged, losses, run_trainer
 from iclkit.trainers._losses import reward_loss
-from iclkit.trainers._processes import processes, shared_out
+from iclkit.trainers._processes import processes, shard_batches
 
 Group = tuple[str, tuple[str, ...]]
 """A query with its answer, and demonstrations with the positive first."""
@@ -102,7 +102,7 @@ def fit_reward(
     """
     from datasets import Dataset
 
-    batches = shared_out(batches, config.reward_batch_size)
+    batches = shard_batches(batches, config.reward_batch_size)
     rows = [(group, n) for n, batch in enumerate(batches) for group in batch]
     if not rows:
         raise RunError("no training query has enough scored candidates for the reward model; mine more of them")

@@ -11,27 +11,27 @@ import numpy as np
 from iclkit.errors import DataError
 from iclkit.pool import Embedder
 from iclkit.trainers._config import Source, TrainConfig, sources
-from iclkit.trainers._corpus import Course
+from iclkit.trainers._data import TaskData
 from iclkit.trainers._epr import EPR
-from iclkit.trainers._feedback import Ask, right, value
-from iclkit.trainers._ledger import Told
+from iclkit.trainers._feedback import FeedbackPrompt, right, value
+from iclkit.trainers._ledger import LabelScores
 from iclkit.trainers._method import TRIED, FloatArray, Method, Session, encode_with, in_batches, judgings
 from iclkit.trainers._processes import batches_for
-from iclkit.trainers._sets import HeldOutSets, ask_set, held_out_sets, random_sets, thrift
+from iclkit.trainers._sets import HeldOutSets, held_out_sets, random_sets, report_savings, set_prompt
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
 
 _TRIED = 200  # rows among which sequences are formed when a model is judged
 _TIED = 1e-9
 
-Tell = Callable[[Course, Sequence[Ask], str], Sequence[Told | None]]
+Tell = Callable[[TaskData, Sequence[FeedbackPrompt], str], Sequence[LabelScores | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class SequenceStep:
     """One step of a sequence: a query row behind the rows chosen so far (first chosen first), the candidates with their
     values there (nats), best first, and the best one with which the LM is right (the best, where answers are free)."""
 
@@ -41,10 +41,10 @@ class Step:
     positive: int | None
 
 
-def rank_chances(count: int) -> FloatArray:
+def rank_probabilities(count: int) -> FloatArray:
     """(count,) probabilities of ranks, best first: e^-rank, normed; how the released code draws what to go on with.
 
-    >>> rank_chances(5).round(6).tolist()
+    >>> rank_probabilities(5).round(6).tolist()
     [0.636409, 0.234122, 0.086129, 0.031685, 0.011656]
     """
     weights = np.exp(-np.arange(count, dtype=np.float64))
@@ -53,8 +53,8 @@ def rank_chances(count: int) -> FloatArray:
 
 
 def sequences(
-    s: Session, course: Course, rows: Sequence[int], retriever: Embedder | None, tell: Tell, *, draw: int = 0
-) -> list[Step]:
+    s: Session, course: TaskData, rows: Sequence[int], retriever: Embedder | None, tell: Tell, *, draw: int = 0
+) -> list[SequenceStep]:
     """All steps of all queries, round by round: candidates, their values in the growing prompt, and one to go on with.
 
     Candidates are fresh in each round, never the query or what is chosen. The newest stands farthest from the query.
@@ -72,7 +72,7 @@ def sequences(
             draw=draw * s.config.shots + turn,
         )  # fmt: skip
         asks = [
-            ask_set(s, q, (*before, int(c)))
+            set_prompt(s, q, (*before, int(c)))
             for q, before, own in zip(queries, chosen, candidates, strict=True)
             for c in own
         ]
@@ -82,11 +82,11 @@ def sequences(
             values = {c: value(t, s.config.value, s.config.normalise) for c, t in answers}
             ranked = sorted(values.items(), key=lambda rv: (-rv[1], rv[0]))
             fine = {c for c, t in answers if right(t) is not False}
-            steps.append(Step(row, chosen[n], tuple(ranked), next((c for c, _ in ranked if c in fine), None)))
+            steps.append(SequenceStep(row, chosen[n], tuple(ranked), next((c for c, _ in ranked if c in fine), None)))
             order = [c for c, _ in ranked] or own.tolist()
             if order:
                 rng = s.rng("se2", "prefix", queries[n].id, draw, turn)
-                chosen[n] = (*chosen[n], int(order[rng.choice(len(order), p=rank_chances(len(order)))]))
+                chosen[n] = (*chosen[n], int(order[rng.choice(len(order), p=rank_probabilities(len(order)))]))
     return steps
 
 
@@ -97,16 +97,21 @@ class Se2(Method):
     source: ClassVar[str] = "Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
 
     def __init__(self) -> None:
-        self._steps: list[Step] = []
+        self._steps: list[SequenceStep] = []
         self._held_out: list[HeldOutSets] | None = None
 
-    def plan(self, s: Session) -> list[tuple[Course, list[Ask]]]:
+    def plan(self, s: Session) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """The prompts of all rounds: where the ledger does not say yet how a sequence goes on, of a likely one."""
         out = []
         for course in s.corpus.courses:
-            asks = list[Ask]()
+            asks = list[FeedbackPrompt]()
 
-            def known(course: Course, some: Sequence[Ask], title: str, asks: list[Ask] = asks) -> list[Told | None]:  # noqa: ARG001
+            def known(
+                course: TaskData,
+                some: Sequence[FeedbackPrompt],
+                title: str,  # noqa: ARG001
+                asks: list[FeedbackPrompt] = asks,
+            ) -> list[LabelScores | None]:
                 asks += some
                 keys = [(a.query.id, tuple(e.id for e in a.shown)) for a in some]
                 told = s.feedback.ledger.get(s.feedback.scope(course), keys)
@@ -138,11 +143,11 @@ class Se2(Method):
         self.gather(s, 0, None)
         self._held_out = [held_out_sets(s, course) for course in s.corpus.courses]
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[Step]:
+    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> list[SequenceStep]:
         """Every step of every training query's sequence; those of all iterations together."""
 
-        def tell(course: Course, asks: Sequence[Ask], title: str) -> list[Told | None]:
-            with thrift(s, title):
+        def tell(course: TaskData, asks: Sequence[FeedbackPrompt], title: str) -> list[LabelScores | None]:
+            with report_savings(s, title):
                 return s.feedback.tell(course, asks, s.bar(title))
 
         if not iteration:
@@ -155,12 +160,12 @@ class Se2(Method):
         """Beam search, as many demonstrations as rounds."""
         return Source("se2", config.shots)
 
-    def batches(self, s: Session, gathered: list[Step]) -> list[list[Lesson]]:
+    def batches(self, s: Session, gathered: list[SequenceStep]) -> list[list[TrainingRow]]:
         """Epoch after epoch, all rounds mixed, negatives drawn anew in each."""
-        out: list[list[Lesson]] = []
+        out: list[list[TrainingRow]] = []
         wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
-            made: dict[str, list[Lesson]] = {}
+            made: dict[str, list[TrainingRow]] = {}
             for step in gathered:
                 if lesson := self.lesson(s, step, epoch):
                     made.setdefault(s.course_of(step.query).name, []).append(lesson)
@@ -171,13 +176,13 @@ class Se2(Method):
             epoch += 1
         return out[: wanted or None]
 
-    def lesson(self, s: Session, step: Step, epoch: int) -> Lesson | None:
+    def lesson(self, s: Session, step: SequenceStep, epoch: int) -> TrainingRow | None:
         """The positive, hard negatives from the end of the ranking, random ones from the pool.
 
         The end is never more than half of the candidates, and worth less than the positive; where it has too few,
         random negatives take their place. None for a step without a positive, or where nothing is worse.
         """
-        from iclkit.trainers._fit import Lesson
+        from iclkit.trainers._fit import TrainingRow
 
         values = dict(step.ranked)
         if step.positive is None or values[step.positive] - step.ranked[-1][1] <= _TIED:
@@ -194,9 +199,9 @@ class Se2(Method):
         if count and not len(others):
             return None
         more = rng.choice(others, count, replace=len(others) < count).tolist() if count else []
-        return Lesson(step.query, (step.positive, *hard, *more), chosen=step.chosen)
+        return TrainingRow(step.query, (step.positive, *hard, *more), chosen=step.chosen)
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """InfoNCE over all documents of the batch, as EPR's."""
         return EPR().objective(config)
 

@@ -10,30 +10,30 @@ import numpy as np
 
 from iclkit.prompts import order_picks
 from iclkit.records import Example
-from iclkit.trainers._corpus import Course
-from iclkit.trainers._feedback import Ask, value
+from iclkit.trainers._data import TaskData
+from iclkit.trainers._feedback import FeedbackPrompt, value
 from iclkit.trainers._method import Session
 
 DRAWS = 3  # random sets of each query that a model is judged on, to compare with
 
 
-def ask_set(s: Session, query: Example, rows: Sequence[int]) -> Ask:
+def set_prompt(s: Session, query: Example, rows: Sequence[int]) -> FeedbackPrompt:
     """The prompt of a query behind rows, best or first chosen first, laid out as the order policy best-last does."""
     shown = order_picks([s.corpus.examples[r] for r in rows], "best-last", seed=0, query_id=query.id)
-    return Ask(query, tuple(shown))
+    return FeedbackPrompt(query, tuple(shown))
 
 
 @dataclass(frozen=True)
 class HeldOutSets:
     """A course's held-out queries with the mean value (nats) of random sets of demonstrations for them."""
 
-    course: Course
+    course: TaskData
     queries: tuple[Example, ...]
     chance: tuple[float, ...]
 
     def gains(self, s: Session, sets: Sequence[Sequence[int]]) -> list[float]:
         """What each query's set is worth more than a random one; sets that fit no prompt are left out."""
-        asks = [ask_set(s, q, rows) for q, rows in zip(self.queries, sets, strict=True)]
+        asks = [set_prompt(s, q, rows) for q, rows in zip(self.queries, sets, strict=True)]
         told = s.feedback.tell(self.course, asks)
         return [
             value(t, s.config.value, s.config.normalise) - chance
@@ -42,7 +42,7 @@ class HeldOutSets:
         ]
 
 
-def held_out_sets(s: Session, course: Course) -> HeldOutSets:
+def held_out_sets(s: Session, course: TaskData) -> HeldOutSets:
     """Score the random sets, once; queries whose random sets fit no prompt are left out."""
     queries = [s.corpus.examples[int(r)] for r in course.held_out]
     told = iter(s.feedback.tell(course, random_sets(s, course), s.bar(f"{course.name}: held-out queries")))
@@ -55,7 +55,7 @@ def held_out_sets(s: Session, course: Course) -> HeldOutSets:
     return HeldOutSets(course, tuple(kept), tuple(chance))
 
 
-def random_sets(s: Session, course: Course) -> list[Ask]:
+def random_sets(s: Session, course: TaskData) -> list[FeedbackPrompt]:
     """Several random sets for each held-out query of a course, as large as the sets in training."""
     asks = []
     for row in course.held_out:
@@ -64,12 +64,12 @@ def random_sets(s: Session, course: Course) -> list[Ask]:
         rows = course.rows[~np.isin(course.rows, bad)]
         rng = s.rng("random set", query.id)
         size = min(s.config.shots, len(rows))
-        asks += [ask_set(s, query, rng.choice(rows, size, replace=False).tolist()) for _ in range(DRAWS)]
+        asks += [set_prompt(s, query, rng.choice(rows, size, replace=False).tolist()) for _ in range(DRAWS)]
     return asks
 
 
 @contextmanager
-def thrift(s: Session, title: str) -> Iterator[None]:
+def report_savings(s: Session, title: str) -> Iterator[None]:
     """Says what the LM read inside the block, and what a plain loop over prompts and labels would have."""
     spent = getattr(s.feedback.lm, "spent", None)
     before = (spent.tokens_asked - spent.tokens_cached, spent.tokens_computed) if spent else (0, 0)

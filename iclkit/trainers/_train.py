@@ -16,16 +16,16 @@ from iclkit.errors import DataError, RunError, UsageError
 from iclkit.eval import Estimate
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, Progress
-from iclkit.pool import CARD, Rendering, load_embedder
+from iclkit.pool import CARD, RetrieverFormat, load_embedder
 from iclkit.records import digest
 from iclkit.trainers._config import BEFORE, TrainConfig
-from iclkit.trainers._corpus import Corpus, Course
-from iclkit.trainers._feedback import Ask, Feedback, Price
+from iclkit.trainers._data import TaskData, TrainingData
+from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt
 from iclkit.trainers._ledger import Ledger
-from iclkit.trainers._method import Method, Session, live_retriever
+from iclkit.trainers._method import Method, Session, checkpoint_retriever
 from iclkit.trainers._prepare import Disk, check_data, check_models, check_place, check_settings
 from iclkit.trainers._processes import processes
-from iclkit.trainers._report import Chooser, TaskReport, Way, prompts_of_report, report_on
+from iclkit.trainers._report import SelectorSetup, StrategyResult, TaskReport, prompts_of_report, report_on
 from iclkit.trainers._whole import SEAL, drop, is_whole
 
 _METHODS = {
@@ -74,7 +74,7 @@ class Training:
     @models.without_bars()
     def __init__(
         self,
-        corpus: Corpus,
+        corpus: TrainingData,
         lm: LM,
         out: Path,
         config: TrainConfig,
@@ -99,14 +99,14 @@ class Training:
             self._check_work(restart)
         instructions = {c.name: c.instruction.rstrip(":") + ":" for c in corpus.courses}
         sides = {"none": (), "both": ("query", "document"), "document": ("document",)}[config.instruct]
-        rendering = Rendering(config.document, "\t", instructions if sides else {}, sides)
+        rendering = RetrieverFormat(config.document, "\t", instructions if sides else {}, sides)
         self._base_folder = models.resolve(config.base, "embedder")
         self.base = load_embedder(str(self._base_folder), dtype="fp32")
         from iclkit.trainers._mine import Miner
 
         self.method, self._noted = make_method(config), set[str]()
         self.disk = Disk(0, 0)
-        self._announced: Price | None = None
+        self._announced: CostEstimate | None = None
         self.session = Session(
             config,
             corpus,
@@ -127,16 +127,16 @@ class Training:
                 self._open_work(restart)
             self.session.feedback = Feedback(lm, Ledger(self._kept), labels=config.value == "share")
 
-    def price(self) -> Price:
+    def price(self) -> CostEstimate:
         """What scoring the first iteration will cost, each prompt counted once.
 
         Later iterations, judging (Se2, CEIL) and the report ask what cannot be named before: see ``later``.
         """
-        asks: dict[str, tuple[Course, list[Ask]]] = {}
+        asks: dict[str, tuple[TaskData, list[FeedbackPrompt]]] = {}
         for course, some in self.method.plan(self.session):
             asks.setdefault(course.name, (course, []))[1].extend(some)
         parts = [self.session.feedback.price(course, own) for course, own in asks.values()]
-        self._announced = Price(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
+        self._announced = CostEstimate(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
         return self._announced
 
     def later(self) -> int:
@@ -160,7 +160,7 @@ class Training:
             yield
 
     @models.without_bars()
-    def score(self) -> Price:
+    def score(self) -> CostEstimate:
         """Ask the LM what ``price`` names, no more and no less; the same prompts, with those that are still unknown:
         they do not fit its context, or it refused them.
 
@@ -174,7 +174,7 @@ class Training:
         with self._alone():
             self.method.score(self.session)
         self._notes()
-        return Price(announced.prompts, feedback.skipped + len(feedback.failed), 0)
+        return CostEstimate(announced.prompts, feedback.skipped + len(feedback.failed), 0)
 
     def _notes(self) -> None:
         for note in self.session.feedback.notes():
@@ -197,13 +197,13 @@ class Training:
         for iteration in range(self.config.iterations):
             history.append(self._iterate(iteration))
         model = self.work / f"model-{self.config.iterations - 1}"
-        retriever = live_retriever(model, s)
+        retriever = checkpoint_retriever(model, s)
         s.rendering = retriever.rendering
         meant = self.method.chooser(self.config)
-        choosers = {"bm25": Chooser("bm25"), "knn, untrained": Chooser("knn", self.base)}
+        choosers = {"bm25": SelectorSetup("bm25"), "knn, untrained": SelectorSetup("knn", self.base)}
         if meant.spec != "knn":
-            choosers["knn, trained"] = Chooser("knn", retriever)
-        choosers[self.config.method] = Chooser(meant.spec, retriever)
+            choosers["knn, trained"] = SelectorSetup("knn", retriever)
+        choosers[self.config.method] = SelectorSetup(meant.spec, retriever)
         reports = tuple(
             report_on(s, c, choosers, self.config.method, meant.count) for c in s.corpus.courses if c.report
         )
@@ -224,10 +224,10 @@ class Training:
         """Gather, train, save one iteration; what it measured."""
         import torch
 
-        from iclkit.trainers._fit import Texts, fit_retriever, load_encoder, save_model
+        from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
 
         s, folder = self.session, self.work / f"model-{iteration}"
-        before = live_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
+        before = checkpoint_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
         gathered = self.method.gather(s, iteration, before)
         self._notes()
         facts = self.work / f"fit-{iteration}.json"
@@ -243,7 +243,7 @@ class Training:
             self.config,
             model,
             self.method.batches(s, gathered),
-            Texts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
+            TrainingTexts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
             self.method.objective(self.config),
             self.work / f"fit-{iteration}",
             measure=(lambda m: self.method.measure(s, m)) if any(len(c.held_out) for c in s.corpus.courses) else None,
@@ -288,7 +288,9 @@ class Training:
                     r["queries"],
                     r.get("shots", 1),
                     tuple(
-                        Way(w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None)
+                        StrategyResult(
+                            w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None
+                        )
                         for w in r["ways"]
                     ),
                     number(r["captured"]),

@@ -9,7 +9,7 @@ from iclkit.trainers._epr import CandidateMethod, ranks_of
 from iclkit.trainers._method import Session
 
 if TYPE_CHECKING:
-    from iclkit.trainers._fit import Lesson, Objective
+    from iclkit.trainers._fit import Loss, TrainingRow
 
 
 class UDR(CandidateMethod):
@@ -20,9 +20,9 @@ class UDR(CandidateMethod):
     power: ClassVar[float] = 0.5
     wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "list_size")
 
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> Lesson | None:
+    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
         """Some of the best, one of the worst and some of the middle, in the LM's order, with their ranks."""
-        from iclkit.trainers._fit import Lesson
+        from iclkit.trainers._fit import TrainingRow
 
         size, best, worst = s.config.list_size, s.config.positives, s.config.negatives
         if len(ranked) < max(size, best + worst):
@@ -36,9 +36,9 @@ class UDR(CandidateMethod):
         some += [*rng.choice(rest, size - len(some), replace=False)]
         own = [ranked[i] for i in sorted(map(int, some))]
         ranks = ranks_of([v for _, v in own])
-        return Lesson(row, tuple(r for r, _ in own), tuple(map(float, ranks))) if ranks[-1] > 1 else None
+        return TrainingRow(row, tuple(r for r, _ in own), tuple(map(float, ranks))) if ranks[-1] > 1 else None
 
-    def objective(self, config: TrainConfig) -> Objective:
+    def objective(self, config: TrainConfig) -> Loss:
         """0.8 of the rank-weighted pairwise loss and 0.2 of the in-batch one (equations 4 to 6)."""
         from iclkit.trainers._losses import similarities, udr_loss
 

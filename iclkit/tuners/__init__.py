@@ -23,9 +23,9 @@ if TYPE_CHECKING:
         distributions,
         make_sampler,
     )
-    from iclkit.tuners._space import Arm, BlockFeatures, PositionFeatures, Space, sees_order
+    from iclkit.tuners._space import Arm, BlockFeatures, PositionFeatures, SearchSpace, is_order_sensitive
     from iclkit.tuners._study import storage_for, without_password
-    from iclkit.tuners._tune import Found, Problem, TuneSettings, curves, make_problem, make_space, tune
+    from iclkit.tuners._tune import TuneProblem, TuneResult, TuneSettings, curves, make_problem, make_space, tune
 
 _HOME = {
     "_instructions": ("read_instructions", "write_instructions"),
@@ -42,9 +42,9 @@ _HOME = {
         "distributions",
         "make_sampler",
     ),
-    "_space": ("Arm", "BlockFeatures", "PositionFeatures", "Space", "sees_order"),
+    "_space": ("Arm", "BlockFeatures", "PositionFeatures", "SearchSpace", "is_order_sensitive"),
     "_study": ("storage_for", "without_password"),
-    "_tune": ("Found", "Problem", "TuneSettings", "curves", "make_problem", "make_space", "tune"),
+    "_tune": ("TuneResult", "TuneProblem", "TuneSettings", "curves", "make_problem", "make_space", "tune"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: PLE0604, RUF100
@@ -54,23 +54,23 @@ __all__ = [  # noqa: PLE0604, RUF100
     "BlockFeatures",
     "EaseSampler",
     "EvolutionSampler",
-    "Found",
     "OrderedSetSampler",
     "PositionFeatures",
-    "Problem",
     "RandomSetSampler",
-    "Space",
+    "SearchSpace",
     "TPESetSampler",
+    "TuneProblem",
+    "TuneResult",
     "TuneSettings",
     "arm_of",
     "curves",
     "distributions",
+    "is_order_sensitive",
     "make_problem",
     "make_sampler",
     "make_space",
     "read_instructions",
     "search_plot",
-    "sees_order",
     "storage_for",
     "tune",
     "without_password",

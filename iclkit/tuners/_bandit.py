@@ -24,7 +24,7 @@ def standardise(seen: FloatArray, x: FloatArray) -> FloatArray:
     return np.where(flat, 0.0, (x - mean) / np.where(flat, 1.0, spread))
 
 
-def principal(vectors: FloatArray, most: int) -> FloatArray:
+def principal_components(vectors: FloatArray, most: int) -> FloatArray:
     """(n, d'): coordinates of vectors (n, d) along their main directions, d' = min(most, rank).
 
     The sign of a direction makes its largest coordinate positive, so the result does not depend on the solver.
@@ -64,7 +64,7 @@ def transport(costs: FloatArray) -> float:
     return float(solved.fun)
 
 
-def widths(
+def ucb_widths(
     theta: FloatArray, sizes: Sequence[int], x: FloatArray, played: FloatArray, prior: float, nu: float
 ) -> FloatArray:
     """(n,) standard deviations sqrt(sum_p prior * nu * g_p^2 / U_p) of the network's outputs at x (n, d).

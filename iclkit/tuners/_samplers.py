@@ -21,8 +21,8 @@ from optuna.trial import FrozenTrial, TrialState
 from iclkit.errors import UnknownName, UsageError
 from iclkit.registry import parse_spec
 from iclkit.tuners import _net
-from iclkit.tuners._bandit import FloatArray, IntArray, acquisition, distinct_lists, standardise, widths
-from iclkit.tuners._space import Arm, Space
+from iclkit.tuners._bandit import FloatArray, IntArray, acquisition, distinct_lists, standardise, ucb_widths
+from iclkit.tuners._space import Arm, SearchSpace
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -31,7 +31,7 @@ _TRIES = 64  # draws for one that is new, before the rest is searched
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
 
 
-def distributions(space: Space) -> dict[str, BaseDistribution]:
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     """The parameters of a trial."""
     rows = CategoricalDistribution([*range(space.rows)])
     made: dict[str, BaseDistribution] = {f"pos_{i}": rows for i in range(space.k)}
@@ -40,13 +40,13 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return made
 
 
-def params_of(arm: Arm, space: Space) -> dict[str, int]:
+def params_of(arm: Arm, space: SearchSpace) -> dict[str, int]:
     """An arm as parameters."""
     made = {f"pos_{i}": int(row) for i, row in enumerate(arm.rows)}
     return made | ({"instruction": arm.instruction} if space.instructions > 1 else {})
 
 
-def arm_of(trial: FrozenTrial, space: Space) -> Arm | None:
+def arm_of(trial: FrozenTrial, space: SearchSpace) -> Arm | None:
     """The arm of a trial, also of one that waits to be run; None while it is not known."""
     params: Mapping[str, Any] = trial.params or trial.system_attrs.get("fixed_params", {})
     try:
@@ -58,7 +58,7 @@ def arm_of(trial: FrozenTrial, space: Space) -> Arm | None:
     return Arm(rows, int(params.get("instruction", 0)))
 
 
-def history(study: Study, space: Space) -> tuple[list[tuple[Arm, float]], list[Arm]]:
+def history(study: Study, space: SearchSpace) -> tuple[list[tuple[Arm, float]], list[Arm]]:
     """(tried arms with their values in order of their number, arms under way).
 
     A pruned trial's value is its last partial mean, moved by how much full means differ from partial ones at that step.
@@ -88,7 +88,7 @@ class OrderedSetSampler(BaseSampler):
 
     name = ""
 
-    def __init__(self, space: Space, *, seed: int = 0) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int = 0) -> None:
         self.space, self.seed = space, seed
         self.settings: dict[str, Any] = {}
 
@@ -242,7 +242,7 @@ class TPESetSampler(OptunaSampler):
 
     name = "tpe"
 
-    def __init__(self, space: Space, *, seed: int = 0, startup: int = 10) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int = 0, startup: int = 10) -> None:
         super().__init__(space, seed=seed)
         self.startup = startup
 
@@ -272,7 +272,7 @@ class EaseSampler(OrderedSetSampler):
 
     def __init__(
         self,
-        space: Space,
+        space: SearchSpace,
         *,
         seed: int = 0,
         warmup: int = 10,
@@ -356,7 +356,7 @@ class EaseSampler(OrderedSetSampler):
     def _scores(
         self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, played: FloatArray, rng: np.random.Generator
     ) -> FloatArray:
-        spreads = widths(theta, sizes, x, played, self.prior, self.nu)
+        spreads = ucb_widths(theta, sizes, x, played, self.prior, self.nu)
         return acquisition(_net.predict(theta, sizes, x), spreads, self.style, rng)
 
     def _of_batches(self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, rng: np.random.Generator) -> int:
@@ -394,7 +394,7 @@ SAMPLERS: dict[str, type[OrderedSetSampler]] = {
 }
 
 
-def make_sampler(spec: str, space: Space, seed: int = 0) -> OrderedSetSampler:
+def make_sampler(spec: str, space: SearchSpace, seed: int = 0) -> OrderedSetSampler:
     """The sampler of a spec such as ``"ease,style=ts"``. UnknownName, UsageError as for selectors."""
     wanted = parse_spec(spec)
     if wanted.name not in SAMPLERS:

@@ -13,7 +13,7 @@ from iclkit.errors import DataError
 from iclkit.pool import Embedder, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Example
-from iclkit.tuners._bandit import FloatArray, IntArray, principal, transport
+from iclkit.tuners._bandit import FloatArray, IntArray, principal_components, transport
 
 
 class Arm(NamedTuple):
@@ -23,14 +23,14 @@ class Arm(NamedTuple):
     instruction: int = 0
 
 
-class Features(Protocol):
+class ArmFeatures(Protocol):
     """What the bandit sees of arms: (m, d) for lists (m, k) and instruction numbers (m,). Two orders must differ."""
 
     def __call__(self, lists: IntArray, instructions: IntArray) -> FloatArray: ...
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """``rows`` candidates, lists of ``k``, ``instructions`` to choose from (1: nothing to choose).
 
     ``costs`` (rows, v): cost of moving a candidate to each validation item, for the optimal-transport filter; None
@@ -40,7 +40,7 @@ class Space:
     rows: int
     k: int
     instructions: int = 1
-    features: Features | None = None
+    features: ArmFeatures | None = None
     costs: FloatArray | None = None
     _known: dict[frozenset[int], float] = field(default_factory=dict, repr=False, compare=False)
 
@@ -72,8 +72,8 @@ class PositionFeatures:
 
     @cached_property
     def _parts(self) -> tuple[FloatArray, FloatArray]:
-        words = np.zeros((1, 0)) if self.words is None else principal(self.words, max(1, self.size // 4))
-        return principal(self.vectors, max(1, self.size // self.k)), words
+        words = np.zeros((1, 0)) if self.words is None else principal_components(self.words, max(1, self.size // 4))
+        return principal_components(self.vectors, max(1, self.size // self.k)), words
 
     def __call__(self, lists: IntArray, instructions: IntArray) -> FloatArray:
         """(m, d) features."""
@@ -85,7 +85,7 @@ class BlockFeatures:
     """The embedding of the whole rendered block: instruction, blank line, demonstrations in order. As in the paper.
 
     ``render`` gives the text of an arm. Every text is embedded once. An embedder that ignores word order or cuts long
-    texts does not see the order; ``sees_order`` tries.
+    texts does not see the order; ``is_order_sensitive`` tries.
     """
 
     def __init__(self, embedder: Embedder, render: Callable[[Arm], str]) -> None:
@@ -102,7 +102,7 @@ class BlockFeatures:
         return np.array([self._known[a] for a in arms], dtype=np.float64)
 
 
-def sees_order(features: Features, rows: int, k: int, tries: int = 4) -> bool:
+def is_order_sensitive(features: ArmFeatures, rows: int, k: int, tries: int = 4) -> bool:
     """Whether turning the last demonstrations of a list round changes its features, for each of a few lists.
 
     The end of a list is what a cut-off would hide. True for lists of one, which have no order.

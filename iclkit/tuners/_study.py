@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from iclkit.errors import DataError, IclkitError, RunError, UsageError
 from iclkit.tuners._samplers import OrderedSetSampler, arm_of, distributions
-from iclkit.tuners._space import Arm, Space
+from iclkit.tuners._space import Arm, SearchSpace
 
 BEAT = 5.0
 """Seconds between the signs of life of a worker."""
@@ -73,7 +73,7 @@ def open_study(
     return study
 
 
-def check_trials(study: optuna.Study, space: Space, queries: int, storage: str | None = None) -> None:
+def check_trials(study: optuna.Study, space: SearchSpace, queries: int, storage: str | None = None) -> None:
     """DataError for a finished trial that this search cannot have made: damaged, or of another program."""
     for trial in finished(study):
         arm, attrs = arm_of(trial, space), trial.user_attrs
@@ -180,7 +180,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
 
 def work(
     study: optuna.Study,
-    space: Space,
+    space: SearchSpace,
     trials: int,
     evaluate: Callable[[list[tuple[Trial, Arm]]], None],
     *,
@@ -196,7 +196,7 @@ def work(
     ``trials`` lists evaluated to the end, nor one twice.
     """
     while True:
-        revive(study, space, grace)
+        requeue_dead(study, space, grace)
         done, live = len(finished(study)), study.get_trials(deepcopy=False, states=_LIVE)
         if progress:
             progress(min(done, trials), trials)
@@ -215,14 +215,14 @@ def work(
                 for trial, _ in got:
                     # where the storage is what failed, a later worker finds the trial of this dead one
                     with suppress(IclkitError, optuna.exceptions.OptunaError, OSError):
-                        _give_back(study, trial)
+                        _requeue(study, trial)
                 raise
 
 
-def _claim(study: optuna.Study, space: Space, trials: int) -> tuple[Trial, Arm] | None:
+def _claim(study: optuna.Study, space: SearchSpace, trials: int) -> tuple[Trial, Arm] | None:
     """A trial to run with its list, or None when there is no room for one or another worker has that list."""
     trial = study.ask()
-    trial.set_user_attr("worker", f"{here()}:{os.getpid()}")
+    trial.set_user_attr("worker", f"{host_id()}:{os.getpid()}")
     trial.set_user_attr("beat", time.time())
     for name, dist in distributions(space).items():
         trial.suggest_categorical(name, dist.choices)  # type: ignore[attr-defined]
@@ -243,7 +243,7 @@ def _claim(study: optuna.Study, space: Space, trials: int) -> tuple[Trial, Arm] 
     return trial, arm
 
 
-def _give_back(study: optuna.Study, trial: Trial) -> None:
+def _requeue(study: optuna.Study, trial: Trial) -> None:
     """Fail a trial that could not be finished, and queue its list again."""
     frozen = study._storage.get_trial(trial._trial_id)
     if frozen.state == TrialState.RUNNING:
@@ -251,14 +251,14 @@ def _give_back(study: optuna.Study, trial: Trial) -> None:
         study.enqueue_trial(frozen.params, user_attrs={"again": trial.number})
 
 
-def revive(study: optuna.Study, space: Space, grace: float = GRACE) -> int:
+def requeue_dead(study: optuna.Study, space: SearchSpace, grace: float = GRACE) -> int:
     """Fail the trials of dead workers and queue their lists again; how many. Of several callers one does it."""
     count = 0
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         host, _, pid = str(trial.user_attrs.get("worker", "")).rpartition(":")
         begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
         silent = time.time() - float(trial.user_attrs.get("beat", begun)) > grace
-        if not silent and not (host == here() and pid.isdigit() and not _runs(int(pid))):
+        if not silent and not (host == host_id() and pid.isdigit() and not _runs(int(pid))):
             continue
         try:
             study._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
@@ -271,7 +271,7 @@ def revive(study: optuna.Study, space: Space, grace: float = GRACE) -> int:
 
 
 @cache
-def here() -> str:
+def host_id() -> str:
     """This machine since it was started: names alone are not unique, and process numbers begin anew."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{socket.gethostname()}/{boot.read_text()[:8] if boot.exists() else ''}"

@@ -25,7 +25,15 @@ from iclkit.records import Example, Json, Prompt, Query, digest
 from iclkit.selectors import FixedSelector, SelectorFile
 from iclkit.tuners._bandit import FloatArray
 from iclkit.tuners._samplers import arm_of, make_sampler
-from iclkit.tuners._space import Arm, BlockFeatures, Features, PositionFeatures, Space, render_block, sees_order
+from iclkit.tuners._space import (
+    Arm,
+    ArmFeatures,
+    BlockFeatures,
+    PositionFeatures,
+    SearchSpace,
+    is_order_sensitive,
+    render_block,
+)
 from iclkit.tuners._study import check_trials, finished, open_study, storage_errors, without_password, work
 
 FEATURES = ("positions", "block")
@@ -89,7 +97,7 @@ Asked = tuple[Query, Example]
 
 
 @dataclass(frozen=True)
-class Problem:
+class TuneProblem:
     """What is searched: candidates that may be shown, and the questions that judge them, none of which is in both.
 
     ``instructions`` to choose from; (None,) leaves the template's own.
@@ -288,7 +296,7 @@ def make_problem(
     *,
     instructions: Sequence[str] = (),
     report: Callable[[str], None] = print,
-) -> Problem:
+) -> TuneProblem:
     """Split a task's rows: questions from dev, or from train where dev has too few; candidates from train.
 
     Questions and candidates are drawn by seed. A question that resembles a test row, or an earlier question, is not
@@ -319,13 +327,13 @@ def make_problem(
         f"{'dev' if from_dev else 'train'}, {len(picked)} candidates of {len(free)} train rows"
     )
     view = Pool.of(free[n] for n in picked).view()
-    return Problem(
+    return TuneProblem(
         task, view, tuple(asked[: settings.validation]), tuple(asked[settings.validation :]), lm,
         tuple(instructions) or (None,),
     )  # fmt: skip
 
 
-def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | None) -> Space:
+def make_space(problem: TuneProblem, settings: TuneSettings, embedder: Embedder | None) -> SearchSpace:
     """The search space with the bandit's eyes: features and transport costs where there is an embedder.
 
     UsageError when the block's embedding does not change with the order of the last two demonstrations: an embedder
@@ -333,10 +341,10 @@ def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | No
     """
     view, n = problem.view, len(problem.instructions)
     if embedder is None:
-        return Space(len(view), settings.k, n)
+        return SearchSpace(len(view), settings.k, n)
     template = problem.task.template
     demos = _vectors(embedder, [template.render_demo(e) for e in view.examples])
-    features: Features
+    features: ArmFeatures
     if settings.features == "block":
         features = BlockFeatures(
             embedder,
@@ -344,7 +352,7 @@ def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | No
                 template, problem.demonstrations(arm), problem.instructions[arm.instruction] or template.instruction
             ),
         )
-        if not sees_order(features, len(view), settings.k):
+        if not is_order_sensitive(features, len(view), settings.k):
             raise UsageError(
                 f"embedder {embedder.name!r} gives a block of {settings.k} demonstrations the same vector when the "
                 f"last two change places: it ignores order or cuts the text off; use --features positions, or another "
@@ -356,7 +364,7 @@ def make_space(problem: Problem, settings: TuneSettings, embedder: Embedder | No
     whole = len(problem.validation) // settings.k * settings.k or len(problem.validation)
     # a multiple of k makes the transport an assignment
     targets = _vectors(embedder, [template.render_demo(e) for _, e in problem.validation[:whole]])
-    return Space(len(view), settings.k, n, features, 1 - demos @ targets.T)
+    return SearchSpace(len(view), settings.k, n, features, 1 - demos @ targets.T)
 
 
 def _vectors(embedder: Embedder, texts: Sequence[str]) -> FloatArray:
@@ -364,7 +372,7 @@ def _vectors(embedder: Embedder, texts: Sequence[str]) -> FloatArray:
 
 
 @dataclass(frozen=True)
-class Found:
+class TuneResult:
     """The outcome: the arm, its figures, and the trials. ``file`` is what to write."""
 
     arm: Arm
@@ -387,14 +395,14 @@ class Found:
 
 
 def tune(
-    problem: Problem,
+    problem: TuneProblem,
     settings: TuneSettings,
     *,
     embedder: Embedder | None = None,
     storage: str | None = None,
     study_name: str = "",
     progress: Callable[[int, int], None] | None = None,
-) -> Found:
+) -> TuneResult:
     """Search, resume a search, or help with one; then confirm the best few and say what was found.
 
     The same call again goes on where it stopped, with more ``trials`` further. Several processes may call it with one
@@ -424,7 +432,7 @@ def tune(
         return _conclude(study, problem, space, settings, storage, sampler.settings)
 
 
-def _judge(study: optuna.Study, problem: Problem, trial: Trial, arm: Arm, settings: TuneSettings) -> None:
+def _judge(study: optuna.Study, problem: TuneProblem, trial: Trial, arm: Arm, settings: TuneSettings) -> None:
     """Score one list on the validation queries, in steps if it may be given up."""
     queries, size = problem.validation, len(problem.validation)
     steps = [size] if settings.pruner == "none" else sorted({math.ceil(size * part / 4) for part in (2, 3, 4)})
@@ -444,10 +452,10 @@ def _judge(study: optuna.Study, problem: Problem, trial: Trial, arm: Arm, settin
         study.tell(trial, float(values.mean()), skip_if_finished=True)
 
 
-def expected_luck(trials: int) -> float:
+def expected_maximum(trials: int) -> float:
     """Expected greatest of so many draws from the standard normal distribution (Blom's approximation, 1958).
 
-    >>> round(expected_luck(1), 6), round(expected_luck(100), 1)
+    >>> round(expected_maximum(1), 6), round(expected_maximum(100), 1)
     (0.0, 2.5)
     """
     from statistics import NormalDist
@@ -457,12 +465,12 @@ def expected_luck(trials: int) -> float:
 
 def _conclude(
     study: optuna.Study,
-    problem: Problem,
-    space: Space,
+    problem: TuneProblem,
+    space: SearchSpace,
     settings: TuneSettings,
     storage: str | None,
     of: Mapping[str, Json],
-) -> Found:
+) -> TuneResult:
     trials = finished(study)
     whole = [t for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     ranked = sorted(whole, key=lambda t: (-float(t.value or 0), t.number))
@@ -485,7 +493,7 @@ def _conclude(
     error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
     validation = estimate(values[None], bounded=bounded)
     confirmation = estimate(confirmed[best.number][None], bounded=bounded) if confirmed else None
-    luck = expected_luck(len(whole)) * (0.0 if math.isnan(error) else error)
+    luck = expected_maximum(len(whole)) * (0.0 if math.isnan(error) else error)
     arm = arms[best.number]
     lists = tuple((t.number, float(t.value or 0), _mean(confirmed.get(t.number))) for t in finalists)
     facts: dict[str, Json] = {
@@ -514,7 +522,7 @@ def _conclude(
     file = SelectorFile(
         tuple(problem.demonstrations(arm)), problem.instructions[arm.instruction], problem.task.template, facts
     )
-    return Found(arm, validation, error, luck, confirmation, lists, tuple(trials), spent, file)
+    return TuneResult(arm, validation, error, luck, confirmation, lists, tuple(trials), spent, file)
 
 
 def _mean(values: NDArray[np.float64] | None) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.augment import RATING_PROMPTS, above_median, add_generated, generated, rate, synthesise
+from iclkit.augment import RATING_PROMPTS, above_median, add_to_pool, generated, rate_examples, synthesize
 from iclkit.errors import DataError, UsageError
 from iclkit.lm import Generation
 from iclkit.pool import Pool
@@ -41,7 +41,7 @@ def test_each_is_written_after_its_own_real_ones_and_what_is_unfit_is_reported()
         " two\nKind: bad\nText: three\nKind: bad",
     ]
     lm = Author(replies)
-    made = synthesise(
+    made = synthesize(
         lm, TEMPLATE, REAL, count=7, shots=4, ratings=0, labels=("good", "bad"), avoid=["Secret test row"], seed=2
     )
     assert [(e.input, e.output) for e in made.examples] == [("new one", "good"), ("two", "bad")]
@@ -67,7 +67,7 @@ def test_text_that_ends_for_want_of_tokens_is_cut_off():
         def generate(self, requests, on_done=None):
             return [Generation(" a text\nKind: goo", 5, "length") for _ in requests]
 
-    assert synthesise(Cut(), TEMPLATE, REAL, count=2).reasons == {"cut off": 2}
+    assert synthesize(Cut(), TEMPLATE, REAL, count=2).reasons == {"cut off": 2}
 
 
 @settings(max_examples=200)
@@ -84,7 +84,7 @@ def test_never_more_than_half_are_above_the_median(values):
 @given(st.integers(0, 10**6), st.integers(1, 5))
 def test_a_rating_is_the_expected_number_averaged_over_prompts(seed, prompts):
     lm, examples = FakeLM(name=f"fake {seed}"), REAL[:3]
-    values = rate(lm, TEMPLATE, examples, prompts=RATING_PROMPTS[:prompts])
+    values = rate_examples(lm, TEMPLATE, examples, prompts=RATING_PROMPTS[:prompts])
     for example, value in zip(examples, values, strict=True):
         means = []
         for prompt in RATING_PROMPTS[:prompts]:
@@ -100,7 +100,7 @@ def test_the_better_half_is_kept_and_the_rest_reported():
         return -abs(int(number) - (5 if "fine" in context else 1)) * 9.0
 
     lm = Author([f" {'fine' if n % 2 else 'poor'} text {n}\nKind: good" for n in range(8)], logprob=logprob)
-    made = synthesise(lm, TEMPLATE, REAL, count=8, ratings=2)
+    made = synthesize(lm, TEMPLATE, REAL, count=8, ratings=2)
     assert [e.input for e in made.examples] == [f"fine text {n}" for n in (1, 3, 5, 7)]
     assert all(e.meta["generated_rating"] > 4.9 for e in made.examples)
     assert made.reasons == {"rated no better than the median": 4}
@@ -108,10 +108,10 @@ def test_the_better_half_is_kept_and_the_rest_reported():
 
 
 def test_a_pool_lists_and_removes_what_was_generated_and_keeps_the_originals():
-    made = synthesise(Author([f" text {n}\nKind: good" for n in range(5)]), TEMPLATE, REAL, count=5, ratings=0)
+    made = synthesize(Author([f" text {n}\nKind: good" for n in range(5)]), TEMPLATE, REAL, count=5, ratings=0)
     pool = Pool.of(REAL)
-    assert add_generated(pool, made).added == 5
-    assert add_generated(pool, made).added == 0
+    assert add_to_pool(pool, made).added == 5
+    assert add_to_pool(pool, made).added == 0
     view = pool.view(where={"generated": "synthesise"})
     assert view.examples == made.examples
     assert generated(pool) == [*made.examples]
@@ -122,6 +122,6 @@ def test_a_pool_lists_and_removes_what_was_generated_and_keeps_the_originals():
 
 def test_without_real_examples_or_with_settings_out_of_range_it_is_refused():
     with pytest.raises(DataError, match="no real example"):
-        synthesise(FakeLM(), TEMPLATE, [])
+        synthesize(FakeLM(), TEMPLATE, [])
     with pytest.raises(UsageError, match="ratings 9"):
-        synthesise(FakeLM(), TEMPLATE, REAL, ratings=9)
+        synthesize(FakeLM(), TEMPLATE, REAL, ratings=9)

@@ -181,15 +181,15 @@ def test_nothing_is_held_out_unless_asked_and_then_by_seed(folder: Path) -> None
 
 
 def test_rows_that_are_held_out_have_no_twin_left_in_train() -> None:
-    from iclkit.datasets._task import hold_out
+    from iclkit.datasets._task import split_holdout
 
     located = [(str(i), Example(f"Row {i // 3}{'!' * (i % 3)}", "yes")) for i in range(60)]
-    rest, held = hold_out(located, 10, seed=0)
+    rest, held = split_holdout(located, 10, seed=0)
     assert 10 <= len(held) <= 12
     assert len(rest) + len(held) == 60
     assert not {fold_text(e.text) for _, e in rest} & {fold_text(e.text) for _, e in held}
     with pytest.raises(DataError, match="cannot hold out 60 of 60 train rows"):
-        hold_out(located, 60, seed=0)
+        split_holdout(located, 60, seed=0)
 
 
 def test_a_single_file_is_a_task_once_rows_are_held_out(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError, RunError
-from iclkit.eval._store import CHUNK, RunFolder, chunks, load_run, load_runs
+from iclkit.eval._runs import CHUNK, RunWriter, batches, load_run, load_runs
 from iclkit.records import Dropped, Row, Run
 
 from .worlds import run_spec
@@ -27,13 +27,13 @@ ROWS = [row(n) for n in range(200)]
 
 @given(st.integers(0, 1000))
 def test_chunks_tile_the_queries_and_none_is_tiny(total):
-    parts = chunks(total)
+    parts = batches(total)
     assert [i for p in parts for i in p] == list(range(total))
     assert all(len(p) >= min(total, CHUNK / 2) for p in parts)
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         folder.append(ROWS[:64])
         folder.append(ROWS[64:128])
         folder.append(ROWS[128:])
@@ -49,13 +49,13 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 @given(st.integers(0, 10_000_000))
 def test_a_file_cut_at_any_byte_opens_with_whole_chunks_only(tmp_path_factory, cut):
     out = tmp_path_factory.mktemp("runs")
-    with RunFolder.opened(out, SPEC, 200) as folder:
+    with RunWriter.opened(out, SPEC, 200) as folder:
         folder.append(ROWS)
         folder.save(done=True)
     file = out / Run(SPEC).id / "rows.jsonl"
     raw = file.read_bytes()
     file.write_bytes(raw[: cut % len(raw)])
-    with RunFolder.opened(out, SPEC, 200) as folder:
+    with RunWriter.opened(out, SPEC, 200) as folder:
         assert not folder.done
         assert len(folder.rows) in (0, 64, 128)
         assert folder.rows == ROWS[: len(folder.rows)]
@@ -64,16 +64,16 @@ def test_a_file_cut_at_any_byte_opens_with_whole_chunks_only(tmp_path_factory, c
 
 
 def test_a_finished_run_whose_rows_are_gone_is_not_finished(tmp_path):
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         folder.append(ROWS)
         folder.save(done=True)
     (tmp_path / Run(SPEC).id / "rows.jsonl").unlink()
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         assert (folder.done, folder.rows) == (False, [])
 
 
 def test_a_damaged_row_is_named_by_file_and_line(tmp_path):
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         folder.append(ROWS)
         folder.save(done=True)
     file = tmp_path / Run(SPEC).id / "rows.jsonl"
@@ -92,7 +92,7 @@ def test_a_damaged_state_says_what_to_do(tmp_path):
 
 
 def hold(out, held, let_go):
-    with RunFolder.opened(out, SPEC, 200):
+    with RunWriter.opened(out, SPEC, 200):
         held.set()
         let_go.wait(120)
 
@@ -103,18 +103,18 @@ def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
     other = context.Process(target=hold, args=(tmp_path, held, let_go))
     other.start()
     assert held.wait(120)
-    with pytest.raises(RunError, match="another process"), RunFolder.opened(tmp_path, SPEC, 200):
+    with pytest.raises(RunError, match="another process"), RunWriter.opened(tmp_path, SPEC, 200):
         pass
     other.kill()
     other.join()
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         assert folder.rows == []
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(RunError, match="cannot write runs"), RunFolder.opened(blocked, SPEC, 1):
+    with pytest.raises(RunError, match="cannot write runs"), RunWriter.opened(blocked, SPEC, 1):
         pass
 
 
@@ -126,10 +126,10 @@ def test_a_folder_without_runs_says_how_to_make_some(tmp_path, name):
 
 
 def test_texts_hold_queries_and_shown_examples(tmp_path):
-    from iclkit.eval._store import load_texts
+    from iclkit.eval._runs import load_texts
     from iclkit.records import Example, Query
 
-    with RunFolder.opened(tmp_path, SPEC, 0) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 0) as folder:
         folder.save(done=True, texts=[Query("wie?", id="q"), Example({"a": "x"}, "y", id="e")])
     texts = load_texts(tmp_path / Run(SPEC).id)
     assert texts["q"]["input"] == "wie?"
@@ -138,7 +138,7 @@ def test_texts_hold_queries_and_shown_examples(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_with_what_was_finished_kept(tmp_path, monkeypatch):
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         folder.append(ROWS[:64])
 
         def full(descriptor):
@@ -148,5 +148,5 @@ def test_a_full_disk_stops_the_run_with_what_was_finished_kept(tmp_path, monkeyp
         with pytest.raises(RunError, match=r"No space left .* kept"):
             folder.append(ROWS[64:128])
     monkeypatch.undo()
-    with RunFolder.opened(tmp_path, SPEC, 200) as folder:
+    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
         assert folder.rows in (ROWS[:64], ROWS[:128])

@@ -20,11 +20,11 @@ from iclkit.errors import RunError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache, cache_key, pack_score, unpack_score
 from iclkit.lm._cached import CachedLM, generation_key, score_key, score_text_key
-from iclkit.lm._tokens import Pair
+from iclkit.lm._tokens import TokenPair
 
 ids = st.lists(st.integers(0, 2**31), min_size=2, max_size=6).map(tuple)
 prints = st.sampled_from(["a", "ab", "a|b", "a|bf16", ""])
-score_asks = st.tuples(prints, ids, st.integers(1, 5)).map(lambda t: (t[0], Pair(t[1], min(t[2], len(t[1]) - 1))))
+score_asks = st.tuples(prints, ids, st.integers(1, 5)).map(lambda t: (t[0], TokenPair(t[1], min(t[2], len(t[1]) - 1))))
 short = st.text(alphabet='a"\\,[] \n', max_size=3)
 generate_asks = st.tuples(
     prints,

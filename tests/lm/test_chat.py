@@ -7,7 +7,7 @@ import pytest
 
 from iclkit.errors import ModelError, UsageError
 from iclkit.lm import ScoreRequest, load_lm
-from iclkit.lm._tokens import TextCodec, without_system
+from iclkit.lm._tokens import PromptTokenizer, without_system
 from iclkit.records import Message
 
 from .broken import copy as copy_folder
@@ -41,7 +41,7 @@ trained = functools.cache(train_tokenizer)  # a second training of a unigram tok
 def codec(template, kind="bpe", bos=False):
     tokenizer = copy.deepcopy(trained(kind, bos))
     tokenizer.chat_template = template
-    return TextCodec(tokenizer)
+    return PromptTokenizer(tokenizer)
 
 
 @pytest.fixture(params=[("bpe", False), ("bpe", True), ("unigram", True)], ids=str)

@@ -5,7 +5,7 @@ import torch
 
 from iclkit.errors import RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
-from iclkit.lm._lean import LeanLM
+from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
 
 CONTEXTS = ["the quick brown", "Review: the plot is thin . Sentiment:", "what is", "a joy to remember and a"]
@@ -38,19 +38,19 @@ def test_greedy_batches_equal_the_plain_loop(lm):
 @pytest.mark.parametrize("batch_tokens", [8, 24, 2048])
 def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, rows_attention):
     lm = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu", batch_tokens=batch_tokens)
-    lm.lean = LeanLM(lm.module, rows_attention=rows_attention)
+    lm.lean = PackedLlama(lm.module, rows_attention=rows_attention)
     shared = " ".join(CONTEXTS[:2])
     asks = [GenerateRequest(shared + end, n) for end in ("", *(f" {c}" for c in CONTEXTS)) for n in (1, 3, 40)]
     asks.append(asks[4])
     got = lm.generate(asks)
     assert [g.text for g in got] == [plain_greedy(lm, a.context, a.max_tokens) for a in asks]
     if batch_tokens == 2048:
-        assert lm.spent.tokens_computed < 0.6 * sum(map(len, lm.prompt_ids(asks))) + sum(g.tokens for g in got)
+        assert lm.spent.tokens_computed < 0.6 * sum(map(len, lm.encode_prompts(asks))) + sum(g.tokens for g in got)
 
 
 def test_the_lean_pass_writes_what_the_module_does(lm):
     asks = [GenerateRequest(c, 12) for c in CONTEXTS]
-    prompts = lm.prompt_ids(asks)
+    prompts = lm.encode_prompts(asks)
     assert lm._generate(prompts, asks) == lm._generate_by_module(prompts, asks)
 
 

@@ -13,10 +13,10 @@ from iclkit.errors import ModelError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache, NoCache, pack_score
 from iclkit.lm._cached import CachedLM, generation_key, score_key, score_text_key
+from iclkit.lm._decode import Decoder
 from iclkit.lm._load import load_torch
 from iclkit.lm._verified import VerifiedLM
 from iclkit.lm._vllm import VLLM
-from iclkit.lm._write import Writer
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, 3.0, 0.01]
 
@@ -90,7 +90,7 @@ def test_a_model_that_breaks_while_it_works_stores_nothing_wrong(tiny_folder, tm
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_no_token_is_written_from_logits_that_are_no_numbers(value, temperature):
-    writer = Writer(None, (1, 2), GenerateRequest("", 4, temperature=temperature), ())
+    writer = Decoder(None, (1, 2), GenerateRequest("", 4, temperature=temperature), ())
     logits = np.zeros(9, np.float32)
     logits[5] = value
     with pytest.raises(ModelError, match="NaN or infinite logits"):

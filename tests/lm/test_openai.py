@@ -16,9 +16,9 @@ from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import CachedLM
-from iclkit.lm._http import Client, HttpConfig, HttpError, Refused, _retry_after
+from iclkit.lm._http import Client, HttpConfig, HttpError, RequestRejected, _retry_after
 from iclkit.lm._openai import OpenAILM, open_openai
-from iclkit.lm._wire import Whole, estimate_tokens, likeness
+from iclkit.lm._openai_parse import ServerPrompt, estimate_tokens, label_similarity
 from iclkit.records import Message
 
 from .openai_server import ToyServer, continued, distribution, tokenize, truth
@@ -159,15 +159,15 @@ def test_a_server_without_probabilities_ranks_labels_by_its_answer_and_says_so(s
 
 
 def test_a_rank_does_not_depend_on_the_other_labels_and_orders_as_documented():
-    begins = likeness(" Positive, I think", "positive")
-    longer = likeness("very good indeed", "very good")
-    mentions = likeness("The answer is positive.", "positive")
+    begins = label_similarity(" Positive, I think", "positive")
+    longer = label_similarity("very good indeed", "very good")
+    mentions = label_similarity("The answer is positive.", "positive")
     assert -1 < begins < 0
-    assert likeness("very good indeed", "very") < longer
+    assert label_similarity("very good indeed", "very") < longer
     assert -11 < mentions < -10 + 1e-9
-    assert likeness("positively", "positive") < -50
-    assert -100 <= likeness("xyz", "positive") < likeness("positve", "positive") < mentions
-    assert likeness("", "") == pytest.approx(-100 + 50)
+    assert label_similarity("positively", "positive") < -50
+    assert -100 <= label_similarity("xyz", "positive") < label_similarity("positve", "positive") < mentions
+    assert label_similarity("", "") == pytest.approx(-100 + 50)
 
 
 def test_generation_is_cut_at_the_first_of_any_number_of_stop_strings(start: Start):
@@ -318,7 +318,7 @@ def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: St
     finished: list[int] = []
     server.trouble = [None, None, 500, 401]  # one worker waits 10 s or more before its next try, the other is refused
     begun = time.monotonic()
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         lm.score(requests, lambda done: finished.extend(i for i, _ in done))
     assert time.monotonic() - begun < 5
     assert len(finished) == len({*finished}) == 2  # which two came first is chance
@@ -331,7 +331,7 @@ def test_a_run_that_died_repeats_no_finished_request(start: Start, tmp_path):
     server.trouble = []
     lm = CachedLM(opened(server, concurrency=1), cache)
     server.trouble = [None] * 6 + [401]
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRejected):
         lm.score(requests)
     again = CachedLM(opened(server, concurrency=1), cache)
     server.asked.clear()
@@ -465,10 +465,10 @@ def test_chats_that_nobody_can_render_say_what_to_change(start: Start):
 
 
 def test_tokens_that_do_not_spell_the_prompt_are_not_guessed_at():
-    assert Whole("a bc", None, b" bc").start([b"a", b" b", b"c"]) == 1
-    assert Whole("a bc", None, b" bc").start([b"<s>", b"a b", b"c"]) == 1
+    assert ServerPrompt("a bc", None, b" bc").start([b"a", b" b", b"c"]) == 1
+    assert ServerPrompt("a bc", None, b" bc").start([b"<s>", b"a b", b"c"]) == 1
     with pytest.raises(ModelError, match="do not spell the prompt"):
-        Whole("a bc", None, b" bc").start([b"a", b"_b", b"c"])
+        ServerPrompt("a bc", None, b" bc").start([b"a", b"_b", b"c"])
 
 
 def test_the_client_refuses_settings_that_cannot_be():

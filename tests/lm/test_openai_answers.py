@@ -10,7 +10,7 @@ import pytest
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._adapt import CHANGES, adapted, change_for, without_system
 from iclkit.lm._openai import OpenAILM, open_openai
-from iclkit.lm._wire import likeness, split_thought, unfenced
+from iclkit.lm._openai_parse import label_similarity, split_thought, unfenced
 from iclkit.records import Message
 
 from .openai_server import ScriptedServer
@@ -195,8 +195,8 @@ def test_an_answer_that_names_a_label_ranks_it_first(serve: Serve, text):
 
 
 def test_a_label_that_is_barely_like_the_answer_is_not_named_by_it():
-    assert likeness("select a from t", "late") == likeness("", "late") == -100
-    assert likeness("positve", "positive") > -60
+    assert label_similarity("select a from t", "late") == label_similarity("", "late") == -100
+    assert label_similarity("positve", "positive") > -60
 
 
 # -- code fences -------------------------------------------------------------------------------------------------------

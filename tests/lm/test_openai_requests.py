@@ -11,7 +11,7 @@ from iclkit.errors import ModelError, RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import CachedLM
-from iclkit.lm._http import Refused
+from iclkit.lm._http import RequestRejected
 from iclkit.lm._openai import OpenAILM, open_openai
 
 from .openai_server import ScriptedServer
@@ -136,7 +136,7 @@ def test_trouble_that_every_prompt_meets_ends_the_run_with_one_line(serve: Serve
     lm.generate([GenerateRequest("a", 5)])
     state["on"] = True
     # the first refusal may be its prompt's fault where such a request was answered just before; the second is not
-    with pytest.raises(Refused, match=words) as caught:
+    with pytest.raises(RequestRejected, match=words) as caught:
         lm.generate([GenerateRequest(f"t{n}", 5) for n in range(20)])
     assert not isinstance(caught.value, RequestError)
     assert sum("t" in str(body) for _, body, _ in server.asked) < 20
@@ -147,7 +147,7 @@ def test_a_parameter_that_no_prompt_may_have_ends_the_run(serve: Serve):
         return refusal(400, "max_tokens is too large: 9000") if body["max_tokens"] > 4096 else chat("yes")
 
     lm = opened(serve(chats(answer)))
-    with pytest.raises(Refused, match="max_tokens is too large"):
+    with pytest.raises(RequestRejected, match="max_tokens is too large"):
         lm.generate([GenerateRequest(f"t{n}", 9000) for n in range(3)])
 
 

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.lm._plan import PASS_OVERHEAD, common_length, lay_out, make_plan
-from iclkit.lm._tokens import Pair
+from iclkit.lm._plan import PASS_OVERHEAD, build_layout, common_length, make_plan
+from iclkit.lm._tokens import TokenPair
 
 
 @st.composite
@@ -13,13 +13,13 @@ def pair_lists(draw):
     pairs = []
     for _ in range(draw(st.integers(1, 14))):
         ids = draw(st.lists(st.integers(0, alphabet), min_size=2, max_size=40))
-        pairs.append(Pair(tuple(ids), draw(st.integers(1, len(ids) - 1))))
+        pairs.append(TokenPair(tuple(ids), draw(st.integers(1, len(ids) - 1))))
     return pairs
 
 
 def check_layout(pairs, depth):
     """Walk from each read up to its root: the path must be the unit's own tokens."""
-    layout = lay_out(pairs, depth)
+    layout = build_layout(pairs, depth)
     expected = {(u, i) for u, p in enumerate(pairs) for i in range(p.n_context, len(p.ids))}
     for row, token, unit in zip(layout.read_row, layout.read_token, layout.read_unit, strict=True):
         at = layout.rows[row]
@@ -79,7 +79,7 @@ def test_what_is_known_leaves_the_other_batches_as_they_were(pairs, budget, data
 
 
 def test_the_plan_does_not_depend_on_the_order_of_requests():
-    pairs = [Pair((1, 2, 3, t, t + 1), 4) for t in range(40)]
+    pairs = [TokenPair((1, 2, 3, t, t + 1), 4) for t in range(40)]
     batches = [
         {frozenset(p.units[u].ids for u in b.units) for b in p.batches}
         for p in (make_plan(pairs, 20), make_plan(pairs[::-1], 20))
@@ -89,7 +89,7 @@ def test_the_plan_does_not_depend_on_the_order_of_requests():
 
 def test_a_long_prefix_of_many_sequences_is_computed_once_and_kept():
     prefix = tuple(range(100, 400))
-    pairs = [Pair((*prefix, *([q] * 30), 1), 330) for q in range(50)]
+    pairs = [TokenPair((*prefix, *([q] * 30), 1), 330) for q in range(50)]
     plan = make_plan(pairs, 512)
     assert len(plan.prefixes) == 1
     assert plan.prefixes[0].ids == prefix
@@ -99,14 +99,14 @@ def test_a_long_prefix_of_many_sequences_is_computed_once_and_kept():
 
 def test_labels_of_one_prompt_cost_one_pass_over_it():
     prompt = tuple(range(200))
-    pairs = [Pair((*prompt, label), 200) for label in (5, 6, 7)] * 2
+    pairs = [TokenPair((*prompt, label), 200) for label in (5, 6, 7)] * 2
     plan = make_plan(pairs, 512)
     assert (plan.calls, plan.tokens_asked, plan.tokens_computed) == (3, 6 * 201, 200)
 
 
 def test_a_growing_context_does_not_exhaust_the_stack():
     ids = tuple(i % 7 for i in range(3000))
-    pairs = [Pair((*ids[:n], 9), n) for n in range(1, 3000, 2)]
+    pairs = [TokenPair((*ids[:n], 9), n) for n in range(1, 3000, 2)]
     plan = make_plan(pairs, 64)
     assert plan.calls == 1500
 
@@ -120,14 +120,14 @@ def test_common_length_counts_equal_leading_tokens(a, b):
 
 def test_a_prefix_nearly_as_long_as_a_batch_is_computed_once():
     prefix = tuple(range(100, 1000))
-    pairs = [Pair((*prefix, *([q] * 30), 1), 930) for q in range(20)]
+    pairs = [TokenPair((*prefix, *([q] * 30), 1), 930) for q in range(20)]
     assert make_plan(pairs, 1000).tokens_computed == 900 + 20 * 30
 
 
 @settings(max_examples=100, deadline=None)
 @given(size=st.integers(1, 300), labels=st.integers(1, 8), budget=st.integers(1, 200), queries=st.integers(1, 3))
 def test_a_prompt_is_computed_once_for_all_its_labels_however_long_it_is(size, labels, budget, queries):
-    pairs = [Pair((q, *range(10, 9 + size), 400 + label), size) for q in range(queries) for label in range(labels)]
+    pairs = [TokenPair((q, *range(10, 9 + size), 400 + label), size) for q in range(queries) for label in range(labels)]
     assert make_plan(pairs, budget).tokens_computed == queries * size
 
 
@@ -136,6 +136,6 @@ def test_a_prompt_is_computed_once_for_all_its_labels_however_long_it_is(size, l
 def test_labels_of_several_tokens_never_repeat_a_long_prompt(size, budget, lengths):
     labels = [tuple(400 + 10 * n + i for i in range(length)) for n, length in enumerate(lengths)]
     prompt = tuple(range(2 * PASS_OVERHEAD + size))
-    pairs = [Pair((*prompt, *label), len(prompt)) for label in labels]
+    pairs = [TokenPair((*prompt, *label), len(prompt)) for label in labels]
     # a prefix is repeated only where keeping it would cost more than a pass of its own
     assert make_plan(pairs, budget).tokens_computed < 2 * len(prompt) + sum(lengths)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.lm import LM, ScoreRequest, load_lm
 from iclkit.lm._load import load_torch
-from iclkit.lm._tokens import Pair
+from iclkit.lm._tokens import TokenPair
 
 ARCHITECTURES = {
     "llama": ("llama", {}),
@@ -50,12 +50,12 @@ def branching_pairs(seed=0, n=24, vocabulary=100):
         ids = (*stem[: r.choice([0, 7, 50, 170, 200])], *own)
         for _ in range(r.randint(1, 3)):
             tail = tuple(r.randrange(3, vocabulary) for _ in range(r.randint(1, 4)))
-            pairs.append(Pair((*ids, *tail), len(ids)))
+            pairs.append(TokenPair((*ids, *tail), len(ids)))
     return pairs
 
 
 def scores_of(lm, pairs):
-    found = dict(lm.score_pairs(pairs))
+    found = dict(lm.score_encoded(pairs))
     return [found[i].logprob for i in range(len(pairs))]
 
 
@@ -66,7 +66,7 @@ def test_the_lean_forward_equals_the_naive_reference(arch, tiny_folder, naive):
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
     assert lm.lean is not None, "this architecture must take the lean path"
     pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
-    assert lm.plan_pairs(pairs).prefixes, "the case must have a kept prefix"
+    assert lm.plan_encoded(pairs).prefixes, "the case must have a kept prefix"
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
@@ -81,11 +81,11 @@ def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, 
 
 
 def test_attention_by_rows_as_on_a_gpu_equals_the_reference(tiny_folder, naive):
-    from iclkit.lm._lean import LeanLM
+    from iclkit.lm._llama import PackedLlama
 
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    lm.lean = LeanLM(lm.module, rows_attention=True)
+    lm.lean = PackedLlama(lm.module, rows_attention=True)
     pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
@@ -169,7 +169,7 @@ def test_one_sequence_too_large_for_memory_is_one_clear_error(tiny_folder, monke
 
     monkeypatch.setattr(type(lm.lean), "forward", never)
     with pytest.raises(RequestError, match="out of memory on one sequence of 3 tokens") as caught:
-        scores_of(lm, [Pair((5, 6, 7), 1)])
+        scores_of(lm, [TokenPair((5, 6, 7), 1)])
     assert caught.value.index == 0
 
 

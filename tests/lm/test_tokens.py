@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import RequestError, UsageError
-from iclkit.lm._tokens import TextCodec
+from iclkit.lm._tokens import PromptTokenizer
 from iclkit.records import Message
 
 from .conftest import train_tokenizer
@@ -15,7 +15,7 @@ KINDS = [("bpe", False), ("bpe", True), ("unigram", False), ("unigram", True)]
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda k: f"{k[0]}{'-bos' if k[1] else ''}")
 def codec(request):
-    return TextCodec(train_tokenizer(*request.param))
+    return PromptTokenizer(train_tokenizer(*request.param))
 
 
 def test_ids_of_a_pair_are_the_joint_tokenisation(codec):
@@ -87,7 +87,7 @@ def test_every_pair_is_whole_and_splits_inside(codec, context, continuation):
 def test_smollm2_labels_are_single_tokens_after_the_prompt(smollm2_path):
     from transformers import AutoTokenizer
 
-    codec = TextCodec(AutoTokenizer.from_pretrained(smollm2_path))
+    codec = PromptTokenizer(AutoTokenizer.from_pretrained(smollm2_path))
     pairs = codec.pairs([("Review: fine\nSentiment:", label) for label in (" positive", " negative", " abbreviation")])
     assert [len(p.ids) - p.n_context for p in pairs[:2]] == [1, 1]
     assert len({p.ids[: p.n_context] for p in pairs}) == 1

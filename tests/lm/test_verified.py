@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.lm import GenerateRequest, Score, ScoreRequest, Spent, load_lm
-from iclkit.lm._verified import SAFETY, VerifiedLM, contenders, gap_errors, group_indices
+from iclkit.lm import GenerateRequest, Score, ScoreRequest, Usage, load_lm
+from iclkit.lm._verified import DEVIATIONS, VerifiedLM, close_candidates, group_indices, margin_errors
 
 
 class TableLM:
@@ -17,7 +17,7 @@ class TableLM:
     name, fingerprint, context_size = "table", "table", 10_000
 
     def __init__(self, value):
-        self.value, self.asked, self.spent = value, [], Spent()
+        self.value, self.asked, self.spent = value, [], Usage()
 
     def count_tokens(self, text):
         return len(text.split())
@@ -96,15 +96,15 @@ def test_labels_are_verified_together_and_candidates_only_where_close():
     labels = [ScoreRequest("same", f" {i}") for i in range(3)]
     candidates = [ScoreRequest(f"{i}", " x", "q") for i in range(3)]
     fast = np.array([0.0, -0.1, -9.0])
-    assert contenders(fast, 0.5, np.arange(3), labels) == [0, 1, 2]
-    assert contenders(fast, 0.5, np.arange(3), candidates) == [0, 1]
-    assert contenders(fast, 0.05, np.arange(3), candidates) == []
+    assert close_candidates(fast, 0.5, np.arange(3), labels) == [0, 1, 2]
+    assert close_candidates(fast, 0.5, np.arange(3), candidates) == [0, 1]
+    assert close_candidates(fast, 0.05, np.arange(3), candidates) == []
     assert group_indices(labels) == group_indices(candidates) == [[0, 1, 2]]
 
 
 def test_gap_errors_are_differences_of_differences():
     fast, exact = np.array([1.0, 0.5, 7.0]), np.array([2.0, 1.0, np.nan])
-    assert gap_errors(fast, exact, [np.arange(3)]) == pytest.approx([0.5])
+    assert margin_errors(fast, exact, [np.arange(3)]) == pytest.approx([0.5])
 
 
 def test_the_mode_loads_by_name_and_has_its_own_fingerprint(tiny_folder, tmp_path):
@@ -122,4 +122,4 @@ def test_the_mode_loads_by_name_and_has_its_own_fingerprint(tiny_folder, tmp_pat
     assert lm.spent.requests == 2 * len(requests)
     ask = [GenerateRequest("the quick", 6), GenerateRequest("the quick", choices=(" fox", " dog"))]
     assert lm.generate(ask) == exact.generate(ask)
-    assert SAFETY * lm.deviation() > 0
+    assert DEVIATIONS * lm.deviation() > 0

@@ -18,7 +18,7 @@ from .test_score import branching_pairs, scores_of
 
 @pytest.fixture
 def pair_of_lms(tiny_folder, monkeypatch):
-    monkeypatch.setattr(_workers, "WORTH_STARTING", 0)
+    monkeypatch.setattr(_workers, "MIN_TOKENS_FOR_WORKERS", 0)
     settings = {"dtype": "bf16", "device": "cpu", "threads": 1, "batch_tokens": 64}
     alone = load_torch(str(tiny_folder()), **settings)
     many = load_torch(str(tiny_folder()), workers=2, **settings)
@@ -30,7 +30,7 @@ def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
     alone, many = pair_of_lms
     pairs = branching_pairs(n=60, vocabulary=alone.module.config.vocab_size)
     seen = []
-    found = dict(many.score_pairs(pairs, seen.extend))
+    found = dict(many.score_encoded(pairs, seen.extend))
     assert [found[i].logprob for i in range(len(pairs))] == scores_of(alone, pairs)
     assert dict(seen) == found
     assert many.workers, "the case must start a worker"
@@ -83,7 +83,7 @@ def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tiny_fold
     script.write_text(
         "import sys\n"
         "from iclkit.lm import ScoreRequest, _workers, load_lm\n"
-        "_workers.WORTH_STARTING = 0\n"
+        "_workers.MIN_TOKENS_FOR_WORKERS = 0\n"
         "print('started')\n"
         f"lm = load_lm({str(tiny_folder())!r}, device='cpu', workers=2, threads=1, batch_tokens=8, cache=False)\n"
         "scores = lm.score([ScoreRequest('the quick ' * n + 'the', ' quick') for n in range(9)])\n"

@@ -17,8 +17,17 @@ from hypothesis import strategies as st
 
 from iclkit import models
 from iclkit.errors import ModelError, UsageError
-from iclkit.pool import EmbedTemplate, Pool, Retriever, Side, encode_checked, load_embedder, load_reranker, split_spec
-from iclkit.pool._embedder import side_fingerprint
+from iclkit.pool import (
+    EmbeddingFormat,
+    Pool,
+    Retriever,
+    SideFormat,
+    encode_checked,
+    load_embedder,
+    load_reranker,
+    split_spec,
+)
+from iclkit.pool._embedder import vector_key
 from iclkit.pool._encoder import TextEmbedder
 from iclkit.pool._spec import SETTINGS, join_spec
 from iclkit.pool._torch import BLOCK, by_halves, out_of_memory, row_products
@@ -379,10 +388,10 @@ def test_prefixes_stand_in_front_of_their_side_and_are_part_of_the_fingerprint(
     assert same.name == embedder.name == f"{bare},query_prefix=what is red ,document_prefix=where is "
     assert load_embedder(same.name).fingerprint == same.fingerprint
     one = load_embedder(f"{bare},query_prefix=what is red ")
-    marks = {(e.fingerprint, side_fingerprint(e, "document")) for e in (plain, embedder, one)}
+    marks = {(e.fingerprint, vector_key(e, "document")) for e in (plain, embedder, one)}
     assert len(marks) == 3
     if kind != "whole":
-        assert side_fingerprint(plain, "document") != side_fingerprint(embedder, "document")
+        assert vector_key(plain, "document") != vector_key(embedder, "document")
 
 
 def make_st(bert: Path, folder: Path, **config: Any) -> Path:
@@ -452,7 +461,7 @@ def test_prefixes_that_can_have_no_place_are_refused(tiny_bert: Path, tiny_lm: P
     with pytest.raises(UsageError, match="prompteol writes a prompt of its own; prefixes go with mean, weighted, last"):
         load_embedder(f"prompteol:{tiny_lm},query_prefix=x")
     with pytest.raises(UsageError, match="give it, or the prefixes, not both"):
-        load_embedder(str(tiny_bert), template=EmbedTemplate(Side("a")), query_prefix="b")
+        load_embedder(str(tiny_bert), template=EmbeddingFormat(SideFormat("a")), query_prefix="b")
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "trained"))
     (folder / "iclkit.json").write_text('{"format": 1, "rendering": {"instruct": ["query"]}, "tasks": []}')
     with pytest.raises(UsageError, match="writes texts as its training did; it takes no prefixes"):
@@ -469,5 +478,5 @@ def test_shown_examples_pass_settings_on(tiny_bert: Path, tmp_path: Path) -> Non
     plain, fast = load_embedder(spec), load_embedder(f"{spec},dtype=bf16,document_prefix=what ")
     assert fast.name == f"{spec},dtype=bf16,document_prefix=what "
     inner = load_embedder(f"{tiny_bert},dtype=bf16,document_prefix=what ")
-    assert side_fingerprint(fast, "document") == side_fingerprint(inner, "document")
+    assert vector_key(fast, "document") == vector_key(inner, "document")
     assert fast.fingerprint != plain.fingerprint

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError, ModelError, UsageError
-from iclkit.pool import EmbedTemplate, Pool, Side, bge_icl, load_embedder, prompt_eol, rare
-from iclkit.pool._embedder import side_fingerprint
-from iclkit.pool._encoder import Backbone, TextEmbedder, pool_states
+from iclkit.pool import EmbeddingFormat, Pool, SideFormat, bge_icl, load_embedder, prompt_eol, rare
+from iclkit.pool._embedder import vector_key
+from iclkit.pool._encoder import EncoderBackbone, TextEmbedder, pool_hidden_states
 from iclkit.pool._template import prepare_text
 from iclkit.records import Example
 
@@ -33,7 +33,7 @@ TEXTS = [
 PAIRS = (("where is the cat", "on the mat"), ("what is blue", "the mat"), ("who sat", "the cat"))
 
 
-def lm(folder: Path, template: EmbedTemplate, **options) -> TextEmbedder:
+def lm(folder: Path, template: EmbeddingFormat, **options) -> TextEmbedder:
     embedder = load_embedder(f"lm:{folder}", dtype="fp32", template=template)
     assert isinstance(embedder, TextEmbedder)
     if options:
@@ -114,13 +114,13 @@ def test_a_plain_encoder_is_mean_pooled_and_other_kinds_are_run_whole(tiny_bert:
 
 
 ALL = {
-    "mean": EmbedTemplate(),
-    "weighted": EmbedTemplate(pooling=("weighted",)),
+    "mean": EmbeddingFormat(),
+    "weighted": EmbeddingFormat(pooling=("weighted",)),
     "eol": prompt_eol(),
     "eol with a demonstration": prompt_eol(("the cat sat", "cat")),
     "bge": bge_icl("find the mat", PAIRS),
     "rare": rare("find the mat", PAIRS),
-    "text only": EmbedTemplate(Side("query: ", " response"), Side(), text_only=True),
+    "text only": EmbeddingFormat(SideFormat("query: ", " response"), SideFormat(), text_only=True),
 }
 
 
@@ -156,7 +156,9 @@ def test_bf16_is_near_fp32(minilm_path: Path) -> None:
 
 
 def test_examples_of_none_equal_the_plain_encoder(tiny_lm: Path) -> None:
-    plain = EmbedTemplate(Side("<instruct>t\n<query>", "\n<response>"), Side(), ("last",), max_text_tokens=512)
+    plain = EmbeddingFormat(
+        SideFormat("<instruct>t\n<query>", "\n<response>"), SideFormat(), ("last",), max_text_tokens=512
+    )
     np.testing.assert_array_equal(
         lm(tiny_lm, bge_icl("t")).encode_queries(TEXTS), lm(tiny_lm, plain).encode_queries(TEXTS)
     )
@@ -178,10 +180,10 @@ def test_examples_change_queries_only_and_so_do_fingerprints(tiny_lm: Path) -> N
 
 
 def test_what_determines_vectors_is_in_the_fingerprint(tiny_lm: Path, tmp_path: Path) -> None:
-    base = EmbedTemplate(Side("a ", " b"), Side("c "), ("mean",))
+    base = EmbeddingFormat(SideFormat("a ", " b"), SideFormat("c "), ("mean",))
     changes = [
-        {"query": Side("a ", " c")},
-        {"query": Side("A ", " b")},
+        {"query": SideFormat("a ", " c")},
+        {"query": SideFormat("A ", " b")},
         {"pooling": ("last",)},
         {"max_tokens": 64},
         {"max_text_tokens": 20},
@@ -226,7 +228,7 @@ FIXED: dict[str, TextEmbedder] = {}
 @pytest.fixture(autouse=True)
 def fixed(tiny_lm: Path) -> None:
     if not FIXED:
-        FIXED["tiny"] = lm(tiny_lm, EmbedTemplate())
+        FIXED["tiny"] = lm(tiny_lm, EmbeddingFormat())
 
 
 def test_examples_that_do_not_fit_give_way_from_the_far_end(tiny_lm: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -240,7 +242,7 @@ def test_examples_that_do_not_fit_give_way_from_the_far_end(tiny_lm: Path, caplo
     assert PAIRS[0][0] not in text
     assert "one fewer is shown" in caplog.text
     with pytest.raises(UsageError, match="the template alone takes"):
-        lm(tiny_lm, EmbedTemplate(Side("word " * 60), Side(), max_tokens=40)).encode_queries(["x"])
+        lm(tiny_lm, EmbeddingFormat(SideFormat("word " * 60), SideFormat(), max_tokens=40)).encode_queries(["x"])
 
 
 @pytest.mark.parametrize("name", ["bge", "eol with a demonstration"])
@@ -331,16 +333,16 @@ def test_pooling_ignores_pads_on_either_side(n: int, t: int, left: int, right: i
     padded = torch.nn.functional.pad(states, (0, 0, left, right), value=99.0)
     mask = torch.nn.functional.pad(torch.ones(n, t, dtype=torch.bool), (left, right), value=False)
     for how in ("mean", "last", "cls", "weighted", "max", "sqrt"):
-        plain = pool_states(states, torch.ones(n, t, dtype=torch.bool), (how,))
-        torch.testing.assert_close(pool_states(padded, mask, (how,)), plain)
+        plain = pool_hidden_states(states, torch.ones(n, t, dtype=torch.bool), (how,))
+        torch.testing.assert_close(pool_hidden_states(padded, mask, (how,)), plain)
     weights = np.arange(1, t + 1) / np.arange(1, t + 1).sum()  # 1/3, 2/3 for two tokens; 1 for one
     expected = (states.numpy() * weights[None, :, None]).sum(1)
-    np.testing.assert_allclose(pool_states(padded, mask, ("weighted",)).numpy(), expected, atol=1e-5)
-    np.testing.assert_allclose(pool_states(padded, mask, ("mean", "last")).numpy()[:, 3:], states[:, -1].numpy())
+    np.testing.assert_allclose(pool_hidden_states(padded, mask, ("weighted",)).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(pool_hidden_states(padded, mask, ("mean", "last")).numpy()[:, 3:], states[:, -1].numpy())
 
 
 def test_equal_texts_are_encoded_once_and_progress_is_told(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder, told, seen = lm(tiny_lm, EmbedTemplate()), [], []
+    embedder, told, seen = lm(tiny_lm, EmbeddingFormat()), [], []
     forward = embedder._forward
     monkeypatch.setattr(embedder, "_forward", lambda plans, *how: seen.append(len(plans)) or forward(plans, *how))
     embedder.encode_documents(["a", "b b", "a", "a"], lambda done, total: told.append((done, total)))
@@ -374,8 +376,8 @@ def test_bad_embedders_are_one_clear_line(tiny_lm: Path, tmp_path: Path) -> None
 def test_special_tokens_are_found_by_looking(tiny_bert: Path, tiny_lm: Path) -> None:
     import torch
 
-    assert (lambda b: (b.bos, b.eos))(Backbone.load(tiny_bert, torch.float32, torch.device("cpu"))) == ([2], [3])
-    assert (lambda b: (b.bos, b.eos))(Backbone.load(tiny_lm, torch.float32, torch.device("cpu"))) == ([], [])
+    assert (lambda b: (b.bos, b.eos))(EncoderBackbone.load(tiny_bert, torch.float32, torch.device("cpu"))) == ([2], [3])
+    assert (lambda b: (b.bos, b.eos))(EncoderBackbone.load(tiny_lm, torch.float32, torch.device("cpu"))) == ([], [])
 
 
 def test_token_vectors_are_unit_rows_without_special_tokens_and_independent_of_the_batch(
@@ -463,7 +465,7 @@ def test_examples_from_a_file_stand_in_front_of_queries_alone(tiny_bert: Path, t
     for base in (str(tiny_bert), f"mean:{tiny_lm}"):
         plain, shown = load_embedder(base, dtype="fp32"), load_embedder(f"icl:{base}@{file}", dtype="fp32")
         np.testing.assert_array_equal(shown.encode_documents(TEXTS), plain.encode_documents(TEXTS))
-        assert side_fingerprint(shown, "document") == side_fingerprint(plain, "document")
+        assert vector_key(shown, "document") == vector_key(plain, "document")
         assert shown.fingerprint != plain.fingerprint
         front = "".join(f"{a}\n{b}\n\n" for a, b in PAIRS)
         assert np.abs(shown.encode_queries(["the cat"]) - plain.encode_queries(["the cat"])).max() > 1e-3

@@ -16,7 +16,7 @@ from iclkit.errors import ModelError
 from iclkit.pool import load_embedder, load_reranker
 from iclkit.pool._encoder import TextEmbedder
 from iclkit.pool._folder import folder_hash, read_modules
-from iclkit.pool._whole import WholeModel
+from iclkit.pool._whole import SentenceTransformerEmbedder
 
 EVIL = "import pathlib\npathlib.Path({ran!r}).touch()\nclass Evil:\n    load = staticmethod(lambda *a, **k: None)\n"
 
@@ -116,7 +116,7 @@ def test_a_module_of_another_kind_is_refused_before_anything_is_run(
 
 
 def test_a_module_inside_a_router_is_looked_at_too(towers: Path, tmp_path: Path) -> None:
-    assert isinstance(load_embedder(str(towers)), WholeModel)
+    assert isinstance(load_embedder(str(towers)), SentenceTransformerEmbedder)
     (towers / "evil.py").write_text(EVIL.format(ran=str(tmp_path / "ran")))
     config = towers / "router_config.json"
     before = config.read_text()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iclkit.errors import DataError
 from iclkit.pool import Pool
-from iclkit.pool._index import MANY, VectorIndex
+from iclkit.pool._index import MAX_OVERFETCH, FlatIndex
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
 
@@ -43,7 +43,7 @@ def test_search_agrees_with_sorting_all_scores(n: int, q: int, k: int, seed: int
     vectors = directions[rng.integers(0, len(directions), n)].reshape(n, 5)
     queries = unit(rng.standard_normal((q, 5))).reshape(q, 5)
     allowed = None if masked is None else [rng.random(n) >= masked for _ in range(q)]
-    found = VectorIndex.of(vectors).search(queries, k, allowed)
+    found = FlatIndex.of(vectors).search(queries, k, allowed)
     assert len(found) == q
     for i, (rows, scores) in enumerate(found):
         expected_rows, expected_scores = naive(vectors, queries[i], k, None if allowed is None else allowed[i])
@@ -51,7 +51,7 @@ def test_search_agrees_with_sorting_all_scores(n: int, q: int, k: int, seed: int
         np.testing.assert_array_equal(scores, np.float32(expected_scores))
 
 
-@pytest.mark.parametrize("excluded", [0, 1, MANY, MANY + 1, 1990, 1999, 2000])
+@pytest.mark.parametrize("excluded", [0, 1, MAX_OVERFETCH, MAX_OVERFETCH + 1, 1990, 1999, 2000])
 def test_any_number_of_excluded_rows_is_honoured(excluded: int) -> None:
     rng = np.random.default_rng(excluded)
     vectors, queries = unit(rng.standard_normal((2000, 16))), unit(rng.standard_normal((5, 16)))
@@ -60,13 +60,13 @@ def test_any_number_of_excluded_rows_is_honoured(excluded: int) -> None:
         mask = np.ones(2000, dtype=np.bool_)
         mask[np.argsort(-(vectors @ query))[:excluded]] = False
         masks.append(mask)
-    for query, mask, (rows, _) in zip(queries, masks, VectorIndex.of(vectors).search(queries, 10, masks), strict=True):
+    for query, mask, (rows, _) in zip(queries, masks, FlatIndex.of(vectors).search(queries, 10, masks), strict=True):
         assert rows.tolist() == naive(vectors, query, 10, mask)[0]
 
 
 def test_a_thousand_ties_go_to_the_lower_rows() -> None:
     vectors = np.repeat(unit(np.array([[1.0, 0, 0], [0, 1, 0]])), 1000, axis=0)
-    ((rows, scores),) = VectorIndex.of(vectors).search(unit(np.array([[0.0, 1, 0]])), 7, None)
+    ((rows, scores),) = FlatIndex.of(vectors).search(unit(np.array([[0.0, 1, 0]])), 7, None)
     assert rows.tolist() == list(range(1000, 1007))
     assert scores.tolist() == [1.0] * 7
 
@@ -74,7 +74,7 @@ def test_a_thousand_ties_go_to_the_lower_rows() -> None:
 def test_a_batch_gives_bit_for_bit_what_single_queries_give() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng.standard_normal((3000, 384))), unit(rng.standard_normal((100, 384)))
-    index = VectorIndex.of(vectors)
+    index = FlatIndex.of(vectors)
     together = index.search(queries, 8, None)
     for n, (rows, scores) in enumerate(together):
         ((alone, score),) = index.search(queries[n : n + 1], 8, None)
@@ -212,7 +212,7 @@ def test_an_index_that_cannot_be_written_is_no_obstacle(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(VectorIndex, "save", full)
+    monkeypatch.setattr(FlatIndex, "save", full)
     with Pool.open(tmp_path / "p.db") as pool:
         pool.add([Example("a", "x")])
         assert pool.view().vectors(HashEmbedder(16)).shape == (1, 16)
@@ -231,14 +231,14 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     vectors = unit(rng.standard_normal(32) + spread * rng.standard_normal((3000, 32))) * np.float32(scale)
     queries = unit(rng.standard_normal((40, 32))) * np.float32(scale)
     allowed = [rng.random(3000) > 0.03 for _ in queries]
-    index = VectorIndex.of(vectors)
+    index = FlatIndex.of(vectors)
     for masks in (None, allowed):
         found = index.search(queries, 8, masks)
         assert index._half is not None
         assert index._half[0].dtype == torch.bfloat16
         with monkeypatch.context() as patch:
             patch.setattr(_index, "ROUGH_MOST", 0)
-            expected = VectorIndex.of(vectors).search(queries, 8, masks)
+            expected = FlatIndex.of(vectors).search(queries, 8, masks)
         for n, ((rows, scores), (other, wanted)) in enumerate(zip(found, expected, strict=True)):
             assert rows.tolist() == other.tolist()
             assert scores.tobytes() == wanted.tobytes()
@@ -246,4 +246,4 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     index.extend(-vectors[:5])
     ((rows, _),) = index.search(-vectors[:1], 1, None)
     assert spread == 0 or rows.tolist() == [3000]
-    assert len(index._half_precision()[0]) == 3005
+    assert len(index._bf16_copy()[0]) == 3005

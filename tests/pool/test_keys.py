@@ -80,8 +80,8 @@ def test_query_keys_are_kept_too_and_a_read_only_pool_keeps_nothing(tmp_path: Pa
     with Pool.open(tmp_path / "p.db") as pool:
         pool.add(some(2))
         first = Shout(1)
-        assert pool.view().query_keys(first, ["what"]).texts == (("0 WHAT",),)
-        pool.view().query_keys(first, ["what", "text 0"])
+        assert pool.view().keys_of_queries(first, ["what"]).texts == (("0 WHAT",),)
+        pool.view().keys_of_queries(first, ["what", "text 0"])
         assert first.calls == [("what", 0), ("text 0", 0)]
     with Pool.open(tmp_path / "p.db", read_only=True) as pool:
         reader = Shout(1)
@@ -144,7 +144,7 @@ def test_a_field_can_be_the_key() -> None:
         with pytest.raises(DataError, match=r"no field 'tabel' .* it has question, table"):
             pool.view().keys(FieldKey("tabel"))
         with pytest.raises(DataError, match="one text without fields"):
-            pool.view().query_keys(FieldKey("table"), ["plain"])
+            pool.view().keys_of_queries(FieldKey("table"), ["plain"])
 
 
 def test_a_transform_that_writes_too_few_keys_is_named() -> None:

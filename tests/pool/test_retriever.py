@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from iclkit.errors import ModelError
-from iclkit.pool import Pool, Rendering, Retriever, load_embedder
-from iclkit.pool._retriever import as_retriever, lift, read_card
+from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
+from iclkit.pool._retriever import lift, read_card, retriever_from_card
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
@@ -68,7 +68,7 @@ def test_rows_longer_than_the_radius_are_cut_and_keep_their_direction() -> None:
 
 
 def test_a_retriever_for_inner_products_finds_the_longer_of_two_alike() -> None:
-    retriever = Retriever(Raw(), Rendering("input", radius=50.0), {})
+    retriever = Retriever(Raw(), RetrieverFormat("input", radius=50.0), {})
     pool = Pool.of([Example("cat", "a"), Example("cat cat cat cat", "b"), Example("dog", "c")])
     view = pool.view()
     assert retriever.dim == 65
@@ -78,27 +78,30 @@ def test_a_retriever_for_inner_products_finds_the_longer_of_two_alike() -> None:
 
 def test_inner_products_need_an_embedder_that_gives_raw_vectors() -> None:
     with pytest.raises(ModelError, match="was trained on inner products; load it with load_embedder"):
-        Retriever(HashEmbedder(), Rendering(radius=1.0), {}).encode_documents(["x"])
+        Retriever(HashEmbedder(), RetrieverFormat(radius=1.0), {}).encode_documents(["x"])
 
 
 # -- how texts are written --
 
 
 def test_a_demonstration_is_its_input_with_or_without_its_output() -> None:
-    assert Rendering("input").example(RAIN) == "is it raining"
-    assert Rendering("input+output", " = ").example(RAIN) == "is it raining = yes"
+    assert RetrieverFormat("input").example(RAIN) == "is it raining"
+    assert RetrieverFormat("input+output", " = ").example(RAIN) == "is it raining = yes"
     fields = Example({"premise": "it rains", "claim": "it is wet"}, "entailed")
-    assert Rendering().example(fields) == "it is wet\nit rains\tentailed"  # fields by name
+    assert RetrieverFormat().example(fields) == "it is wet\nit rains\tentailed"  # fields by name
 
 
 def test_the_query_stands_in_front_of_what_is_chosen_newest_first() -> None:
-    written = Rendering().query("will it snow", chosen=[RAIN, FILM, BARE])
+    written = RetrieverFormat().query("will it snow", chosen=[RAIN, FILM, BARE])
     assert written.split("\n") == ["will it snow", "some words\tsome answer", "a dull film\tbad", "is it raining\tyes"]
-    assert Rendering().query("will it snow") == "will it snow"
+    assert RetrieverFormat().query("will it snow") == "will it snow"
 
 
 def test_instructions_stand_on_the_sides_that_are_named_and_nowhere_else() -> None:
-    both, one = Rendering("input", instructions=TOLD), Rendering("input", instructions=TOLD, instruct=("document",))
+    both, one = (
+        RetrieverFormat("input", instructions=TOLD),
+        RetrieverFormat("input", instructions=TOLD, instruct=("document",)),
+    )
     assert both.query("will it snow", "weather") == "Weather question: will it snow"
     assert both.example(RAIN, "weather") == "Weather question: is it raining"
     assert one.query("will it snow", "weather") == "will it snow"
@@ -107,12 +110,12 @@ def test_instructions_stand_on_the_sides_that_are_named_and_nowhere_else() -> No
 
 
 def test_what_is_chosen_is_shown_without_instructions() -> None:
-    written = Rendering(instructions=TOLD).query("will it snow", "weather", [RAIN])
+    written = RetrieverFormat(instructions=TOLD).query("will it snow", "weather", [RAIN])
     assert written == "Weather question: will it snow\nis it raining\tyes"
 
 
 def test_the_task_of_an_example_goes_before_the_one_asked_about() -> None:
-    rendering = Rendering("input", instructions=TOLD)
+    rendering = RetrieverFormat("input", instructions=TOLD)
     assert rendering.example(FILM, "weather") == "Sentiment of the film: a dull film"
     assert rendering.example(BARE, "weather") == "Weather question: some words"
     assert rendering.example(BARE) == "some words"
@@ -122,8 +125,8 @@ def test_the_task_of_an_example_goes_before_the_one_asked_about() -> None:
 
 
 def test_fingerprints_differ_by_task_only_where_there_are_instructions() -> None:
-    bare = Retriever(HashEmbedder(), Rendering(), {})
-    told = Retriever(HashEmbedder(), Rendering(instructions=TOLD), {})
+    bare = Retriever(HashEmbedder(), RetrieverFormat(), {})
+    told = Retriever(HashEmbedder(), RetrieverFormat(instructions=TOLD), {})
     assert bare.fingerprint == bare.for_task("film").fingerprint
     marks = {told.fingerprint, told.for_task("film").fingerprint, told.for_task("weather").fingerprint}
     assert len(marks) == 3
@@ -134,10 +137,10 @@ def test_fingerprints_differ_by_task_only_where_there_are_instructions() -> None
     "other", [{"document": "input"}, {"separator": " "}, {"radius": 2.0}, {"instructions": TOLD}, {"instruct": ()}]
 )
 def test_fingerprints_differ_by_how_texts_are_written_and_by_the_model(other) -> None:
-    one = Retriever(HashEmbedder(), Rendering(), {}).fingerprint
-    assert one == Retriever(HashEmbedder(), Rendering(), {"tasks": [{"name": "x"}]}).fingerprint
-    assert one != Retriever(HashEmbedder(), replace(Rendering(), **other), {}).fingerprint
-    assert one != Retriever(HashEmbedder(32), Rendering(), {}).fingerprint
+    one = Retriever(HashEmbedder(), RetrieverFormat(), {}).fingerprint
+    assert one == Retriever(HashEmbedder(), RetrieverFormat(), {"tasks": [{"name": "x"}]}).fingerprint
+    assert one != Retriever(HashEmbedder(), replace(RetrieverFormat(), **other), {}).fingerprint
+    assert one != Retriever(HashEmbedder(32), RetrieverFormat(), {}).fingerprint
     assert one != HashEmbedder().fingerprint
 
 
@@ -145,7 +148,7 @@ def test_fingerprints_differ_by_how_texts_are_written_and_by_the_model(other) ->
 
 
 def test_a_pool_embeds_what_the_retriever_writes() -> None:
-    retriever = Retriever(HashEmbedder(), Rendering("input+output", instructions=TOLD), {}, "weather")
+    retriever = Retriever(HashEmbedder(), RetrieverFormat("input+output", instructions=TOLD), {}, "weather")
     pool = Pool.of([RAIN, FILM, BARE])
     texts = ["Weather question: is it raining\tyes", "Sentiment of the film: a dull film\tbad",
              "Weather question: some words\tsome answer"]  # fmt: skip
@@ -156,7 +159,7 @@ def test_a_pool_embeds_what_the_retriever_writes() -> None:
 
 def test_one_pool_keeps_apart_what_tasks_and_embedders_make_of_it() -> None:
     pool = Pool.of([RAIN, BARE])
-    plain, retriever = HashEmbedder(), Retriever(HashEmbedder(), Rendering("input", instructions=TOLD), {})
+    plain, retriever = HashEmbedder(), Retriever(HashEmbedder(), RetrieverFormat("input", instructions=TOLD), {})
     view = pool.view()
     film, weather = retriever.for_task("film"), retriever.for_task("weather")
     texts = [["Weather question: is it raining", f"{TOLD[t]} some words"] for t in ("film", "weather")]
@@ -167,7 +170,7 @@ def test_one_pool_keeps_apart_what_tasks_and_embedders_make_of_it() -> None:
 
 
 def test_documents_are_embedded_once() -> None:
-    pool, retriever = Pool.of([RAIN, FILM, BARE]), Retriever(HashEmbedder(), Rendering(), {})
+    pool, retriever = Pool.of([RAIN, FILM, BARE]), Retriever(HashEmbedder(), RetrieverFormat(), {})
     pool.view().vectors(retriever)
     calls = retriever.inner.calls["documents"]
     pool.view().vectors(retriever.for_task("film"))
@@ -175,7 +178,7 @@ def test_documents_are_embedded_once() -> None:
 
 
 def test_a_selector_gives_the_instruction_of_the_task_it_is_fitted_for() -> None:
-    retriever = Retriever(HashEmbedder(), Rendering("input", instructions=TOLD, instruct=("query",)), {})
+    retriever = Retriever(HashEmbedder(), RetrieverFormat("input", instructions=TOLD, instruct=("query",)), {})
     pool = Pool.of([Example("weather question", "w"), Example("sentiment of the film", "f")])
     for task, output in (("weather", "w"), ("film", "f")):
         chooser = make_selector("knn").fit(pool.view(), Kit(embedder=retriever, task=task))
@@ -196,8 +199,8 @@ def test_a_selector_leaves_other_embedders_as_they_are() -> None:
 
 def test_a_card_says_how_texts_are_written_and_what_was_seen(tmp_path) -> None:
     (tmp_path / "iclkit.json").write_text(json.dumps(CARD))
-    retriever = as_retriever(HashEmbedder(), read_card(tmp_path))
-    assert retriever.rendering == Rendering("input", " -> ", {"film": "Film:"}, ("query",))
+    retriever = retriever_from_card(HashEmbedder(), read_card(tmp_path))
+    assert retriever.rendering == RetrieverFormat("input", " -> ", {"film": "Film:"}, ("query",))
     assert retriever.seen == ("film", "weather")
     assert read_card(tmp_path / "elsewhere") is None
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from iclkit.datasets import read_examples
 from iclkit.errors import DataError, ModelError, PoolError, UnknownName, UsageError
 from iclkit.pool import Pool, example_dict
-from iclkit.pool._keys import source_mark
+from iclkit.pool._keys import input_hash
 from iclkit.pool._schema import MIGRATIONS
 from iclkit.records import Example, clean_text, digest
 from iclkit.testing import HashEmbedder
@@ -605,7 +605,7 @@ def test_keys_an_lm_wrote_stay_when_texts_are_numbered_anew(tmp_path: Path) -> N
     path = old_pool(tmp_path / "old.db", [("x", given_, "yes", "[]", "It rains.\nIt is wet.")])
     with sqlite3.connect(path) as raw:
         raw.execute("INSERT INTO transforms VALUES (1, 'f', 'skills')")
-        raw.execute("INSERT INTO keys VALUES (1, ?, 0, 'entailment', 0)", (source_mark(json.loads(given_)),))
+        raw.execute("INSERT INTO keys VALUES (1, ?, 0, 'entailment', 0)", (input_hash(json.loads(given_)),))
     with Pool.open(path) as pool:
         pool.view()
         assert pool.stored_keys("x") == [("skills", 0, "entailment")]

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
-from iclkit.prompts import Template, open_prompt, parse_blocks, parse_continued
+from iclkit.prompts import Template, open_prompt, parse_continuation, parse_demonstrations
 from iclkit.records import Example
 
 WORDS = st.lists(st.sampled_from(["red", "blue", "fish", "{x}", "a.b", "(c)", "cat,", "7"]), min_size=1, max_size=6)
@@ -20,7 +20,7 @@ TEMPLATES = [
 
 
 def read_back(template: Template, text: str) -> list[Example | None]:
-    return [b.example() for b in parse_blocks(template, text)]
+    return [b.example() for b in parse_demonstrations(template, text)]
 
 
 @settings(max_examples=300)
@@ -38,7 +38,7 @@ def test_a_model_may_space_words_as_it_likes_and_forget_the_blank_line():
 
 
 def test_an_attempt_that_lacks_something_is_a_failure_that_keeps_its_text():
-    blocks = parse_blocks(
+    blocks = parse_demonstrations(
         Template(), "Input: one\nOutput: 1\n\nSure, here is more!\n\nInput: two\n\nInput: \nOutput: 3"
     )
     assert [b.complete for b in blocks] == [True, False, False, False]
@@ -48,7 +48,7 @@ def test_an_attempt_that_lacks_something_is_a_failure_that_keeps_its_text():
 
 
 def test_an_input_counts_once_the_answer_is_asked_for():
-    (block,) = parse_blocks(Template("Text: {input}\nKind: {output}"), "Text: red fish\nKind:")
+    (block,) = parse_demonstrations(Template("Text: {input}\nKind: {output}"), "Text: red fish\nKind:")
     assert block.asks
     assert not block.complete
     assert block.fields["input"] == "red fish"
@@ -66,7 +66,7 @@ def test_an_open_prompt_ends_where_a_new_input_begins_and_what_follows_is_read_b
     assert open_prompt(Template(instruction="Count."), [one]) == "Count.\n\nInput: red\nOutput: 1\n\nInput:"
     assert open_prompt(Template("{input} => {output}"), [one]) == "red => 1\n\n"
     assert open_prompt(Template(chat=True, system="Be brief."), []) == "Be brief.\n\nInput:"
-    (block,) = parse_continued(Template(), " blue\nOutput: 2")
+    (block,) = parse_continuation(Template(), " blue\nOutput: 2")
     assert block.example() == Example("blue", "2")
     fields = Template("Q: {question}\nC: {context}\nA: {output}")
     assert open_prompt(fields, [Example({"question": "q", "context": "c"}, "a")]).endswith("A: a\n\nQ:")
@@ -74,4 +74,4 @@ def test_an_open_prompt_ends_where_a_new_input_begins_and_what_follows_is_read_b
 
 def test_fields_that_touch_cannot_be_told_apart():
     with pytest.raises(UsageError, match="without words between"):
-        parse_blocks(Template("{a}{b}: {output}"), "x")
+        parse_demonstrations(Template("{a}{b}: {output}"), "x")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tests.report.conftest import look, start
 
-OPEN = """const d = document.querySelector("details.drill"); d.open = true;
+INCONCLUSIVE = """const d = document.querySelector("details.drill"); d.open = true;
 const ready = () => d.querySelector("button.link") ? d.querySelector("button.link").click() : setTimeout(ready, 20);
 ready();"""
 TASK = "document.querySelector('#tasks section').scrollIntoView()"
@@ -20,7 +20,7 @@ SHOTS = {
     "light": (1200, 900, "light", ""),
     "dark": (1200, 900, "dark", ""),
     "task": (1200, 1000, "light", TASK),
-    "query": (1000, 900, "light", OPEN),
+    "query": (1000, 900, "light", INCONCLUSIVE),
     "phone": (390, 844, "light", ""),
 }
 

@@ -142,33 +142,33 @@ def test_the_table_says_what_the_board_says(page, made):
 
 
 def test_the_keyboard_alone_sorts_opens_and_closes(page):
-    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.common.keys import RetrievalKeys
 
     button = head(page, "p").find_element("tag name", "button")
     page.execute_script("arguments[0].focus()", button)
-    page.switch_to.active_element.send_keys(Keys.ENTER)
+    page.switch_to.active_element.send_keys(RetrievalKeys.ENTER)
     assert head(page, "p").get_attribute("aria-sort") == "ascending"
     page.execute_script("document.querySelector('details.drill summary').focus()")
-    page.switch_to.active_element.send_keys(Keys.SPACE)
+    page.switch_to.active_element.send_keys(RetrievalKeys.SPACE)
     until(lambda: all_of(page, "table.queries tbody tr"))
     for _ in range(12):
-        page.switch_to.active_element.send_keys(Keys.TAB)
+        page.switch_to.active_element.send_keys(RetrievalKeys.TAB)
         if "link" in page.switch_to.active_element.get_attribute("class"):
             break
     asked = page.switch_to.active_element
-    asked.send_keys(Keys.ENTER)
+    asked.send_keys(RetrievalKeys.ENTER)
     assert one(page, "dialog").get_attribute("open") is not None
-    page.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.switch_to.active_element.send_keys(RetrievalKeys.ESCAPE)
     assert not [x for x in all_of(page, "dialog") if x.is_displayed()]
     assert page.switch_to.active_element == asked
 
 
 def test_the_first_stop_of_the_keyboard_skips_to_the_results(page):
-    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.common.keys import RetrievalKeys
 
-    page.find_element("tag name", "body").send_keys(Keys.TAB)
+    page.find_element("tag name", "body").send_keys(RetrievalKeys.TAB)
     assert page.switch_to.active_element.text == "Skip to the results"
-    page.switch_to.active_element.send_keys(Keys.ENTER)
+    page.switch_to.active_element.send_keys(RetrievalKeys.ENTER)
     assert page.execute_script("return document.activeElement.id") == "results"
 
 

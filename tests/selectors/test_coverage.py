@@ -11,7 +11,7 @@ from iclkit.errors import NeedError, UsageError
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.selectors._coverage import cover_order, token_recall
+from iclkit.selectors._coverage import coverage_order, token_recall
 from iclkit.testing import HashEmbedder, TableEmbedder
 
 
@@ -44,7 +44,7 @@ def naive(cover, k):
 @given(seed=st.integers(0, 10**6), n=st.integers(1, 9), t=st.integers(1, 5), k=st.integers(1, 10))
 def test_greedy_cover_equals_full_recomputation(seed, n, t, k):
     cover = grid(seed, n, t, low=-2)
-    assert cover_order(cover, k) == naive(cover, k)
+    assert coverage_order(cover, k) == naive(cover, k)
 
 
 @settings(max_examples=200)
@@ -52,7 +52,7 @@ def test_greedy_cover_equals_full_recomputation(seed, n, t, k):
 def test_greedy_reaches_the_guaranteed_share_of_the_optimum(seed, n, t, k):
     cover = grid(seed, n, t)
     optimum = max(value(cover, rows) for rows in combinations(range(n), min(k, n)))
-    assert value(cover, cover_order(cover, k)) >= (1 - 1 / np.e) * optimum - 1e-9
+    assert value(cover, coverage_order(cover, k)) >= (1 - 1 / np.e) * optimum - 1e-9
 
 
 @settings(max_examples=200)
@@ -68,11 +68,11 @@ def test_the_value_of_a_set_is_monotone_and_submodular(seed, n, t):
 
 
 def test_after_full_coverage_the_best_that_is_left_comes_next():
-    assert cover_order(np.array([[1, 1], [0.2, 0.9], [0.9, 0.9]]), 3) == [0, 2, 1]
+    assert coverage_order(np.array([[1, 1], [0.2, 0.9], [0.9, 0.9]]), 3) == [0, 2, 1]
 
 
 def test_no_parts_leave_the_order_alone():
-    assert cover_order(np.empty((4, 0)), 3) == [0, 1, 2]
+    assert coverage_order(np.empty((4, 0)), 3) == [0, 1, 2]
 
 
 def texts(*lines):

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors import label_recall, make_selector
-from iclkit.selectors._many_labels import cover_labels
+from iclkit.selectors._many_labels import label_cover_order
 
 
 @settings(max_examples=300)
 @given(labels=st.text("abcd", max_size=12), k=st.integers(0, 12), cap=st.integers(0, 3), least=st.integers(0, 5))
 def test_cap_and_floor_hold_and_the_rest_stays_nearest(labels, k, cap, least):
-    taken = cover_labels(labels, k, cap, least)
+    taken = label_cover_order(labels, k, cap, least)
     count = Counter(labels[t] for t in taken)
     most = sum(min(c, cap or c) for c in Counter(labels).values())
     assert taken == sorted(set(taken))
@@ -33,7 +33,7 @@ def test_cap_and_floor_hold_and_the_rest_stays_nearest(labels, k, cap, least):
 def test_the_floor_moves_as_little_as_it_can(labels, k, least):
     nearest = set(range(min(k, len(labels))))
     missing = max(0, min(least, k, len(set(labels))) - len({labels[n] for n in nearest}))
-    assert len(nearest - set(cover_labels(labels, k, 0, least))) == missing
+    assert len(nearest - set(label_cover_order(labels, k, 0, least))) == missing
 
 
 def test_without_cap_and_floor_it_is_knn(world):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.selectors import best_rows
-from iclkit.selectors._maths import first_best, rounded, shuffle_keys, smallest_rows, stable_keys
+from iclkit.selectors import top_rows
+from iclkit.selectors._maths import argmax_row, hash_keys, rounded, shuffled_keys, smallest_rows
 
 
 def naive(scores, k, allowed, above):
@@ -21,7 +21,7 @@ def test_best_rows_equals_a_stable_sort_of_rounded_scores(seed, n, k, above):
     rng = np.random.default_rng(seed)
     scores = rng.choice([-0.5, 0.0, 0.25, 0.2500001, 0.75, -np.inf], n)
     allowed = rng.random(n) < 0.8
-    assert best_rows(scores, k, allowed, above).tolist() == naive(scores, k, allowed, above)
+    assert top_rows(scores, k, allowed, above).tolist() == naive(scores, k, allowed, above)
 
 
 @pytest.mark.parametrize("n", [2_000, 20_011])
@@ -31,27 +31,27 @@ def test_the_short_cut_for_long_arrays_gives_the_same_rows(n, kind):
     for trial in range(20):
         scores = np.round(rng.standard_normal(n), 2 + trial % 4).astype(kind)
         allowed = rng.random(n) < 0.9
-        assert best_rows(scores, 8, allowed).tolist() == naive(scores, 8, allowed, -np.inf)
+        assert top_rows(scores, 8, allowed).tolist() == naive(scores, 8, allowed, -np.inf)
 
 
 def test_first_best_takes_the_lower_of_two_that_tie_to_a_millionth():
-    assert first_best(np.array([-np.inf, 0.5 - 5e-7, 0.5])) == 1
-    assert first_best(np.array([0.4, 0.5])) == 1
+    assert argmax_row(np.array([-np.inf, 0.5 - 5e-7, 0.5])) == 1
+    assert argmax_row(np.array([0.4, 0.5])) == 1
 
 
 def test_keys_are_the_same_in_every_process_and_differ_by_salt():
-    keys = stable_keys(["a", "b"])
+    keys = hash_keys(["a", "b"])
     assert keys.tolist() == [3405396810240292928, 8453121595177857668]
-    assert shuffle_keys(keys, "x", 1).tolist() == shuffle_keys(keys, "x", 1).tolist()
-    assert shuffle_keys(keys, "x", 1).tolist() != shuffle_keys(keys, "x", 2).tolist()
-    assert shuffle_keys(keys, "x", 1)[1] == shuffle_keys(keys[1:], "x", 1)[0]
+    assert shuffled_keys(keys, "x", 1).tolist() == shuffled_keys(keys, "x", 1).tolist()
+    assert shuffled_keys(keys, "x", 1).tolist() != shuffled_keys(keys, "x", 2).tolist()
+    assert shuffled_keys(keys, "x", 1)[1] == shuffled_keys(keys[1:], "x", 1)[0]
 
 
 def test_every_row_is_drawn_equally_often():
-    keys, everything = stable_keys(f"id{n}" for n in range(10)), np.ones(10, dtype=np.bool_)
+    keys, everything = hash_keys(f"id{n}" for n in range(10)), np.ones(10, dtype=np.bool_)
     drawn = np.zeros(10)
     for salt in range(3000):
-        drawn[smallest_rows(shuffle_keys(keys, salt), 3, everything)] += 1
+        drawn[smallest_rows(shuffled_keys(keys, salt), 3, everything)] += 1
     # each row: 900 expected, standard deviation sqrt(3000 * .3 * .7) = 25
     assert np.abs(drawn - 900).max() < 5 * 25
 
@@ -71,7 +71,7 @@ def test_smallest_rows_is_a_prefix_of_the_shuffle(seed, n, k):
     k=st.integers(0, 12),
 )
 def test_scores_of_any_size_tie_only_when_six_digits_agree(scores, k):
-    rows = best_rows(np.array(scores), k, significant=True)
+    rows = top_rows(np.array(scores), k, significant=True)
     left = [r for r, s in enumerate(scores) if s > -np.inf]
     assert len(rows) == min(k, len(left))
     for place, row in enumerate(rows.tolist()):
@@ -82,5 +82,5 @@ def test_scores_of_any_size_tie_only_when_six_digits_agree(scores, k):
 
 def test_small_scores_keep_their_order_and_equal_ones_tie():
     scores = np.array([3e-9, 7e-8, 7.0000001e-8, 0.5, 0.0])
-    assert best_rows(scores, 5, significant=True).tolist() == [3, 1, 2, 0, 4]
-    assert best_rows(scores, 5).tolist() == [3, 0, 1, 2, 4]
+    assert top_rows(scores, 5, significant=True).tolist() == [3, 1, 2, 0, 4]
+    assert top_rows(scores, 5).tolist() == [3, 0, 1, 2, 4]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.selectors._coverage import cover_order
+from iclkit.selectors._coverage import coverage_order
 from iclkit.selectors._facility import facility_order
 from iclkit.selectors._terms import TermIndex, words
 from iclkit.testing import HashEmbedder, TableEmbedder
@@ -236,8 +236,8 @@ def test_bm25_tells_words_that_every_text_holds_apart_by_how_often_they_are_said
 
 
 def test_the_smallest_gain_is_still_a_gain():
-    assert cover_order(np.array([[5.0, 0.0], [0.0, 2e-7], [0.0, 5e-7]]), 2) == [0, 2]
-    assert cover_order(np.array([[2e-10, 0.0], [3e-10, 0.0], [0.0, 1e-10]]), 2) == [1, 2]
+    assert coverage_order(np.array([[5.0, 0.0], [0.0, 2e-7], [0.0, 5e-7]]), 2) == [0, 2]
+    assert coverage_order(np.array([[2e-10, 0.0], [3e-10, 0.0], [0.0, 1e-10]]), 2) == [1, 2]
     # a ring of pairs, each a little apart: all gains after the first of each pair are tiny
     near = np.concatenate([np.arange(20) / 20 + gap for gap in np.linspace(0, 1e-3, 20)]) * 2 * np.pi
     order, gains = facility_order(np.stack([np.cos(near), np.sin(near)], axis=1), 200)

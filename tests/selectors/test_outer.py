@@ -14,7 +14,7 @@ from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.registry import parse_specs
 from iclkit.selectors import Kit, describe, make_selector
-from iclkit.selectors._fusion import BordaSelector, borda_points, reciprocal_ranks, shared_ranks
+from iclkit.selectors._fusion import BordaSelector, average_ranks, borda_points, reciprocal_ranks
 from iclkit.testing import FakeLM, HashEmbedder, OverlapReranker
 
 LINES = ["the red fish swims", "a dog barks", "ein Hund bellt", "my blue fish", "the cat sleeps", "red grass", "a bird"]
@@ -53,7 +53,7 @@ def test_fusion_points_equal_counting(seed, n, how_many):
     for points, naive in ((reciprocal_ranks(lists, n, 60), rrf), (borda_points(lists, n), borda)):
         np.testing.assert_allclose(points, [naive.get(r, -np.inf) for r in range(n)], atol=1e-12)
     for _, scores in lists:
-        np.testing.assert_allclose(shared_ranks(scores), naive_ranks(scores))
+        np.testing.assert_allclose(average_ranks(scores), naive_ranks(scores))
 
 
 def test_fusing_a_list_with_itself_gives_the_list():
@@ -92,7 +92,7 @@ def test_needs_and_costs_are_those_of_the_parts():
         make_selector("hybrid").fit(VIEW, Kit())
     kit = Kit(embedder=HashEmbedder(), lm=FakeLM(), labels=("x", "y"))
     fused = make_selector("rrf,of=[knn,mdl,window=3]").fit(VIEW, kit)
-    assert fused.lm_calls(4)[1] == 6
+    assert fused.cost(4)[1] == 6
 
 
 @pytest.mark.parametrize(

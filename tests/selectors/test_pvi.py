@@ -14,7 +14,7 @@ from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.selectors._maths import shuffle_keys, stable_keys
+from iclkit.selectors._maths import hash_keys, shuffled_keys
 from iclkit.selectors._pvi import lowest_per_label, null_template, pvi, standing
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM, SelectorContract
 
@@ -43,7 +43,7 @@ def test_pvi_equals_the_formula_written_out(labels, shots, seed):
     view, lm = pool_of(labels), FakeLM()
     values = pvi(view, Kit(lm=lm, template=TEMPLATE, seed=seed), shots=shots, sets=2)
     for number in range(2):
-        keys = shuffle_keys(stable_keys(view.ids), "pvi", seed, number)
+        keys = shuffled_keys(hash_keys(view.ids), "pvi", seed, number)
         shuffled = sorted(range(len(view)), key=lambda r: int(keys[r]))
         for row, example in enumerate(view.examples):
             demos = [view.examples[r] for r in shuffled if r != row][:shots][::-1]
@@ -87,7 +87,7 @@ def test_examples_are_judged_once_and_only_when_a_query_comes():
     assert not lm.scored
     one.select_many([Query("x"), Query("y")], 3)
     one.select(Query("z"), 3)
-    assert len(lm.scored) == one.lm_calls(3)[0] == 2 * 2 * 20
+    assert len(lm.scored) == one.cost(3)[0] == 2 * 2 * 20
     assert make_selector("pvi-filter").needs.embedder
     assert not make_selector("pvi-filter,of=bm25").needs.embedder
 

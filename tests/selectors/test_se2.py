@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
-from iclkit.pool import Pool, Rendering, Retriever
+from iclkit.pool import Pool, Retriever, RetrieverFormat
 from iclkit.prompts import order_picks
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
@@ -136,7 +136,7 @@ def pool_of(n=12):
 
 
 def retriever(document="input+output"):
-    return Retriever(HashEmbedder(48), Rendering(document), {})
+    return Retriever(HashEmbedder(48), RetrieverFormat(document), {})
 
 
 @pytest.mark.parametrize("make", [HashEmbedder, retriever])
@@ -195,7 +195,7 @@ def test_the_state_that_is_encoded_is_the_prompt_that_is_shown():
             seen.extend(texts)
             return super().encode_queries(texts, progress)
 
-    embedder = Retriever(Spy(48), Rendering(), {})
+    embedder = Retriever(Spy(48), RetrieverFormat(), {})
     view = Pool.of(examples).view()
     found = make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query("a dog in the soup"), 3)
     chosen = [view.examples[view.row_of(i)] for i in found.ids]
@@ -213,7 +213,7 @@ def test_a_cut_text_keeps_the_query_and_loses_the_oldest(minilm_path):
 
     tokenizer = AutoTokenizer.from_pretrained(minilm_path)
     chosen = [Example(f"{word} " * 40, "yes") for word in ("first", "second", "third")]
-    text = Rendering().query("where is the harbour master's office", "", chosen)
+    text = RetrieverFormat().query("where is the harbour master's office", "", chosen)
     kept = tokenizer.decode(tokenizer(text, truncation=True, max_length=64)["input_ids"])
     assert "where is the harbour master's office" in kept.replace(" ' ", "'")
     assert "third" in kept
@@ -270,7 +270,7 @@ class DotEmbedder:
 
 
 def dot_retriever(examples, card=None):
-    inner, rendering = DotEmbedder(), Rendering()
+    inner, rendering = DotEmbedder(), RetrieverFormat()
     lengths = np.linalg.norm(inner.encode_raw([rendering.example(e) for e in examples]), axis=1)
     return Retriever(inner, replace(rendering, radius=1.1 * float(lengths.max())), card or {})
 

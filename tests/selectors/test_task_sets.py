@@ -16,7 +16,7 @@ from iclkit.prompts import Template
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.selectors._facility import facility_order, spread_order
-from iclkit.selectors._votek import _most_votes, fast_vote_order, neighbour_rows
+from iclkit.selectors._votek import _most_votes, fast_vote_order, neighbor_rows
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM, TableEmbedder
 
 
@@ -124,7 +124,7 @@ def test_fast_vote_k_equals_the_definition(seed, n, k, m):
 @pytest.mark.parametrize(("n", "votes", "m"), [(50, 150, 50), (200, 150, 100), (600, 150, 60), (1500, 40, 60)])
 def test_fast_vote_k_is_exact_however_far_the_votes_have_faded(n, votes, m):
     vectors = unit_rows(n, n, dim=16)
-    near, density = neighbour_rows(vectors, votes), np.round(vectors @ vectors.mean(axis=0), 6)
+    near, density = neighbor_rows(vectors, votes), np.round(vectors @ vectors.mean(axis=0), 6)
     assert fast_vote_order(near, m, density) == naive_votes(near, m, density)
 
 
@@ -154,7 +154,7 @@ def test_what_vote_k_picks_of_a_small_pool_is_spread_over_it_as_random_picks_are
     def distance(rows):
         return float(np.mean(1 - (unit @ unit[rows].T).max(axis=1)))
 
-    chosen = make_selector("vote-k,budget=100").fit(view, kit).labelled_
+    chosen = make_selector("vote-k,budget=100").fit(view, kit).annotated_
     random = np.mean([distance(rng.choice(600, 100, replace=False)) for _ in range(20)])
     assert distance(chosen) < 1.05 * random  # of near ties all in dense places it was 1.38
 
@@ -172,7 +172,7 @@ def test_the_first_vote_goes_to_the_row_most_vote_for_and_its_voters_then_count_
 def test_neighbours_leave_oneself_out(seed, n, k):
     vectors = unit_rows(seed, n)
     near = np.round(vectors @ vectors.T, 6)
-    found = neighbour_rows(vectors, k)
+    found = neighbor_rows(vectors, k)
     for v in range(n):
         others = sorted((u for u in range(n) if u != v), key=lambda u: (-near[v, u], u))
         assert found[v].tolist() == others[: min(k, n - 1)]
@@ -181,7 +181,7 @@ def test_neighbours_leave_oneself_out(seed, n, k):
 def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
     w = world(8, 40, dim=6)
     one = make_selector("vote-k,budget=10,neighbours=5,centre=false").fit(w.view, w.kit)
-    labelled = {w.view.ids[r] for r in one.labelled_}
+    labelled = {w.view.ids[r] for r in one.annotated_}
     assert len(labelled) == 10
     selection = one.select(w.query, 15)
     assert set(selection.ids) == labelled
@@ -214,10 +214,10 @@ def test_confident_vote_k_never_labels_the_surest_tenth_and_takes_one_of_each_bu
     kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE, labels=("yes", "no"))
     one = make_selector("vote-k-confidence,budget=8,seeds=3,neighbours=4").fit(view, kit)
     assert lm.scored == []  # fitting is free: the LM is asked with the first query
-    assert one.lm_calls(4) == ((24 - 3) * 2, 0)
+    assert one.cost(4) == ((24 - 3) * 2, 0)
     one.select(Query("x"), 4)
     assert len(lm.scored) == (24 - 3) * 2
-    seeds, rest = one.labelled_[:3].tolist(), one.labelled_[3:].tolist()
+    seeds, rest = one.annotated_[:3].tolist(), one.annotated_[3:].tolist()
     by_confidence = [r for r in range(24) if r not in seeds]
     size = int(0.9 * 21 / 5)
     assert [by_confidence.index(r) // size for r in rest] == [0, 1, 2, 3, 4]
@@ -232,7 +232,7 @@ def test_confident_vote_k_reads_generations_where_there_are_no_labels():
     one = make_selector("vote-k-confidence,budget=6,seeds=2,neighbours=3").fit(view, kit)
     assert len(one.select(Query("x"), 6)) == 6
     assert len(lm.generated) == len(lm.scored) == 10
-    assert Counter(one.labelled_.tolist()).most_common(1)[0][1] == 1
+    assert Counter(one.annotated_.tolist()).most_common(1)[0][1] == 1
 
 
 def test_an_lm_that_says_nothing_is_least_sure():
@@ -249,7 +249,7 @@ def test_an_lm_that_says_nothing_is_least_sure():
     kit = Kit(embedder=HashEmbedder(), lm=Strict(reply=reply), template=TEMPLATE)
     one = make_selector("vote-k-confidence,budget=4,seeds=2,neighbours=3").fit(view, kit)
     one.select(Query("x"), 4)
-    silent, talking = one.labelled_[2:].tolist()
+    silent, talking = one.annotated_[2:].tolist()
     assert silent % 2 == 1
     assert talking % 2 == 0
 
@@ -267,11 +267,11 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
     kit = Kit(HashEmbedder(), lm, task.template, task.labels, reserve=24)
     one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbours=5").fit(view, kit)
     selections = one.select_many(task.queries()[:3], 4)
-    assert lm.spent.requests <= one.lm_calls(4)[0]
-    assert len({*one.labelled_.tolist()}) == 10
-    assert {i for s in selections for i in s.ids} <= {view.ids[r] for r in one.labelled_}
-    rest = np.setdiff1d(np.arange(size), one.labelled_[:4])
-    confidence = one._confidence(rest, one.labelled_[:4])
+    assert lm.spent.requests <= one.cost(4)[0]
+    assert len({*one.annotated_.tolist()}) == 10
+    assert {i for s in selections for i in s.ids} <= {view.ids[r] for r in one.annotated_}
+    rest = np.setdiff1d(np.arange(size), one.annotated_[:4])
+    confidence = one._confidence(rest, one.annotated_[:4])
     assert np.ptp(confidence[np.isfinite(confidence)]) > 0.05
     assert (confidence <= 0).all()
 

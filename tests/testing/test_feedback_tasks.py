@@ -17,10 +17,10 @@ from iclkit.prompts import assemble
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import (
-    CoverJudge,
+    CoverageLM,
+    FeedbackLM,
     HashEmbedder,
-    Judge,
-    ModeJudge,
+    HiddenModeLM,
     conflicting_tasks,
     hidden_mode_task,
     pair_task,
@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 SEEDS = (0, 1, 2)
 
 
-def tasks_of(seed: int) -> dict[str, tuple[Task, Judge]]:
+def tasks_of(seed: int) -> dict[str, tuple[Task, FeedbackLM]]:
     (hue, tone), both = conflicting_tasks(seed=seed)
     return {
         "mode": hidden_mode_task(seed=seed),
@@ -50,14 +50,14 @@ def tasks_of(seed: int) -> dict[str, tuple[Task, Judge]]:
 ALL = tasks_of(0)
 
 
-def chance_read(judge: Judge, task: Task, query: Example, shown: Sequence[Example]) -> float:
+def chance_read(judge: FeedbackLM, task: Task, query: Example, shown: Sequence[Example]) -> float:
     """Probability of the right answer, by way of a prompt."""
     prompt = assemble(task.template, Query(query.input), shown)
     (score,) = judge.score([ScoreRequest(prompt.text, prompt.answer_prefix + query.output)])
     return math.exp(score.logprob)
 
 
-def share_solved(task: Task, judge: Judge, choose: Callable[[Example], Sequence[Example]]) -> float:
+def share_solved(task: Task, judge: FeedbackLM, choose: Callable[[Example], Sequence[Example]]) -> float:
     return float(np.mean([judge.solved(q.text, choose(q), task.template.instruction) for q in task.test]))
 
 
@@ -67,7 +67,7 @@ def by_selector(task: Task, spec: str, k: int, embedder: Embedder | None) -> Cal
     return lambda query: [rows[i] for i in selector.select(Query(query.input), k).ids]
 
 
-def one_by_one(task: Task, judge: Judge, k: int) -> Callable[[Example], Sequence[Example]]:
+def one_by_one(task: Task, judge: FeedbackLM, k: int) -> Callable[[Example], Sequence[Example]]:
     """The k best demonstrations when each is judged alone; those that are alike in that by how they look."""
     vectors = HashEmbedder().encode_documents([e.text for e in task.train])
 
@@ -79,7 +79,7 @@ def one_by_one(task: Task, judge: Judge, k: int) -> Callable[[Example], Sequence
     return choose
 
 
-def one_after_the_other(task: Task, judge: Judge, k: int) -> Callable[[Example], Sequence[Example]]:
+def one_after_the_other(task: Task, judge: FeedbackLM, k: int) -> Callable[[Example], Sequence[Example]]:
     """k times the demonstration that is best beside those chosen before."""
 
     def choose(query: Example) -> Sequence[Example]:
@@ -111,7 +111,7 @@ def test_a_text_is_six_words_of_one_topic_and_the_forms_of_its_features() -> Non
         for example in (*task.train, *task.test):
             forms = coined(example.text)
             expected = {"hue": 2, "tone": 2}.get(name, 1)
-            if isinstance(judge, CoverJudge):
+            if isinstance(judge, CoverageLM):
                 expected = len(judge.attributes(example.text))
             assert len(forms) == expected
             rest = [w for w in example.text.split() if w not in forms]
@@ -168,7 +168,7 @@ def test_too_few_rows_for_the_forms_are_refused() -> None:
 # ---- the judges
 
 
-def helpful_and_not(task: Task, judge: ModeJudge, query: Example) -> tuple[list[Example], list[Example]]:
+def helpful_and_not(task: Task, judge: HiddenModeLM, query: Example) -> tuple[list[Example], list[Example]]:
     same = [judge.mode(e.text) == judge.mode(query.text) for e in task.train]
     return [e for e, s in zip(task.train, same, strict=True) if s], [
         e for e, s in zip(task.train, same, strict=True) if not s
@@ -357,7 +357,7 @@ def test_judging_demonstrations_one_by_one_often_shows_one_attribute_twice() -> 
 # ---- feedback is enough to learn it
 
 
-def learn(tasks: Sequence[Task], judge: ModeJudge, truth: ModeJudge, instruct: bool = False) -> float:
+def learn(tasks: Sequence[Task], judge: HiddenModeLM, truth: HiddenModeLM, instruct: bool = False) -> float:
     """Share of test rows whose nearest demonstration truly helps, once a bag of words has learnt from the judge.
 
     A text is the sum of its words' vectors, each dimension weighed by a gate: one for each task, or one for all. It is

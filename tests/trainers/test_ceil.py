@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from iclkit.cli._pool import conditions
 from iclkit.cli._train import command
 from iclkit.errors import UsageError
-from iclkit.pool import Pool, Rendering, Retriever, load_embedder
+from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder, redundancy_task
 from iclkit.trainers import Training, corpus_of_tasks, parse_settings, preset
-from iclkit.trainers._ceil import CEIL, Scored, draw_subsets, first_stage
+from iclkit.trainers._ceil import CEIL, ScoredSets, draw_subsets, first_stage
 from iclkit.trainers._feedback import Feedback
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Session
@@ -35,8 +35,8 @@ def session(folder, lm=None, document="input", **changes):
     config = preset("ceil", **{**given, **changes})
     corpus = corpus_of_tasks([task], config)
     feedback = Feedback(lm or judge, Ledger(folder / "ledger.db"))
-    miner = Miner(corpus, config.seed, Retriever(HashEmbedder(), Rendering(document), {}))
-    return Session(config, corpus, feedback, miner, Rendering(config.document), folder, say=lambda text: None)
+    miner = Miner(corpus, config.seed, Retriever(HashEmbedder(), RetrieverFormat(document), {}))
+    return Session(config, corpus, feedback, miner, RetrieverFormat(config.document), folder, say=lambda text: None)
 
 
 @settings(max_examples=250)
@@ -110,7 +110,7 @@ def test_a_batchs_loss_is_the_mean_of_a_naive_one_and_padding_is_left_out(small_
         near = tuple(int(r) for r in rng.choice(rows, n, replace=False))
         subsets = draw_subsets(n, size, int(rng.integers(3, 7)), rng)
         values = sorted((rng.integers(0, 3, len(subsets)) if ties else rng.standard_normal(len(subsets))), reverse=True)
-        gathered.append(Scored(query, near, tuple(zip(subsets, map(float, values), strict=True))))
+        gathered.append(ScoredSets(query, near, tuple(zip(subsets, map(float, values), strict=True))))
     used = [one for one in gathered if one.subsets[0][1] > one.subsets[-1][1]]
     batches = CEIL().batches(s, gathered)
     assert sum(map(len, batches)) == len(used)

@@ -21,18 +21,18 @@ from iclkit.records import Example, fold_text
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
 from iclkit.trainers import (
     METHODS,
-    Ask,
     Feedback,
+    FeedbackPrompt,
+    LabelScores,
     Ledger,
-    Scope,
-    Told,
+    ScoreScope,
     corpus_of_pool,
     corpus_of_tasks,
     parse_settings,
     preset,
 )
 from iclkit.trainers._config import sources
-from iclkit.trainers._epr import ends, ranks_of
+from iclkit.trainers._epr import extremes, ranks_of
 from iclkit.trainers._feedback import right, value
 from iclkit.trainers._mine import Miner
 
@@ -189,11 +189,14 @@ def test_searching_outputs_finds_what_is_answered_alike() -> None:
 # -- ledger and feedback --
 
 
-def asks_for(corpus, n: int = 6, m: int = 4) -> list[Ask]:
+def asks_for(corpus, n: int = 6, m: int = 4) -> list[FeedbackPrompt]:
     (course,) = corpus.courses
     rows = course.rows.tolist()
     return [
-        Ask(corpus.examples[int(q)], (corpus.examples[r],)) for q in course.queries[:n] for r in rows[:m] if r != int(q)
+        FeedbackPrompt(corpus.examples[int(q)], (corpus.examples[r],))
+        for q in course.queries[:n]
+        for r in rows[:m]
+        if r != int(q)
     ]
 
 
@@ -264,11 +267,11 @@ def test_mean_log_probability_covers_exactly_the_answer() -> None:
 @settings(max_examples=200, deadline=None)
 def test_shares_sum_to_one_and_ignore_a_common_factor(logprobs, shift, data) -> None:
     tokens = tuple(1 for _ in logprobs)
-    shares = [math.exp(value(Told(tuple(logprobs), tokens, g), "share")) for g in range(len(logprobs))]
+    shares = [math.exp(value(LabelScores(tuple(logprobs), tokens, g), "share")) for g in range(len(logprobs))]
     assert sum(shares) == pytest.approx(1.0)
     assert all(0 <= s <= 1 for s in shares)
     g = data.draw(st.integers(0, len(logprobs) - 1))
-    moved = Told(tuple(v + shift for v in logprobs), tokens, g)
+    moved = LabelScores(tuple(v + shift for v in logprobs), tokens, g)
     assert value(moved, "share") == pytest.approx(math.log(shares[g]) if shares[g] else value(moved, "share"), abs=1e-6)
     assert right(moved) == (int(np.argmax([v + shift for v in logprobs])) == g)
 
@@ -280,7 +283,7 @@ def test_a_prompt_that_does_not_fit_is_left_out_not_cut() -> None:
     (course,) = corpus.courses
     feedback = Feedback(FakeLM(context_size=100), Ledger(":memory:"))
     query = corpus.examples[int(course.queries[0])]
-    told = feedback.tell(course, [Ask(query, (rows[-1],)), Ask(query, (rows[0],))])
+    told = feedback.tell(course, [FeedbackPrompt(query, (rows[-1],)), FeedbackPrompt(query, (rows[0],))])
     assert told[0] is None
     assert told[1] is not None
     assert feedback.skipped == 1
@@ -308,8 +311,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
     Feedback(FakeLM(), ledger).tell(corpus.courses[0], asks[:3])
     (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
     ledger._db.execute(f"PRAGMA max_page_count = {pages}")  # to SQLite the same as a disk that is full
-    scope = Scope("another", corpus.courses[0].template, ())
-    more = [(f"q{i}", ["d"], Told((-1.0,), (1,), 0)) for i in range(5000)]
+    scope = ScoreScope("another", corpus.courses[0].template, ())
+    more = [(f"q{i}", ["d"], LabelScores((-1.0,), (1,), 0)) for i in range(5000)]
     with pytest.raises(RunError, match=r"l\.db cannot be used \(database or disk is full\); free space"):
         ledger.put(scope, more)
     again = Feedback(FakeLM(), Ledger(tmp_path / "l.db"))
@@ -320,7 +323,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
 # -- ledgers that are damaged or of something else --
 
 
-def scored(path) -> tuple[Feedback, list[Ask]]:
+def scored(path) -> tuple[Feedback, list[FeedbackPrompt]]:
     corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
     feedback, asks = Feedback(FakeLM(), Ledger(path)), asks_for(corpus)
     feedback.tell(corpus.courses[0], asks)
@@ -376,7 +379,7 @@ def test_a_damaged_ledger_is_one_line_that_names_it(where, how, tmp_path) -> Non
     file = tmp_path / "l.db"
     feedback, _ = scored(file)
     scope = feedback.scope(corpus_of_tasks([make_task()], preset("epr", **SMALL)).courses[0])
-    feedback.ledger.put(scope, [(f"q{i}", ["d" * 50], Told((-1.0, -2.0), (1, 1), 0)) for i in range(500)])
+    feedback.ledger.put(scope, [(f"q{i}", ["d" * 50], LabelScores((-1.0, -2.0), (1, 1), 0)) for i in range(500)])
     feedback.ledger.close()
     data = bytearray(file.read_bytes())
     where %= len(data)
@@ -386,9 +389,9 @@ def test_a_damaged_ledger_is_one_line_that_names_it(where, how, tmp_path) -> Non
     def use() -> None:
         ledger = Ledger(file)
         found = ledger.get(scope, [(f"q{i}", ["d" * 50]) for i in range(500)])
-        assert {*found.values()} <= {Told((-1.0, -2.0), (1, 1), 0)}
+        assert {*found.values()} <= {LabelScores((-1.0, -2.0), (1, 1), 0)}
         list(ledger.rows(scope))
-        ledger.put(scope, [("new", ["d"], Told((-1.0, -2.0), (1, 1), 0))])
+        ledger.put(scope, [("new", ["d"], LabelScores((-1.0, -2.0), (1, 1), 0))])
 
     if where == 0 and how == "cut":  # an empty file is an empty ledger
         use()
@@ -499,7 +502,7 @@ def test_what_is_no_log_probability_never_enters_the_ledger(bad, tmp_path) -> No
     assert len(feedback.ledger) == 0
     if not math.isfinite(bad):
         with pytest.raises(ModelError, match="a log-probability is finite"):
-            feedback.ledger.put(feedback.scope(course), [("q", ["d"], Told((bad,), (1,), 0))])
+            feedback.ledger.put(feedback.scope(course), [("q", ["d"], LabelScores((bad,), (1,), 0))])
 
 
 def test_a_query_that_is_too_long_by_itself_is_left_out_too() -> None:
@@ -507,9 +510,14 @@ def test_a_query_that_is_too_long_by_itself_is_left_out_too() -> None:
     corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=5, held_out=2, report=2))
     feedback = Feedback(FakeLM(context_size=100), Ledger(":memory:"))
     long = Example("long " * 300, "yes")
-    assert feedback.tell(corpus.courses[0], [Ask(long, (rows[0],))]) == [None]
+    assert feedback.tell(corpus.courses[0], [FeedbackPrompt(long, (rows[0],))]) == [None]
     assert feedback.notes() == ["1 prompts do not fit the 100 tokens of fake; left out"]
-    assert feedback.price(corpus.courses[0], [Ask(long, (rows[0],)), Ask(rows[1], (rows[0],))]).unknown == 2
+    assert (
+        feedback.price(
+            corpus.courses[0], [FeedbackPrompt(long, (rows[0],)), FeedbackPrompt(rows[1], (rows[0],))]
+        ).unknown
+        == 2
+    )
 
 
 def test_report_rows_are_a_sample_of_the_test_rows_however_they_are_sorted() -> None:
@@ -533,7 +541,7 @@ def test_report_rows_are_a_sample_of_the_test_rows_however_they_are_sorted() -> 
 @settings(max_examples=300, deadline=None)
 def test_best_and_worst_never_overlap_and_never_tie(values, positives, negatives) -> None:
     ranked = sorted(enumerate(values), key=lambda rv: (-rv[1], rv[0]))
-    best, worst = ends(ranked, positives, negatives)
+    best, worst = extremes(ranked, positives, negatives)
     of = dict(ranked)
     assert not {*best} & {*worst}
     assert len(best) <= positives

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 
 from iclkit.datasets import Task
 from iclkit.errors import DataError, UnknownName
-from iclkit.pool import Pool, Rendering
+from iclkit.pool import Pool, RetrieverFormat
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.testing import FakeLM
 from iclkit.trainers import (
     LAYOUTS,
-    Ask,
-    Corpus,
     Feedback,
+    FeedbackPrompt,
     Ledger,
+    TrainingData,
     corpus_of_pool,
     corpus_of_tasks,
     export_scores,
@@ -41,10 +41,10 @@ def some_task(name: str = "t", labels: tuple[str, ...] = ("yes", "no"), n: int =
     return Task(name, "classification", tuple(rows[:-4]), tuple(rows[-4:]), Template(), labels=labels)
 
 
-def session(corpus: Corpus, **changes: Any) -> Session:
+def session(corpus: TrainingData, **changes: Any) -> Session:
     config = preset("epr", **{**SMALL, **changes})
     feedback = Feedback(FakeLM(), Ledger(":memory:"), labels=config.value == "share")
-    return Session(config, corpus, feedback, Miner(corpus, 0), Rendering(), Path("work"))
+    return Session(config, corpus, feedback, Miner(corpus, 0), RetrieverFormat(), Path("work"))
 
 
 def asked(s: Session, count: int = 5) -> Session:
@@ -70,7 +70,7 @@ def values(s: Session) -> dict[tuple[str, tuple[str, ...]], float]:
 
 
 @pytest.fixture(scope="module")
-def corpus() -> Corpus:
+def corpus() -> TrainingData:
     return corpus_of_tasks([some_task(), some_task("free", ())], preset("epr", **SMALL))
 
 
@@ -101,7 +101,7 @@ def test_prompts_of_several_demonstrations_keep_their_order_in_our_layout_and_st
     s, again = session(corpus), session(corpus)
     course = corpus.courses[0]
     query, a, b = (corpus.examples[int(r)] for r in (course.queries[0], *course.rows[:2]))
-    s.feedback.tell(course, [Ask(query, (a, b)), Ask(query, (b, a)), Ask(query, (a,))])
+    s.feedback.tell(course, [FeedbackPrompt(query, (a, b)), FeedbackPrompt(query, (b, a)), FeedbackPrompt(query, (a,))])
     export_scores(s, tmp_path / "s.jsonl")
     import_scores(again, tmp_path / "s.jsonl")
     assert held(again) == held(s)

@@ -94,9 +94,9 @@ def test_similarities_stand_side_by_side_and_own_blocks_are_found_again() -> Non
         for j in range(3):
             for n in range(2):
                 assert scores[i, 2 * j + n].item() == pytest.approx(float(queries[i] @ documents[j, n]))
-    torch.testing.assert_close(losses.own_block(scores), torch.einsum("bd,bmd->bm", queries, documents))
+    torch.testing.assert_close(losses.own_candidates(scores), torch.einsum("bd,bmd->bm", queries, documents))
     with pytest.raises(ValueError, match="5 columns"):
-        losses.own_block(torch.zeros(2, 5))
+        losses.own_candidates(torch.zeros(2, 5))
     with pytest.raises(ValueError, match="5 columns"):
         losses.info_nce(torch.zeros(2, 5))
 
@@ -324,7 +324,7 @@ def test_contrastive_on_one_query_is_cross_entropy_over_its_own_documents() -> N
 
 def test_llm_r_is_distillation_plus_a_share_of_the_contrast() -> None:
     queries, documents, teacher = units(0, 3, 6), units(1, 3, 4, 6), draw(2, 3, 4)
-    own = losses.own_block(losses.similarities(queries, documents))
+    own = losses.own_candidates(losses.similarities(queries, documents))
     value = losses.llm_r_loss(queries, documents, teacher, tau=0.05, alpha=0.2)
     expected = losses.distill(own / 0.05, teacher) + 0.2 * losses.full_contrastive(queries, documents, 0.05)
     torch.testing.assert_close(value, expected)
@@ -565,7 +565,7 @@ def test_descending_a_loss_finds_the_lms_order(loss: str) -> None:
         value.backward()
         optimiser.step()
     q, d = (torch.nn.functional.normalize(t.detach(), dim=-1) for t in towers)
-    own = losses.own_block(losses.similarities(q, d))
+    own = losses.own_candidates(losses.similarities(q, d))
     assert value.item() < 0.6 * first
     assert (own.argmax(1) == 0).all()
     if loss != "epr":

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.datasets import Task
-from iclkit.pool import Rendering
+from iclkit.pool import RetrieverFormat
 from iclkit.prompts import Template
 from iclkit.records import Example, fold_text
 from iclkit.testing import FakeLM, HashEmbedder
 from iclkit.trainers import Feedback, Ledger, corpus_of_tasks, preset
 from iclkit.trainers._epr import EPR
-from iclkit.trainers._fit import Collator, InOrder, Lesson, RetrieverLoss, Texts, load_encoder
-from iclkit.trainers._llm_r import LLMR, asked, eligible_ends
-from iclkit.trainers._method import HeldOut, Session, candidate_gain, in_batches
+from iclkit.trainers._fit import Collator, RetrieverLoss, SequentialSampler, TrainingRow, TrainingTexts, load_encoder
+from iclkit.trainers._llm_r import LLMR, asked, eligible_extremes
+from iclkit.trainers._method import HeldOutQueries, Session, candidate_gain, in_batches
 from iclkit.trainers._mine import Miner
 from iclkit.trainers._report import share
 from iclkit.trainers._udr import UDR
@@ -44,7 +44,7 @@ def session(method: str = "epr", **changes: Any) -> Session:
     config = preset(method, **{**SMALL, **changes})
     corpus = corpus_of_tasks(TASKS, config)
     feedback = Feedback(FakeLM(), Ledger(":memory:"))
-    return Session(config, corpus, feedback, Miner(corpus, 0, HashEmbedder()), Rendering(), Path("work"))
+    return Session(config, corpus, feedback, Miner(corpus, 0, HashEmbedder()), RetrieverFormat(), Path("work"))
 
 
 S = session()
@@ -165,7 +165,7 @@ def test_by_the_label_rule_positives_have_the_querys_label_and_no_negative_has_i
     values = data.draw(st.lists(st.floats(-9, 0), min_size=len(rows), max_size=len(rows), unique=True))
     own, label = ranked(values, rows), S.corpus.examples[ROW].output
     of = {r: S.corpus.examples[r].output for r in rows}
-    best, worst = eligible_ends(s, ROW, own, 3, 6)
+    best, worst = eligible_extremes(s, ROW, own, 3, 6)
     assert {of[r] for r in best} <= {label}
     assert label not in {of[r] for r in worst}
     lesson = LLMR().lesson(s, ROW, own, 0)
@@ -279,7 +279,7 @@ def test_the_query_side_never_reads_the_answer_and_the_reward_model_does() -> No
     one, two = session(), session()
     two.corpus = corpus_of_tasks([other(t) for t in TASKS], preset("epr", **SMALL))
     for s in (one, two):
-        s.rendering = Rendering(instructions={"small": "Say:", "large": "Think:"})
+        s.rendering = RetrieverFormat(instructions={"small": "Say:", "large": "Think:"})
     rows = range(len(one.corpus.examples))
     assert [one.query_text(r) for r in rows] == [two.query_text(r) for r in rows]
     assert one.query_text(ROW).startswith("Say: small text")
@@ -294,28 +294,28 @@ class Batch:
         return {"texts": [f"{task}|{t}" if task else t for t in texts]}
 
 
-def collate(lessons: list[Lesson], forbidden: dict[int, list[int]] | None = None, *, routed: bool = False) -> Any:
-    texts = Texts(lambda q, c: f"q{q}" + "".join(f"+{x}" for x in c), lambda d: f"d{d}",
+def collate(lessons: list[TrainingRow], forbidden: dict[int, list[int]] | None = None, *, routed: bool = False) -> Any:
+    texts = TrainingTexts(lambda q, c: f"q{q}" + "".join(f"+{x}" for x in c), lambda d: f"d{d}",
                   lambda q: (forbidden or {}).get(q, []))  # fmt: skip
     rows = [{"query": x.query, "chosen": x.chosen, "documents": x.documents, "values": x.values} for x in lessons]
     return Collator(Batch(), texts, routed=routed)(rows)
 
 
 def test_equal_documents_of_a_batch_are_read_once() -> None:
-    batch = collate([Lesson(0, (5, 6), (1.0, 2.0), (9, 8)), Lesson(1, (6, 7), (1.0, 2.0))])
+    batch = collate([TrainingRow(0, (5, 6), (1.0, 2.0), (9, 8)), TrainingRow(1, (6, 7), (1.0, 2.0))])
     assert batch["query_texts"] == ["q0+9+8", "q1"]
     assert batch["document_texts"] == ["d5", "d6", "d7"]
     label = batch["label"]
     assert label.shape == (2, 2 + 2 + 2 * 2)
     assert label[:, :4].tolist() == [[0, 1, 1, 2], [1, 2, 1, 2]]
-    routed = collate([Lesson(0, (5, 6))], routed=True)
+    routed = collate([TrainingRow(0, (5, 6))], routed=True)
     assert (routed["query_texts"], routed["document_texts"]) == (["query|q0"], ["document|d5", "document|d6"])
     assert (routed["query_task"], routed["document_task"]) == ("query", "document")
 
 
 def test_the_own_positive_in_another_block_and_duplicates_of_the_query_are_no_negatives() -> None:
     # columns:          5  6      6  5      7  20     5  8
-    lessons = [Lesson(0, (5, 6)), Lesson(1, (6, 5)), Lesson(2, (7, 20)), Lesson(3, (5, 8))]
+    lessons = [TrainingRow(0, (5, 6)), TrainingRow(1, (6, 5)), TrainingRow(2, (7, 20)), TrainingRow(3, (5, 8))]
     mask = collate(lessons, {1: [20, 7], 3: [6]})["label"][:, 2:].bool()
     assert mask.int().tolist() == [
         [0, 0, 0, 1, 0, 0, 1, 0],  # 5 again; its own block is never masked
@@ -330,7 +330,7 @@ def test_the_own_positive_in_another_block_and_duplicates_of_the_query_are_no_ne
 def test_the_mask_is_what_a_plain_loop_says(data) -> None:
     b, m = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
     row = st.lists(st.integers(0, 9), min_size=m, max_size=m, unique=True)
-    lessons = [Lesson(n, tuple(data.draw(row))) for n in range(b)]
+    lessons = [TrainingRow(n, tuple(data.draw(row))) for n in range(b)]
     forbidden = {n: data.draw(st.lists(st.integers(0, 9), max_size=3)) for n in range(b)}
     mask = collate(lessons, forbidden)["label"][:, m:]
     for i, lesson in enumerate(lessons):
@@ -356,8 +356,8 @@ def test_no_duplicate_of_a_query_is_ever_a_negative_of_it_in_training() -> None:
 def test_the_gradient_reaches_both_towers_unless_documents_are_frozen(towers, frozen, bert) -> None:
     config = preset("epr", towers=towers, freeze_documents=frozen, max_tokens=16)
     model = load_encoder(config, bert)
-    texts = Texts(lambda q, c: f"{TOPIC[q]}", lambda d: f"{TOPIC[d]} {TOPIC[-d]}", lambda q: [])
-    lessons = [Lesson(0, (1, 2)), Lesson(3, (4, 5))]
+    texts = TrainingTexts(lambda q, c: f"{TOPIC[q]}", lambda d: f"{TOPIC[d]} {TOPIC[-d]}", lambda q: [])
+    lessons = [TrainingRow(0, (1, 2)), TrainingRow(3, (4, 5))]
     rows = [{"query": x.query, "chosen": (), "documents": x.documents, "values": ()} for x in lessons]
     batch = Collator(model, texts, routed=towers == 2)(rows)
     parts = [
@@ -385,7 +385,7 @@ def test_batches_come_in_the_order_they_were_written() -> None:
     from datasets import Dataset
 
     data = Dataset.from_dict({"batch": [0, 0, 0, 1, 2, 2, 5], "x": [*range(7)]})
-    sampler = InOrder(data, batch_size=99, drop_last=False, valid_label_columns=["label"], seed=3)
+    sampler = SequentialSampler(data, batch_size=99, drop_last=False, valid_label_columns=["label"], seed=3)
     assert [*sampler] == [*sampler] == [[0, 1, 2], [3], [4, 5], [6]]
     assert len(sampler) == 4
 
@@ -444,12 +444,12 @@ def test_the_gain_is_that_of_a_plain_loop_over_queries(data) -> None:
             best = max(near.values())
             chosen = next(v for r, v in own if near[r] > best - 1e-9)
             gains.append(chosen - sum(v for _, v in own) / len(own))
-        parts.append(HeldOut(course, queries, lists))
+        parts.append(HeldOutQueries(course, queries, lists))
     assert candidate_gain(S, Table(), parts) == pytest.approx(sum(gains) / len(gains), abs=1e-9)
 
 
 def test_without_held_out_queries_the_gain_is_nothing() -> None:
-    assert candidate_gain(S, Table(), [HeldOut(S.corpus.courses[0], [], [])]) == 0.0
+    assert candidate_gain(S, Table(), [HeldOutQueries(S.corpus.courses[0], [], [])]) == 0.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.125, 4)), min_size=1, max_size=30), st.integers(0, 5))

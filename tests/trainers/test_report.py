@@ -5,17 +5,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclkit.pool import Rendering
+from iclkit.pool import RetrieverFormat
 from iclkit.selectors import make_selector
 from iclkit.testing import FakeLM, HashEmbedder, pair_task
-from iclkit.trainers import Chooser, corpus_of_tasks, preset, report_on
-from iclkit.trainers._feedback import Ask, Feedback, right, value
+from iclkit.trainers import SelectorSetup, corpus_of_tasks, preset, report_on
+from iclkit.trainers._feedback import Feedback, FeedbackPrompt, right, value
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Session, mined
 from iclkit.trainers._mine import Miner
 from iclkit.trainers._train import make_method
 
-CHOOSERS = {"bm25": Chooser("bm25"), "knn": Chooser("knn", HashEmbedder(48)), "se2": Chooser("se2", HashEmbedder(48))}
+CHOOSERS = {
+    "bm25": SelectorSetup("bm25"),
+    "knn": SelectorSetup("knn", HashEmbedder(48)),
+    "se2": SelectorSetup("se2", HashEmbedder(48)),
+}
 
 
 def session(folder, lm=None, **changes):
@@ -23,12 +27,14 @@ def session(folder, lm=None, **changes):
     config = preset("epr", **{"queries": 12, "held_out": 6, "report": 12, "candidates": "random:7", **changes})
     corpus = corpus_of_tasks([task], config)
     return Session(config, corpus, Feedback(lm or judge, Ledger(folder / "ledger.db")),
-                   Miner(corpus, config.seed, HashEmbedder()), Rendering(config.document), folder)  # fmt: skip
+                   Miner(corpus, config.seed, HashEmbedder()), RetrieverFormat(config.document), folder)  # fmt: skip
 
 
 def worth(s, query, rows):
     """What the LM makes of rows, the first next to the query."""
-    (told,) = s.feedback.tell(s.corpus.courses[0], [Ask(query, tuple(s.corpus.examples[r] for r in reversed(rows)))])
+    (told,) = s.feedback.tell(
+        s.corpus.courses[0], [FeedbackPrompt(query, tuple(s.corpus.examples[r] for r in reversed(rows)))]
+    )
     return value(told, s.config.value, s.config.normalise), right(told)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.pool import Pool, Rendering, Retriever, load_embedder
+from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
 from iclkit.prompts import assemble
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
@@ -17,7 +17,7 @@ from iclkit.trainers._feedback import Feedback, right, value
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Session
 from iclkit.trainers._mine import Miner
-from iclkit.trainers._se2 import Se2, Step, greedy, rank_chances
+from iclkit.trainers._se2 import Se2, SequenceStep, greedy, rank_probabilities
 from iclkit.trainers._sets import HeldOutSets, held_out_sets
 
 
@@ -28,14 +28,14 @@ def session(folder, lm=None, **changes):
     corpus = corpus_of_tasks([task], config)
     feedback = Feedback(lm or judge, Ledger(folder / "ledger.db"))
     miner = Miner(corpus, config.seed, HashEmbedder())
-    return Session(config, corpus, feedback, miner, Rendering(config.document), folder, say=lambda text: None)
+    return Session(config, corpus, feedback, miner, RetrieverFormat(config.document), folder, say=lambda text: None)
 
 
 def test_ranks_are_drawn_with_the_probabilities_of_the_released_code():
-    assert rank_chances(5) == pytest.approx([0.636409, 0.234122, 0.086129, 0.031685, 0.011656], abs=1e-6)
-    assert rank_chances(50)[0] == pytest.approx(0.632121, abs=1e-6)
-    drawn = np.random.default_rng(0).choice(5, 10_000, p=rank_chances(5))
-    seen, expected = np.bincount(drawn, minlength=5), 10_000 * rank_chances(5)
+    assert rank_probabilities(5) == pytest.approx([0.636409, 0.234122, 0.086129, 0.031685, 0.011656], abs=1e-6)
+    assert rank_probabilities(50)[0] == pytest.approx(0.632121, abs=1e-6)
+    drawn = np.random.default_rng(0).choice(5, 10_000, p=rank_probabilities(5))
+    seen, expected = np.bincount(drawn, minlength=5), 10_000 * rank_probabilities(5)
     assert ((seen - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees of freedom, p = .001
 
 
@@ -114,7 +114,7 @@ def test_negatives_are_worse_and_never_the_positive_or_what_is_chosen(small_sess
     values = np.sort(rng.integers(0, 3, count) if tied else rng.standard_normal(count))[::-1].tolist()
     ranked = tuple(zip(candidates, values, strict=True))
     positive = candidates[int(rng.integers(count))]
-    lesson = Se2().lesson(s, Step(query, chosen, ranked, positive), int(rng.integers(3)))
+    lesson = Se2().lesson(s, SequenceStep(query, chosen, ranked, positive), int(rng.integers(3)))
     worth = dict(ranked)
     if worth[positive] == min(values):
         assert lesson is None

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.testing import HashEmbedder
-from iclkit.tuners import Arm, BlockFeatures, PositionFeatures, Space, sees_order
+from iclkit.tuners import Arm, BlockFeatures, PositionFeatures, SearchSpace, is_order_sensitive
 from iclkit.tuners import _net as net
-from iclkit.tuners._bandit import acquisition, distinct_lists, principal, standardise, transport, widths
-from iclkit.tuners._tune import expected_luck
+from iclkit.tuners._bandit import acquisition, distinct_lists, principal_components, standardise, transport, ucb_widths
+from iclkit.tuners._tune import expected_maximum
 
 SEEDS = st.integers(0, 10**6)
 
@@ -86,7 +86,7 @@ def test_with_nothing_played_the_width_is_the_root_of_nu_times_the_gradients_len
     rng, theta, sizes = network(seed)
     x = rng.standard_normal((4, 3))
     length = np.sqrt(net.weighted_squares(theta, sizes, x, np.ones(len(theta))))
-    assert widths(theta, sizes, x, np.zeros(len(theta)), prior, nu) == pytest.approx(math.sqrt(nu) * length)
+    assert ucb_widths(theta, sizes, x, np.zeros(len(theta)), prior, nu) == pytest.approx(math.sqrt(nu) * length)
 
 
 @given(SEEDS)
@@ -94,10 +94,10 @@ def test_playing_an_arm_never_widens_any_and_narrows_its_own(seed):
     rng, theta, sizes = network(seed)
     x = rng.standard_normal((4, 3))
     played = np.zeros(len(theta))
-    before = widths(theta, sizes, x, played, 0.1, 1.0)
+    before = ucb_widths(theta, sizes, x, played, 0.1, 1.0)
     for row in range(4):
         played = played + net.sum_of_squares(theta, sizes, x[row : row + 1])
-        now = widths(theta, sizes, x, played, 0.1, 1.0)
+        now = ucb_widths(theta, sizes, x, played, 0.1, 1.0)
         assert (now <= before + 1e-12).all()
         assert now[row] < before[row]
         before = now
@@ -136,7 +136,7 @@ def test_transport_of_one_is_a_mean_of_alike_items_nothing_and_of_a_set_the_same
     row = rng.random((1, 5))
     assert transport(row) == pytest.approx(row.mean())
     assert transport(1 - np.eye(4)) == pytest.approx(0)
-    space = Space(6, 3, costs=rng.random((6, 6)))
+    space = SearchSpace(6, 3, costs=rng.random((6, 6)))
     found = {round(space.transport_cost(p), 12) for p in itertools.permutations((0, 2, 5))}
     assert len(found) == 1
     assert len(space._known) == 1
@@ -156,10 +156,10 @@ def test_standardised_features_have_mean_0_and_deviation_1_and_a_constant_one_is
 @given(SEEDS, st.integers(2, 8), st.integers(1, 6))
 def test_principal_coordinates_keep_all_distances_when_none_is_left_out(seed, n, d):
     x = np.random.default_rng(seed).standard_normal((n, d))
-    made = principal(x, 10)
+    made = principal_components(x, 10)
     for a, b in itertools.combinations(range(n), 2):
         assert np.linalg.norm(made[a] - made[b]) == pytest.approx(np.linalg.norm(x[a] - x[b]), abs=1e-8)
-    fewer = principal(x, 1)
+    fewer = principal_components(x, 1)
     assert fewer.shape[1] <= 1
     assert fewer[:, 0] == pytest.approx(made[:, 0])
 
@@ -186,10 +186,10 @@ def test_position_features_see_the_order_and_a_bag_of_words_does_not():
     embedder = HashEmbedder()
     texts = [f"word{n} other{n * 7}" for n in range(6)]
     positions = PositionFeatures(embedder.encode_documents(texts).astype(float), 3)
-    assert sees_order(positions, 6, 3)
+    assert is_order_sensitive(positions, 6, 3)
     bag = BlockFeatures(embedder, lambda arm: "\n\n".join(texts[r] for r in arm.rows))
-    assert not sees_order(bag, 6, 3)
-    assert sees_order(bag, 6, 1)
+    assert not is_order_sensitive(bag, 6, 3)
+    assert is_order_sensitive(bag, 6, 1)
     same = np.array([[0, 1, 2], [2, 1, 0]])
     none = np.zeros(2, dtype=int)
     assert bag(same, none)[0] == pytest.approx(bag(same, none)[1], abs=1e-6)
@@ -201,7 +201,7 @@ def test_position_features_see_the_order_and_a_bag_of_words_does_not():
 def test_position_features_are_the_rows_of_each_position_and_the_instruction():
     vectors, words = np.random.default_rng(0).standard_normal((5, 2)), np.eye(3)
     made = PositionFeatures(vectors, 2, words, size=8)(np.array([[1, 4], [4, 1]]), np.array([0, 2]))
-    rows = principal(vectors, 4)
+    rows = principal_components(vectors, 4)
     assert made[0, :4] == pytest.approx(np.concatenate([rows[1], rows[4]]))
     assert made[1, :4] == pytest.approx(np.concatenate([rows[4], rows[1]]))
     assert made[0, 4:].tolist() != made[1, 4:].tolist()
@@ -209,8 +209,8 @@ def test_position_features_are_the_rows_of_each_position_and_the_instruction():
 
 def test_the_luck_of_the_best_of_many_is_that_of_a_simulation():
     drawn = np.random.default_rng(0).standard_normal((20_000, 24)).max(axis=1).mean()
-    assert expected_luck(24) == pytest.approx(drawn, abs=0.02)
-    assert expected_luck(1) == pytest.approx(0, abs=1e-9)
+    assert expected_maximum(24) == pytest.approx(drawn, abs=0.02)
+    assert expected_maximum(1) == pytest.approx(0, abs=1e-9)
 
 
 def test_an_arm_is_its_order():

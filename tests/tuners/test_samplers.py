@@ -13,12 +13,12 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.testing import OrderedSetProblem
-from iclkit.tuners import SAMPLERS, PositionFeatures, Space, arm_of, distributions, make_sampler
+from iclkit.tuners import SAMPLERS, PositionFeatures, SearchSpace, arm_of, distributions, make_sampler
 from iclkit.tuners._samplers import history
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 SPECS = [*SAMPLERS, "ease,style=ts", "ease,update=batch,batches=4", "ease,neighbours=0.0"]
-SPACE = Space(8, 3, features=PositionFeatures(np.random.default_rng(0).standard_normal((8, 4)), 3))
+SPACE = SearchSpace(8, 3, features=PositionFeatures(np.random.default_rng(0).standard_normal((8, 4)), 3))
 
 
 def search(spec, space, value, trials, seed=0, batch=1):
@@ -50,7 +50,7 @@ def test_no_list_has_a_row_twice_and_no_list_comes_twice(spec, batch):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_list_there_is_gets_its_turn(spec):
-    small = Space(3, 2, features=PositionFeatures(np.eye(3), 2))
+    small = SearchSpace(3, 2, features=PositionFeatures(np.eye(3), 2))
     arms = search(spec, small, lambda arm: float(arm.rows[0]), 6)
     assert {a.rows for a in arms} == {*itertools.permutations(range(3), 2)}
 
@@ -86,7 +86,7 @@ def test_evolution_changes_one_place_of_the_best_and_a_rejected_child_changes_no
     def value(arm):
         return -sum(abs(row - 40) for row in arm.rows)
 
-    arms = search("evolution", Space(60, 3), value, 40)
+    arms = search("evolution", SearchSpace(60, 3), value, 40)
     for n in range(1, 40):
         best = max(value(a) for a in arms[:n])
         parents = [a for a in arms[:n] if value(a) == best]
@@ -132,7 +132,7 @@ def test_one_instruction_gives_the_lists_of_a_search_without():
 
 def first_at(problem, spec, level, trials, seed):
     """The trial that first reached a value; trials + 1 where none did."""
-    space = Space(problem.n, problem.k, features=PositionFeatures(problem.vectors, problem.k))
+    space = SearchSpace(problem.n, problem.k, features=PositionFeatures(problem.vectors, problem.k))
     arms = search(spec, space, lambda arm: problem.value(arm.rows), trials, seed)
     return next((n for n, a in enumerate(arms, 1) if problem.value(a.rows) >= level), trials + 1)
 
@@ -160,7 +160,7 @@ def test_the_bandit_gets_near_the_best_in_fewer_trials(ordered):
 
 def test_where_nothing_tells_lists_apart_curiosity_finds_the_one_place_that_counts_sooner_than_chance():
     """Item 7 last is worth 1, all else 0.3: n = 20, k = 3, 20 seeds, one-hot positions."""
-    space = Space(20, 3, features=PositionFeatures(np.eye(20), 3))
+    space = SearchSpace(20, 3, features=PositionFeatures(np.eye(20), 3))
 
     def first(spec, seed):
         study = optuna.create_study(direction="maximize", sampler=make_sampler(spec, space, seed))
@@ -191,7 +191,7 @@ def test_a_sampler_that_is_not_there_or_not_so_is_named(spec, error, says):
     with pytest.raises(error, match=says):
         make_sampler(spec, SPACE)
     with pytest.raises(UsageError, match="needs features"):
-        make_sampler("ease", Space(5, 2))
+        make_sampler("ease", SearchSpace(5, 2))
 
 
 def test_minimising_is_maximising_the_negative():

@@ -16,11 +16,11 @@ import pytest
 from optuna.trial import TrialState
 
 from iclkit.errors import DataError, RunError, UsageError
-from iclkit.tuners import Space, arm_of, distributions, make_sampler
+from iclkit.tuners import SearchSpace, arm_of, distributions, make_sampler
 from iclkit.tuners import _study as study_of
 from iclkit.tuners._journal import Journal, _locked
 
-SPACE = Space(30, 3)
+SPACE = SearchSpace(30, 3)
 
 WORKER = """
 import json, sys, time
@@ -112,19 +112,19 @@ def memory(sampler="best-of-n"):
 def test_a_worker_that_is_gone_or_silent_is_found_dead_and_a_living_one_is_not():
     study = memory()
     living, gone, silent, unknown = (study.ask(distributions(SPACE)) for _ in range(4))
-    here = study_of.here()
+    host_id = study_of.host_id()
     child = subprocess.Popen(["true"])
     child.wait()
     for trial, worker, beat in (
-        (living, f"{here}:{os.getpid()}", time.time()),
-        (gone, f"{here}:{child.pid}", time.time()),
+        (living, f"{host_id}:{os.getpid()}", time.time()),
+        (gone, f"{host_id}:{child.pid}", time.time()),
         (silent, "elsewhere:1", time.time() - 1000),
         (unknown, "elsewhere:1", time.time() - 1),
     ):
         trial.set_user_attr("worker", worker)
         trial.set_user_attr("beat", beat)
-    assert study_of.revive(study, SPACE) == 2
-    assert study_of.revive(study, SPACE) == 0
+    assert study_of.requeue_dead(study, SPACE) == 2
+    assert study_of.requeue_dead(study, SPACE) == 0
     states = [t.state.name for t in study.trials]
     assert states == ["RUNNING", "FAIL", "FAIL", "RUNNING", "WAITING", "WAITING"]
     again = study.trials[4]

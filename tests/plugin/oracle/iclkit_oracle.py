@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.selectors import BaseSelector, Needs, best_rows
+from iclkit.selectors import BaseSelector, Needs, top_rows
 
 
 @dataclass
@@ -22,7 +22,7 @@ class LongestSelector(BaseSelector):
         self.lengths_ = self.sign * np.array([len(e.text) for e in self.pool_.examples], dtype=np.float64)
 
     def choose(self, query, k, allowed):
-        rows = best_rows(self.lengths_, k, allowed)
+        rows = top_rows(self.lengths_, k, allowed)
         return rows, self.lengths_[rows]
 
 

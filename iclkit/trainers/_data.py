@@ -21,7 +21,7 @@ _SHOWN_OFTEN = 4  # outputs of a pool count as labels when each is there this of
 
 
 @dataclass(frozen=True)
-class Course:
+class TaskData:
     """One task's part in a training. All rows are rows of the corpus's view.
 
     ``rows``: demonstrations. ``queries``: rows asked about in training. ``held_out``: rows asked about for early
@@ -41,11 +41,11 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TrainingData:
     """A view of all demonstrations, and the courses over it."""
 
     view: PoolView
-    courses: tuple[Course, ...]
+    courses: tuple[TaskData, ...]
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -64,7 +64,7 @@ class Corpus:
         return numbers
 
 
-def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:") -> Corpus:
+def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:") -> TrainingData:
     """The train rows of some tasks in one pool; test rows (else train rows set apart) are for the report.
 
     DataError when two tasks have one name, or a task has too few rows to learn from.
@@ -75,13 +75,13 @@ def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path 
     pool = Pool.open(pool_file)
     for task in tasks:
         pool.add(task.train)
-    view, courses, taken = pool.view(), list[Course](), set[int]()
+    view, courses, taken = pool.view(), list[TaskData](), set[int]()
     for task in tasks:
         known = dict.fromkeys(view.row_of(e.id) for e in task.train)
         rows = np.array(sorted(r for r in known if r is not None and r not in taken), dtype=np.int64)
         taken.update(rows.tolist())
         courses.append(_course(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
-    return Corpus(view, tuple(courses))
+    return TrainingData(view, tuple(courses))
 
 
 def corpus_of_pool(
@@ -90,7 +90,7 @@ def corpus_of_pool(
     *,
     template: Template | None = None,
     instructions: Mapping[str, str] | None = None,
-) -> Corpus:
+) -> TrainingData:
     """A pool's examples, a course per task named in it. Outputs that come often enough are taken as labels."""
     by_task: dict[str, list[int]] = {}
     for row, example in enumerate(view.examples):
@@ -104,7 +104,7 @@ def corpus_of_pool(
         courses.append(_course(name or "pool", template or Template(), labels, said, view, rows, config, None))
     if not courses:
         raise DataError("the pool is empty; add examples with: iclkit pool add POOL FILE")
-    return Corpus(view, tuple(courses))
+    return TrainingData(view, tuple(courses))
 
 
 def _course(
@@ -116,7 +116,7 @@ def _course(
     rows: IntArray,
     config: TrainConfig,
     task: Task | None,
-) -> Course:
+) -> TaskData:
     """Draw the queries: by a hash of the data seed and content, so that a pool that grows keeps most of them."""
     order = sorted(rows.tolist(), key=lambda r: _draw(config.data_seed, view.examples[r]))
     seen, distinct = set[str](), list[int]()
@@ -138,7 +138,7 @@ def _course(
     if not tested:
         report, rest = tuple(view.examples[r] for r in rest[: config.report]), rest[config.report :]
     mark = task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()])
-    return Course(
+    return TaskData(
         name,
         replace(template, chat=False, system=""),
         labels,

@@ -13,7 +13,7 @@ from typing import Any
 from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
-from iclkit.eval._store import finished
+from iclkit.eval._runs import finished
 from iclkit.lm import LM, Progress
 from iclkit.pool import Embedder
 from iclkit.prompts import ModelShape, Template, assemble, break_even
@@ -57,7 +57,7 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
+class PlannedRun:
     """One run to be made. ``title`` says which."""
 
     bench: Bench
@@ -94,7 +94,7 @@ class Job:
         """Whether the run stands finished in a folder of runs, with no failed row left to ask again."""
         return finished(out / self.run_id)
 
-    def with_lm(self, lm: LM) -> Job:
+    def with_lm(self, lm: LM) -> PlannedRun:
         """The same run with another LM."""
         return replace(self, lm=lm)
 
@@ -116,13 +116,13 @@ def plan(
     embedder: Embedder | None = None,
     template: Template | None = None,
     reranker: Reranker | None = None,
-) -> list[Job]:
+) -> list[PlannedRun]:
     """The runs of a grid with one LM, each once.
 
     ``zero`` runs once, whatever k, order and seed. A selector runs under every seed only if its picks or their order
     depend on it. UsageError for a k that is larger than a pool; NeedError for what a selector lacks.
     """
-    jobs: dict[tuple[int, str, Settings], Job] = {}
+    jobs: dict[tuple[int, str, Settings], PlannedRun] = {}
     for at, bench in enumerate(benches):
         seeds_of: dict[tuple[str, int, str], int] = {}
         for selector, k, order, calibrate in product(grid.selectors, grid.ks, grid.orders, grid.calibrations):
@@ -141,7 +141,7 @@ def plan(
                 seeds_of[way] = grid.seeds if many else 1
             for seed in range(seeds_of[way]):
                 settings = grid.settings(k, seed, order, calibrate)
-                job = Job(bench, selector, lm, embedder, settings, template, reranker)
+                job = PlannedRun(bench, selector, lm, embedder, settings, template, reranker)
                 jobs.setdefault((at, selector, settings), job)
     return list(jobs.values())
 
@@ -161,7 +161,7 @@ class Cost:
     notes: tuple[str, ...] = field(default=())
 
 
-def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
+def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> Cost:
     """Prompts and tokens that the runs not yet finished in ``out`` will take, from a sample of prompts.
 
     Each prompt is estimated by the mean over a few queries with the pool's evenly spaced examples; prompts that share a
@@ -185,13 +185,13 @@ def cost(jobs: Sequence[Job], out: Path | None = None) -> Cost:
     )
 
 
-def break_evens(jobs: Sequence[Job]) -> list[str]:
+def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
     """From how many queries on demonstrations that all share cost less to read than each query's own, a line a pair.
 
     The shared part is read once. Each query's own are those of the selectors without a shared part at their smallest k.
     Sizes are estimated as by ``cost``; where an LM does not say its shape, tokens alone are compared.
     """
-    kinds: dict[tuple[int, int, int], list[Job]] = {}
+    kinds: dict[tuple[int, int, int], list[PlannedRun]] = {}
     for job in jobs:
         chooser = make_selector(job.selector)
         k = job.settings.k
@@ -206,11 +206,11 @@ def break_evens(jobs: Sequence[Job]) -> list[str]:
     return lines
 
 
-def _break_even(fixed: Sequence[Job], part: int, k: int, least: int, own: Sequence[Job]) -> str:
+def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own: Sequence[PlannedRun]) -> str:
     def tokens(shots: int) -> int:
         return round(_mean_tokens(replace(fixed[0], settings=replace(fixed[0].settings, k=shots))))
 
-    def named(jobs: Sequence[Job]) -> str:
+    def named(jobs: Sequence[PlannedRun]) -> str:
         return ", ".join(dict.fromkeys(job.selector for job in jobs))
 
     bare, shape = tokens(0), getattr(fixed[0].lm, "shape", None)
@@ -229,14 +229,14 @@ def _break_even(fixed: Sequence[Job], part: int, k: int, least: int, own: Sequen
     )
 
 
-def _notes(todo: Sequence[Job]) -> Iterator[str]:
+def _notes(todo: Sequence[PlannedRun]) -> Iterator[str]:
     """What each selector that asks the LM will ask at most; fitting one asks nothing."""
     for name in dict.fromkeys(job.selector for job in todo if make_selector(job.selector).needs.lm):
         jobs, found = [job for job in todo if job.selector == name], dict[tuple[int, int], tuple[int, int]]()
         for job in jobs:
             if (key := (id(job.bench), job.settings.k)) not in found:
                 fitted: Any = make_selector(name).fit(job.bench.view, job.kit)
-                found[key] = fitted.lm_calls(job.settings.k) if hasattr(fitted, "lm_calls") else (0, 0)
+                found[key] = fitted.cost(job.settings.k) if hasattr(fitted, "cost") else (0, 0)
         asked = [(*found[id(job.bench), job.settings.k], len(job.bench.queries)) for job in jobs]
         total = sum(once + each * queries for once, each, queries in asked)
         yield (
@@ -250,11 +250,11 @@ def _answers(bench: Bench) -> int:
     return sum(1 if bench.writes else len(set(q.choices if of_each else bench.task.labels)) for q in bench.queries)
 
 
-def _shape(job: Job) -> tuple[int, int, int | None]:
+def _shape(job: PlannedRun) -> tuple[int, int, int | None]:
     return id(job.bench), job.settings.k, job.settings.budget
 
 
-def _mean_tokens(job: Job) -> float:
+def _mean_tokens(job: PlannedRun) -> float:
     bench, lm, k = job.bench, job.lm, job.settings.k
     template, examples = job.template or bench.task.template, bench.view.examples
     queries = bench.queries[:: max(1, len(bench.queries) // _PROBES)][:_PROBES]

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.augment._made import Fresh, Made, Rejected, Writer
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs
 from iclkit.errors import DataError, UsageError
 from iclkit.lm import LM, GenerateRequest, ScoreRequest
-from iclkit.prompts import Template, open_prompt, parse_continued
+from iclkit.prompts import Template, open_prompt, parse_continuation
 from iclkit.records import Example
 
 RATING_PROMPTS = (
@@ -27,7 +27,7 @@ RATING_PROMPTS = (
 _SCALE = ("1", "2", "3", "4", "5")
 
 
-def synthesise(
+def synthesize(
     lm: LM,
     template: Template,
     real: Sequence[Example],
@@ -41,7 +41,7 @@ def synthesise(
     max_tokens: int = 128,
     seed: int = 0,
     task: str = "",
-) -> Made:
+) -> AugmentResult:
     """Ask for ``count`` new examples, each after its own ``shots`` random real ones, and keep the better half.
 
     ``ratings`` of RATING_PROMPTS give each a probability-weighted mean rating; those above the median are kept (all of
@@ -56,17 +56,17 @@ def synthesise(
         )
     if not real:
         raise DataError("there is no real example to write new ones after; see auto-icl and labels for an empty pool")
-    writer, rng = Writer("synthesise", lm, seed), np.random.default_rng(seed)
+    writer, rng = Provenance("synthesise", lm, seed), np.random.default_rng(seed)
     sources = [[real[int(i)] for i in rng.permutation(len(real))[:shots]] for _ in range(count)]
     contexts = [open_prompt(template, own, **writer.settings(max_tokens)) for own in sources]
     requests = [
         GenerateRequest(c, max_tokens, template.stop_strings, temperature=temperature, seed=seed + n)
         for n, c in enumerate(contexts)
     ]
-    taken, fresh, allowed = Fresh(e.text for e in real), Fresh(avoid), {*labels}
+    taken, fresh, allowed = SeenInputs(e.text for e in real), SeenInputs(avoid), {*labels}
     written, rejected = list[tuple[Example, int]](), list[Rejected]()
     for n, reply in enumerate(lm.generate(requests)):
-        blocks = parse_continued(template, reply.text)
+        blocks = parse_continuation(template, reply.text)
         example = blocks[0].example(task=task) if blocks else None
         if reply.finish == "length" and len(blocks) == 1:
             rejected.append(Rejected("cut off", reply.text))
@@ -80,7 +80,7 @@ def synthesise(
             rejected.append(Rejected("an input to be avoided", reply.text))
         else:
             written.append((example, n))
-    values = rate(lm, template, [e for e, _ in written], prompts=RATING_PROMPTS[:ratings])
+    values = rate_examples(lm, template, [e for e, _ in written], prompts=RATING_PROMPTS[:ratings])
     kept = above_median(values) if ratings else np.ones(len(written), np.bool_)
     examples = []
     for (example, n), value, keep in zip(written, values, kept, strict=True):
@@ -90,10 +90,10 @@ def synthesise(
         else:
             rejected.append(Rejected("rated no better than the median", template.render_demo(example)))
     calls = len(requests) + len(_SCALE) * ratings * len(written)
-    return Made("synthesise", tuple(examples), tuple(rejected), calls)
+    return AugmentResult("synthesise", tuple(examples), tuple(rejected), calls)
 
 
-def rate(
+def rate_examples(
     lm: LM, template: Template, examples: Sequence[Example], *, prompts: Sequence[str] = RATING_PROMPTS[:3]
 ) -> NDArray[np.float64]:
     """(n,) from 1 to 5: mean over the prompts of the LM's rating, each number weighted by its probability."""

@@ -15,7 +15,7 @@ from iclkit.files import read_text
 from iclkit.records import clean_text
 
 if TYPE_CHECKING:
-    from iclkit.augment import Made
+    from iclkit.augment import AugmentResult
     from iclkit.datasets import Task
     from iclkit.lm import LM
     from iclkit.pool import Pool
@@ -78,7 +78,7 @@ def command(
     What it writes carries its provenance as metadata, so that it can be listed and removed:
     iclkit pool ls POOL --where generated=recycle. The same command again takes what was done from the LM's cache.
     """
-    from iclkit.augment import add_generated
+    from iclkit.augment import add_to_pool
     from iclkit.lm import load_lm
     from iclkit.pool import Pool
 
@@ -91,7 +91,7 @@ def command(
         raise DataError(f"{method} starts from real examples and there is no pool at {pool}; see --method labels")
     with Pool.open(pool) as store:
         made = order.run(load_lm(lm_name), store, task)
-        added = None if dry_run else add_generated(store, made)
+        added = None if dry_run else add_to_pool(store, made)
         total = len(store)
     if as_json:
         emit_json(_facts(made, added.added if added else 0), indent=2)
@@ -132,7 +132,7 @@ class _Order:
         if self.method == "labels" and not self._labels(task):
             raise UsageError("--method labels needs --labels A,B,..., or a --task with labels")
 
-    def run(self, lm: LM, pool: Pool, task: Task | None) -> Made:
+    def run(self, lm: LM, pool: Pool, task: Task | None) -> AugmentResult:
         """Call the method once; says before how often it may ask the LM."""
         from iclkit import augment
 
@@ -164,7 +164,7 @@ class _Order:
         outputs = labels or _repeated([e.output for e in real])
         _say_cost(self._number(100) * (1 + 5 * 3))
         given = self._given("count", heat=True)
-        return augment.synthesise(lm, template, real, labels=outputs, avoid=hidden, **given, **shared)
+        return augment.synthesize(lm, template, real, labels=outputs, avoid=hidden, **given, **shared)
 
     def _number(self, default: int) -> int:
         return default if self.count is None else self.count
@@ -218,7 +218,7 @@ def _repeated(outputs: Sequence[str]) -> tuple[str, ...]:
     return tuple(labels) if 4 * len(labels) <= len(outputs) else ()
 
 
-def _facts(made: Made, added: int) -> Mapping[str, Any]:
+def _facts(made: AugmentResult, added: int) -> Mapping[str, Any]:
     from iclkit.pool import example_dict
 
     return {

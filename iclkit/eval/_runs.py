@@ -138,7 +138,7 @@ class LeftOut:
     reason: str
 
 
-def chunks(total: int, size: int = CHUNK) -> list[range]:
+def batches(total: int, size: int = CHUNK) -> list[range]:
     """Positions 0..total in chunks of ``size``; a last one of less than half joins the one before it.
 
     >>> [len(c) for c in chunks(150)], [len(c) for c in chunks(200)]
@@ -150,7 +150,7 @@ def chunks(total: int, size: int = CHUNK) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], total], strict=True)]
 
 
-class RunFolder:
+class RunWriter:
     """One run's folder, held by one process at a time. Use ``opened``."""
 
     def __init__(
@@ -167,7 +167,7 @@ class RunFolder:
     @contextmanager
     def opened(
         cls, out: Path, spec: Mapping[str, Any], total: int, asked: Sequence[tuple[str, str]] | None = None
-    ) -> Iterator[RunFolder]:
+    ) -> Iterator[RunWriter]:
         """The folder of a run of ``total`` queries, made if it is not there, locked against other processes.
 
         ``asked``: id and gold answer of each query, which the rows that are there must have. RunError when another
@@ -241,7 +241,7 @@ class RunFolder:
         lines = _whole_lines(file)
         if len(lines) > self.total:
             raise DataError(f"{file} has {len(lines)} rows and the run {self.total} queries; {_ROWS_REMEDY}")
-        whole = max(n for n in {0, *(c.stop for c in chunks(self.total))} if n <= len(lines))
+        whole = max(n for n in {0, *(c.stop for c in batches(self.total))} if n <= len(lines))
         rows = _rows(file, lines[:whole])
         for number, (row, asked) in enumerate(zip(rows, self.asked or (), strict=False), 1):
             if (row.query_id, row.gold) != asked:

@@ -10,12 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import DIGITS
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._maths import SCORE_DECIMALS
 
 
 @dataclass
-class CandidatesSelector(BaseSelector):
+class NearestReorderSelector(BaseSelector):
     """A subclass has a setting ``candidates`` and says what becomes of so many of the nearest."""
 
     needs: ClassVar[Needs] = Needs(embedder=True)
@@ -31,17 +31,17 @@ class CandidatesSelector(BaseSelector):
         """Vectors of the pool."""
         self.vectors_ = self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """See ``reorder`` for what the scores are."""
         return self.choose_many([query], k, [allowed])[0]
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Chosen]:
+    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search together; the rest is per query, where its matrix stays in the processor's cache."""
         candidates: int = getattr(self, "candidates")  # noqa: B009  a field of the subclass
         found = self._nearest(self._query_vectors(queries), max(k, candidates), allowed)
         return [self._chosen(rows, sim, k) for rows, sim in found]
 
-    def _chosen(self, rows: IntArray, sim: FloatArray, k: int) -> Chosen:
+    def _chosen(self, rows: IntArray, sim: FloatArray, k: int) -> Choice:
         vectors = self.vectors_[rows]
-        order, scores = self.reorder(sim, np.round(vectors @ vectors.T, DIGITS), k)
+        order, scores = self.reorder(sim, np.round(vectors @ vectors.T, SCORE_DECIMALS), k)
         return rows[np.asarray(order, dtype=np.int64)], scores

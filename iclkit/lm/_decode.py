@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from iclkit.errors import ModelError
-from iclkit.lm._lean import KV, ROUND, LeanLM
+from iclkit.lm._llama import KV, ROUND, PackedLlama
 from iclkit.lm._protocol import GenerateRequest, Generation
-from iclkit.lm._tokens import Ids, TextCodec
+from iclkit.lm._tokens import PromptTokenizer, TokenIds
 
 
-class Writer:
+class Decoder:
     """One growing continuation: picks each next token and knows when to stop."""
 
-    def __init__(self, codec: TextCodec, prompt: Ids, request: GenerateRequest, eos: Collection[int]) -> None:
+    def __init__(
+        self, codec: PromptTokenizer, prompt: TokenIds, request: GenerateRequest, eos: Collection[int]
+    ) -> None:
         self.request, self.finish = request, ""
         self._codec, self._eos, self._ids, self._text = codec, eos, list[int](), ""
         self._key = np.random.SeedSequence([request.seed & (2**63 - 1), len(prompt), *prompt])
@@ -58,11 +60,11 @@ class Writer:
         return Generation(text[: min(ends)] if ends else text, len(self._ids), self.finish)
 
 
-class Rows:
+class KVCache:
     """Rows that grow, and their keys and values: the prompts stand flush right in the first columns, and each step
     takes one column more. Per layer (rows * kv heads, room, head size), twice."""
 
-    def __init__(self, lean: LeanLM, lengths: Sequence[int], steps: int) -> None:
+    def __init__(self, lean: PackedLlama, lengths: Sequence[int], steps: int) -> None:
         self.lean, self._at = lean, max(lengths)
         self._positions = torch.tensor(lengths, device=lean.device)
         self._first = (self._at - self._positions)[:, None]

@@ -18,7 +18,7 @@ from iclkit.selectors._base import FloatArray, Kit
 NORMALISE = ("sum", "mean")
 _SHOWN_OFTEN = 4  # without a label set, outputs count as labels when each is there this often on average
 
-Asked = tuple[Query, Sequence[Example]]
+PromptQuery = tuple[Query, Sequence[Example]]
 """A query and the demonstrations to show with it, best first."""
 
 
@@ -50,7 +50,7 @@ def label_set(pool: PoolView, kit: Kit) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
+class LabelScorer:
     """An LM with the task's template, order policy and labels: shows it what the final prompt would show."""
 
     lm: LM
@@ -61,7 +61,7 @@ class Asker:
     reserve: int
 
     @classmethod
-    def of(cls, pool: PoolView, kit: Kit) -> Asker:
+    def of(cls, pool: PoolView, kit: Kit) -> LabelScorer:
         """From a kit that has an LM; the template is the plain one when the task has none."""
         assert kit.lm is not None
         labels = label_set(pool, kit)
@@ -91,7 +91,7 @@ class Asker:
             )
         return options
 
-    def label_logprobs(self, asked: Sequence[Asked], normalise: str) -> list[FloatArray]:
+    def label_logprobs(self, asked: Sequence[PromptQuery], normalise: str) -> list[FloatArray]:
         """For each prompt (labels,): log-probability in nats of each option, in one call of the LM.
 
         ``sum`` adds up a label's tokens, ``mean`` divides by their number.

@@ -9,19 +9,19 @@ from typing import ClassVar
 from iclkit.errors import RequestError
 from iclkit.lm._plan import Plan
 from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
-from iclkit.lm._spent import Spent
-from iclkit.lm._tokens import Ids, Pair, TextCodec
+from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
+from iclkit.lm._usage import Usage
 from iclkit.records import Message
 
 
 class IdsLM(ABC):
-    """The protocol in terms of ``plan_pairs``, ``score_pairs`` and ``generate_ids``, which a backend writes."""
+    """The protocol in terms of ``plan_encoded``, ``score_encoded`` and ``generate_encoded``, which a backend writes."""
 
     name: str
     fingerprint: str
     context_size: int
-    codec: TextCodec
-    spent: Spent
+    codec: PromptTokenizer
+    spent: Usage
     notes: tuple[str, ...] = ()
     vocabulary: int | None = None
     """Rows of the model's table of words, where the tokenizer may give ids beyond it."""
@@ -29,19 +29,19 @@ class IdsLM(ABC):
     """Tokens that must fit behind a scored text."""
 
     @abstractmethod
-    def plan_pairs(self, pairs: Sequence[Pair], known: Collection[int] = ()) -> Plan:
-        """The plan of ``score_pairs``."""
+    def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
+        """The plan of ``score_encoded``."""
 
     @abstractmethod
-    def score_pairs(
-        self, pairs: Sequence[Pair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
+    def score_encoded(
+        self, pairs: Sequence[TokenPair], on_done: OnDone[Score] | None = None, known: Collection[int] = ()
     ) -> Iterable[tuple[int, Score]]:
         """(request index, score) of every request that is not ``known``."""
 
     @abstractmethod
-    def generate_ids(
+    def generate_encoded(
         self,
-        prompts: Sequence[Ids],
+        prompts: Sequence[TokenIds],
         requests: Sequence[GenerateRequest],
         on_done: OnDone[Generation] | None = None,
         known: Collection[int] = (),
@@ -58,28 +58,28 @@ class IdsLM(ABC):
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
         """Sum of log-probabilities of each continuation, in nats. RequestError for one beyond the context size."""
-        found = dict(self.score_pairs(self.pairs(requests), on_done))
+        found = dict(self.score_encoded(self.pairs(requests), on_done))
         return [found[i] for i in range(len(requests))]
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
     ) -> list[Generation]:
         """A continuation per request."""
-        found = dict(self.generate_ids(self.prompt_ids(requests), requests, on_done))
+        found = dict(self.generate_encoded(self.encode_prompts(requests), requests, on_done))
         return [found[i] for i in range(len(requests))]
 
     def plan(self, requests: Sequence[ScoreRequest], known: Collection[int] = ()) -> Plan:
         """What ``score`` would feed, given that the answers of the requests ``known`` are at hand."""
-        return self.plan_pairs(self.pairs(requests), known).as_laid_out()
+        return self.plan_encoded(self.pairs(requests), known).as_laid_out()
 
-    def pairs(self, requests: Sequence[ScoreRequest]) -> list[Pair]:
+    def pairs(self, requests: Sequence[ScoreRequest]) -> list[TokenPair]:
         """Token ids of each request. RequestError for one that the model cannot read whole."""
         pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
         self._must_fit([len(pair.ids) + self.spare for pair in pairs])
         self._must_be_known([pair.ids for pair in pairs])
         return pairs
 
-    def prompt_ids(self, requests: Sequence[GenerateRequest]) -> list[Ids]:
+    def encode_prompts(self, requests: Sequence[GenerateRequest]) -> list[TokenIds]:
         """Token ids of each context. RequestError when context and answer do not fit the model together."""
         ids = [row or self.codec.start for row in self.codec.encode([r.context for r in requests])]
         self._must_fit([len(row) + (0 if r.choices else r.max_tokens) for row, r in zip(ids, requests, strict=True)])
@@ -95,7 +95,7 @@ class IdsLM(ABC):
                     "demonstrations",
                 )
 
-    def _must_be_known(self, rows: Sequence[Ids]) -> None:
+    def _must_be_known(self, rows: Sequence[TokenIds]) -> None:
         for i, row in enumerate(rows):
             if not row:
                 raise RequestError(i, "an empty context needs a tokenizer with a BOS or EOS token; give some context")

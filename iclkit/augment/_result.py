@@ -24,7 +24,7 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class AugmentResult:
     """What came of a generation: ``examples`` with their provenance, ``rejected`` attempts, ``calls`` of the LM.
 
     An example's ``meta`` holds ``generated`` (the method), ``generated_lm`` and ``generated_fingerprint`` (who wrote
@@ -44,7 +44,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Writer:
+class Provenance:
     """Who writes, how and with which seed: everything of an example's provenance that it shares with others."""
 
     method: str
@@ -78,7 +78,7 @@ class Writer:
         }
 
 
-class Fresh:
+class SeenInputs:
     """Tells a new input from one that was seen before: equal but for case, punctuation and white space."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
@@ -97,7 +97,7 @@ class Fresh:
         return fold_text(text) or clean_text(text)  # signs alone are told apart as they are
 
 
-def add_generated(pool: Pool, made: Made) -> AddReport:
+def add_to_pool(pool: Pool, made: AugmentResult) -> AddReport:
     """Put what was made into a pool; what the pool has already, in whatever way it came there, is left as it is."""
     return pool.add(made.examples)
 

@@ -11,20 +11,20 @@ from typing import Any, TypeAlias
 
 from iclkit.errors import ModelError
 from iclkit.lm._protocol import Score
-from iclkit.lm._tokens import Ids
+from iclkit.lm._tokens import TokenIds
 from iclkit.records import fold_text
 
-Prompt: TypeAlias = "str | Ids"
+Prompt: TypeAlias = "str | TokenIds"
 # a space before a letter is not a piece: tokenizers join it to the word
 _PIECES = re.compile(r"[A-Za-z]+|[^\S ]| +(?![A-Za-z])|[!-~]|[^\s!-~]+")
 
 
-class NotOffered(ModelError):
+class NotSupported(ModelError):
     """The server answered, but without what was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class TokenCandidate:
     """A candidate for the next token, as the server names it."""
 
     text: bytes
@@ -33,7 +33,7 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class ServerPrompt:
     """A prompt with its continuation: ids, the first ``n_context`` of them given, or a text that ends in ``rest``."""
 
     prompt: Prompt
@@ -53,15 +53,15 @@ class Whole:
         while at > 1 and len(b"".join(texts[at:])) < len(self.rest):
             at -= 1
         if not b"".join(texts[at:]).endswith(self.rest):
-            raise NotOffered("the server's tokens do not spell the prompt, so the continuation cannot be found in it")
+            raise NotSupported("the server's tokens do not spell the prompt, so the continuation cannot be found in it")
         return at
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PositionScore:
     """What was found for one position: the token, or None and the bound that holds for it."""
 
-    token: Token | None
+    token: TokenCandidate | None
     logprob: float
     best: bool
 
@@ -70,7 +70,7 @@ class Look:
 class Position:
     """A token of an answer: the candidates that the server told for it, likeliest first, and the one it wrote."""
 
-    tops: tuple[Token, ...]
+    tops: tuple[TokenCandidate, ...]
     said: bytes
 
     @property
@@ -122,11 +122,11 @@ def only_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     return choices[0]
 
 
-def positions_of(answer: Mapping[str, Any]) -> list[Position]:
+def token_candidates(answer: Mapping[str, Any]) -> list[Position]:
     """Per generated token what was told; [] when the answer tells nothing. Both of OpenAI's layouts.
 
     Candidates whose value is a placeholder ("not known", "impossible") are left out. ModelError for a value that is no
-    log-probability, and for candidates that are likelier than 1 together; NotOffered where only placeholders are told.
+    log-probability, and for candidates that are likelier than 1 together; NotSupported where all are placeholders.
     """
     told = only_choice(answer).get("logprobs") or {}
     if "content" in told:  # chats, and llama.cpp everywhere
@@ -141,9 +141,11 @@ def positions_of(answer: Mapping[str, Any]) -> list[Position]:
         written = [_utf8(t) for t in listed] if len(listed) == len(tops) else []
     out = []
     for i, row in enumerate(tokens):
-        known = [Token(text, logprob_of(v, "top_logprobs"), id_) for text, v, id_ in row if not _is_placeholder(v)]
+        known = [
+            TokenCandidate(text, logprob_of(v, "top_logprobs"), id_) for text, v, id_ in row if not _is_placeholder(v)
+        ]
         if row and not known:
-            raise NotOffered("the server tells placeholders in the place of log-probabilities")
+            raise NotSupported("the server tells placeholders in the place of log-probabilities")
         best = sorted(dict.fromkeys(known), key=lambda t: -t.logprob)
         together = math.fsum(math.exp(v) for v in {t.text: t.logprob for t in reversed(best)}.values())
         if together > 1.05:  # values may be rounded to two or three places
@@ -167,13 +169,13 @@ def _utf8(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def longest_start(rest: bytes, tops: Sequence[Token]) -> Token | None:
+def longest_prefix_token(rest: bytes, tops: Sequence[TokenCandidate]) -> TokenCandidate | None:
     """The candidate that spells the most of the beginning of ``rest``; the likelier one on a tie."""
     fitting = [t for t in tops if t.text and rest.startswith(t.text)]
     return max(fitting, key=lambda t: (len(t.text), t.logprob), default=None)
 
 
-def along(positions: Sequence[Position], rest: bytes) -> tuple[Score, bool]:
+def score_along(positions: Sequence[Position], rest: bytes) -> tuple[Score, bool]:
     """Score of an answer ``rest`` along the generated one: up to the first token at which the two part.
 
     Also whether every token of it was told; where not, the score is a bound that holds for it.
@@ -183,7 +185,7 @@ def along(positions: Sequence[Position], rest: bytes) -> tuple[Score, bool]:
         tops = list(position.tops)
         if at == 1:  # chats may or may not begin an answer with a space
             tops = [replace(t, text=t.text.lstrip()) for t in tops]
-        token = longest_start(rest, tops)
+        token = longest_prefix_token(rest, tops)
         total += token.logprob if token else position.bound
         known = known and token is not None
         best = best and token is not None and token.logprob >= tops[0].logprob
@@ -329,7 +331,7 @@ def _text(value: object) -> str:
 _SIMILAR = 0.6  # what difflib takes for close, too
 
 
-def likeness(answer: str, label: str) -> float:
+def label_similarity(answer: str, label: str) -> float:
     """How well a generated answer names a label: a rank below 0, the higher the better, no probability.
 
     Above -1 when the answer begins with the label (a longer label ranks higher), -10 to -11 when it names the label

@@ -10,7 +10,7 @@ import numpy as np
 
 from iclkit.records import Query, Selection
 from iclkit.registry import parse_specs
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen, IntArray, Needs, Selector
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, IntArray, Needs, Selector
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class OuterSelector(BaseSelector):
+class CompositeSelector(BaseSelector):
     """A selector that asks others. ``inner`` builds them; they see the same pool and kit."""
 
     parts_: list[Selector] = field(init=False, repr=False, compare=False)
@@ -27,7 +27,7 @@ class OuterSelector(BaseSelector):
         from iclkit.selectors._registry import make_selector
 
         self.parts_ = [make_selector(spec) for text in self.inner() for spec in parse_specs(text)]
-        self.needs = _together([type(self).needs, *(p.needs for p in self.parts_)])  # type: ignore[misc]
+        self.needs = combined_needs([type(self).needs, *(p.needs for p in self.parts_)])  # type: ignore[misc]
 
     def inner(self) -> Sequence[str]:
         """The settings that hold specs of selectors."""
@@ -41,12 +41,12 @@ class OuterSelector(BaseSelector):
         for part in self.parts_:
             part.fit(pool, kit)
 
-    def lm_calls(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> tuple[int, int]:
         """What the parts ask, together."""
-        calls = [p.lm_calls(k) for p in self.parts_ if isinstance(p, BaseSelector)]
+        calls = [p.cost(k) for p in self.parts_ if isinstance(p, BaseSelector)]
         return sum(task for task, _ in calls), sum(query for _, query in calls)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """One query as many."""
         return self.choose_many([query], k, [allowed])[0]
 
@@ -56,7 +56,7 @@ class OuterSelector(BaseSelector):
         return np.array([r for r in found if r is not None], dtype=np.int64)
 
 
-def _together(needs: Sequence[Needs]) -> Needs:
+def combined_needs(needs: Sequence[Needs]) -> Needs:
     def joined(costs: Sequence[str]) -> str:
         return " + ".join(c for c in costs if c != "0") or "0"
 

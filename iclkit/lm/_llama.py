@@ -1,9 +1,9 @@
-"""A lean forward pass for Llama-shaped models over a flat batch (``_plan.lay_out``): no padding, no wasted logits.
+"""A lean forward pass for Llama-shaped models over a flat batch (``_plan.build_layout``): no padding, no wasted logits.
 
 Why not the module of ``transformers``: at these sizes it spends half its time in element-wise passes, casts and
 padding. Here every linear layer runs once over the flat tokens, attention runs per block of neighbouring segments
 (GPU: per padded row), and the residual stream stays in float32, which halves the rounding error of bf16. Weights,
-rotary tables and epsilon come from the loaded module; ``LeanLM.check`` compares the two before the first use.
+rotary tables and epsilon come from the loaded module; ``PackedLlama.check`` compares the two before the first use.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (T, heads, size), keys and values (kv heads, T, size)) -> what is seen (T, heads * size)."""
 
 
-def supported(config: Any) -> bool:
-    """Whether ``LeanLM`` knows this architecture and every setting of it that changes the arithmetic."""
+def is_supported(config: Any) -> bool:
+    """Whether ``PackedLlama`` knows this architecture and every setting of it that changes the arithmetic."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     sliding = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None) is not None)
@@ -100,7 +100,7 @@ class _Layer:
     k_norm: Tensor | None
 
 
-class LeanLM:
+class PackedLlama:
     """The forward pass. ``module`` is the loaded ``…ForCausalLM``, whose parameters are used (packed copies on CPU)."""
 
     def __init__(self, module: Any, *, rows_attention: bool | None = None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 
 @dataclass(slots=True)
-class Spent:
+class Usage:
     """Counters that only grow.
 
     ``requests`` asked; ``calls`` are the distinct ones that were computed; ``tokens_asked`` is what a plain loop would

@@ -7,26 +7,26 @@ from abc import abstractmethod
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Chosen
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice
 
 
-class RankedOnceSelector(BaseSelector):
+class FixedRankingSelector(BaseSelector):
     """A strategy is its ``rank``: the first m of a list in which k is a prefix of k + 1."""
 
     @abstractmethod
-    def rank(self, m: int) -> Chosen:
+    def rank(self, m: int) -> Choice:
         """The first m rows of the list with their scores; fewer when the list ends."""
 
     def prepare(self) -> None:
         """Nothing is ranked before it is asked for."""
-        self.ranked_: Chosen = np.empty(0, np.int64), np.empty(0)
+        self.ranked_: Choice = np.empty(0, np.int64), np.empty(0)
         self.asked_ = 0
 
     def shared(self, k: int) -> int:
         """All of them."""
         return k
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Chosen:  # noqa: ARG002
+    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The first k that are allowed."""
         wanted = k
         while True:
