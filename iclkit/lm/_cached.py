@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from iclkit.errors import ModelError
 from iclkit.lm._cache import Store, cache_key, pack_score, unpack_score
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
+from iclkit.lm._protocol import LM, OnDone, numbered
 from iclkit.lm._tokens import TokenIds, TokenPair
 from iclkit.lm._usage import Usage
-from iclkit.records import Message
+from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
 
 
 @runtime_checkable

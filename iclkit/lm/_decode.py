@@ -12,8 +12,8 @@ from torch import Tensor
 
 from iclkit.errors import ModelError
 from iclkit.lm._llama import KV, ROUND, PackedLlama
-from iclkit.lm._protocol import GenerateRequest, Generation
 from iclkit.lm._tokens import PromptTokenizer, TokenIds
+from iclkit.records import GenerateRequest, Generation
 
 
 class Decoder:

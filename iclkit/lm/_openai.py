@@ -58,10 +58,10 @@ from iclkit.lm._openai_parse import (
     token_candidates,
     unfenced,
 )
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.lm._protocol import OnDone
 from iclkit.lm._tokens import PromptTokenizer, TokenPair
 from iclkit.lm._usage import Usage
-from iclkit.records import Json, Message, canonical_json, digest
+from iclkit.records import GenerateRequest, Generation, Json, Message, Score, ScoreRequest, canonical_json, digest
 from iclkit.registry import parse_spec
 from iclkit.secrets import redact, redact_known, split_userinfo
 

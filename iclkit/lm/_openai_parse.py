@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from iclkit.errors import ModelError
-from iclkit.lm._protocol import Score
 from iclkit.lm._tokens import TokenIds
-from iclkit.records import fold_text
+from iclkit.records import Score, fold_text
 
 Prompt: TypeAlias = "str | TokenIds"
 # a space before a letter is not a piece: tokenizers join it to the word

@@ -2,79 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
 
-from iclkit.errors import ModelError, RequestError
-from iclkit.records import Message
+from iclkit.errors import RequestError
+from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
 
 T_contra = TypeVar("T_contra", contravariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreRequest:
-    """How likely is ``continuation`` after ``context``?
-
-    The continuation carries its leading space (" positive"). Requests with equal contexts share one forward pass.
-    ``group`` names requests that compete although their contexts differ (candidate demonstrations for one query); it
-    never changes what is computed, only which winners ``bf16-verified`` makes sure of.
-    """
-
-    context: str
-    continuation: str
-    group: str = ""
-
-
-ROUNDING = 1e-3
-"""Nats by which the log-probability of a token may come out above zero: that of a sure token, added up in float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """``logprob``: sum over the continuation's tokens of log p, in nats. ``tokens``: how many tokens that is.
-
-    ``greedy``: whether each of them was the most likely next token. There is no score that is not finite or lies above
-    zero by more than rounding: ModelError, so that none is ever compared, stored or believed, whatever LM gave it.
-    """
-
-    logprob: float
-    tokens: int
-    greedy: bool
-
-    def __post_init__(self) -> None:
-        if not -math.inf < self.logprob <= ROUNDING * max(1, self.tokens):
-            raise ModelError(
-                f"the language model gave {self.logprob:g} as the log-probability of {self.tokens} tokens: its "
-                "weights, its server or its arithmetic is broken, and nothing that it says can be trusted"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class GenerateRequest:
-    """Continue ``context`` by at most ``max_tokens`` tokens, ending before the first of the ``stop`` strings.
-
-    ``choices``, when given, constrain the answer to one of these strings. ``temperature`` 0 is greedy; a sampled
-    continuation is determined by ``seed``.
-    """
-
-    context: str
-    max_tokens: int = 64
-    stop: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    temperature: float = 0.0
-    seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """``text`` without the stop string; ``tokens`` generated; ``finish`` is stop, length or choice."""
-
-    text: str
-    tokens: int
-    finish: str
 
 
 class OnDone(Protocol[T_contra]):

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from iclkit.errors import RequestError
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
+from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
 from iclkit.lm._usage import Usage
-from iclkit.records import Message
+from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
 
 
 class IdsLM(ABC):

@@ -29,11 +29,12 @@ from iclkit.lm._module import (
     refuse_unless_causal,
 )
 from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
+from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._token_lm import IdsLM
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
 from iclkit.lm._usage import Usage
 from iclkit.models import load_errors
+from iclkit.records import GenerateRequest, Generation, Score
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32

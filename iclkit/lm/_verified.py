@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, ScoreRequest, numbered
+from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._usage import Usage
-from iclkit.records import Message
+from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
 
 DEVIATIONS = 5.0
 MIN_SAMPLES = 4

@@ -16,10 +16,11 @@ from typing import Any
 
 from iclkit.errors import ModelError
 from iclkit.lm._plan import Plan, make_plan
-from iclkit.lm._protocol import GenerateRequest, Generation, OnDone, Score, numbered
+from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._token_lm import IdsLM
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
 from iclkit.lm._usage import Usage
+from iclkit.records import GenerateRequest, Generation, Score
 
 CHUNK = 512
 """Requests handed to vLLM at once, and stored together."""
