@@ -17,6 +17,8 @@ LEVEL = {
     "records": 0,
     "errors": 0,
     "registry": 1,
+    "settings": 1,
+    "database": 1,
     "files": 1,
     "text": 1,
     "schema": 1,
