@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from _common import emit, machine
 
-from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
+from iclkit.embed import Retriever, RetrieverFormat, load_embedder
+from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 

@@ -21,7 +21,7 @@ import numpy as np
 from _common import default_data, emit, machine, rows_of, timed
 
 from iclkit import models
-from iclkit.pool import load_embedder
+from iclkit.embed import load_embedder
 
 
 def main() -> None:

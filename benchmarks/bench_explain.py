@@ -22,9 +22,10 @@ from dataclasses import replace
 import numpy as np
 
 from iclkit.datasets import load_task
+from iclkit.embed import load_embedder
 from iclkit.eval import evaluate, explain, influences, make_bench, suspects
 from iclkit.lm import load_lm
-from iclkit.pool import Pool, load_embedder
+from iclkit.pool import Pool
 
 
 def auroc(badness: np.ndarray, bad: np.ndarray) -> float:

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from _common import default_data, emit, machine, rows_of, timed
 
-from iclkit.pool import Pool, load_embedder
+from iclkit.embed import load_embedder
+from iclkit.pool import Pool
 from iclkit.pool._index import FlatIndex, faiss_module
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector

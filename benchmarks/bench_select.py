@@ -91,7 +91,7 @@ def bench_path(pool: list[str], queries: list[str], k: int, turns: int) -> dict[
     from sentence_transformers import SentenceTransformer
 
     from iclkit import models
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     embedder = load_embedder("all-minilm-l6-v2", threads=1)
     view = Pool.of(Example(t, "") for t in pool).view()

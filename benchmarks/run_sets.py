@@ -15,8 +15,8 @@ from pathlib import Path
 from _common import default_data
 
 from iclkit.datasets import load_task
+from iclkit.embed import CARD, load_embedder
 from iclkit.lm import load_lm
-from iclkit.pool import CARD, load_embedder
 from iclkit.trainers import (
     SelectorSetup,
     StrategyResult,

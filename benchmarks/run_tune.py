@@ -15,9 +15,9 @@ import numpy as np
 from _common import default_data
 
 from iclkit.datasets import load_task
+from iclkit.embed import load_embedder
 from iclkit.eval import difference, estimate, evaluate, load_run, make_bench
 from iclkit.lm import load_lm
-from iclkit.pool import load_embedder
 from iclkit.tuners import TuneSettings, make_problem, tune, write_instructions
 
 SETS = ("larger_animal", "trec", "sst2", "object_counting", "antonyms", "sentence_similarity")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what a type checker and an editor see; at run time each name loads on first use
     from iclkit.datasets import Task, load_task
+    from iclkit.embed import load_embedder
     from iclkit.errors import IclkitError
     from iclkit.eval import evaluate
     from iclkit.lm import load_lm
-    from iclkit.pool import Pool, load_embedder
+    from iclkit.pool import Pool
     from iclkit.prompts import Template, assemble
     from iclkit.records import Example, Pick, Prompt, Query, Row, Run, Selection, Spec
     from iclkit.report import leaderboard
@@ -31,7 +32,7 @@ _HOME = {
     "Row": "iclkit.records",
     "Run": "iclkit.records",
     "Pool": "iclkit.pool",
-    "load_embedder": "iclkit.pool",
+    "load_embedder": "iclkit.embed",
     "Template": "iclkit.prompts",
     "assemble": "iclkit.prompts",
     "load_lm": "iclkit.lm",

@@ -20,9 +20,9 @@ from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
+    from iclkit.embed import Embedder
     from iclkit.eval import Grid, PlannedRun, Rehearsed
     from iclkit.lm import LM
-    from iclkit.pool import Embedder
     from iclkit.records import Run
     from iclkit.selectors import Reranker
 
@@ -264,7 +264,7 @@ def load_vectors(grid: Grid, name: str, device: str | None, *, always: bool = Fa
 
     if not always and not any(make_selector(s).needs.embedder for s in grid.selectors):
         return None
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     fetch(name, "embedder")
     say(f"loading {name} …")
@@ -277,7 +277,7 @@ def load_cross(grid: Grid, name: str | None, device: str | None) -> Reranker | N
 
     if name is None or not any(make_selector(s).needs.reranker for s in grid.selectors):
         return None
-    from iclkit.pool import load_reranker
+    from iclkit.embed import load_reranker
 
     say(f"loading {name} …")
     reranker: Reranker = load_reranker(name, device=device)
@@ -347,7 +347,7 @@ def fetch(name: str, kind: str) -> None:
     from iclkit.models import resolve
 
     if kind == "embedder":
-        from iclkit.pool import split_spec
+        from iclkit.embed import split_spec
 
         name, _ = split_spec(name)
     if ":" in name or Path(name).exists():

@@ -23,9 +23,9 @@ WORTH = {
 }
 
 if TYPE_CHECKING:
+    from iclkit.embed import Embedder
     from iclkit.eval import Bench, DemonstrationInfluence, Explanation, Suspect
     from iclkit.lm import LM
-    from iclkit.pool import Embedder
     from iclkit.records import Example, Row, Run
 
 
@@ -173,7 +173,7 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
 def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None:
     if not run.spec["embedder"]:
         return None
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     embedder = load_embedder(name or run.spec["embedder"]["name"], device=device)
     if embedder.fingerprint != run.spec["embedder"]["fingerprint"]:

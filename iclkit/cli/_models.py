@@ -13,7 +13,7 @@ from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import ModelError
 
 EMBEDDER_SETTINGS = "Settings stand behind it: ,dtype=bf16 ,query_prefix=TEXT ,document_prefix=TEXT"
-"""What the help of every ``--embedder`` says; ``iclkit.pool.split_spec`` reads it."""
+"""What the help of every ``--embedder`` says; ``iclkit.embed.split_spec`` reads it."""
 
 
 @click.group()

@@ -215,7 +215,7 @@ def stats(pool: Path, as_json: bool) -> None:
 @JSON
 def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: bool) -> None:
     """Embed the texts of POOL that have no vector yet. A run that was interrupted goes on where it was."""
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, dtype=dtype, threads=threads)

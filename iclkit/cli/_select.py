@@ -228,13 +228,13 @@ def _load_lm(name: str) -> LM:
 
 
 def _load_reranker(name: str) -> Reranker:
-    from iclkit.pool import load_reranker
+    from iclkit.embed import load_reranker
 
     return load_reranker(name)
 
 
 def _load_embedder(name: str, view: PoolView) -> Any:
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     embedder = load_embedder(name)
     with _bar("embedding the pool") as progress:

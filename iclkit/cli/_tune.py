@@ -17,7 +17,7 @@ from iclkit.errors import DataError
 
 if TYPE_CHECKING:
     from iclkit.datasets import Task
-    from iclkit.pool import Embedder
+    from iclkit.embed import Embedder
     from iclkit.tuners import TuneProblem, TuneResult, TuneSettings
 
 
@@ -198,7 +198,7 @@ def _task(source: str, name: str | None, template: Any, metric: str | None) -> T
 
 def _embedder(name: str, device: str | None) -> Embedder:
     from iclkit.cli._eval import fetch
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     fetch(name, "embedder")
     say(f"loading {name} …")

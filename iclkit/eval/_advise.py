@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.datasets import Task, sample_rows
+from iclkit.embed import Embedder
 from iclkit.errors import NothingAnswered, UsageError
 from iclkit.eval._evaluate import Bench, cautions, evaluate, make_bench, pool_bench
 from iclkit.eval._metrics import METRICS
 from iclkit.eval._stats import ALPHA, Difference, Estimate, difference, estimate, holm
 from iclkit.lm import LM
-from iclkit.pool import Embedder, Pool, PoolView
+from iclkit.pool import Pool, PoolView
 from iclkit.prompts import Template
 from iclkit.records import Run
 

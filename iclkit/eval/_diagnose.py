@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import Embedder, encode_checked
 from iclkit.eval._evaluate import Bench
-from iclkit.pool import Embedder, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Query, Spec
 from iclkit.selectors import Kit, Selector, make_selector

@@ -17,6 +17,7 @@ import numpy as np
 from iclkit import __version__
 from iclkit.augment import generated
 from iclkit.datasets import Task, find_leaks, sample_rows
+from iclkit.embed import Embedder, Retriever
 from iclkit.errors import DataError, IclkitError, LeakError, NothingAnswered, PoolError, RequestError, UsageError
 from iclkit.eval._calibrate import (
     CALIBRATIONS,
@@ -33,7 +34,7 @@ from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._runs import RunWriter, batches
 from iclkit.lm import LM, GenerateRequest, Progress, Score, ScoreRequest, ask_each, ranks_only
 from iclkit.models import home
-from iclkit.pool import Embedder, Pool, PoolView, Retriever
+from iclkit.pool import Pool, PoolView
 from iclkit.prompts import ORDERS, Template, answer_stops, assemble, best_option
 from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, clean_text, digest, fold_text
 from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector, template_for

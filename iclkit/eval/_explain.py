@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
+from iclkit.embed import Embedder
 from iclkit.errors import DataError, RequestError, UsageError
 from iclkit.eval._calibrate import Floats, log_shares
 from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
 from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
 from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest, ranks_only
-from iclkit.pool import Embedder
 from iclkit.prompts import Template, best_option
 from iclkit.records import Example, Prompt, Query, Row, Run, Spec
 from iclkit.selectors import Kit, make_selector, story_of

@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from iclkit.embed import Embedder
 from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
 from iclkit.eval._runs import finished
 from iclkit.lm import LM, Progress
-from iclkit.pool import Embedder
 from iclkit.prompts import ModelShape, Template, assemble, break_even
 from iclkit.records import Run, digest
 from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for

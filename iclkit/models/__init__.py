@@ -5,6 +5,7 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 """
 
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
+from iclkit.models._device import supports_bf16
 from iclkit.models._folder import lm_folder_hash, refuse_foreign_code, settings_problem, weight_files
 from iclkit.models._loading import (
     first_words,
@@ -57,6 +58,7 @@ __all__ = [
     "refuse_nonfinite",
     "resolve",
     "settings_problem",
+    "supports_bf16",
     "unloadable",
     "weight_files",
     "without_bars",

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.pool._embedder import FloatArray
+from iclkit.embed import FloatArray
+from iclkit.models import supports_bf16
 from iclkit.pool._export import write_whole
-from iclkit.pool._torch import computes_in_bf16
 
 MAGIC = b"iclkit vector index 1\n"
 SCORE_DECIMALS = 6
@@ -159,7 +159,7 @@ class FlatIndex:
         if self._half is None and len(self) >= ROUGH_LEAST and "torch" in sys.modules:
             import torch
 
-            if computes_in_bf16(torch.device("cpu")):
+            if supports_bf16(torch.device("cpu")):
                 rows = torch.tensor(self.vectors)
                 rough = rows.bfloat16()
                 norm, lost = (float(torch.linalg.norm(x, dim=1).max()) for x in (rows, rows - rough.float()))

@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import Embedder, FloatArray, Progress, are_unit, encode_checked, vector_key
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
-from iclkit.pool._embedder import Embedder, FloatArray, Progress, are_unit, encode_checked, vector_key
 from iclkit.pool._export import write_examples
 from iclkit.pool._index import FlatIndex, Header
 from iclkit.pool._keys import KeyTransform, RetrievalKeys, input_hash, normalize_key

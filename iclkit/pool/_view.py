@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import Embedder, FloatArray, Progress, Retriever, vector_key
 from iclkit.errors import DataError
-from iclkit.pool._embedder import Embedder, FloatArray, Progress, vector_key
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._keys import KeyTransform, RetrievalKeys
-from iclkit.pool._retriever import Retriever
 from iclkit.records import Example, Fields, digest
 
 if TYPE_CHECKING:

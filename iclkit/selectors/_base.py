@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
+from iclkit.embed import Retriever, encode_checked
 from iclkit.errors import DataError, NeedError
-from iclkit.pool import Retriever, encode_checked
 from iclkit.records import Example, Json, Pick, Query, Selection, Spec
 
 if TYPE_CHECKING:
+    from iclkit.embed import Embedder
     from iclkit.lm import LM
-    from iclkit.pool import Embedder, PoolView
+    from iclkit.pool import PoolView
     from iclkit.prompts import Template
 
 BoolArray = NDArray[np.bool_]
@@ -70,7 +71,7 @@ class Kit:
 
 
 class Reranker(Protocol):
-    """A model that reads query and example together, e.g. a cross-encoder (``iclkit.pool.load_reranker``)."""
+    """A model that reads query and example together, e.g. a cross-encoder (``iclkit.embed.load_reranker``)."""
 
     name: str
     fingerprint: str

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from iclkit.embed import Retriever, check_rows, encode_checked
 from iclkit.errors import UsageError
-from iclkit.pool import Retriever, check_rows, encode_checked
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, top_rows

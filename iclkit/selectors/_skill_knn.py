@@ -10,8 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from iclkit.embed import encode_checked
 from iclkit.errors import UsageError
-from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys, encode_checked
+from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS

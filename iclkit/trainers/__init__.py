@@ -1,7 +1,7 @@
 """Learning which demonstrations to show: retrievers trained from an LM's feedback.
 
 ``Training`` runs the pipeline (mine, score, label, train, report, save) for EPR, UDR, LLM-R, Se² and CEIL; its result
-is a sentence-transformers folder that ``iclkit.pool.load_embedder`` reads. Importing this room loads no torch.
+is a sentence-transformers folder that ``iclkit.embed.load_embedder`` reads. Importing this room loads no torch.
 """
 
 from iclkit.trainers._card import headline, interval, percent

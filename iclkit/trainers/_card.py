@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from iclkit import __version__
+from iclkit.embed import CARD
 from iclkit.eval import Estimate
-from iclkit.pool import CARD
 from iclkit.trainers._method import Method, Session
 from iclkit.trainers._report import TaskReport
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from iclkit.embed import Embedder, Retriever
 from iclkit.errors import DataError, UsageError
-from iclkit.pool import Embedder, Retriever
 from iclkit.records import Example
 from iclkit.selectors import dpp_order
 from iclkit.trainers._config import Source, TrainConfig, preset

@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from iclkit.embed import Embedder
 from iclkit.errors import DataError
-from iclkit.pool import Embedder
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._feedback import FeedbackPrompt

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from iclkit.embed import Embedder
 from iclkit.errors import DataError
 from iclkit.files import read_json, replace_file
-from iclkit.pool import Embedder
 from iclkit.records import Example, digest
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._epr import CandidateMethod, extremes

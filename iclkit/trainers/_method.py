@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import Embedder, Retriever, RetrieverFormat
 from iclkit.errors import RunError
 from iclkit.lm import Progress
-from iclkit.pool import Embedder, Retriever, RetrieverFormat
 from iclkit.records import Example, digest
 from iclkit.trainers._config import Source, TrainConfig, judged_every, sources
 from iclkit.trainers._data import TaskData, TrainingData
@@ -252,7 +252,7 @@ def checkpoint_retriever(folder: Path, s: Session, config: TrainConfig | None = 
     ``config``: of its training, where that is another than the session's. For inner products the rendering gets a
     radius that holds every demonstration (see ``RetrieverFormat.radius``). RunError for vectors that are not finite.
     """
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     embedder = load_embedder(str(folder), dtype="fp32")
     inner: Any = embedder.inner if isinstance(embedder, Retriever) else embedder

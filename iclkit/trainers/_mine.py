@@ -6,7 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from iclkit.pool import Embedder, Pool, PoolView, Retriever
+from iclkit.embed import Embedder, Retriever
+from iclkit.pool import Pool, PoolView
 from iclkit.records import Example, Query, digest, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.trainers._config import Source

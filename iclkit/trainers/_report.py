@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import Embedder
 from iclkit.eval import Estimate, estimate
-from iclkit.pool import Embedder
 from iclkit.records import Example, Json
 from iclkit.trainers._config import Source, sources
 from iclkit.trainers._data import TaskData

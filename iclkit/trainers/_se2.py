@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from iclkit.embed import Embedder
 from iclkit.errors import DataError
-from iclkit.pool import Embedder
 from iclkit.trainers._config import Source, TrainConfig, sources
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._epr import EPR

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from iclkit import models
+from iclkit.embed import CARD, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.eval import Estimate
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, Progress
-from iclkit.pool import CARD, RetrieverFormat, load_embedder
 from iclkit.records import digest
 from iclkit.trainers._config import BEFORE, TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData

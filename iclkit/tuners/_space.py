@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError
-from iclkit.pool import Embedder, encode_checked
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.tuners._bandit import FloatArray, IntArray, principal_components, transport

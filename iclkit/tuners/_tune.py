@@ -16,10 +16,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from iclkit import __version__
 from iclkit.datasets import Task, find_leaks
+from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
 from iclkit.lm import LM, GenerateRequest, ScoreRequest
-from iclkit.pool import Embedder, Pool, PoolView, encode_checked
+from iclkit.pool import Pool, PoolView
 from iclkit.prompts import Template
 from iclkit.records import Example, Json, Prompt, Query, digest
 from iclkit.selectors import FixedSelector, SelectorFile

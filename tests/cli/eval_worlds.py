@@ -49,7 +49,7 @@ def fakes(monkeypatch: pytest.MonkeyPatch, home: Path) -> VotingLM:
     """Model names answer with fakes; nothing is fetched or loaded."""
     lm = VotingLM()
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: lm)
-    monkeypatch.setattr("iclkit.pool.load_embedder", lambda *a, **k: HashEmbedder())
+    monkeypatch.setattr("iclkit.embed.load_embedder", lambda *a, **k: HashEmbedder())
     monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: home)
     return lm
 

@@ -19,7 +19,7 @@ ROWS = [{"input": f"question {i}", "output": ["yes", "no"][i % 2]} for i in rang
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iclkit.pool.load_embedder", lambda name, **_: HashEmbedder())
+    monkeypatch.setattr("iclkit.embed.load_embedder", lambda name, **_: HashEmbedder())
 
 
 @pytest.fixture

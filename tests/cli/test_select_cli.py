@@ -23,7 +23,7 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iclkit.pool.load_embedder", lambda name: HashEmbedder(), raising=False)
+    monkeypatch.setattr("iclkit.embed.load_embedder", lambda name: HashEmbedder(), raising=False)
     monkeypatch.setattr("iclkit.lm.load_lm", lambda name: FakeLM(context_size=100))
 
 

@@ -139,7 +139,7 @@ def test_a_pool_of_several_tasks_and_an_instruction_for_one_of_them(light, pool,
 
 
 def test_one_retriever_is_trained_on_all_tasks_of_a_pool(lm, pool, bag, tmp_path, capsys) -> None:
-    from iclkit.pool import load_embedder
+    from iclkit.embed import load_embedder
 
     few = ("iterations=1", "list_size=3", "positives=1", "negatives=1", f"base={bag}")
     more = [word for pair in few for word in ("--set", pair)]

@@ -226,7 +226,7 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
 
     from iclkit.pool import _index
 
-    monkeypatch.setattr(_index, "computes_in_bf16", lambda _: True)  # exact anywhere, fast where the hardware has it
+    monkeypatch.setattr(_index, "supports_bf16", lambda _: True)  # exact anywhere, fast where the hardware has it
     rng = np.random.default_rng(1)
     vectors = unit(rng.standard_normal(32) + spread * rng.standard_normal((3000, 32))) * np.float32(scale)
     queries = unit(rng.standard_normal((40, 32))) * np.float32(scale)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iclkit.embed import Retriever, RetrieverFormat
 from iclkit.errors import UsageError
-from iclkit.pool import Pool, Retriever, RetrieverFormat
+from iclkit.pool import Pool
 from iclkit.prompts import order_picks
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector

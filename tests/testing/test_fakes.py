@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from iclkit.embed import Embedder
 from iclkit.lm import LM, GenerateRequest, ScoreRequest
-from iclkit.pool import Embedder
 from iclkit.records import Message
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM, TableEmbedder
 

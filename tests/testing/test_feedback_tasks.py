@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from iclkit.datasets import Task
+from iclkit.embed import Embedder, load_embedder
 from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest, ScoreRequest
-from iclkit.pool import Embedder, Pool, load_embedder
+from iclkit.pool import Pool
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector

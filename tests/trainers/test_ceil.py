@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from iclkit.cli._pool import conditions
 from iclkit.cli._train import command
+from iclkit.embed import Retriever, RetrieverFormat, load_embedder
 from iclkit.errors import UsageError
-from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
+from iclkit.pool import Pool
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder, redundancy_task

@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from iclkit.datasets import Task
+from iclkit.embed import RetrieverFormat
 from iclkit.errors import DataError, UnknownName
-from iclkit.pool import Pool, RetrieverFormat
+from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.testing import FakeLM

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.datasets import Task
-from iclkit.pool import RetrieverFormat
+from iclkit.embed import RetrieverFormat
 from iclkit.prompts import Template
 from iclkit.records import Example, fold_text
 from iclkit.testing import FakeLM, HashEmbedder

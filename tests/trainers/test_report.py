@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclkit.pool import RetrieverFormat
+from iclkit.embed import RetrieverFormat
 from iclkit.selectors import make_selector
 from iclkit.testing import FakeLM, HashEmbedder, pair_task
 from iclkit.trainers import SelectorSetup, corpus_of_tasks, preset, report_on

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
+from iclkit.embed import Retriever, RetrieverFormat, load_embedder
+from iclkit.pool import Pool
 from iclkit.prompts import assemble
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 import iclkit
+from iclkit.embed import Retriever, load_embedder
 from iclkit.errors import DataError, UsageError
-from iclkit.pool import Pool, Retriever, load_embedder
+from iclkit.pool import Pool
 from iclkit.records import Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import conflicting_tasks, shuffled_judge

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iclkit.embed._protocol import Embedder, FloatArray, Progress
 from iclkit.errors import ModelError
-from iclkit.pool._embedder import Embedder, FloatArray, Progress
 from iclkit.records import Example, Json, digest
 
 CARD = "iclkit.json"

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iclkit.embed import EmbeddingFormat, SideFormat, bge_icl, load_embedder, prompt_eol, rare
+from iclkit.embed._encoder import EncoderBackbone, TextEmbedder, pool_hidden_states
+from iclkit.embed._formats import prepare_text
+from iclkit.embed._protocol import vector_key
 from iclkit.errors import DataError, ModelError, UsageError
-from iclkit.pool import EmbeddingFormat, Pool, SideFormat, bge_icl, load_embedder, prompt_eol, rare
-from iclkit.pool._embedder import vector_key
-from iclkit.pool._encoder import EncoderBackbone, TextEmbedder, pool_hidden_states
-from iclkit.pool._template import prepare_text
+from iclkit.pool import Pool
 from iclkit.records import Example
 
 TEXTS = [
@@ -401,7 +402,7 @@ def test_a_reranker_scores_pairs_each_alone(tiny_bert: Path, tmp_path: Path) -> 
     from sentence_transformers import CrossEncoder
     from transformers import BertConfig, BertForSequenceClassification
 
-    from iclkit.pool import load_reranker
+    from iclkit.embed import load_reranker
 
     folder = shutil.copytree(tiny_bert, tmp_path / "cross")
     config = BertConfig.from_pretrained(tiny_bert, num_labels=1)
@@ -445,7 +446,7 @@ def test_a_bert_that_computes_something_else_is_run_as_transformers_has_it(
     import torch
     from transformers import BertModel
 
-    from iclkit.pool._bert import PackedBert
+    from iclkit.embed._bert import PackedBert
 
     model = BertModel.from_pretrained(tiny_bert).eval()
     assert PackedBert.of(model) is not None

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from iclkit.pool._torch import row_products
+from iclkit.embed._torch import row_products
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from iclkit.datasets import load_task
-from iclkit.pool import Pool, load_reranker
+from iclkit.embed import load_reranker
+from iclkit.pool import Pool
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
 

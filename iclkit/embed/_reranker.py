@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import models
-from iclkit.errors import ModelError, UsageError
-from iclkit.pool._folder import folder_hash
-from iclkit.pool._spec import checked_dtype, join_spec, split_spec
-from iclkit.pool._torch import (
+from iclkit.embed._folder import folder_hash
+from iclkit.embed._spec import checked_dtype, join_spec, split_spec
+from iclkit.embed._torch import (
     BATCH_TOKENS,
     MIN_ROWS,
     by_halves,
@@ -26,6 +25,7 @@ from iclkit.pool._torch import (
     torch_dtype,
     torch_threads,
 )
+from iclkit.errors import ModelError, UsageError
 from iclkit.records import digest
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from iclkit.embed._formats import Pair
+from iclkit.embed._protocol import Embedder, FloatArray, Progress
 from iclkit.errors import DataError
 from iclkit.files import read_jsonl
-from iclkit.pool._embedder import Embedder, FloatArray, Progress
-from iclkit.pool._template import Pair
 
 
 class FewShotEmbedder:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iclkit.embed import load_embedder, load_reranker
+from iclkit.embed._encoder import TextEmbedder
+from iclkit.embed._folder import folder_hash, read_modules
+from iclkit.embed._sentence_transformer import SentenceTransformerEmbedder
 from iclkit.errors import ModelError
-from iclkit.pool import load_embedder, load_reranker
-from iclkit.pool._encoder import TextEmbedder
-from iclkit.pool._folder import folder_hash, read_modules
-from iclkit.pool._whole import SentenceTransformerEmbedder
 
 EVIL = "import pathlib\npathlib.Path({ran!r}).touch()\nclass Evil:\n    load = staticmethod(lambda *a, **k: None)\n"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from iclkit.errors import ModelError, UsageError
+from iclkit.models import supports_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,7 @@ def device_of(name: str | None) -> torch.device:
 
 def resolved_dtype(dtype: str, device: torch.device) -> str:
     """fp32 or bf16: what ``auto`` means on that device."""
-    return ("bf16" if computes_in_bf16(device) else "fp32") if dtype == "auto" else dtype
+    return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
 
 
 def torch_dtype(dtype: str) -> torch.dtype:
@@ -43,18 +44,6 @@ def torch_dtype(dtype: str) -> torch.dtype:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are done by the hardware there, rather than emulated."""
-    import torch
-
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    if device.type != "cpu":
-        return False
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, c, lambda: False)()) for c in checks)
 
 
 def row_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from iclkit.embed import Retriever, RetrieverFormat, load_embedder
+from iclkit.embed._retriever import lift, read_card, retriever_from_card
 from iclkit.errors import ModelError
-from iclkit.pool import Pool, Retriever, RetrieverFormat, load_embedder
-from iclkit.pool._retriever import lift, read_card, retriever_from_card
+from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from iclkit.embed._folder import Module
+from iclkit.embed._torch import row_products
 from iclkit.errors import ModelError
-from iclkit.pool._folder import Module
-from iclkit.pool._torch import row_products
 
 if TYPE_CHECKING:
     import torch

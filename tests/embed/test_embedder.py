@@ -16,10 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iclkit import models
-from iclkit.errors import ModelError, UsageError
-from iclkit.pool import (
+from iclkit.embed import (
     EmbeddingFormat,
-    Pool,
     Retriever,
     SideFormat,
     encode_checked,
@@ -27,10 +25,12 @@ from iclkit.pool import (
     load_reranker,
     split_spec,
 )
-from iclkit.pool._embedder import vector_key
-from iclkit.pool._encoder import TextEmbedder
-from iclkit.pool._spec import SETTINGS, join_spec
-from iclkit.pool._torch import BLOCK, by_halves, out_of_memory, row_products
+from iclkit.embed._encoder import TextEmbedder
+from iclkit.embed._protocol import vector_key
+from iclkit.embed._spec import SETTINGS, join_spec
+from iclkit.embed._torch import BLOCK, by_halves, out_of_memory, row_products
+from iclkit.errors import ModelError, UsageError
+from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
@@ -169,7 +169,7 @@ def test_a_reranker_whose_weights_are_no_numbers_is_refused(tiny_bert: Path, tmp
 def test_a_row_of_a_product_has_the_same_bits_whatever_stands_around_it(dtype: str, threads: int) -> None:
     import torch
 
-    from iclkit.pool._torch import torch_threads
+    from iclkit.embed._torch import torch_threads
 
     torch.manual_seed(0)
     with torch.inference_mode(), torch_threads(threads):
@@ -346,7 +346,7 @@ def test_fp32_is_what_is_loaded_and_bf16_is_asked_for(tiny_bert: Path) -> None:
 
 def test_auto_is_recorded_as_what_it_came_to(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has, behind in ((True, ",dtype=bf16"), (False, "")):
-        monkeypatch.setattr("iclkit.pool._torch.computes_in_bf16", lambda _, has=has: has)
+        monkeypatch.setattr("iclkit.embed._torch.supports_bf16", lambda _, has=has: has)
         assert load_embedder(f"{tiny_bert},dtype=auto").name == f"{tiny_bert}{behind}"
 
 

@@ -1,0 +1,33 @@
+"""What turns texts into vectors and judges pairs of texts: encoders, text formats, trained retrievers, rerankers.
+
+Importing this room loads no torch.
+"""
+
+from iclkit.embed._formats import EmbeddingFormat, ExampleProvider, SideFormat, bge_icl, prompt_eol, rare
+from iclkit.embed._load import load_embedder
+from iclkit.embed._protocol import Embedder, FloatArray, Progress, are_unit, check_rows, encode_checked, vector_key
+from iclkit.embed._reranker import load_reranker
+from iclkit.embed._retriever import CARD, Retriever, RetrieverFormat
+from iclkit.embed._spec import split_spec
+
+__all__ = [
+    "CARD",
+    "Embedder",
+    "EmbeddingFormat",
+    "ExampleProvider",
+    "FloatArray",
+    "Progress",
+    "Retriever",
+    "RetrieverFormat",
+    "SideFormat",
+    "are_unit",
+    "bge_icl",
+    "check_rows",
+    "encode_checked",
+    "load_embedder",
+    "load_reranker",
+    "prompt_eol",
+    "rare",
+    "split_spec",
+    "vector_key",
+]
