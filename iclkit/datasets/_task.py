@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -155,7 +155,7 @@ class Task:
         rows = {split: [e.id for e in self.split(split)] for split in SPLITS}
         # without a bound of its own the figure that stands here is the one that task hashes have always held
         bound = answer_tokens(self.train) if self.max_answer_tokens is None else self.max_answer_tokens
-        return digest([rows, self.kind, [*self.labels], asdict(self.template), self.metric, bound])
+        return digest([rows, self.kind, [*self.labels], self.template.identity(), self.metric, bound])
 
 
 def make_task(

@@ -6,7 +6,6 @@ over the tokens, and normalisation. Examples stand on the query side only, unles
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
@@ -60,9 +59,12 @@ class SideFormat:
         return self.head + "".join(blocks) + self.open
 
     def identity(self) -> dict[str, Json]:
-        """What goes into a fingerprint."""
-        plain: dict[str, Json] = {f: getattr(self, f) for f in ("open", "close", "head", "example")}
-        return plain | {
+        """What goes into a fingerprint, under names that no renaming touches: stored vectors are found by it."""
+        return {
+            "open": self.open,
+            "close": self.close,
+            "head": self.head,
+            "example": self.example,
             "examples": [[q, r] for q, r in self.examples],
             "provider": self.provider.fingerprint if self.provider else "",
         }
@@ -94,12 +96,17 @@ class EmbeddingFormat:
         return self.query == self.document
 
     def identity(self, side: str) -> dict[str, Json]:
-        """What determines the vectors of one side, given the model."""
-        own: dict[str, Json] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in SIDES}
-        return own | {"side": getattr(self, side).identity(), "preparations": PREPARATIONS_VERSION}
-
-
-SIDES = ("query", "document")
+        """What determines the vectors of one side, given the model. ``side``: query or document."""
+        return {
+            "pooling": [*self.pooling],
+            "text_only": self.text_only,
+            "joint": self.joint,
+            "max_tokens": self.max_tokens,
+            "max_text_tokens": self.max_text_tokens,
+            "prepare": self.prepare,
+            "side": (self.query if side == "query" else self.document).identity(),
+            "preparations": PREPARATIONS_VERSION,
+        }
 
 
 def prepare_text(text: str, how: str) -> str:

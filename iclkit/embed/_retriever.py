@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,16 @@ class RetrieverFormat:
     instructions: Mapping[str, str] = field(default_factory=dict)
     instruct: tuple[str, ...] = ("query", "document")
     radius: float = 0.0
+
+    def identity(self) -> dict[str, Json]:
+        """What decides the texts, under names that no renaming touches: stored vectors and cards hold it."""
+        return {
+            "document": self.document,
+            "separator": self.separator,
+            "instructions": dict(self.instructions),
+            "instruct": [*self.instruct],
+            "radius": self.radius,
+        }
 
     def example(self, example: Example, task: str = "") -> str:
         """The text of a demonstration. ``task`` is the one asked about; the example's own goes first."""
@@ -64,7 +74,7 @@ class Retriever:
         self.inner, self.rendering, self.card, self.task = inner, rendering, card, task
         self.name = inner.name
         self.seen = _seen(card)
-        mark: list[Json] = [inner.fingerprint, digest(asdict(rendering)), task if rendering.instructions else ""]
+        mark: list[Json] = [inner.fingerprint, digest(rendering.identity()), task if rendering.instructions else ""]
         self.fingerprint = digest(mark)
         self.dim = inner.dim + bool(rendering.radius)
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -317,11 +317,17 @@ def run_spec(bench: Bench, chooser: Selector, kit: Kit, settings: Settings) -> d
     assert kit.template is not None
     used = {part: getattr(kit, part) for part in ("embedder", "reranker") if getattr(chooser.needs, part)}
     models = {part: {"name": m.name, "fingerprint": m.fingerprint} for part, m in used.items() if m is not None}
-    settled = asdict(settings)
-    given, _, _ = (settled.pop(name) for name in ("prior", "answer_tokens", "stop"))
+    settled: dict[str, Any] = {
+        "k": settings.k,
+        "seed": settings.seed,
+        "order": settings.order,
+        "budget": settings.budget,
+        "normalise": settings.normalise,
+        "calibrate": settings.calibrate,
+    }
     if settings.calibrate in OVER_ROWS:
         of_pool = {"pool rows": min(POOL_ROWS, len(bench.view))}
-        settled["prior"] = {"given": dict(given), "batch": "all rows", "pool": of_pool}[settings.calibrate]
+        settled["prior"] = {"given": dict(settings.prior), "batch": "all rows", "pool": of_pool}[settings.calibrate]
     if bench.writes:
         bounds = answer_bounds(bench, kit.template, lm, settings)
         settled |= {"answer_tokens": bounds.tokens, "stop": list(bounds.stops)}
@@ -334,7 +340,7 @@ def run_spec(bench: Bench, chooser: Selector, kit: Kit, settings: Settings) -> d
         "lm": {"name": lm.name, "fingerprint": lm.fingerprint},
         "embedder": None,
         **models,
-        "template": asdict(kit.template),
+        "template": kit.template.identity(),
         "on_leak": bench.on_leak,
         **settled,
     }  # fmt: skip

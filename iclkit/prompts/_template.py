@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import NamedTuple
 
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example, Query
+from iclkit.records import Example, Json, Query
 
 _PART = re.compile(r"(\{\{|\}\})|\{([^\W\d]\w*)\}|([{}])")
 _ANSWERS = ("output", "letter")
@@ -55,6 +55,20 @@ class Template:
             raise UsageError(f"a template has one {{output}} (or {{letter}}), and {self.demo!r} has {len(answers)}")
         if self.system and not self.chat:
             raise UsageError("a system message needs a chat template; set chat=True, or move the text to instruction")
+
+    def identity(self) -> dict[str, Json]:
+        """What decides how demonstrations look, under names that no renaming touches: task hashes, ledgers and runs
+        hold it. A field that is added later joins only where it is not at its default, so that what is stored stays
+        valid.
+        """
+        return {
+            "demo": self.demo,
+            "instruction": self.instruction,
+            "separator": self.separator,
+            "chat": self.chat,
+            "system": self.system,
+            "stop": [*self.stop],
+        }
 
     @classmethod
     def parse(cls, text: str) -> Template:

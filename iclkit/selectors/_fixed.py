@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired, Self, TypedDict
@@ -42,7 +42,7 @@ class SelectorFile:
             "k": len(self.demonstrations),
             "instruction": self.instruction,
             "demonstrations": [_plain(e) for e in self.demonstrations],
-            "template": asdict(self.template) if self.template else None,
+            "template": self.template.identity() if self.template else None,
             **self.facts,
         }
         try:

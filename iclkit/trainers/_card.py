@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ def card_of(
     key: str,
 ) -> dict[str, Any]:
     """Everything that decided the training and everything it measured."""
-    rendering = asdict(s.rendering)
     return {
         "format": 1,
         "iclkit": __version__,
@@ -33,7 +31,7 @@ def card_of(
         "source": method.source,
         "selector": method.chooser(s.config).spec,
         "lm": {"name": s.feedback.lm.name, "fingerprint": s.feedback.lm.fingerprint},
-        "rendering": {**rendering, "instructions": dict(s.rendering.instructions)},
+        "rendering": s.rendering.identity(),
         "tasks": [
             {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.courses
         ],

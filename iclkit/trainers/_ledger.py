@@ -9,7 +9,7 @@ import sqlite3
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from iclkit.errors import DataError, ModelError, RunError
@@ -45,7 +45,7 @@ class ScoreScope:
     @property
     def mark(self) -> str:
         """Canonical text that names the scope in the file."""
-        return canonical_json([self.lm, asdict(self.template), [*self.options]])
+        return canonical_json([self.lm, self.template.identity(), [*self.options]])
 
 
 _TABLES = {
