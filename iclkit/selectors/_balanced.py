@@ -52,4 +52,4 @@ class BalancedSelector(BaseSelector):
         salt = ("balanced", self.kit_.seed, query.id)
         order, label_keys = shuffled_keys(self.keys_, *salt), shuffled_keys(self.label_keys_, *salt)
         rows = balanced_rows(self.labels_, order, label_keys, k, allowed)
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))

@@ -26,13 +26,27 @@ BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[Any]
 """float32 or float64."""
-Choice = tuple[IntArray, FloatArray]
+Ranked = tuple[IntArray, FloatArray]
 """Row numbers of the pool, best first, and their scores."""
 
 RANDOM_FILL = "random"
 """``Pick.why`` of a pick that nothing speaks for."""
 _SHORT = 60  # characters of an input in a line for people
 _MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a strategy returns for one query: row numbers of the pool, best first, and their scores.
+
+    ``random`` of the last picks were drawn because nothing told the remaining examples apart; ``notes`` are what the
+    user should know of this choice.
+    """
+
+    rows: IntArray
+    scores: FloatArray
+    random: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,14 +176,6 @@ class BaseSelector(ABC):
         """Batched ``choose``; the default is the loop."""
         return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
 
-    def fillers(self, chosen: Choice) -> int:  # noqa: ARG002
-        """Hook: how many picks at the end are random because nothing told the rest apart; the user is told."""
-        return 0
-
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
-        """Hook: what else the user should know about one choice."""
-        return ()
-
     def story(self, query: Query, k: int) -> tuple[str, ...]:  # noqa: ARG002
         """Hook: how one choice came about, in lines for ``iclkit explain``: steps, their scores, what came next."""
         return ()
@@ -205,7 +211,7 @@ class BaseSelector(ABC):
 
     def _select_batch(self, queries: Sequence[Query], k: int) -> list[Selection]:
         masks = self._masks(queries)
-        nothing = np.empty(0, np.int64), np.empty(0)
+        nothing = Choice(np.empty(0, np.int64), np.empty(0))
         chosen = self.choose_many(queries, k, masks) if k else [nothing] * len(queries)
         spec = self.spec
         return [self._selection(q, k, m, c, spec) for q, m, c in zip(queries, masks, chosen, strict=True)]
@@ -223,20 +229,19 @@ class BaseSelector(ABC):
         mask[rows] = False
         return mask
 
-    def _selection(self, query: Query, k: int, allowed: BoolArray, chosen: Choice, spec: Spec) -> Selection:
-        rows = [int(r) for r in chosen[0]]
+    def _selection(self, query: Query, k: int, allowed: BoolArray, choice: Choice, spec: Spec) -> Selection:
+        rows = [int(r) for r in choice.rows]
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(set(rows)) == len(rows), f"{self.name}: an example was picked twice"
         assert all(allowed[r] for r in rows), f"{self.name}: an excluded example was picked"
-        fill = self.fillers(chosen) if rows else 0
-        real = len(rows) - fill
         picks = tuple(
-            Pick(self.pool_.ids[r], float(s), n, RANDOM_FILL if n > real else "")
-            for n, (r, s) in enumerate(zip(rows, chosen[1], strict=True), start=1)
+            Pick(self.pool_.ids[r], float(s), n, RANDOM_FILL if n > len(rows) - choice.random else "")
+            for n, (r, s) in enumerate(zip(rows, choice.scores, strict=True), start=1)
         )
-        random = (f"{fill} picks have nothing in common with the query and are random",) if fill else ()
-        more = self.notes(query, chosen) if k else ()
-        return Selection(query, picks, spec, (*self.shortfall_note(k, len(rows), allowed), *random, *more))
+        notes = self.shortfall_note(k, len(rows), allowed)
+        if choice.random:
+            notes += (f"{choice.random} picks have nothing in common with the query and are random",)
+        return Selection(query, picks, spec, notes + choice.notes)
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:
@@ -259,7 +264,7 @@ class BaseSelector(ABC):
         assert self.kit_.embedder is not None
         return encode_checked(self.kit_.embedder, [q.text for q in queries], "query")
 
-    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
+    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Ranked]:
         """The k nearest allowed rows for each query vector (q, dim), by exact inner product."""
         assert self.kit_.embedder is not None
         return [*self.pool_.search(self.kit_.embedder, vectors, k, allowed)]

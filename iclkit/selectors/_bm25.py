@@ -40,8 +40,6 @@ class BM25Selector(BaseSelector):
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """By score; where too few share a word with the query, the rest are random, keyed by the query."""
-        return self.index_.nearest(query.text, k, allowed, shuffled_keys(self.keys_, self.kit_.seed, query.id))
-
-    def fillers(self, chosen: Choice) -> int:
-        """Picks that share no word with the query are random."""
-        return int(np.count_nonzero(chosen[1] == 0))
+        shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
+        rows, scores = self.index_.nearest(query.text, k, allowed, shuffled)
+        return Choice(rows, scores, random=int(np.count_nonzero(scores == 0)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from iclkit.records import Query, Selection
 from iclkit.registry import parse_specs
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, IntArray, Needs, Selector
+from iclkit.selectors._base import RANDOM_FILL, BaseSelector, BoolArray, Choice, IntArray, Needs, Selector
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView
@@ -49,6 +49,11 @@ class CompositeSelector(BaseSelector):
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """One query as many."""
         return self.choose_many([query], k, [allowed])[0]
+
+    def _choice(self, selection: Selection) -> Choice:
+        """A part's selection as this selector's own choice, its random picks included."""
+        random = sum(p.why == RANDOM_FILL for p in selection)
+        return Choice(self._rows(selection), np.array([p.score for p in selection]), random)
 
     def _rows(self, selection: Selection) -> IntArray:
         """Rows of this selector's own pool."""

@@ -70,16 +70,16 @@ class ConESelector(BaseSelector):
         scores = iter(self.scorer_.lm.score([r for own in requests for r in own]))
         totals = np.array([sum(next(scores).logprob for _ in own) for own in requests])
         cuts = np.cumsum([len(rows) for rows, _ in found])[:-1]
-        return [self._best(rows, own, k) for (rows, _), own in zip(found, np.split(totals, cuts), strict=True)]
-
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
-        """When there is nothing to find likely."""
-        return () if _says(query) else ("the query is empty, so the LM was not asked: these are the nearest",)
+        return [
+            self._best(query, rows, own, k)
+            for query, (rows, _), own in zip(queries, found, np.split(totals, cuts), strict=True)
+        ]
 
     @staticmethod
-    def _best(rows: IntArray, likelihood: FloatArray, k: int) -> Choice:
+    def _best(query: Query, rows: IntArray, likelihood: FloatArray, k: int) -> Choice:
         best = top_rows(likelihood, k)  # ties go to the nearer candidate, which comes first
-        return rows[best], likelihood[best]
+        notes = () if _says(query) else ("the query is empty, so the LM was not asked: these are the nearest",)
+        return Choice(rows[best], likelihood[best], notes=notes)
 
 
 def _says(query: Query) -> bool:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 from iclkit.errors import NeedError, UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 from iclkit.selectors._terms import TermIndex, tokenizer
 
@@ -81,10 +81,10 @@ class _CoverageSelector(BaseSelector):
         order = np.array(coverage_order(cover, k), dtype=np.int64)
         if self.sort == "relevance":
             order = order[top_rows(own[order], len(order), significant=True)]
-        return rows[order], own[order]
+        return Choice(rows[order], own[order])
 
     @abstractmethod
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
         """For each query at most k candidate rows, and how they cover its parts (candidates, parts)."""
 
 
@@ -100,7 +100,7 @@ class CosineCoverageSelector(_CoverageSelector):
         """Vectors of the pool."""
         self.vectors_ = self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
         targets = self._query_vectors(queries)
         for (rows, _), target in zip(self._nearest(targets, k, allowed), targets, strict=True):
             yield rows, self.vectors_[rows] * target
@@ -141,7 +141,7 @@ class SetBSRSelector(_CoverageSelector):
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
         self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
         found = self._nearest(self._query_vectors(queries), k, allowed)
         asked = self.tokens_.encode_tokens([q.text for q in queries])
         for (tokens, vectors), (rows, _) in zip(asked, found, strict=True):
@@ -184,11 +184,12 @@ class BM25CoverageSelector(_CoverageSelector):
         self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
         self.keys_ = hash_keys(self.pool_.ids)
 
-    def fillers(self, chosen: Choice) -> int:
-        """Picks that share no word with the query are random."""
-        return int(np.count_nonzero(chosen[1] == 0))
+    def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:
+        choice = super()._set(rows, cover, k)
+        # what shares no word with the query has no weight, and was drawn
+        return replace(choice, random=int(np.count_nonzero(choice.scores == 0)))
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Choice]:
+    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
         for query, mask in zip(queries, allowed, strict=True):
             rows, _ = self.index_.nearest(query.text, k, mask, shuffled_keys(self.keys_, self.kit_.seed, query.id))
             yield rows, self.index_.weights(sorted(set(self.index_.term_ids(query.text))), rows)

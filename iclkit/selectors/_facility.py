@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
 from iclkit.selectors._fixed_ranking import FixedRankingSelector
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 
@@ -65,7 +65,7 @@ class FacilitySelector(FixedRankingSelector):
         super().prepare()
         self.vectors_ = self._vectors()
 
-    def rank(self, m: int) -> Choice:
+    def rank(self, m: int) -> Ranked:
         """Greedy; a score is the gain at its step."""
         order, gains = facility_order(self.vectors_, m)
         return np.array(order, dtype=np.int64), np.array(gains)
@@ -100,7 +100,7 @@ class DiverseSelector(FixedRankingSelector):
         keys = shuffled_keys(hash_keys(self.pool_.ids), "diverse", self.kit_.seed)
         self.start_ = int(np.argmin(keys))
 
-    def rank(self, m: int) -> Choice:
+    def rank(self, m: int) -> Ranked:
         """Greedy; a score is minus the sum of cosines at its step."""
         order, values = spread_order(self.vectors_, m, self.start_)
         return np.array(order, dtype=np.int64), np.array(values)
@@ -134,7 +134,7 @@ class KMeansSelector(BaseSelector):
         left = allowed.copy()
         left[heads] = False
         rows = np.array([*heads, *top_rows(near, k - len(heads), left)], dtype=np.int64)
-        return rows, near[rows]
+        return Choice(rows, near[rows])
 
     def _clusters(self, k: int) -> tuple[IntArray, FloatArray]:
         """(n,) cluster of each row, and its cosine to the centre."""

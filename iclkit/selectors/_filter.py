@@ -56,7 +56,7 @@ class FilterSelector(CompositeSelector):
     def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
         """As the inner selector chooses; ids that a query excludes are excluded there too."""
         selections = self.parts_[0].select_many(queries, k)
-        return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
+        return [self._choice(s) for s in selections]
 
     def shown(self, k: int) -> int:
         """As many as the inner selector."""
@@ -67,11 +67,6 @@ class FilterSelector(CompositeSelector):
         """As many as of the inner selector's."""
         part = self.parts_[0]
         return part.shared(k) if isinstance(part, BaseSelector) else 0
-
-    def fillers(self, chosen: Choice) -> int:
-        """What the inner selector says of its scores."""
-        part = self.parts_[0]
-        return part.fillers(chosen) if isinstance(part, BaseSelector) else 0
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:

@@ -203,7 +203,7 @@ class FixedSelector(BaseSelector):
         """
         kept = self.rows_[allowed[self.rows_]]
         rows = self._ranked(kept[max(0, len(kept) - k) :])
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))
 
     def shown(self, k: int) -> int:
         """No more than the list has."""
@@ -212,10 +212,6 @@ class FixedSelector(BaseSelector):
     def shared(self, k: int) -> int:
         """All of the list."""
         return self.shown(k)
-
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
-        """Nothing but the shortfall."""
-        return ()
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         size = len(self.rows_)

@@ -7,19 +7,19 @@ from abc import abstractmethod
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Ranked
 
 
 class FixedRankingSelector(BaseSelector):
     """A strategy is its ``rank``: the first m of a list in which k is a prefix of k + 1."""
 
     @abstractmethod
-    def rank(self, m: int) -> Choice:
+    def rank(self, m: int) -> Ranked:
         """The first m rows of the list with their scores; fewer when the list ends."""
 
     def prepare(self) -> None:
         """Nothing is ranked before it is asked for."""
-        self.ranked_: Choice = np.empty(0, np.int64), np.empty(0)
+        self.ranked_: Ranked = np.empty(0, np.int64), np.empty(0)
         self.asked_ = 0
 
     def shared(self, k: int) -> int:
@@ -35,5 +35,5 @@ class FixedRankingSelector(BaseSelector):
             rows, scores = self.ranked_
             kept = np.flatnonzero(allowed[rows])[:k]
             if len(kept) == k or len(rows) < self.asked_ or self.asked_ >= len(self.pool_):
-                return rows[kept], scores[kept]
+                return Choice(rows[kept], scores[kept])
             wanted = min(len(self.pool_), 2 * self.asked_)

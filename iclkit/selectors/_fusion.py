@@ -11,7 +11,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query, Selection
-from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray
+from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray, Ranked
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import rounded, top_rows
 
@@ -32,7 +32,7 @@ def average_ranks(scores: FloatArray) -> FloatArray:
     return shared
 
 
-def reciprocal_ranks(lists: Sequence[Choice], n: int, c: float) -> FloatArray:
+def reciprocal_ranks(lists: Sequence[Ranked], n: int, c: float) -> FloatArray:
     """(n,): sum over the lists of 1 / (c + rank), ranks from 1 and shared by ties; -inf for rows in no list.
 
     Reciprocal rank fusion (Cormack, Clarke & Büttcher, SIGIR 2009). lists: row numbers, best first, with their scores.
@@ -43,7 +43,7 @@ def reciprocal_ranks(lists: Sequence[Choice], n: int, c: float) -> FloatArray:
     return np.where(points > 0, points, -np.inf)
 
 
-def borda_points(lists: Sequence[Choice], n: int) -> FloatArray:
+def borda_points(lists: Sequence[Ranked], n: int) -> FloatArray:
     """(n,): sum over the lists of m + 1 - rank, m the length of the longest; -inf for rows in no list.
 
     De Borda 1781; ranks are shared by ties. (ArmelRandy/ICL-MT adds one point for rows in both of its two lists, which
@@ -68,7 +68,7 @@ class _FusionSelector(CompositeSelector):
             raise UsageError(f"{self.name}: depth is {self.depth}; give 1 or more")
 
     @abstractmethod
-    def points(self, lists: Sequence[Choice]) -> FloatArray:
+    def points(self, lists: Sequence[Ranked]) -> FloatArray:
         """(n,) of the pool: the more the better, -inf for rows in no list."""
 
     def cost(self, k: int) -> tuple[int, int]:
@@ -88,11 +88,8 @@ class _FusionSelector(CompositeSelector):
         if len(rows) < k:  # what only random fill has named comes last, with no points
             more = [r for (own, _), f in zip(lists, random, strict=True) for r in own[f].tolist()]
             rows = np.array([*dict.fromkeys([*rows.tolist(), *more])][:k], dtype=np.int64)
-        return rows, np.maximum(points[rows], 0)
-
-    def fillers(self, chosen: Choice) -> int:
-        """Picks without points."""
-        return int(np.count_nonzero(chosen[1] == 0))
+        scores = np.maximum(points[rows], 0)
+        return Choice(rows, scores, random=int(np.count_nonzero(scores == 0)))
 
 
 @dataclass
@@ -109,7 +106,7 @@ class RRFSelector(_FusionSelector):
         if self.c < 0:
             raise UsageError(f"rrf: c is {self.c}; give 0 or more")
 
-    def points(self, lists: Sequence[Choice]) -> FloatArray:
+    def points(self, lists: Sequence[Ranked]) -> FloatArray:
         """Reciprocal ranks."""
         return reciprocal_ranks(lists, len(self.pool_), self.c)
 
@@ -121,6 +118,6 @@ class BordaSelector(_FusionSelector):
     name: ClassVar[str] = "borda"
     source: ClassVar[str] = "de Borda 1781; for demonstrations: Zebaze, Sagot & Bawden 2024, arXiv 2408.00397"
 
-    def points(self, lists: Sequence[Choice]) -> FloatArray:
+    def points(self, lists: Sequence[Ranked]) -> FloatArray:
         """Borda points."""
         return borda_points(lists, len(self.pool_))

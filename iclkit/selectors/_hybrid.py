@@ -63,5 +63,5 @@ class HybridSelector(CompositeSelector):
         for q, part in enumerate(parts):
             picks = found[len(part)][q]
             scores = np.r_[[p.score for p in picks], np.zeros(len(part))]
-            chosen.append((np.r_[self._rows(picks), part], scores))
+            chosen.append(Choice(np.r_[self._rows(picks), part], scores))
         return chosen

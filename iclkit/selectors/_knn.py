@@ -28,4 +28,4 @@ class KNNSelector(BaseSelector):
 
     def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search all queries together."""
-        return self._nearest(self._query_vectors(queries), k, allowed)
+        return [Choice(*near) for near in self._nearest(self._query_vectors(queries), k, allowed)]

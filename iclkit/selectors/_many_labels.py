@@ -82,7 +82,7 @@ class ManyLabelsSelector(BaseSelector):
         chosen = []
         for rows, scores in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed):
             places = label_cover_order(self.labels_[rows].tolist(), k, self.per_label_cap, self.min_labels)
-            chosen.append((rows[places], scores[places]))
+            chosen.append(Choice(rows[places], scores[places]))
         return chosen
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:

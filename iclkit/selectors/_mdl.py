@@ -78,4 +78,4 @@ class MDLSelector(BaseSelector):
 
     def _best(self, subsets: IntArray, unsure: FloatArray) -> Choice:
         best = int(np.argmax(_PREFER[self.prefer] * rounded(unsure)))  # ties go to the plain list, which comes first
-        return subsets[best], np.full(subsets.shape[1], -unsure[best])
+        return Choice(subsets[best], np.full(subsets.shape[1], -unsure[best]))

@@ -52,5 +52,5 @@ class MixKNNSelector(BaseSelector):
                     rows = rows[near[rows] >= np.partition(near[rows], -k)[-k] - _ROUGH]
                 exact = np.round(self.mixed_[rows].astype(np.float64) @ vector.astype(np.float64), 6)
                 best = top_rows(exact, k)
-                chosen.append((rows[best], exact[best]))
+                chosen.append(Choice(rows[best], exact[best]))
         return chosen

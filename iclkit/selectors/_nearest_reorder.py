@@ -44,4 +44,4 @@ class NearestReorderSelector(BaseSelector):
     def _chosen(self, rows: IntArray, sim: FloatArray, k: int) -> Choice:
         vectors = self.vectors_[rows]
         order, scores = self.reorder(sim, np.round(vectors @ vectors.T, SCORE_DECIMALS), k)
-        return rows[np.asarray(order, dtype=np.int64)], scores
+        return Choice(rows[np.asarray(order, dtype=np.int64)], scores)

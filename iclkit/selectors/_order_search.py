@@ -105,17 +105,13 @@ class _OrderSearchSelector(BaseSelector):
         Every score is the entropy of the order, in nats.
         """
         shuffled = smallest_rows(self.shuffled_, len(self.pool_), np.ones(len(self.pool_), np.bool_))
-        order, value, _ = self._search(shuffled, k)
+        order, value, note = self._search(shuffled, k)
         rows = with_replacements(shuffled[:k][order], shuffled[k:], allowed)
-        return rows, np.full(len(rows), value)
+        return Choice(rows, np.full(len(rows), value), notes=(note,) if note else ())
 
     @abstractmethod
     def value(self, logprobs: FloatArray) -> float:
         """What an order is worth; logprobs (probes, labels)."""
-
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
-        note = self.found_[k][2] if k in self.found_ else ""
-        return (*super().shortfall_note(k, got, allowed), *([note] if note else []))
 
     def _search(self, shuffled: IntArray, k: int) -> tuple[IntArray, float, str]:
         """The order found for k (positions), its entropy, and what to note; asked for once per k."""

@@ -147,12 +147,8 @@ class PVIFilterSelector(_PVISelector):
         """As the inner selector chooses when the dropped examples are excluded; its scores."""
         gone = frozenset(self.pool_.ids[row] for row in self.dropped())
         selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in queries], k)
-        return [(self._rows(s), np.array([p.score for p in s])) for s in selections]
-
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
-        """Says how many examples are left out."""
-        gone = len(self.dropped())
-        return (f"{gone} of the pool's {len(self.pool_)} examples are left out for their low PVI",) if gone else ()
+        note = f"{len(gone)} of the pool's {len(self.pool_)} examples are left out for their low PVI"
+        return [replace(self._choice(s), notes=(note,) if gone else ()) for s in selections]
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k or not k:
@@ -186,5 +182,5 @@ class PVIWeightSelector(_PVISelector):
             rows = self._rows(selection)
             scores = np.array([p.score for p in selection]) + bonus[rows]
             best = top_rows(scores, k, significant=True)
-            chosen.append((rows[best], scores[best]))
+            chosen.append(Choice(rows[best], scores[best]))
         return chosen

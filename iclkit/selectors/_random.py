@@ -26,7 +26,7 @@ class RandomSelector(BaseSelector):
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """A draw determined by seed, query id and example ids; every score is 0."""
         rows = smallest_rows(shuffled_keys(self.keys_, "random", self.kit_.seed, query.id), k, allowed)
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))
 
 
 @dataclass
@@ -48,4 +48,4 @@ class RandomFixedSelector(RandomSelector):
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The first k of the shuffle; a row that this query excludes makes room for the next."""
         rows = smallest_rows(self.shuffled_, k, allowed)
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))

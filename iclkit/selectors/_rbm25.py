@@ -96,7 +96,8 @@ class RBM25Selector(BM25Selector):
         held = held.reshape(len(rows), len(wanted))
         weights, sizes = np.array([*wanted.values()], np.float64), np.array([len(g) for g in wanted])
         order = np.array(recall_order(held, weights, sizes, k, self.fade, self.least), dtype=np.int64)
-        return rows[order], np.round(ngram_recall(held, weights, sizes)[order], SCORE_DECIMALS)
+        scores = np.round(ngram_recall(held, weights, sizes)[order], SCORE_DECIMALS)
+        return Choice(rows[order], scores, random=int(np.count_nonzero(scores == 0)))
 
     def _ngrams(self, row: int) -> Counter[tuple[str, ...]]:
         if row not in self.held_:

@@ -45,5 +45,5 @@ class RerankSelector(CompositeSelector):
         for rows, own in zip(found, np.split(scores, np.cumsum([len(r) for r in found])[:-1]), strict=True):
             rows, own = rows[order := np.argsort(rows)], own[order]  # ties go to the lower row
             best = top_rows(own, k, significant=True)  # a reranker may give probabilities, most of them tiny
-            chosen.append((rows[best], own[best]))
+            chosen.append(Choice(rows[best], own[best]))
         return chosen

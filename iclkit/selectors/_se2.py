@@ -11,7 +11,7 @@ import numpy as np
 from iclkit.embed import Retriever, check_rows, encode_checked
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
 from iclkit.selectors._maths import SCORE_DECIMALS, top_rows
 
 _NORMS = ("none", "log-softmax")
@@ -122,7 +122,10 @@ class Se2Selector(BaseSelector):
         out = list[Choice]()
         for at in range(0, len(queries), _ENCODED):
             beams = self.beams(queries[at : at + _ENCODED], k, allowed[at : at + _ENCODED])
-            out += [(np.array(own[0].rows, np.int64), np.array(own[0].scores)) for own in beams]
+            out += [
+                Choice(np.array(own[0].rows, np.int64), np.array(own[0].scores), notes=self._temperature_note())
+                for own in beams
+            ]
         return out
 
     def beams(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[list[Beam]]:
@@ -146,7 +149,7 @@ class Se2Selector(BaseSelector):
 
         return beam_search(len(queries), extend, self.width, k, lambda state: (state[0], self._text(queries, state)))
 
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
+    def _temperature_note(self) -> tuple[str, ...]:
         """When the softmax is not the one of the training."""
         embedder = self.kit_.embedder
         config = embedder.card.get("config") if isinstance(embedder, Retriever) else None
@@ -190,7 +193,7 @@ class Se2Selector(BaseSelector):
             vectors = encode_checked(embedder, texts, "query")
         return vectors, np.ones(len(texts))
 
-    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Choice:
+    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Ranked:
         """The rows found with their similarities, best first: cosines as they were found, inner products anew.
 
         Cosines are found to 1e-6, which is too rough for the inner products of long vectors.

@@ -14,7 +14,7 @@ from iclkit.embed import encode_checked
 from iclkit.errors import UsageError
 from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
 from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 
@@ -61,7 +61,6 @@ class _KeyedSelector(BaseSelector):
         """Vectors of the inputs; keys are written when the first query comes, since an LM may be asked."""
         self.transform_ = self.transform()
         self._vectors()
-        self.fallen_: dict[str, int] = {}
         for learnt in ("keys_", "key_vectors_"):
             self.__dict__.pop(learnt, None)
 
@@ -86,16 +85,17 @@ class _KeyedSelector(BaseSelector):
         if not queries:
             return []
         keys = self.pool_.keys_of_queries(self.transform_, [q.input for q in queries])
-        self.fallen_.update((q.id, n) for q, n in zip(queries, keys.fallen, strict=True) if n)
         asked = self._sets(keys, encode_checked(self.kit_.embedder, _flat(keys), "query"))
         plain, chosen = self._query_vectors(queries), list[Choice]()
         for some in self._blocks(len(queries)):
             rough = key_scores(asked[some], self.key_vectors_, self._kind())
-            for key, own, near, mask in zip(asked[some], plain[some], rough, allowed[some], strict=True):
-                chosen.append(self._best(key, own, near, np.flatnonzero(mask), k))
+            batch = zip(asked[some], plain[some], rough, allowed[some], keys.fallen[some], strict=True)
+            for key, own, near, mask, missing in batch:
+                rows, scores = self._best(key, own, near, np.flatnonzero(mask), k)
+                chosen.append(Choice(rows, scores, notes=self._key_notes(missing)))
         return chosen
 
-    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Choice:
+    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Ranked:
         """The best k of ``rows``. What is near the k-th in float32 is compared again in float64, because the last bits
         of a product of matrices change with the number of queries in it."""
         if k < len(rows):
@@ -106,10 +106,10 @@ class _KeyedSelector(BaseSelector):
         order = np.lexsort((rows, -plain, -scores))[:k]
         return rows[order], scores[order]
 
-    def notes(self, query: Query, chosen: Choice) -> tuple[str, ...]:  # noqa: ARG002
-        """When the keys say little."""
+    def _key_notes(self, missing: int) -> tuple[str, ...]:
+        """When the keys say little; ``missing`` of the query's could not be written."""
         found = []
-        if missing := self.fallen_.get(query.id):
+        if missing:
             found.append(f"{missing} keys of the query could not be written; its own text stands in")
         if self.keys_.fallbacks:
             found.append(f"{self.keys_.fallbacks} keys of the pool could not be written; the inputs stand in")

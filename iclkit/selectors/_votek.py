@@ -135,7 +135,7 @@ class _AnnotationSelector(BaseSelector):
         for vector, mask in zip(_unit(self._query_vectors(queries) - self.mean_), allowed, strict=True):
             scores = np.round(labelled @ vector, SCORE_DECIMALS)
             best = top_rows(scores, k, mask[rows])
-            chosen.append((rows[best], scores[best]))
+            chosen.append(Choice(rows[best], scores[best]))
         return chosen
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ class ZeroSelector(BaseSelector):
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """Nothing."""
-        return np.empty(0, np.int64), np.empty(0)
+        return Choice(np.empty(0, np.int64), np.empty(0))
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:  # noqa: ARG002
         return ()

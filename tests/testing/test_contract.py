@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from iclkit.selectors import BaseSelector, Kit, Needs
+from iclkit.selectors import BaseSelector, Choice, Kit, Needs
 from iclkit.testing import SelectorContract
 
 
@@ -22,48 +22,48 @@ class Base(BaseSelector):
 
     def choose(self, query, k, allowed):
         rows = np.flatnonzero(allowed)[:k]
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))
 
 
 class ShowsExcluded(Base):
     def choose(self, query, k, allowed):
-        return np.arange(min(k, len(allowed))), np.zeros(min(k, len(allowed)))
+        return Choice(np.arange(min(k, len(allowed))), np.zeros(min(k, len(allowed))))
 
 
 class Repeats(Base):
     def choose(self, query, k, allowed):
         rows = np.flatnonzero(allowed)[:1]
-        return np.repeat(rows, k if len(rows) else 0), np.zeros(k if len(rows) else 0)
+        return Choice(np.repeat(rows, k if len(rows) else 0), np.zeros(k if len(rows) else 0))
 
 
 class TooFew(Base):
     def choose(self, query, k, allowed):
-        rows, scores = super().choose(query, k, allowed)
-        return rows[: max(0, len(rows) - 1)], scores[: max(0, len(rows) - 1)]
+        rows = super().choose(query, k, allowed).rows[:-1]
+        return Choice(rows, np.zeros(len(rows)))
 
 
 class NotANumber(Base):
     def choose(self, query, k, allowed):
-        rows, scores = super().choose(query, k, allowed)
-        return rows, scores + np.nan
+        choice = super().choose(query, k, allowed)
+        return Choice(choice.rows, choice.scores + np.nan)
 
 
 class DependsOnTheBatch(Base):
     def choose_many(self, queries, k, allowed):
         start = len(queries)
-        return [(np.roll(np.flatnonzero(a), -start)[:k], np.zeros(min(k, a.sum()))) for a in allowed]
+        return [Choice(np.roll(np.flatnonzero(a), -start)[:k], np.zeros(min(k, a.sum()))) for a in allowed]
 
 
 class GlobalRandom(Base):
     def choose(self, query, k, allowed):
         rows = np.random.permutation(np.flatnonzero(allowed))[:k]
-        return rows, np.zeros(len(rows))
+        return Choice(rows, np.zeros(len(rows)))
 
 
 class RowOrder(Base):
     def choose(self, query, k, allowed):
-        rows, _ = super().choose(query, k, allowed)
-        return rows, -np.arange(len(rows), dtype=float)
+        rows = super().choose(query, k, allowed).rows
+        return Choice(rows, -np.arange(len(rows), dtype=float))
 
 
 def run(selector: Base, test: str) -> None:

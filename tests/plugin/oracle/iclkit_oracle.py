@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.selectors import BaseSelector, Needs, top_rows
+from iclkit.selectors import BaseSelector, Choice, Needs, top_rows
 
 
 @dataclass
@@ -23,7 +23,7 @@ class LongestSelector(BaseSelector):
 
     def choose(self, query, k, allowed):
         rows = top_rows(self.lengths_, k, allowed)
-        return rows, self.lengths_[rows]
+        return Choice(rows, self.lengths_[rows])
 
 
 def alphabetic(examples, *, seed, query_id):
