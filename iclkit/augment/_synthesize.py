@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs
 from iclkit.errors import DataError, UsageError
-from iclkit.lm import LM, GenerateRequest, ScoreRequest
-from iclkit.prompts import Template, open_prompt, parse_continuation
-from iclkit.records import Example
+from iclkit.lm import LM
+from iclkit.prompts import Template, log_probs, log_softmax, open_prompt, parse_continuation
+from iclkit.records import Example, GenerateRequest, ScoreRequest
 
 RATING_PROMPTS = (
     "How good is this example of the task, from 1 (very bad) to 5 (very good)?\nRating:",
@@ -106,8 +106,8 @@ def rate_examples(
         for prompt in prompts
         for number in _SCALE
     ]
-    logprobs = np.array([s.logprob for s in lm.score(requests)]).reshape(len(examples), len(prompts), len(_SCALE))
-    p = np.exp(logprobs - np.logaddexp.reduce(logprobs, axis=2, keepdims=True))
+    logprobs = log_probs(lm.score(requests)).reshape(len(examples), len(prompts), len(_SCALE))
+    p = np.exp(log_softmax(logprobs))
     means: NDArray[np.float64] = (p @ np.arange(1.0, 6.0)).mean(axis=1)
     return means
 

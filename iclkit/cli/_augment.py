@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +135,7 @@ class _Order:
     def run(self, lm: LM, pool: Pool, task: Task | None) -> AugmentResult:
         """Call the method once; says before how often it may ask the LM."""
         from iclkit import augment
+        from iclkit.prompts import infer_labels
 
         template, labels = self._template(task), self._labels(task)
         shared: dict[str, Any] = {"seed": self.seed, "task": task.name if task else ""}
@@ -161,7 +162,7 @@ class _Order:
             given = self._given("most")
             return augment.bootstrap(lm, template, real, judge, cue=self.cue, seed=self.seed, **given)
         hidden = [e.text for e in (*task.test, *task.dev)] if task else []
-        outputs = labels or _repeated([e.output for e in real])
+        outputs = labels or infer_labels(e.output for e in real)
         _say_cost(self._number(100) * (1 + 5 * 3))
         given = self._given("count", heat=True)
         return augment.synthesize(lm, template, real, labels=outputs, avoid=hidden, **given, **shared)
@@ -210,12 +211,6 @@ def _load_task(name: str) -> Task:
     from iclkit.datasets import load_task
 
     return load_task(name)
-
-
-def _repeated(outputs: Sequence[str]) -> tuple[str, ...]:
-    """The outputs, where they look like labels: each said four times on average."""
-    labels = sorted({*outputs})
-    return tuple(labels) if 4 * len(labels) <= len(outputs) else ()
 
 
 def _facts(made: AugmentResult, added: int) -> Mapping[str, Any]:

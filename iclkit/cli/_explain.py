@@ -92,7 +92,7 @@ def command(
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
     with _bar("leaving out", len(rows)) as progress:
-        found = explain(run, texts, lm, rows, progress)
+        found = explain(run, texts, lm, rows, progress, bench)
     if missing := len(rows) - len(found):
         say(f"note: {missing} of {len(rows)} queries are left out: this LM does not take their prompts")
     if query_id:

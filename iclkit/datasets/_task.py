@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from iclkit.errors import DataError, UsageError
-from iclkit.prompts import Template
+from iclkit.prompts import Template, infer_labels
 from iclkit.records import Example, Query, clean_text, digest, fold_text, unique_names
 from iclkit.text import fold, visible
 
@@ -308,7 +308,7 @@ def infer_kind(train: Sequence[Example]) -> str:
     outputs = Counter(e.output for e in train)
     short = all(len(o) <= 60 and "\n" not in o for o in outputs)
     copied = sum(fold_text(e.output) in fold_text(e.text) for e in train)
-    few = len(outputs) <= 500 and len(train) >= 4 * len(outputs)
+    few = len(outputs) <= 500 and bool(infer_labels(e.output for e in train))
     return "classification" if short and few and 2 * copied <= len(train) else "generation"
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
+from iclkit.prompts import log_softmax
 from iclkit.records import Example, Fields, Query
 
 Floats = NDArray[np.float64]
@@ -29,23 +30,14 @@ DOMAIN_TEXTS = 20
 _LEAST = 1e-9  # a prior below this would let one label win everything
 
 
-def log_shares(scores: Floats) -> Floats:
-    """Log-probabilities that sum to 1 over the last axis.
-
-    >>> np.exp(log_shares(np.log([0.1, 0.3]))).round(2).tolist()
-    [0.25, 0.75]
-    """
-    return np.asarray(scores - np.logaddexp.reduce(scores, axis=-1, keepdims=True))
-
-
 def prior(free: Floats) -> Floats:
     """Log prior of the labels (L,) from scores (m, L) on m content-free inputs: probabilities averaged, then normed."""
-    return log_shares(np.logaddexp.reduce(free, axis=0))
+    return log_softmax(np.logaddexp.reduce(free, axis=0))
 
 
 def divide(scores: Floats, log_prior: Floats) -> Floats:
     """Log-probabilities (..., L) divided by the prior (L,) and normed again."""
-    return log_shares(log_shares(scores) - np.log(np.maximum(np.exp(log_prior), _LEAST)))
+    return log_softmax(log_softmax(scores) - np.log(np.maximum(np.exp(log_prior), _LEAST)))
 
 
 def mean_prior(scores: Floats) -> Floats:
@@ -54,7 +46,7 @@ def mean_prior(scores: Floats) -> Floats:
     Dividing those same scores by it takes their labels to be about equally frequent; where they are not, it hurts. For
     n = 1 all labels come out equal.
     """
-    shares = np.exp(log_shares(scores))
+    shares = np.exp(log_softmax(scores))
     # fsum: the exactly rounded sum is the same in every order, and so are then the answers
     means = [math.fsum(column) / len(column) for column in shares.T.tolist()]
     return np.log(np.maximum(means, _LEAST))

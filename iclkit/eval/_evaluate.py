@@ -26,22 +26,46 @@ from iclkit.eval._calibrate import (
     check_prior,
     divide,
     free_inputs,
-    log_shares,
     mean_prior,
     prior,
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._runs import RunWriter, batches
-from iclkit.lm import LM, GenerateRequest, Progress, Score, ScoreRequest, ask_each, ranks_only
+from iclkit.lm import LM, Progress, ask_each, ranks_only
 from iclkit.models import home
 from iclkit.pool import Pool, PoolView
-from iclkit.prompts import ORDERS, Template, answer_stops, assemble, best_option
-from iclkit.records import Example, Message, Prompt, Query, Row, Run, Selection, Spec, clean_text, digest, fold_text
+from iclkit.prompts import (
+    NORMALIZATIONS,
+    ORDERS,
+    Template,
+    answer_options,
+    answer_requests,
+    answer_stops,
+    assemble,
+    best_option,
+    log_probs,
+    log_softmax,
+)
+from iclkit.records import (
+    Example,
+    GenerateRequest,
+    Message,
+    Prompt,
+    Query,
+    Row,
+    Run,
+    Score,
+    ScoreRequest,
+    Selection,
+    Spec,
+    clean_text,
+    digest,
+    fold_text,
+)
 from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector, template_for
 
 ON_LEAK = ("exclude", "stop", "ignore")
 ON_ERROR = ("record", "stop")
-NORMALISE = ("sum", "mean")
 NO_ANSWER = "no answer: the LM wrote nothing, or nothing that names an option"
 CUT = "the answer ended by length, after"
 """How the notes of a row begin whose answer is none, or was cut; every other note is the selector's."""
@@ -210,8 +234,8 @@ class Settings:
             raise UsageError(f"k is {self.k}; give 0 or more")
         if self.calibrate not in CALIBRATIONS:
             raise UsageError(f"calibrate is {self.calibrate!r}; choose from {', '.join(CALIBRATIONS)}")
-        if self.normalise not in NORMALISE:
-            raise UsageError(f"normalise is {self.normalise!r}; choose from {', '.join(NORMALISE)}")
+        if self.normalise not in NORMALIZATIONS:
+            raise UsageError(f"normalise is {self.normalise!r}; choose from {', '.join(NORMALIZATIONS)}")
         if (self.calibrate == "given") != bool(self.prior):
             raise UsageError(
                 "the calibration 'given' needs a prior, a probability for each label"
@@ -572,10 +596,9 @@ class _Work:
         options: dict[int, tuple[str, ...]] = {}
         for n, one in enumerate(asked):
             with self._ends(one):
-                options[n] = options_of(self.bench.task, one.query)
-                answers = [self.template.answer(o, one.query.choices) for o in options[n]]
+                query, options[n] = one.query, options_of(self.bench.task, one.query)
                 prompts = [one.prompt, *self._blanks(one)]
-                own = [ScoreRequest(p.text, p.answer_prefix + answer) for p in prompts for answer in answers]
+                own = [r for p in prompts for r in answer_requests(p, self.template, options[n], query.choices)]
                 places[n] = range(len(requests), len(requests) + len(own))
                 requests += own
                 owners += [n] * len(own)
@@ -587,23 +610,22 @@ class _Work:
     def _read(self, options: tuple[str, ...], scores: Sequence[Score]) -> _Answer:
         """The answer that scores tell: of the query's own prompt, then of each content-free one."""
         count = len(options)
-        summed = np.array([s.logprob for s in scores]).reshape(-1, count)
-        tokens = np.array([max(1, s.tokens) for s in scores]).reshape(-1, count)
-        judged = summed / tokens if self.settings.normalise == "mean" else summed
+        summed = log_probs(scores[:count])
+        judged = log_probs(scores, self.settings.normalise).reshape(-1, count)
         greedy = tuple(o for o, s in zip(options, scores, strict=False) if s.greedy)
         best = best_option(judged[0].tolist())
         if best is None:
-            logprobs = {} if self.ranks else _by_label(options, summed[0])
+            logprobs = {} if self.ranks else _by_label(options, summed)
             return _Answer("", "", logprobs, greedy=greedy, notes=(NO_ANSWER,))
-        final = log_shares(judged[0])
+        final = log_softmax(judged[0])
         if self.free:
             final = divide(judged[0], prior(judged[1:]))
         chosen, raw = options[int(np.argmax(final))], options[best]  # ties go to the first label
         if self.ranks:
             return _Answer(chosen, raw, greedy=greedy)
         divided = self.settings.normalise == "mean" and self.settings.calibrate in OVER_ROWS
-        counts = {o: int(t) for o, t in zip(options, tokens[0], strict=True)} if divided else {}
-        return _Answer(chosen, raw, _by_label(options, summed[0]), _by_label(options, final), greedy, counts)
+        counts = {o: max(1, s.tokens) for o, s in zip(options, scores, strict=False)} if divided else {}
+        return _Answer(chosen, raw, _by_label(options, summed), _by_label(options, final), greedy, counts)
 
     def _blanks(self, one: _Asked) -> list[Prompt]:
         """The content-free prompts of a query, under the same budget: what is over it goes, worst rank first."""
@@ -760,10 +782,10 @@ def plain_chat(messages: Sequence[Message]) -> str:
 
 def options_of(task: Task, query: Query) -> tuple[str, ...]:
     """The answers that are scored for a query: the task's labels, or the query's own choices."""
-    options = query.choices if task.kind == "multiple_choice" else task.labels
+    options = answer_options(query, task.labels)
     if not options:
         raise DataError(f"query {query.id} of {task.name!r} has no choices to score")
-    return tuple(dict.fromkeys(options))
+    return options
 
 
 def bench_answers(bench: Bench) -> set[str]:

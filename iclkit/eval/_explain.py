@@ -20,13 +20,21 @@ import numpy as np
 
 from iclkit.embed import Embedder
 from iclkit.errors import DataError, RequestError, UsageError
-from iclkit.eval._calibrate import Floats, log_shares
+from iclkit.eval._calibrate import Floats, blank, divide, free_inputs, prior
 from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
 from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
-from iclkit.lm import LM, GenerateRequest, Progress, ScoreRequest, ranks_only
-from iclkit.prompts import Template, best_option
-from iclkit.records import Example, Prompt, Query, Row, Run, Spec
+from iclkit.lm import LM, Progress, ranks_only
+from iclkit.prompts import (
+    Template,
+    answer_options,
+    answer_requests,
+    best_option,
+    log_probs,
+    log_softmax,
+    template_of,
+)
+from iclkit.records import Example, GenerateRequest, Prompt, Query, Row, Run, Spec
 from iclkit.selectors import Kit, make_selector, story_of
 
 Texts = Mapping[str, Mapping[str, Any]]
@@ -87,20 +95,27 @@ class Suspect:
 
 
 def explain(
-    run: Run, texts: Texts, lm: LM, rows: Iterable[Row] | None = None, progress: Progress | None = None
+    run: Run,
+    texts: Texts,
+    lm: LM,
+    rows: Iterable[Row] | None = None,
+    progress: Progress | None = None,
+    bench: Bench | None = None,
 ) -> list[Explanation]:
     """Explain rows of a run (all of them by default), asking the LM for every prompt with one demonstration left out.
 
-    ``texts`` as ``load_texts`` reads them. A prompt of k demonstrations costs k + 2 prompts, most of their beginnings
-    shared. Rows that failed, or whose prompts this LM does not take, are left out; DataError when that is all of them,
-    and when the run has no texts.
+    Labels are compared as in the run: normalized and calibrated alike. ``texts`` as ``load_texts`` reads them;
+    ``bench`` is needed for domain calibration alone, whose words are the pool's. A prompt of k demonstrations costs
+    k + 2 prompts, most of their beginnings shared, and as many times as many content-free ones as the calibration has.
+    Rows that failed, or whose prompts this LM does not take, are left out; DataError when that is all of them, and when
+    the run has no texts.
     """
-    template = template_of(run)
+    template, content_free = template_of(run), _content_free(run, bench)
     chosen = list(run.rows if rows is None else rows)
     found, why_not = list[Explanation](), ""
     for done, row in enumerate(chosen, 1):
         try:
-            found.append(_explain(run, row, texts, lm, template))
+            found.append(_explain(run, row, texts, lm, template, content_free))
         except RequestError as error:
             why_not = why_not or f"query {row.query_id}: {error}"
         if progress:
@@ -110,7 +125,15 @@ def explain(
     return found
 
 
-def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Explanation:
+def _content_free(run: Run, bench: Bench | None) -> tuple[str, ...]:
+    """The content-free inputs that the run's calibration asked about. DataError where they cannot be made again."""
+    kind = run.spec.get("calibrate", "none")
+    if kind == "domain" and bench is None:
+        raise DataError(f"run {run.id} was calibrated with words of its pool, and the pool is not known; give --task")
+    return free_inputs(kind, bench.view.examples if bench else (), run.spec["seed"])
+
+
+def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, content_free: Sequence[str]) -> Explanation:
     if row.failure:
         raise RequestError(0, f"it failed in the run ({row.failure})")
     if row.query_id not in texts or any(i not in texts for i in row.shown):
@@ -123,20 +146,22 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
     ranks = ranks_only(lm)
     labels = _labels(run, row, query)
     asked = labels or [row.gold]
-    requests = [
-        ScoreRequest(p.text, p.answer_prefix + template.answer(label, query.choices))
-        for p in prompts
-        for label in asked
-    ]
+    if labels and not ranks:  # each prompt, and after it the same with the query's input replaced
+        queries = [query, *(blank(query, text) for text in content_free)]
+        prompts = [prompt_of(template, q, examples, lm) for examples in left for q in queries]
+    requests = [r for p in prompts for r in answer_requests(p, template, asked, query.choices)]
     if ranks and not labels:
         gold = _worth_of(run, row, _written(run, row, lm, prompts))
     else:
-        scores = np.array([s.logprob for s in lm.score(requests)]).reshape(len(prompts), len(asked))
+        found = lm.score(requests)
+        scores = log_probs(found).reshape(-1, len(asked))
         if ranks:
             best = [best_option(of_prompt.tolist()) for of_prompt in scores]
             gold = _worth_of(run, row, ["" if b is None else asked[b] for b in best])
         else:
-            scores = log_shares(scores) if labels else scores
+            if labels:
+                judged = log_probs(found, run.spec["normalise"])
+                scores = _calibrated(run, labels, judged.reshape(len(left), -1, len(labels)))
             gold = scores[:, asked.index(row.gold)]
     rank = {i: (n, s) for n, (i, s) in enumerate(row.picks, 1)}
     return Explanation(
@@ -160,11 +185,21 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template) -> Ex
     )
 
 
+def _calibrated(run: Run, labels: Sequence[str], scores: Floats) -> Floats:
+    """(p, L) log-probabilities of the labels after each prompt, from scores (p, 1 + content-free inputs, L)."""
+    if scores.shape[1] > 1:
+        return np.stack([divide(of_prompt[0], prior(of_prompt[1:])) for of_prompt in scores])
+    if "prior" in run.facts:  # of all rows of the run
+        return divide(scores[:, 0], np.log([run.facts["prior"][label] for label in labels]))
+    return log_softmax(scores[:, 0])
+
+
 def _labels(run: Run, row: Row, query: Query) -> list[str]:
     """What the answer was chosen among; nothing where it was written."""
     task = run.spec["task"]
-    among = query.choices if task["kind"] == "multiple_choice" else task["labels"]
-    return [*row.label_logprobs] or list(dict.fromkeys(among))
+    if row.label_logprobs or not (task["labels"] or task["kind"] == "multiple_choice"):
+        return [*row.label_logprobs]
+    return [*answer_options(query, task["labels"])]
 
 
 def _written(run: Run, row: Row, lm: LM, prompts: Sequence[Prompt]) -> list[str]:
@@ -253,17 +288,11 @@ def suspects(
     for example, row in zip(examples, run.rows, strict=True):
         if row.failure or row.gold not in row.label_logprobs:
             continue
-        shares = log_shares(np.array([*row.label_logprobs.values()]))
+        shares = log_softmax(np.array([*row.label_logprobs.values()]))
         by_label = dict(zip(row.label_logprobs, np.exp(shares).tolist(), strict=True))
         own = float(shares[[*row.label_logprobs].index(row.gold)])
         found.append(Suspect(example, own, row.output, by_label))
     return sorted(found, key=lambda s: (s.own, s.example.id))
-
-
-def template_of(run: Run) -> Template:
-    """The template of a run's spec."""
-    fields = dict(run.spec["template"])
-    return Template(**fields | {"stop": tuple(fields.get("stop", ()))})
 
 
 def example_of(example_id: str, texts: Texts) -> Example:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
+from iclkit.prompts import log_softmax
 from iclkit.records import Row
 
 
@@ -59,8 +60,7 @@ def label_probabilities(logprobs: Mapping[str, float]) -> dict[str, float]:
         raise UsageError(
             "the row has no label log-probabilities: it failed, or its answer was written or compared, not scored"
         )
-    values = np.array([*logprobs.values()])
-    shares = np.exp(values - np.logaddexp.reduce(values))
+    shares = np.exp(log_softmax([*logprobs.values()]))
     return dict(zip(logprobs, shares.tolist(), strict=True))
 
 
@@ -70,10 +70,10 @@ def label_log_likelihood(rows: Sequence[Row]) -> float:
     for row in rows:
         if row.failure:
             raise UsageError(f"row {row.query_id} failed ({row.failure}); leave failed rows out")
-        values = [*row.label_logprobs.values()]
         if row.gold not in row.label_logprobs:
             raise UsageError(f"row {row.query_id} has no log-probability of its gold label {row.gold!r}")
-        golds.append(row.label_logprobs[row.gold] - float(np.logaddexp.reduce(values)))
+        shares = log_softmax([*row.label_logprobs.values()])
+        golds.append(shares[[*row.label_logprobs].index(row.gold)])
     return float(np.mean(golds)) if golds else float("nan")
 
 

@@ -7,21 +7,37 @@ from iclkit.prompts._assemble import assemble
 from iclkit.prompts._cost import BreakEven, ModelShape, break_even
 from iclkit.prompts._orders import ORDERS, order_picks
 from iclkit.prompts._parse import ParsedDemonstration, open_prompt, parse_continuation, parse_demonstrations
+from iclkit.prompts._requests import (
+    NORMALIZATIONS,
+    answer_options,
+    answer_requests,
+    infer_labels,
+    log_probs,
+    log_softmax,
+    template_of,
+)
 from iclkit.prompts._template import Piece, Template
 
 __all__ = [
+    "NORMALIZATIONS",
     "ORDERS",
     "BreakEven",
     "ModelShape",
     "ParsedDemonstration",
     "Piece",
     "Template",
+    "answer_options",
+    "answer_requests",
     "answer_stops",
     "assemble",
     "best_option",
     "break_even",
+    "infer_labels",
+    "log_probs",
+    "log_softmax",
     "open_prompt",
     "order_picks",
     "parse_continuation",
     "parse_demonstrations",
+    "template_of",
 ]

@@ -12,11 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-
 from iclkit import __version__
 from iclkit.errors import DataError, IclkitError
 from iclkit.eval import METRICS, LeftOut, Metric
+from iclkit.prompts import log_softmax
 from iclkit.records import Row, Run
 from iclkit.registry import parse_spec
 
@@ -128,8 +127,8 @@ def _check_scores(row: Row, place: str, *, plain: bool) -> None:
     if row.label_logprobs.get(row.output, best) < best - _ROUNDING * max(1.0, abs(best)):
         raise DataError(f"{place} has the answer {_short(row.output)}, which is not its likeliest label")
     if gold is not None and row.gold in row.label_logprobs:
-        scores = np.array([*row.label_logprobs.values()])
-        right = row.label_logprobs[row.gold] - float(np.logaddexp.reduce(scores))
+        shares = log_softmax([*row.label_logprobs.values()])
+        right = float(shares[[*row.label_logprobs].index(row.gold)])
         if not abs(gold - right) <= _ROUNDING * max(1.0, abs(right)):
             raise DataError(f"{place} has gold_logprob {gold:g}, and its label scores say {right:g}")
 

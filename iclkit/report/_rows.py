@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from iclkit.prompts import Template
+from iclkit.prompts import Template, template_of
 from iclkit.records import Example, Query, Row, Run, canonical_json
 from iclkit.report._board import Board, Group, answered
 
@@ -53,12 +53,6 @@ def prompt_parts(
     found = texts.get(row.query_id)
     query = Query(found["input"], tuple(found.get("choices", ())), id=row.query_id) if found else None
     return template_of(run), query, [_example(i, texts.get(i)) for i in row.shown]
-
-
-def template_of(run: Run) -> Template:
-    """The template of a run's spec."""
-    fields = dict(run.spec["template"])
-    return Template(**fields | {"stop": tuple(fields.get("stop", ()))})
 
 
 def values_of(rows: Sequence[Row], metric: str) -> list[float]:

@@ -9,8 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import DataError, UsageError
-from iclkit.lm import ScoreRequest
-from iclkit.records import Prompt, Query
+from iclkit.records import Prompt, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import top_rows

@@ -9,24 +9,23 @@ from typing import Any
 import numpy as np
 
 from iclkit.errors import NeedError
-from iclkit.lm import LM, ScoreRequest
+from iclkit.lm import LM
 from iclkit.pool import PoolView
-from iclkit.prompts import Template, assemble, open_prompt
-from iclkit.records import Example, Prompt, Query
+from iclkit.prompts import (
+    Template,
+    answer_options,
+    answer_requests,
+    assemble,
+    infer_labels,
+    log_probs,
+    log_softmax,
+    open_prompt,
+)
+from iclkit.records import Example, Prompt, Query, ScoreRequest
 from iclkit.selectors._base import FloatArray, Kit
-
-NORMALISE = ("sum", "mean")
-_SHOWN_OFTEN = 4  # without a label set, outputs count as labels when each is there this often on average
 
 PromptQuery = tuple[Query, Sequence[Example]]
 """A query and the demonstrations to show with it, best first."""
-
-
-def log_softmax(values: FloatArray) -> FloatArray:
-    """Log-probabilities (…, n) of unnormalised ones, over the last axis."""
-    values = np.asarray(values, dtype=np.float64)
-    total: FloatArray = np.logaddexp.reduce(values, axis=-1, keepdims=True)
-    return values - total
 
 
 def entropy(logprobs: FloatArray) -> FloatArray:
@@ -41,14 +40,6 @@ def entropy(logprobs: FloatArray) -> FloatArray:
     return -total
 
 
-def label_set(pool: PoolView, kit: Kit) -> tuple[str, ...]:
-    """The task's labels, or the pool's outputs where each is there four times on average, or ()."""
-    if kit.labels:
-        return tuple(dict.fromkeys(kit.labels))
-    outputs = sorted({e.output for e in pool.examples})
-    return tuple(outputs) if _SHOWN_OFTEN * len(outputs) <= len(pool) else ()
-
-
 @dataclass(frozen=True, slots=True)
 class LabelScorer:
     """An LM with the task's template, order policy and labels: shows it what the final prompt would show."""
@@ -59,14 +50,16 @@ class LabelScorer:
     order: str
     seed: int
     reserve: int
+    task_labels: tuple[str, ...] = ()
+    """The label set that the task says it has; ``labels`` may be inferred."""
 
     @classmethod
     def of(cls, pool: PoolView, kit: Kit) -> LabelScorer:
         """From a kit that has an LM; the template is the plain one when the task has none."""
         assert kit.lm is not None
-        labels = label_set(pool, kit)
+        labels = kit.labels or infer_labels(e.output for e in pool.examples)
         reserve = kit.reserve or max((kit.lm.count_tokens(label) for label in labels), default=0)
-        return cls(kit.lm, kit.template or Template(), labels, kit.order, kit.seed, reserve)
+        return cls(kit.lm, kit.template or Template(), labels, kit.order, kit.seed, reserve, kit.labels)
 
     def prompt(self, query: Query, examples: Sequence[Example], template: Template | None = None) -> Prompt:
         """The prompt under the LM's context size, in the task's order policy; by another template if one is given."""
@@ -84,7 +77,7 @@ class LabelScorer:
 
     def options(self, query: Query) -> tuple[str, ...]:
         """The answers to weigh for a query: its own choices, or the label set. NeedError when there are none."""
-        options = tuple(dict.fromkeys(query.choices)) or self.labels
+        options = answer_options(query, self.task_labels, self.labels)
         if not options:
             raise NeedError(
                 f"query {query.id} has neither a label set nor choices to weigh; this selector needs a task with labels"
@@ -98,10 +91,8 @@ class LabelScorer:
         """
         requests, sizes = list[ScoreRequest](), list[int]()
         for query, examples in asked:
-            prompt, options = self.prompt(query, examples), self.options(query)
-            answers = (self.template.answer(o, query.choices) for o in options)
-            requests += [ScoreRequest(prompt.text, prompt.answer_prefix + a) for a in answers]
+            options = self.options(query)
+            requests += answer_requests(self.prompt(query, examples), self.template, options, query.choices)
             sizes.append(len(options))
-        scores = self.lm.score(requests)
-        values = np.array([s.logprob / max(1, s.tokens) if normalise == "mean" else s.logprob for s in scores])
+        values = log_probs(self.lm.score(requests), normalise)
         return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []

@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
+from iclkit.prompts import NORMALIZATIONS
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
-from iclkit.selectors._label_scorer import NORMALISE, LabelScorer, entropy
+from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
 
 _PREFER = {"lowest": -1.0, "highest": 1.0}
@@ -44,10 +45,10 @@ class MDLSelector(BaseSelector):
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.window < 1:
             raise UsageError(f"mdl: candidates is {self.candidates}, window {self.window}; give 1 or more for both")
-        if self.prefer not in _PREFER or self.normalise not in NORMALISE:
+        if self.prefer not in _PREFER or self.normalise not in NORMALIZATIONS:
             raise UsageError(
                 f"mdl: prefer is {self.prefer!r}, normalise {self.normalise!r}; "
-                f"choose {' or '.join(_PREFER)}, {' or '.join(NORMALISE)}"
+                f"choose {' or '.join(_PREFER)}, {' or '.join(NORMALIZATIONS)}"
             )
 
     def prepare(self) -> None:

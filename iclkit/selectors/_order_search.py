@@ -13,10 +13,10 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest
-from iclkit.prompts import parse_continuation
+from iclkit.prompts import NORMALIZATIONS, parse_continuation
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
-from iclkit.selectors._label_scorer import NORMALISE, LabelScorer, entropy
+from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys, smallest_rows
 from iclkit.text import count_words, fold
 
@@ -75,10 +75,10 @@ class _OrderSearchSelector(BaseSelector):
     def __post_init__(self) -> None:
         if min(self.orders, self.probes, self.probe_tokens) < 1:
             raise UsageError(f"{self.name}: orders, probes and probe_tokens are 1 or more")
-        if self.probe not in _PROBES or self.normalise not in NORMALISE:
+        if self.probe not in _PROBES or self.normalise not in NORMALIZATIONS:
             raise UsageError(
                 f"{self.name}: probe is {self.probe!r}, normalise {self.normalise!r}; "
-                f"choose {' or '.join(_PROBES)}, {' or '.join(NORMALISE)}"
+                f"choose {' or '.join(_PROBES)}, {' or '.join(NORMALIZATIONS)}"
             )
 
     def prepare(self) -> None:

@@ -10,13 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.lm import ScoreRequest
 from iclkit.pool import PoolView
-from iclkit.prompts import Template
-from iclkit.records import Example, Query
+from iclkit.prompts import Template, answer_requests, infer_labels, log_probs
+from iclkit.records import Example, Query, ScoreRequest
 from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs
 from iclkit.selectors._composite import CompositeSelector
-from iclkit.selectors._label_scorer import LabelScorer, label_set
+from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
 
 
@@ -48,17 +47,18 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
         for row, example in enumerate(pool.examples):
             demos = [pool.examples[r] for r in drawn if r != row][:shots]
             for template in (asker.template, null):
-                requests.append(_gold_request(asker, template, example, demos))
-    values = np.array([s.logprob for s in asker.lm.score(requests)]).reshape(sets, len(pool), 2)
+                requests += _gold_request(asker, template, example, demos)
+    values = log_probs(asker.lm.score(requests)).reshape(sets, len(pool), 2)
     gain: FloatArray = values[:, :, 0] - values[:, :, 1]
     return gain
 
 
-def _gold_request(asker: LabelScorer, template: Template, example: Example, demos: Sequence[Example]) -> ScoreRequest:
+def _gold_request(
+    asker: LabelScorer, template: Template, example: Example, demos: Sequence[Example]
+) -> list[ScoreRequest]:
     # without its inputs every query is the same, so that equal prompts are seen to be equal
     query = Query(example.input, example.choices, id="pvi")
-    prompt = asker.prompt(query, demos, template)
-    return ScoreRequest(prompt.text, prompt.answer_prefix + template.answer(example.output, example.choices))
+    return answer_requests(asker.prompt(query, demos, template), template, [example.output], example.choices)
 
 
 def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) -> IntArray:
@@ -122,8 +122,8 @@ class _PVISelector(CompositeSelector):
 
     def labels(self) -> list[str]:
         """The label of each example; all alike where the outputs are no labels."""
-        labelled = bool(label_set(self.pool_, self.kit_))
-        return [e.output if labelled else "" for e in self.pool_.examples]
+        outputs = [e.output for e in self.pool_.examples]
+        return outputs if self.kit_.labels or infer_labels(outputs) else [""] * len(outputs)
 
 
 @dataclass

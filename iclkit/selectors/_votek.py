@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.lm import GenerateRequest, ScoreRequest
-from iclkit.records import Query
+from iclkit.prompts import log_probs
+from iclkit.records import GenerateRequest, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
@@ -225,7 +225,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         stop = asker.template.stop_strings
         answers = asker.lm.generate([GenerateRequest(p.text, asker.reserve or 64, stop) for p in prompts])
         said = np.array([bool(a.text.strip()) for a in answers])
-        pairs = [(p.text, a.text) for p, a, some in zip(prompts, answers, said, strict=True) if some]
+        pairs = [ScoreRequest(p.text, a.text) for p, a, some in zip(prompts, answers, said, strict=True) if some]
         confidence = np.full(len(rows), -np.inf)  # of an LM that says nothing
-        confidence[said] = [s.logprob / max(1, s.tokens) for s in asker.lm.score([ScoreRequest(*p) for p in pairs])]
+        confidence[said] = log_probs(asker.lm.score(pairs), "mean")
         return confidence

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from iclkit.datasets import Task
 from iclkit.errors import DataError
 from iclkit.pool import Pool, PoolView
-from iclkit.prompts import Template
+from iclkit.prompts import Template, infer_labels
 from iclkit.records import Example, digest, fold_text
 from iclkit.trainers._config import TrainConfig
 
 IntArray = NDArray[np.int64]
-_SHOWN_OFTEN = 4  # outputs of a pool count as labels when each is there this often on average
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,7 @@ def corpus_of_pool(
         by_task.setdefault(example.task, []).append(row)
     courses = []
     for name, found in by_task.items():
-        outputs = sorted({view.examples[r].output for r in found})
-        labels = tuple(outputs) if _SHOWN_OFTEN * len(outputs) <= len(found) else ()
+        labels = infer_labels(view.examples[r].output for r in found)
         said = (instructions or {}).get(name, "")
         rows = np.array(found, dtype=np.int64)
         courses.append(_course(name or "pool", template or Template(), labels, said, view, rows, config, None))

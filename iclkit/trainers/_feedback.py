@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclkit.errors import DataError, ModelError, RequestError, RunError
-from iclkit.lm import LM, Progress, Score, ScoreRequest
-from iclkit.prompts import assemble
-from iclkit.records import Example, Query
+from iclkit.lm import LM, Progress
+from iclkit.prompts import answer_options, answer_requests, assemble, log_softmax
+from iclkit.records import Example, Prompt, Query, Score, ScoreRequest
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
 from iclkit.trainers._processes import asks_lm, main_process_first
@@ -125,21 +125,22 @@ class Feedback:
         known = self.ledger.get(self.scope(course), [*unique])
         todo = [a for n, a in enumerate(unique.values()) if n not in known]
         sample = todo[:: max(1, len(todo) // 32)]
-        counts = [self.lm.count_tokens(p[0]) for a in sample if (p := self._prompt(course, a)) is not None]
+        counts = [self.lm.count_tokens(p.text) for a in sample if (p := self._prompt(course, a)) is not None]
         return CostEstimate(len(unique), len(todo), round(sum(counts) / max(1, len(counts)) * len(todo)))
 
-    def _prompt(self, course: TaskData, ask: FeedbackPrompt) -> tuple[str, str] | None:
-        """Text and answer prefix; None where not every demonstration fits the LM's context."""
+    def _prompt(self, course: TaskData, ask: FeedbackPrompt) -> Prompt | None:
+        """The prompt with all its demonstrations; None where they do not fit the LM's context."""
         query = Query(ask.query.input, ask.query.choices, id=ask.query.id)
         longest = max((course.template.answer(o, ask.query.choices) for o in self.options(course, ask)), key=len)
         prompt = assemble(course.template, query, ask.shown, order="best-first")  # as given
         tokens = self.lm.count_tokens(prompt.text) + self.lm.count_tokens(longest) + 1
-        return (prompt.text, prompt.answer_prefix) if tokens <= self.lm.context_size else None
+        return prompt if tokens <= self.lm.context_size else None
 
     def options(self, course: TaskData, ask: FeedbackPrompt) -> tuple[str, ...]:
         """The answers that are scored for a prompt. DataError when the right one is not among the labels."""
         alone = (ask.query.output,)
-        options = (course.labels or ask.query.choices or alone) if self.labels else alone
+        query = Query(ask.query.input, ask.query.choices, id=ask.query.id)
+        options = answer_options(query, course.labels, alone) if self.labels else alone
         if ask.query.output not in options:
             raise DataError(
                 f"task {course.name!r}, example {ask.query.id}: output {ask.query.output!r} is none of the labels "
@@ -155,12 +156,10 @@ class Feedback:
             if prompt is None:
                 self._skipped.add((scope.mark, key_of(ask)))
                 continue
-            text, prefix = prompt
             options = self.options(course, ask)
             missing[n] = len(options)
             owner += [n] * len(options)
-            answers = (course.template.answer(o, ask.query.choices) for o in options)
-            requests += [ScoreRequest(text, prefix + a, ask.query.id) for a in answers]
+            requests += answer_requests(prompt, course.template, options, ask.query.choices, group=ask.query.id)
         first = {n: i for i, n in reversed([*enumerate(owner)])}
         out: list[LabelScores | None] = [None] * len(asks)
 
@@ -223,7 +222,7 @@ def value(told: LabelScores, how: str, normalise: str = "mean") -> float:
     """
     gold = told.logprobs[told.gold]
     if how == "share" and len(told.logprobs) > 1:
-        return gold - float(np.logaddexp.reduce(np.array(told.logprobs)))
+        return float(log_softmax(told.logprobs)[told.gold])
     return gold / max(1, told.tokens[told.gold]) if normalise == "mean" else gold
 
 

@@ -19,10 +19,10 @@ from iclkit.datasets import Task, find_leaks
 from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
-from iclkit.lm import LM, GenerateRequest, ScoreRequest
+from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
-from iclkit.prompts import Template
-from iclkit.records import Example, Json, Prompt, Query, digest
+from iclkit.prompts import Template, answer_requests
+from iclkit.records import Example, GenerateRequest, Json, Prompt, Query, ScoreRequest, digest
 from iclkit.selectors import FixedSelector, SelectorFile
 from iclkit.tuners._bandit import FloatArray
 from iclkit.tuners._samplers import arm_of, make_sampler
@@ -179,9 +179,9 @@ class TuneProblem:
 
     def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The right answers, ended as a demonstration is, read after their prompts."""
-        requests = []
-        for prompt, answer in self._prompts(arm, asked):
-            requests.append(ScoreRequest(prompt.text, prompt.answer_prefix + answer + self._end))
+        template, requests = self.template(arm), list[ScoreRequest]()
+        for (prompt, _), (_, example) in zip(self._prompts(arm, asked), asked, strict=True):
+            requests += answer_requests(prompt, template, [example.output], example.choices, end=self._end)
         found, refused, cost = self._ask(self.lm.score, requests)
         if refused and objective == "logprob":
             first = min(refused)

@@ -21,10 +21,10 @@ from iclkit.eval._calibrate import (
     blank,
     divide,
     domain_texts,
-    log_shares,
     mean_prior,
     prior,
 )
+from iclkit.prompts import log_softmax
 from iclkit.records import Example, Query
 from iclkit.testing import FakeLM, ScriptedLM
 
@@ -44,7 +44,7 @@ def test_dividing_by_a_prior_equals_the_plain_arithmetic(scores, free):
 
 @given(SCORES)
 def test_a_uniform_prior_changes_nothing(scores):
-    assert divide(scores, np.full(4, -math.log(4))) == pytest.approx(log_shares(scores))
+    assert divide(scores, np.full(4, -math.log(4))) == pytest.approx(log_softmax(scores))
 
 
 @given(SCORES, st.floats(-5, 5))

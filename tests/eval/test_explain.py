@@ -13,11 +13,11 @@ from iclkit.datasets import make_task
 from iclkit.errors import DataError, RequestError, UsageError
 from iclkit.eval import evaluate, explain, influences, load_texts, make_bench, suspects, with_runner_up
 from iclkit.pool import Pool
-from iclkit.prompts import assemble
+from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
 
-from .worlds import LABELS, WORDS, classification, copying_lm, generation
+from .worlds import LABELS, WORDS, classification, copying_lm, generation, rows
 
 
 @pytest.fixture
@@ -47,6 +47,26 @@ def test_worth_is_what_leaving_a_demonstration_out_by_hand_gives(made):
         empty = share(lm, assemble(task.template, query, []), found.row.gold)
         assert found.without == pytest.approx(empty)
         assert sum(found.shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("normalise", ["sum", "mean"])
+@pytest.mark.parametrize("calibrate", ["none", "contextual", "domain", "batch", "pool", "given"])
+def test_an_explanation_starts_from_the_probability_that_the_run_judged_by(tmp_path, home, calibrate, normalise):
+    worded = {"animal": "animal", "food": "food", "tool": "tool of a craft"}  # labels of one and of four tokens
+    train, test = ([Example(e.input, worded[e.output]) for e in rows(n, n)] for n in (45, 8))
+    task, lm = make_task("worded", train, test, template=Template("Text: {input}\nKind: {output}")), FakeLM()
+    prior = {"animal": 0.2, "food": 0.5, "tool of a craft": 0.3} if calibrate == "given" else None
+    run = evaluate(task, "knn", lm, k=2, embedder=HashEmbedder(), out=tmp_path, calibrate=calibrate, prior=prior,
+                   normalise=normalise)  # fmt: skip
+    for found in explain(run, load_texts(tmp_path / run.id), lm, bench=make_bench(task)):
+        assert found.logprob == pytest.approx(found.row.metrics["gold_logprob"])
+
+
+def test_domain_calibration_is_not_explained_without_the_pool_whose_words_it_drew(tmp_path, home):
+    task, lm = classification(test=2), copying_lm()
+    run = evaluate(task, "zero", lm, out=tmp_path, calibrate="domain")
+    with pytest.raises(DataError, match="the pool is not known"):
+        explain(run, load_texts(tmp_path / run.id), lm)
 
 
 def test_rank_position_score_and_tokens_are_those_of_the_run(made):
