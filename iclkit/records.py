@@ -13,13 +13,16 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from iclkit.errors import DataError, ModelError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Fields: TypeAlias = "str | Mapping[str, str]"
 """An input: one text, or named fields that a template places. Fields have no order of their own: see ``input_text``."""
+
+SeedScope: TypeAlias = Literal["none", "query", "task"]
+"""What a seed stands for: nothing, a draw for each query by itself, or one draw for all queries of a task."""
 
 
 def canonical_json(value: object) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from iclkit import __version__
 from iclkit.embed import Retriever, encode_checked
 from iclkit.errors import DataError, NeedError
-from iclkit.records import Example, Json, Pick, Query, Selection, Spec
+from iclkit.records import Example, Json, Pick, Query, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder
@@ -62,6 +62,8 @@ class Needs:
     lm_calls_per_query: str = "0"
     """A number or a formula in k, n (pool size), labels and the selector's settings; "0" for none."""
     lm_calls_per_task: str = "0"
+    seed_scope: SeedScope = "none"
+    """What a seed draws: nothing, something for each query by itself, or something once for all queries of a task."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from iclkit.records import Query, Selection
+from iclkit.records import Query, SeedScope, Selection
 from iclkit.registry import parse_specs
 from iclkit.selectors._base import RANDOM_FILL, BaseSelector, BoolArray, Choice, IntArray, Needs, Selector
 
@@ -61,6 +61,9 @@ class CompositeSelector(BaseSelector):
         return np.array([r for r in found if r is not None], dtype=np.int64)
 
 
+SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least
+
+
 def combined_needs(needs: Sequence[Needs]) -> Needs:
     def joined(costs: Sequence[str]) -> str:
         return " + ".join(c for c in costs if c != "0") or "0"
@@ -72,4 +75,5 @@ def combined_needs(needs: Sequence[Needs]) -> Needs:
         reranker=any(n.reranker for n in needs),
         lm_calls_per_query=joined([n.lm_calls_per_query for n in needs]),
         lm_calls_per_task=joined([n.lm_calls_per_task for n in needs]),
+        seed_scope=max((n.seed_scope for n in needs), key=SEED_SCOPES.index, default="none"),
     )

@@ -34,7 +34,9 @@ class MDLSelector(BaseSelector):
     """the ordered subset of the nearest that leaves the LM least unsure of the label (minimum description length)"""
 
     name: ClassVar[str] = "mdl"
-    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, labels=True, lm_calls_per_query="window * labels")
+    needs: ClassVar[Needs] = Needs(
+        embedder=True, lm=True, labels=True, lm_calls_per_query="window * labels", seed_scope="query"
+    )
     source: ClassVar[str] = "Wu et al. 2023, arXiv 2212.10375"
 
     candidates: int = 30  # how many of the nearest subsets are drawn from; k when k is larger

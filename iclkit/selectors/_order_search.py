@@ -174,7 +174,9 @@ class GlobalESelector(_OrderSearchSelector):
     """one fixed set in the order after which the LM's answers vary most over probing inputs (GlobalE)"""
 
     name: ClassVar[str] = "globale"
-    needs: ClassVar[Needs] = Needs(lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)")
+    needs: ClassVar[Needs] = Needs(
+        lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
+    )
 
     def value(self, logprobs: FloatArray) -> float:
         """Entropy of the predicted labels."""
@@ -186,7 +188,9 @@ class LocalESelector(_OrderSearchSelector):
     """one fixed set in the order after which the LM is least sure of each answer on average (LocalE)"""
 
     name: ClassVar[str] = "locale"
-    needs: ClassVar[Needs] = Needs(lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)")
+    needs: ClassVar[Needs] = Needs(
+        lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
+    )
 
     def value(self, logprobs: FloatArray) -> float:
         """Mean entropy of the label distributions."""

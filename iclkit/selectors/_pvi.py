@@ -90,7 +90,7 @@ def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
 class _PVISelector(CompositeSelector):
     """What filter and weight share: the PVI of the pool, asked for when the first query comes."""
 
-    needs: ClassVar[Needs] = Needs(lm=True, lm_calls_per_task="2 * sets * n")
+    needs: ClassVar[Needs] = Needs(lm=True, lm_calls_per_task="2 * sets * n", seed_scope="task")
     source: ClassVar[str] = "the signal: Lu et al. 2023, arXiv 2310.12300; its use here: ours"
 
     of: str = "knn"  # the selector

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
 from iclkit.selectors._maths import hash_keys, shuffled_keys, smallest_rows
 
 
@@ -18,6 +18,7 @@ class RandomSelector(BaseSelector):
 
     name: ClassVar[str] = "random"
     source: ClassVar[str] = "baseline"
+    needs: ClassVar[Needs] = Needs(seed_scope="query")
 
     def prepare(self) -> None:
         """A key per example."""
@@ -35,6 +36,7 @@ class RandomFixedSelector(RandomSelector):
 
     name: ClassVar[str] = "random-fixed"
     source: ClassVar[str] = "baseline of many-shot work; Bertsch et al. 2024, arXiv 2405.00200"
+    needs: ClassVar[Needs] = Needs(seed_scope="task")
 
     def prepare(self) -> None:
         """One shuffle of the pool."""

@@ -169,7 +169,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
     """vote-k that also asks the LM, so that sure and unsure examples are both labelled"""
 
     name: ClassVar[str] = "vote-k-confidence"
-    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, lm_calls_per_task="(n - seeds) * labels")
+    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, lm_calls_per_task="(n - seeds) * labels", seed_scope="task")
     source: ClassVar[str] = "vote-k; Su et al. 2023, arXiv 2209.01975"
 
     seeds: int = 10  # how many are labelled by fast vote-k before the LM is asked about the rest
