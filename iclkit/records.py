@@ -11,7 +11,7 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -20,6 +20,8 @@ from iclkit.errors import DataError, ModelError
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Fields: TypeAlias = "str | Mapping[str, str]"
 """An input: one text, or named fields that a template places. Fields have no order of their own: see ``input_text``."""
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (done, total) units of work; a room below ``cli`` never prints."""
 
 SeedScope: TypeAlias = Literal["none", "query", "task"]
 """What a seed stands for: nothing, a draw for each query by itself, or one draw for all queries of a task."""

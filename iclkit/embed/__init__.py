@@ -5,7 +5,7 @@ Importing this room loads no torch.
 
 from iclkit.embed._formats import EmbeddingFormat, ExampleProvider, SideFormat, bge_icl, prompt_eol, rare
 from iclkit.embed._load import load_embedder
-from iclkit.embed._protocol import Embedder, FloatArray, Progress, are_unit, check_rows, encode_checked, vector_key
+from iclkit.embed._protocol import Embedder, FloatArray, are_unit, check_rows, encode_checked, vector_key
 from iclkit.embed._reranker import load_reranker
 from iclkit.embed._retriever import CARD, Retriever, RetrieverFormat
 from iclkit.embed._spec import split_spec
@@ -16,7 +16,6 @@ __all__ = [
     "EmbeddingFormat",
     "ExampleProvider",
     "FloatArray",
-    "Progress",
     "Retriever",
     "RetrieverFormat",
     "SideFormat",

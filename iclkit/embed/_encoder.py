@@ -27,7 +27,7 @@ from iclkit.embed._formats import (
     format_fingerprint,
     prepare_text,
 )
-from iclkit.embed._protocol import FloatArray, Progress, check_rows
+from iclkit.embed._protocol import FloatArray, check_rows
 from iclkit.embed._torch import (
     BATCH_TOKENS,
     MIN_ROWS,
@@ -41,7 +41,7 @@ from iclkit.embed._torch import (
     torch_threads,
 )
 from iclkit.errors import UsageError
-from iclkit.records import Json
+from iclkit.records import Json, Progress
 
 if TYPE_CHECKING:
     import torch

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iclkit.embed._formats import Pair
-from iclkit.embed._protocol import Embedder, FloatArray, Progress
+from iclkit.embed._protocol import Embedder, FloatArray
 from iclkit.errors import DataError
 from iclkit.files import read_jsonl
+from iclkit.records import Progress
 
 
 class FewShotEmbedder:

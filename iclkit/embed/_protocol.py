@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import ModelError
-from iclkit.records import digest
+from iclkit.records import Progress, digest
 
 FloatArray = NDArray[np.float32]
-Progress = Callable[[int, int], None]
-"""Called with (done, total) units of work; a room below ``cli`` never prints."""
 
 
 @runtime_checkable

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iclkit.embed._protocol import Embedder, FloatArray, Progress
+from iclkit.embed._protocol import Embedder, FloatArray
 from iclkit.errors import ModelError
-from iclkit.records import Example, Json, digest
+from iclkit.records import Example, Json, Progress, digest
 
 CARD = "iclkit.json"
 FORMAT = 1

@@ -10,10 +10,10 @@ import numpy as np
 
 from iclkit import models
 from iclkit.embed._folder import TRANSFORMERS, Module, folder_hash
-from iclkit.embed._protocol import FloatArray, Progress, check_rows
+from iclkit.embed._protocol import FloatArray, check_rows
 from iclkit.embed._torch import by_halves, last_states, load_tokenizer, quiet, torch_dtype, torch_threads
 from iclkit.errors import ModelError
-from iclkit.records import Json, digest
+from iclkit.records import Json, Progress, digest
 
 BATCH = 32
 

@@ -31,7 +31,7 @@ from iclkit.eval._calibrate import (
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._runs import RunWriter, batches
-from iclkit.lm import LM, Progress, ask_each, ranks_only
+from iclkit.lm import LM, ask_each, ranks_only
 from iclkit.models import home
 from iclkit.pool import Pool, PoolView
 from iclkit.prompts import (
@@ -50,6 +50,7 @@ from iclkit.records import (
     Example,
     GenerateRequest,
     Message,
+    Progress,
     Prompt,
     Query,
     Row,

@@ -24,7 +24,7 @@ from iclkit.eval._calibrate import Floats, blank, divide, free_inputs, prior
 from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
 from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
-from iclkit.lm import LM, Progress, ranks_only
+from iclkit.lm import LM, ranks_only
 from iclkit.prompts import (
     Template,
     answer_options,
@@ -34,7 +34,7 @@ from iclkit.prompts import (
     log_softmax,
     template_of,
 )
-from iclkit.records import Example, GenerateRequest, Prompt, Query, Row, Run, Spec
+from iclkit.records import Example, GenerateRequest, Progress, Prompt, Query, Row, Run, Spec
 from iclkit.selectors import Kit, make_selector, story_of
 
 Texts = Mapping[str, Mapping[str, Any]]

@@ -15,9 +15,9 @@ from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
 from iclkit.eval._runs import finished
-from iclkit.lm import LM, Progress
+from iclkit.lm import LM
 from iclkit.prompts import ModelShape, Template, assemble, break_even
-from iclkit.records import Run, digest
+from iclkit.records import Progress, Run, digest
 from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for
 
 _PROBES = 8

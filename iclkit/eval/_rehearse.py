@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from iclkit.eval._plan import PlannedRun
-from iclkit.lm import LM, GenerateRequest, Generation, OnDone, Progress, Score, ScoreRequest
-from iclkit.records import Message
+from iclkit.lm import LM, GenerateRequest, Generation, OnDone, Score, ScoreRequest
+from iclkit.records import Message, Progress
 
 
 @dataclass

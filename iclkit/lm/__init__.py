@@ -5,7 +5,7 @@ Importing this room loads neither torch nor transformers; ``load_lm`` does.
 
 from iclkit.lm._each import ask_each
 from iclkit.lm._load import load_lm
-from iclkit.lm._protocol import LM, OnDone, Progress, ranks_only
+from iclkit.lm._protocol import LM, OnDone, ranks_only
 from iclkit.lm._usage import Usage
 from iclkit.records import GenerateRequest, Generation, Score, ScoreRequest
 
@@ -14,7 +14,6 @@ __all__ = [
     "GenerateRequest",
     "Generation",
     "OnDone",
-    "Progress",
     "Score",
     "ScoreRequest",
     "Usage",

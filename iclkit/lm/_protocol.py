@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -25,10 +25,6 @@ def numbered(places: Sequence[int]) -> Iterator[None]:
         yield
     except RequestError as error:
         raise RequestError(places[error.index], str(error)) from error
-
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) units of work; a room below ``cli`` never prints."""
 
 
 @runtime_checkable

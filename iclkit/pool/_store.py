@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,15 +15,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.embed import Embedder, FloatArray, Progress, are_unit, encode_checked, vector_key
+from iclkit.database import MEMORY, Connection, Database, is_writable
+from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
 from iclkit.pool._export import write_examples
 from iclkit.pool._index import FlatIndex, Header
 from iclkit.pool._keys import KeyTransform, RetrievalKeys, input_hash, normalize_key
-from iclkit.pool._schema import MEMORY, connect, is_writable, roll_back
+from iclkit.pool._schema import open_database
 from iclkit.pool._view import PoolView
-from iclkit.records import Example, Fields, Json, Query, canonical_json, clean_text, digest
+from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
@@ -70,10 +69,8 @@ class Pool:
     Two processes may use one file; writers wait for each other. Every change is one transaction.
     """
 
-    def __init__(self, path: Path | str, connection: sqlite3.Connection, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
-        self._connection: sqlite3.Connection | None = connection
-        self._lock = threading.RLock()
+    def __init__(self, path: Path | str, database: Database, read_only: bool = False) -> None:
+        self.path, self.read_only, self._db = path, read_only, database
         self._snapshot: PoolView | None = None
 
     @classmethod
@@ -87,7 +84,7 @@ class Pool:
         where = path if path == MEMORY else Path(path)
         if isinstance(where, Path) and not create and where.exists() and not is_writable(where):
             read_only = True
-        return cls(where, connect(where, create=create, read_only=read_only), read_only)
+        return cls(where, open_database(where, create=create, read_only=read_only), read_only)
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Pool:
@@ -98,9 +95,7 @@ class Pool:
 
     def close(self) -> None:
         """Close the file. Views stay usable for what they have loaded."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._db.close()
 
     def __enter__(self) -> Self:
         return self
@@ -158,7 +153,7 @@ class Pool:
         A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
         """
         full, stale = self._load()
-        if stale and not self.read_only and not self._open().in_transaction:
+        if stale and not self.read_only and not self._db.in_transaction:
             self._renumber(stale)
             full, _ = self._load()
         if task is None and not where:
@@ -178,7 +173,7 @@ class Pool:
         Pools written before texts had one spelling number an input by the text it then had: with outer white space, or
         with its fields in the row's order. Vectors of such a text are not those of the example.
         """
-        with self._reading() as connection:
+        with self._db.reading() as connection:
             revision = self.revision
             if self._snapshot is not None and self._snapshot.revision == revision:
                 return self._snapshot, {}
@@ -288,7 +283,7 @@ class Pool:
                 self._delete(connection, full, reason)
         return len(full)
 
-    def _insert(self, connection: sqlite3.Connection, rows: Sequence[_ExampleRow], action: str) -> None:
+    def _insert(self, connection: Connection, rows: Sequence[_ExampleRow], action: str) -> None:
         revision = _log(connection, action, len(rows))
         connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((r.text_hash,) for r in rows))
         connection.executemany(
@@ -297,9 +292,7 @@ class Pool:
             ((r.id, r.input, r.output, r.task, r.choices, r.meta, r.text_hash, revision) for r in rows),
         )
 
-    def _delete(
-        self, connection: sqlite3.Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None
-    ) -> None:
+    def _delete(self, connection: Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None) -> None:
         revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
         gone = [connection.execute("SELECT text, input FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
         connection.executemany(
@@ -588,50 +581,15 @@ class Pool:
 
     # ---- the connection
 
-    def _open(self) -> sqlite3.Connection:
-        if self._connection is None:
-            raise PoolError(f"the pool {self.path} is closed")
-        return self._connection
-
     def _read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with self._reading() as connection:
-            return connection.execute(statement, values).fetchall()
+        return self._db.read(statement, values)
 
     @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One consistent state of the file for all reads inside."""
-        with self._lock, self._errors():
-            connection = self._open()
-            if connection.in_transaction:
-                yield connection
-                return
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                roll_back(connection)
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing. Waits for other writers."""
-        with self._lock, self._errors():
-            connection = self._open()
-            if self.read_only:
-                raise PoolError(f"the pool {self.path} was opened for reading only")
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                roll_back(connection)
-                raise
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise PoolError(f"the pool {self.path} cannot be used: {error}") from error
+    def _writing(self) -> Iterator[Connection]:
+        if self.read_only:
+            raise PoolError(f"the pool {self.path} was opened for reading only")
+        with self._db.writing() as connection:
+            yield connection
 
 
 COLUMNS = "seq, id, input, output, task, choices, meta, text"
@@ -712,7 +670,7 @@ def _example(row: tuple[Any, ...]) -> Example:
 _ORPHAN = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
 
 
-def _drop_orphans(connection: sqlite3.Connection, texts: Sequence[int]) -> None:
+def _drop_orphans(connection: Connection, texts: Sequence[int]) -> None:
     """Drop those of the texts that no example has any more, with their vectors."""
     connection.executemany(f"DELETE FROM vectors WHERE text = ?1 AND {_ORPHAN}", ((t,) for t in texts))
     connection.executemany(f"DELETE FROM texts WHERE number = ?1 AND {_ORPHAN}", ((t,) for t in texts))
@@ -735,12 +693,12 @@ def _counts(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
 
 
-def _known(connection: sqlite3.Connection, ids: Sequence[str], table: str) -> set[str]:
+def _known(connection: Connection, ids: Sequence[str], table: str) -> set[str]:
     query = f"SELECT DISTINCT value FROM json_each(?) AS t WHERE EXISTS (SELECT 1 FROM {table} WHERE id = t.value)"
     return {row[0] for row in connection.execute(query, (json.dumps([*ids]),))}
 
 
-def _log(connection: sqlite3.Connection, action: str, rows: int) -> int:
+def _log(connection: Connection, action: str, rows: int) -> int:
     cursor = connection.execute("INSERT INTO log (action, rows) VALUES (?, ?)", (action, rows))
     return int(cursor.lastrowid or 0)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.embed import Embedder, FloatArray, Progress, Retriever, vector_key
+from iclkit.embed import Embedder, FloatArray, Retriever, vector_key
 from iclkit.errors import DataError
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._keys import KeyTransform, RetrievalKeys
-from iclkit.records import Example, Fields, digest
+from iclkit.records import Example, Fields, Progress, digest
 
 if TYPE_CHECKING:
     from iclkit.pool._store import Pool

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from iclkit.errors import DataError, ModelError, RequestError, RunError
-from iclkit.lm import LM, Progress
+from iclkit.lm import LM
 from iclkit.prompts import answer_options, answer_requests, assemble, log_softmax
-from iclkit.records import Example, Prompt, Query, Score, ScoreRequest
+from iclkit.records import Example, Progress, Prompt, Query, Score, ScoreRequest
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
 from iclkit.trainers._processes import asks_lm, main_process_first

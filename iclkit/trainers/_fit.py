@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 
 from iclkit.errors import ModelError, RunError, UsageError
 from iclkit.files import replace_file
-from iclkit.lm import Progress
+from iclkit.records import Progress
 from iclkit.trainers._config import TrainConfig, judged_every
 from iclkit.trainers._processes import main_process_first, main_process_only, processes, shard_batches
 from iclkit.trainers._whole import drop, last_checkpoint, seal

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, Retriever, RetrieverFormat
 from iclkit.errors import RunError
-from iclkit.lm import Progress
-from iclkit.records import Example, digest
+from iclkit.records import Example, Progress, digest
 from iclkit.trainers._config import Source, TrainConfig, judged_every, sources
 from iclkit.trainers._data import TaskData, TrainingData
 from iclkit.trainers._feedback import Feedback, FeedbackPrompt, value

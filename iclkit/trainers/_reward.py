@@ -14,7 +14,7 @@ from torch import Tensor
 
 from iclkit import models
 from iclkit.errors import ModelError, RunError
-from iclkit.lm import Progress
+from iclkit.records import Progress
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._fit import Guard, Keeper, Progressing, common_arguments, diverged, losses, run_trainer
 from iclkit.trainers._losses import reward_loss

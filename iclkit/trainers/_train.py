@@ -16,8 +16,8 @@ from iclkit.embed import CARD, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.eval import Estimate
 from iclkit.files import read_json, replace_file, try_lock
-from iclkit.lm import LM, Progress
-from iclkit.records import digest
+from iclkit.lm import LM
+from iclkit.records import Progress, digest
 from iclkit.trainers._config import BEFORE, TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
 from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt

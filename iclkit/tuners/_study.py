@@ -6,7 +6,6 @@ import math
 import os
 import re
 import socket
-import sqlite3
 import threading
 import time
 import warnings
@@ -19,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from iclkit.database import is_damage
 from iclkit.errors import DataError, IclkitError, RunError, UsageError
 from iclkit.tuners._samplers import OrderedSetSampler, arm_of, distributions
 from iclkit.tuners._space import Arm, SearchSpace
@@ -151,7 +151,7 @@ def _damaged(storage: str | None, error: BaseException) -> DataError | None:
     causes: list[BaseException] = [error]
     while (cause := causes[-1].__cause__ or getattr(causes[-1], "orig", None)) is not None:
         causes.append(cause)
-    of_file = any(isinstance(c, sqlite3.DatabaseError) and not isinstance(c, sqlite3.OperationalError) for c in causes)
+    of_file = any(map(is_damage, causes))
     played = storage is not None and storage.startswith("journal:")
     if not of_file and not (played and isinstance(error, LookupError | TypeError | ValueError | AssertionError)):
         return None

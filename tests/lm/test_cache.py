@@ -122,8 +122,8 @@ def test_a_cache_that_is_a_folder_or_no_database_or_newer_is_one_clear_error(tmp
 def test_a_full_disk_is_one_clear_error_and_what_was_stored_stays(tmp_path):
     cache = Cache(tmp_path / "c.db")
     cache.put({b"k": b"v"})
-    (pages,) = cache._db.execute("PRAGMA page_count").fetchone()
-    cache._db.execute(f"PRAGMA max_page_count = {pages + 2}")  # to SQLite the same as a disk that is full
+    (pages,) = cache._db.read("PRAGMA page_count")[0]
+    cache._db.read(f"PRAGMA max_page_count = {pages + 2}")  # to SQLite the same as a disk that is full
     with pytest.raises(RunError, match=r"database or disk is full\): free space"):
         cache.put({str(n).encode(): bytes(1000) for n in range(50)})
     assert Cache(tmp_path / "c.db").get([b"k", b"0"]) == {b"k": b"v"}

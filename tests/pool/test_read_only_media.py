@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from iclkit.errors import PoolError
-from iclkit.pool import Pool, _schema, _store
+from iclkit.pool import Pool, _store
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
@@ -25,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_pool_on_read_only_media_can_be_selected_from(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
-    monkeypatch.setattr(_schema.os, "access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_: False)
     with Pool.open(path, create=False) as pool:
         assert pool.read_only
         knn = make_selector("knn").fit(pool.view(), Kit(embedder=HashEmbedder()))
@@ -50,10 +49,3 @@ def test_what_was_kept_and_has_gone_since_keeps_its_copies(path: Path, monkeypat
         monkeypatch.setattr(_store, "duplicate_rows", and_another_process_removes_the_kept_one)
         assert pool.dedupe().removed == 0
         assert pool.get(copies[1].id).text == copies[1].text
-
-
-def test_an_error_of_the_roll_back_does_not_hide_the_first() -> None:
-    connection = sqlite3.connect(":memory:", isolation_level=None)
-    _schema.roll_back(connection)  # no transaction: SQLite has ended it
-    connection.close()
-    _schema.roll_back(connection)

@@ -309,8 +309,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path) -> None:
     corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
     asks, ledger = asks_for(corpus), Ledger(tmp_path / "l.db")
     Feedback(FakeLM(), ledger).tell(corpus.courses[0], asks[:3])
-    (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
-    ledger._db.execute(f"PRAGMA max_page_count = {pages}")  # to SQLite the same as a disk that is full
+    (pages,) = ledger._db.read("PRAGMA page_count")[0]
+    ledger._db.read(f"PRAGMA max_page_count = {pages}")  # to SQLite the same as a disk that is full
     scope = ScoreScope("another", corpus.courses[0].template, ())
     more = [(f"q{i}", ["d"], LabelScores((-1.0,), (1,), 0)) for i in range(5000)]
     with pytest.raises(RunError, match=r"l\.db cannot be used \(database or disk is full\); free space"):
@@ -420,7 +420,9 @@ def test_a_file_of_something_else_is_no_ledger_and_stays_as_it_is(tmp_path) -> N
 
 def test_a_look_at_a_ledger_changes_nothing_beside_it(tmp_path) -> None:
     feedback, asks = scored(tmp_path / "l.db")
-    feedback.ledger._db.execute("DROP TABLE failed")  # a ledger of before
+    for change in ("DROP TABLE failed", "PRAGMA user_version = 0"):  # a ledger of before
+        with feedback.ledger._db.writing() as connection:
+            connection.execute(change)
     feedback.ledger.close()
     before = (tmp_path / "l.db").read_bytes()
     copy = Ledger.copy(tmp_path / "l.db")

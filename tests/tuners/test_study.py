@@ -26,13 +26,13 @@ WORKER = """
 import json, sys, time
 from pathlib import Path
 from iclkit.testing import OrderedSetProblem
-from iclkit.tuners import PositionFeatures, Space, make_sampler
+from iclkit.tuners import PositionFeatures, SearchSpace, make_sampler
 from iclkit.tuners._study import open_study, work
 import optuna
 
 storage, log, sampler, trials, batch, hang = sys.argv[1:]
 problem = OrderedSetProblem(30, 3, dim=4)
-space = Space(30, 3, features=PositionFeatures(problem.vectors, 3))
+space = SearchSpace(30, 3, features=PositionFeatures(problem.vectors, 3))
 study = open_study(storage, "shared", make_sampler(sampler, space, 0), optuna.pruners.NopPruner(), {"about": "test"})
 
 def judge(got):

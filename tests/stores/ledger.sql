@@ -1,0 +1,11 @@
+PRAGMA application_id = 0;
+PRAGMA user_version = 0;
+BEGIN TRANSACTION;
+CREATE TABLE failed (key BLOB PRIMARY KEY, scope INTEGER NOT NULL, query TEXT NOT NULL, shown TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE scopes (id INTEGER PRIMARY KEY, mark TEXT UNIQUE NOT NULL);
+INSERT INTO "scopes" VALUES(1,'["fake-1",{"chat":false,"demo":"Text: {input}\nKind: {output}","instruction":"Say yes or no.","separator":"\n\n","stop":["\n"],"system":""},["yes","no"]]');
+INSERT INTO "scopes" VALUES(2,'["fake-1",{"chat":false,"demo":"Input: {input}\nOutput: {output}","instruction":"","separator":"\n\n","stop":[],"system":""},[]]');
+CREATE TABLE scores (key BLOB PRIMARY KEY, scope INTEGER NOT NULL, query TEXT NOT NULL, shown TEXT NOT NULL, gold INTEGER NOT NULL, told BLOB NOT NULL) WITHOUT ROWID;
+INSERT INTO "scores" VALUES(X'054F9816AD198F53B3D5959E686F1578F79F1740',1,'query','["one", "two"]',1,X'000000000000F8BF01000000000000000000E0BF02000000');
+INSERT INTO "scores" VALUES(X'370F598B8DBE76DDE0F1B3B4D93776418FB21CFD',2,'query','["one", "two"]',1,X'000000000000F8BF01000000000000000000E0BF02000000');
+COMMIT;
