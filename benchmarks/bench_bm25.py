@@ -81,7 +81,7 @@ def main() -> None:
     index = TermIndex(texts, words, 1.5, 0.75)
     same = []
     for text, scores in zip(sample, wanted, strict=True):
-        ours = {view.row_of(i) for i in selector.select(Query(text), a.k).ids}
+        ours = {view.ids.index(i) for i in selector.select(Query(text), a.k).ids}
         same.append(len(ours & {*np.argsort(-scores, kind="stable")[: a.k].tolist()}) / a.k)
         top = np.sort(index.scores(text))[::-1][: a.k]
         np.testing.assert_allclose(sorted((index.scores(text)[r] for r in ours), reverse=True), top, atol=1e-5)

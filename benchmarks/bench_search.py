@@ -21,7 +21,7 @@ import numpy as np
 from _common import default_data, emit, machine, rows_of, timed
 
 from iclkit.embed import load_embedder
-from iclkit.pool import Pool
+from iclkit.pool import Pool, Scope
 from iclkit.pool._index import FlatIndex, faiss_module
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
@@ -73,9 +73,7 @@ def search_alone(rows: int, count: int, k: int, repeats: int) -> None:
     ours, faiss = FlatIndex.of(vectors), faiss_module()
     flat = ours._flat
     own = faiss.cvar.distance_compute_blas_threshold
-    masks = [np.ones(rows, dtype=np.bool_) for _ in range(count)]
-    for n, mask in enumerate(masks):
-        mask[n::1000] = False
+    free, excluding = [Scope()] * count, [Scope(frozenset(range(n, rows, 1000))) for n in range(count)]
 
     def as_it_comes() -> Any:
         faiss.cvar.distance_compute_blas_threshold = DEFAULT_THRESHOLD
@@ -87,11 +85,11 @@ def search_alone(rows: int, count: int, k: int, repeats: int) -> None:
     calls = {
         "faiss, default threshold": as_it_comes,
         "faiss, threshold 20": lambda: flat.search(queries, k),
-        "iclkit": lambda: ours.search(queries, k, None),
-        "iclkit, masks": lambda: ours.search(queries, k, masks),
-        "iclkit, one by one": lambda: [ours.search(q[None], k, None) for q in queries],
+        "iclkit": lambda: ours.nearest(queries, k, free),
+        "iclkit, exclusions": lambda: ours.nearest(queries, k, excluding),
+        "iclkit, one by one": lambda: [ours.nearest(q[None], k, free[:1]) for q in queries],
     }
-    same = np.mean([set(r) == set(f) for (r, _), f in zip(calls["iclkit"](), as_it_comes()[1], strict=True)])
+    same = np.mean([{*r.rows} == {*f} for r, f in zip(calls["iclkit"](), as_it_comes()[1], strict=True)])
     report("search", calls, count, repeats, "faiss, default threshold", rows=rows, same_picks=float(same))
 
 
@@ -135,7 +133,7 @@ def whole_selectors(a: argparse.Namespace) -> None:
         peers: dict[str, Callable[[str], list[str]]] = dict(
             [langchain(view.examples, encode, a.k), dspy(view.examples, encode, a.k)]
         )
-        expected = [{view.examples[view.row_of(i) or 0].text for i in s.ids} for s in knn.select_many(queries, a.k)]
+        expected = [{view.examples_of([i])[0].text for i in s.ids} for s in knn.select_many(queries, a.k)]
         for name, select in peers.items():
             same = np.mean([set(select(t)) == e for t, e in zip(texts, expected, strict=True)])
             emit(what="same picks as iclkit", name=name, share=float(same))

@@ -160,13 +160,15 @@ class Example:
 class Query:
     """An input to choose demonstrations for. ``exclude`` holds example ids that must never be shown for it.
 
-    Texts are spelled as in ``Example``; DataError for an input that is not text.
+    ``where``: metadata that its demonstrations must have; it is no part of the id. Texts are spelled as in ``Example``;
+    DataError for an input that is not text.
     """
 
     input: Fields
     choices: tuple[str, ...] = ()
     exclude: frozenset[str] = frozenset()
     id: str = ""
+    where: Mapping[str, Json] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         content = {"input": _clean(self.input), "choices": [_clean(c) for c in self.choices]}

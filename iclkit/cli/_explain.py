@@ -108,7 +108,7 @@ def command(
         say("note: no labels are checked: that takes log-probabilities")
     elif with_suspects and run.spec["task"]["labels"] and bench:
         shown = [i.example for i in ranked]
-        known = [bench.view.examples[r] for e in shown if (r := bench.view.row_of(e.id)) is not None]
+        known = bench.view.examples_of(e.id for e in shown if bench.view.row_of(e.id) is not None)
         say(f"asking about the labels of {len(known)} demonstrations")
         with _bar("own labels", len(known)) as progress:
             doubted = _ask(suspects, bench, run, lm, known, embedder, progress)

@@ -179,9 +179,7 @@ def _tables(selections: Sequence[Selection], view: PoolView) -> None:
 
 
 def _example(view: PoolView, example_id: str) -> Example:
-    row = view.row_of(example_id)
-    assert row is not None
-    return view.examples[row]
+    return view.examples_of([example_id])[0]
 
 
 def _shown(view: PoolView, example_id: str) -> dict[str, Any]:
@@ -200,11 +198,10 @@ def _by_note(selections: Sequence[Selection]) -> dict[str, int]:
 def _assemble(template: Template, chosen: Selection, view: PoolView, lm: LM | None, order: str, seed: int) -> Prompt:
     from iclkit.prompts import assemble
 
-    rows = [view.row_of(i) for i in chosen.ids]
     return assemble(
         template,
         chosen.query,
-        [view.examples[r] for r in rows if r is not None],
+        view.examples_of(chosen.ids),
         order=order,
         budget=lm.context_size if lm else None,
         count_tokens=lm.count_tokens if lm else None,

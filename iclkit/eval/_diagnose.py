@@ -60,7 +60,8 @@ def diagnose(
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
     task, view = bench.task, bench.view
     chooser.fit(view, Kit(embedder, lm, template or task.template, task.labels, seed, task=task.name))
-    picks = [[row for i in s.ids if (row := view.row_of(i)) is not None] for s in chooser.select_many(bench.queries, k)]
+    number = {i: n for n, i in enumerate(view.ids)}
+    picks = [[number[i] for i in s.ids] for s in chooser.select_many(bench.queries, k)]
     golds = bench.golds if task.labels else None
     outputs = [e.output for e in view.examples]
     matches = [[outputs[r] == gold for r in rows] for rows, gold in zip(picks, golds or (), strict=False) if rows]

@@ -537,8 +537,7 @@ class _Work:
     def texts(self, rows: Sequence[Row]) -> list[Query | Example]:
         """Queries and shown examples, for the reports."""
         shown = dict.fromkeys(i for row in rows for i in row.shown)
-        row_of = {i: n for n, i in enumerate(self.bench.view.ids)}
-        return [*self.bench.queries, *(self.bench.view.examples[row_of[i]] for i in shown)]
+        return [*self.bench.queries, *self.bench.view.examples_of(shown)]
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -577,8 +576,7 @@ class _Work:
         return asked
 
     def _prompt(self, query: Query, best_first: Sequence[str]) -> Prompt:
-        view = self.bench.view
-        ranked = [view.examples[row] for i in best_first if (row := view.row_of(i)) is not None]
+        ranked = self.bench.view.examples_of(best_first)
         return assemble(
             self.template,
             query,

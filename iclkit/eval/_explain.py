@@ -231,9 +231,8 @@ def with_runner_up(
     more = [p for p in chooser.select(query, spec["k"] + 1) if p.example_id not in picked]
     if not more or not picked:
         return explanation
-    row = bench.view.row_of(more[0].example_id)
-    assert row is not None
-    return replace(explanation, next=(bench.view.examples[row], more[0].score))
+    (runner_up,) = bench.view.examples_of([more[0].example_id])
+    return replace(explanation, next=(runner_up, more[0].score))
 
 
 def influences(explanations: Sequence[Explanation]) -> list[DemonstrationInfluence]:

@@ -4,6 +4,7 @@ A pool is one SQLite file; vectors and key texts stand in it, and the FAISS inde
 Importing this room loads neither torch nor faiss.
 """
 
+from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope
 from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._keys import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
@@ -12,13 +13,17 @@ from iclkit.pool._view import PoolView
 
 __all__ = [
     "AddReport",
+    "CandidateBatch",
+    "Candidates",
     "DedupeReport",
     "FieldKey",
     "KeyTransform",
     "Pool",
     "PoolStats",
     "PoolView",
+    "Ranked",
     "RetrievalKeys",
+    "Scope",
     "example_dict",
     "exported_example",
     "run_read_only",

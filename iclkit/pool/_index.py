@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import FloatArray
+from iclkit.errors import DataError
 from iclkit.models import supports_bf16
+from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
 from iclkit.pool._export import write_whole
 
 MAGIC = b"iclkit vector index 1\n"
@@ -41,6 +43,11 @@ def faiss_module() -> Any:
     return faiss
 
 
+_NONE = np.empty(0, np.int64)
+_Best = tuple[IntArray, NDArray[np.float32]]
+"""Positions in an index, best first, and their scores."""
+
+
 @dataclass(frozen=True, slots=True)
 class Header:
     """What an index file holds. ``texts`` is the hash of the row's text hashes in order."""
@@ -54,105 +61,109 @@ class Header:
 
 
 class FlatIndex:
-    """A flat FAISS index whose rows are the rows of a view."""
+    """A flat FAISS index. Row n of it holds the vector of row handle ``rows[n]``; handles ascend."""
 
-    def __init__(self, flat: Any) -> None:
+    version = "flat"
+    exact = True
+
+    def __init__(self, flat: Any, rows: IntArray | None = None) -> None:
         self._flat = flat
+        self.rows = np.arange(flat.ntotal, dtype=np.int64) if rows is None else rows
         self._half: tuple[Any, float, float] | None = None
 
     @classmethod
-    def of(cls, vectors: FloatArray) -> FlatIndex:
-        """vectors (n, dim) float32."""
+    def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
+        """vectors (n, dim) float32; rows (n,) their handles, ascending: 0 to n - 1 where none are given."""
         flat = faiss_module().IndexFlatIP(vectors.shape[1])
         flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        return cls(flat)
+        return cls(flat, rows)
 
     def __len__(self) -> int:
         return int(self._flat.ntotal)
 
-    def extend(self, vectors: FloatArray) -> None:
-        """Append rows."""
+    def add(self, rows: IntArray, vectors: FloatArray) -> None:
+        """Append the vectors of these handles, which are higher than all others."""
         self._half = None
         self._flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        self.rows = np.concatenate([self.rows, rows])
 
     @property
-    def vectors(self) -> FloatArray:
-        """(n, dim), read-only, without a copy. Not to be kept across ``extend``."""
+    def matrix(self) -> FloatArray:
+        """(n, dim), read-only, without a copy. Not to be kept across ``add``."""
         n, dim = self._flat.ntotal, self._flat.d
         if not n:
             return np.empty((0, dim), np.float32)
         return np.asarray(_Memory(self._flat))
 
-    def search(
-        self, queries: FloatArray, k: int, allowed: Sequence[NDArray[np.bool_]] | None
-    ) -> list[tuple[NDArray[np.int64], FloatArray]]:
-        """See ``PoolView.search``.
+    def vectors(self, rows: IntArray) -> FloatArray:
+        """(len(rows), dim) float32: the vectors of these handles. DataError for one that is not in the index."""
+        return self.matrix[positions_of(rows, self.rows)]
 
-        Candidates are shortlisted with scores that may be off by a known amount (``_shortlist``); their scores are then
-        computed again in float64, one row at a time, because the last bits of a matrix product change with the number
-        of queries in it. A query is asked again with more candidates until every row left out is certainly worse than
-        the k-th, so the result does not depend on how the candidates were found.
+    def recall(self, k: int, sample: int = 200) -> float:  # noqa: ARG002
+        """Share of the exact k nearest that ``nearest`` finds: all of them."""
+        return 1.0
+
+    def nearest(self, queries: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
+        """For each query (q, dim) the k rows of its scope with the highest inner product, fewer where there are fewer.
+
+        Scores are rounded to 1e-6 and ties go to the lower row, so a result depends on nothing but its own query and
+        scope. Queries whose scopes share one ``within`` array are searched together.
         """
-        out = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self._flat.d:
+            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self._flat.d})")
+        if len(scopes) != len(queries):
+            raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
+        nothing = Ranked(np.empty(0, np.int64), np.empty(0, np.float32))
+        ranked = [nothing] * len(queries)
         if not len(self) or k <= 0:
-            return out
-        masked = [0] * len(queries) if allowed is None else [len(self) - int(np.count_nonzero(a)) for a in allowed]
-        many = np.array([m > MAX_OVERFETCH for m in masked], dtype=np.bool_)
-        wanted = np.array([k + m + EXTRA_CANDIDATES for m in masked], dtype=np.int64)
-        while len(few := np.flatnonzero(~many & (wanted > 0))):
-            # one call per power of two of candidates: a query that excludes more than others does not slow them
-            fetch = min(len(self), 1 << int(wanted[few].min() - 1).bit_length())
-            now = few[wanted[few] <= fetch] if fetch < len(self) else few
-            step = max(1, BLOCK // (fetch * self._flat.d * 8))
-            for some in (now[start : start + step] for start in range(0, len(now), step)):
-                rows, limit = self._shortlist(queries[some], fetch)
-                masks = None if allowed is None else [allowed[int(q)] for q in some]
-                found = self._rescore(queries[some], rows, limit, k, masks)
-                for q, best in zip(some, found, strict=True):
-                    wanted[q] = 4 * fetch if best is None else 0
-                    out[q] = best or out[q]
-        for q in map(int, np.flatnonzero(many)):
-            assert allowed is not None
-            out[q] = self._search_allowed(queries[q : q + 1], k, allowed[q])
-        return out
+            return ranked
+        together: dict[int, list[int]] = {}
+        for number, scope in enumerate(scopes):
+            together.setdefault(id(scope.within), []).append(number)
+        for numbers in together.values():
+            space = _Space(self, scopes[numbers[0]].within)
+            excluded = [space.positions([*scopes[n].exclude]) for n in numbers]
+            for number, best in zip(numbers, self._search(space, queries[numbers], k, excluded), strict=True):
+                ranked[number] = Ranked(self.rows[best[0]], best[1]) if best is not None else nothing
+        return ranked
 
-    def _search_allowed(
-        self, query: FloatArray, k: int, allowed: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.int64], FloatArray]:
-        faiss, there = faiss_module(), int(np.count_nonzero(allowed))
-        bits = np.packbits(allowed, bitorder="little")
-        within = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        fetch = min(there, k + EXTRA_CANDIDATES)
+    def _search(self, space: _Space, queries: FloatArray, k: int, excluded: Sequence[IntArray]) -> list[_Best | None]:
+        """The best positions of a space for each query, less those excluded for it (ascending), and their scores.
+
+        Candidates are shortlisted with scores that may be off by a known amount (``_Space.shortlist``); their scores
+        are then computed again in float64, one row at a time, because the last bits of a matrix product change with
+        the number of queries in it. A query is asked again with more candidates until every row left out is certainly
+        worse than the k-th, so the result does not depend on how the candidates were found.
+        """
+        best: list[_Best | None] = [None] * len(queries)
+        many = np.array([len(e) > MAX_OVERFETCH for e in excluded], dtype=np.bool_)
+        wanted = np.array([k + len(e) + EXTRA_CANDIDATES for e in excluded], dtype=np.int64)
+        while len(few := np.flatnonzero(~many & (wanted > 0))) and len(space):
+            # one call per power of two of candidates: a query that excludes more than others does not slow them
+            fetch = min(len(space), 1 << int(wanted[few].min() - 1).bit_length())
+            now = few[wanted[few] <= fetch] if fetch < len(space) else few
+            step = max(1, BLOCK // (fetch * self._flat.d * 8))
+            for part in (now[start : start + step] for start in range(0, len(now), step)):
+                rows, limit = space.shortlist(queries[part], fetch)
+                scored = self._rescore(queries[part], rows, limit, k, [excluded[int(q)] for q in part])
+                for q, result in zip(part, scored, strict=True):
+                    wanted[q] = 4 * fetch if result is None else 0
+                    best[q] = result or best[q]
+        for q in map(int, np.flatnonzero(many)):
+            best[q] = self._search_less(space.without(excluded[q]), queries[q : q + 1], k)
+        return best
+
+    def _search_less(self, space: _Space, query: FloatArray, k: int) -> _Best | None:
+        """One query that excludes many rows: the index leaves them out itself."""
+        fetch = min(len(space), k + EXTRA_CANDIDATES)
         while fetch:
-            near, rows = self._flat.search(query, fetch, params=within)
-            limit = near[:, -1].astype(np.float64) + FLOAT32_ERROR if fetch < there else np.array([-np.inf])
-            (best,) = self._rescore(query, rows, limit, k, None)
+            rows, limit = space.shortlist(query, fetch)
+            (best,) = self._rescore(query, rows, limit, k, [_NONE])
             if best is not None:
                 return best
-            fetch = min(there, 2 * fetch)
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-
-    def _shortlist(self, queries: FloatArray, fetch: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """Candidate rows (q, fetch), and for each query a score that no other row reaches (q,).
-
-        On hardware that computes in bf16 the first looks are taken with a copy of the rows in bf16: four times faster
-        than float32, and off by no more than the rounded rows, the rounded query and the rounded score can be.
-        """
-        if fetch == len(self):
-            return np.tile(np.arange(fetch), (len(queries), 1)), np.full(len(queries), -np.inf)
-        if fetch <= ROUGH_MOST and (half := self._bf16_copy()):
-            import torch
-
-            rows, norm, lost = half
-            asked = torch.from_numpy(queries)
-            rough = asked.bfloat16()
-            values, found = torch.topk(torch.nn.functional.linear(rough, rows), fetch, dim=1)
-            last = values[:, -1].double().numpy()
-            length, gone = (torch.linalg.norm(x, dim=1).double().numpy() for x in (asked, asked - rough.float()))
-            off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
-            return found.numpy(), last + off
-        near, found_rows = self._flat.search(queries, fetch)
-        return found_rows, near[:, -1].astype(np.float64) + FLOAT32_ERROR
+            fetch = min(len(space), 2 * fetch)
+        return None
 
     def _bf16_copy(self) -> tuple[Any, float, float] | None:
         """The rows in bf16, the largest norm of a row, and the largest norm of what a row lost; None where no gain."""
@@ -160,28 +171,25 @@ class FlatIndex:
             import torch
 
             if supports_bf16(torch.device("cpu")):
-                rows = torch.tensor(self.vectors)
+                rows = torch.tensor(self.matrix)
                 rough = rows.bfloat16()
                 norm, lost = (float(torch.linalg.norm(x, dim=1).max()) for x in (rows, rows - rough.float()))
                 self._half = rough, norm, lost
         return self._half
 
     def _rescore(
-        self,
-        queries: FloatArray,
-        rows: NDArray[np.int64],
-        limit: NDArray[np.float64],
-        k: int,
-        masks: Sequence[NDArray[np.bool_]] | None,
-    ) -> list[tuple[NDArray[np.int64], FloatArray] | None]:
-        """The best k of the candidates ``rows`` (q, m), or None where a row that is not among them might belong there.
+        self, queries: FloatArray, rows: IntArray, limit: NDArray[np.float64], k: int, excluded: Sequence[IntArray]
+    ) -> list[_Best | None]:
+        """The best k of the candidates ``rows`` (q, m) less those excluded, or None where a row that is not among the
+        candidates might belong there.
 
         limit (q,): a score that no row outside the candidates reaches.
         """
-        scores = np.einsum("qmd,qd->qm", self.vectors[rows].astype(np.float64), queries.astype(np.float64))
+        scores = np.einsum("qmd,qd->qm", self.matrix[rows].astype(np.float64), queries.astype(np.float64))
         scores = np.round(scores, SCORE_DECIMALS)
-        if masks is not None:
-            scores[~np.stack([mask[r] for mask, r in zip(masks, rows, strict=True)])] = -np.inf
+        for q, out in enumerate(excluded):
+            if len(out):
+                scores[q, is_member(rows[q], out)] = -np.inf
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
         worst = scores[:, k - 1] if scores.shape[1] >= k else np.full(len(scores), -np.inf)
@@ -218,6 +226,65 @@ class FlatIndex:
         if (flat.ntotal, flat.d) != (header.rows, dim):
             raise ValueError("is damaged")
         return cls(flat), header
+
+
+class _Space:
+    """The part of an index that is searched: all of it, or the rows of a scope's ``within``; positions inside."""
+
+    def __init__(self, index: FlatIndex, within: IntArray | None = None) -> None:
+        self._index, self._size = index, len(index)
+        self._within: IntArray | None = None
+        self._selector: Any = None
+        if within is not None:
+            inside = is_member(index.rows, within)
+            self._within, self._size = np.flatnonzero(inside), int(inside.sum())
+            self._selector = faiss_module().IDSelectorBitmap(np.packbits(inside, bitorder="little"))
+
+    def __len__(self) -> int:
+        return self._size
+
+    def positions(self, rows: Sequence[int]) -> IntArray:
+        """Ascending positions of those of the handles that are in this space."""
+        given = np.unique(np.array(rows, dtype=np.int64))
+        at = np.searchsorted(self._index.rows, given[is_member(given, self._index.rows)])
+        return at if self._within is None else at[is_member(at, self._within)]
+
+    def without(self, excluded: IntArray) -> _Space:
+        """This space less these of its positions."""
+        faiss = faiss_module()
+        left_out = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
+        rest = _Space(self._index)
+        rest._selector = left_out if self._selector is None else faiss.IDSelectorAnd(self._selector, left_out)
+        rest._size = len(self) - len(excluded)
+        return rest
+
+    def shortlist(self, queries: FloatArray, fetch: int) -> tuple[IntArray, NDArray[np.float64]]:
+        """Candidate positions (q, fetch), and for each query a score that no other row of the space reaches (q,).
+
+        On hardware that computes in bf16 the first looks at a whole index are taken with a copy of the rows in bf16:
+        four times faster than float32, and off by no more than the rounded rows, the rounded query and the rounded
+        score can be.
+        """
+        flat, never = self._index._flat, np.full(len(queries), -np.inf)
+        if self._selector is not None:
+            parameters = faiss_module().SearchParameters(sel=self._selector)
+            near, rows = flat.search(queries, fetch, params=parameters)
+            return rows, never if fetch == len(self) else near[:, -1].astype(np.float64) + FLOAT32_ERROR
+        if fetch == len(self):
+            return np.tile(np.arange(fetch), (len(queries), 1)), never
+        if fetch <= ROUGH_MOST and (half := self._index._bf16_copy()):
+            import torch
+
+            vectors, norm, lost = half
+            exact = torch.from_numpy(queries)
+            rough = exact.bfloat16()
+            values, numbers = torch.topk(torch.nn.functional.linear(rough, vectors), fetch, dim=1)
+            last = values[:, -1].double().numpy()
+            length, gone = (torch.linalg.norm(x, dim=1).double().numpy() for x in (exact, exact - rough.float()))
+            off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
+            return numbers.numpy(), last + off
+        near, rows = flat.search(queries, fetch)
+        return rows, near[:, -1].astype(np.float64) + FLOAT32_ERROR
 
 
 class _Memory:

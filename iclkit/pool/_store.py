@@ -24,7 +24,7 @@ from iclkit.pool._index import FlatIndex, Header
 from iclkit.pool._keys import KeyTransform, RetrievalKeys, input_hash, normalize_key
 from iclkit.pool._schema import open_database
 from iclkit.pool._view import PoolView
-from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
+from iclkit.records import Example, Fields, Json, Progress, Query, clean_text, digest
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
@@ -158,14 +158,12 @@ class Pool:
             full, _ = self._load()
         if task is None and not where:
             return full
-        wanted = None if task is None else clean_text(task)
-        keep = [
-            row
-            for row, e in enumerate(full.examples)
-            if (wanted is None or e.task == wanted)
-            and all(k in e.meta and _same(e.meta[k], v) for k, v in (where or {}).items())
-        ]
-        return PoolView(self, full.revision, tuple(full.examples[r] for r in keep), full._texts[keep], False)
+        rows = full.matching(where or {})
+        if task is not None:
+            wanted = clean_text(task)
+            belongs = [e.task == wanted for e in full.examples_at(rows)]
+            rows = rows[np.array(belongs, dtype=np.bool_)]
+        return full.only(rows)
 
     def _load(self) -> tuple[PoolView, dict[int, bytes]]:
         """The snapshot of all examples and, when it was just taken, {seq: hash} of the texts numbered as another one.
@@ -193,7 +191,8 @@ class Pool:
                 if hashes.get(rows[n][-1]) != text_hash:
                     stale[rows[n][0]] = text_hash
                     texts[n] = unstored.setdefault(text_hash, -1 - len(unstored))
-            self._snapshot = PoolView(self, revision, examples, texts, True)
+            handles = np.array([r[0] for r in rows], dtype=np.int64)
+            self._snapshot = PoolView(self, revision, handles, examples, texts, True)
             return self._snapshot, stale
 
     def _renumber(self, stale: Mapping[int, bytes]) -> None:
@@ -412,15 +411,15 @@ class Pool:
 
     def _build_index(self, view: PoolView, embedder: Embedder, whole: bool, progress: Progress | None) -> FlatIndex:
         if not whole or self.path == MEMORY:
-            return FlatIndex.of(self._vectors(view, 0, embedder, progress))
+            return FlatIndex.of(self._vectors(view, 0, embedder, progress), view.rows)
         mark, texts = vector_key(embedder, "document"), view._texts
         file = Path(self.path).with_suffix(f".{mark[:8]}.faiss")
         index, rows = self._read_index(file, mark, view, embedder), 0
         if index is None:
-            index = FlatIndex.of(self._vectors(view, 0, embedder, progress))
+            index = FlatIndex.of(self._vectors(view, 0, embedder, progress), view.rows)
         else:
             rows = len(index)
-            index.extend(self._vectors(view, rows, embedder, progress))
+            index.add(view.rows[rows:], self._vectors(view, rows, embedder, progress))
         if rows < len(index) and not self.read_only:
             header = Header(mark, embedder.dim, len(index), self._rows_hash(texts), view.revision)
             try:
@@ -441,10 +440,11 @@ class Pool:
         rows = header.rows
         if rows > len(view) or header.texts != self._rows_hash(view._texts[:rows]):
             return None  # examples were removed, or the file belongs to another pool
+        index.rows = view.rows[:rows]
         some = np.unique(np.linspace(0, rows - 1, min(rows, 8)).astype(np.int64))
         stored = dict(self._stored(embedder, view._texts[some]))
-        if are_unit(index.vectors).all() and all(
-            stored.get(int(view._texts[r])) == index.vectors[r].astype("<f4").tobytes() for r in some
+        if are_unit(index.matrix).all() and all(
+            stored.get(int(view._texts[r])) == index.matrix[r].astype("<f4").tobytes() for r in some
         ):
             return index
         log.warning("%s does not agree with the pool; building it again", file)
@@ -701,11 +701,3 @@ def _known(connection: Connection, ids: Sequence[str], table: str) -> set[str]:
 def _log(connection: Connection, action: str, rows: int) -> int:
     cursor = connection.execute("INSERT INTO log (action, rows) VALUES (?, ?)", (action, rows))
     return int(cursor.lastrowid or 0)
-
-
-def _same(have: Json, want: Json) -> bool:
-    return (have == want and type(have) is type(want)) or _written(have) == _written(want)
-
-
-def _written(value: Json) -> str:
-    return clean_text(value if isinstance(value, str) else canonical_json(value))

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, FloatArray, Retriever, vector_key
 from iclkit.errors import DataError
+from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, positions_of
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._keys import KeyTransform, RetrievalKeys
-from iclkit.records import Example, Fields, Progress, digest
+from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
 
 if TYPE_CHECKING:
     from iclkit.pool._store import Pool
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class PoolView:
-    """An immutable snapshot: what a selector sees. Changes to the pool after it was taken do not show in it."""
+    """An immutable snapshot: what a selector sees. Changes to the pool after it was taken do not show in it.
 
-    def __init__(self, pool: Pool, revision: int, examples: tuple[Example, ...], texts: IntArray, whole: bool) -> None:
+    ``rows`` (n,) are the handles of its examples, ascending (see ``iclkit.pool._candidates``). ``examples`` and ``ids``
+    are all of them in that order, for what goes through the whole pool; ``positions`` says where a handle stands there.
+    """
+
+    def __init__(
+        self, pool: Pool, revision: int, rows: IntArray, examples: tuple[Example, ...], texts: IntArray, whole: bool
+    ) -> None:
         self.examples = examples
         self.revision = revision
+        rows.flags.writeable = False
+        self.rows = rows
         # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers
         self._pool, self._texts, self._whole = pool, texts, whole
         self._indexes: dict[str, FlatIndex] = {}
+        self._derived: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -47,40 +57,151 @@ class PoolView:
         return digest([*self.ids])
 
     @cached_property
-    def _rows(self) -> Mapping[str, int]:
-        return MappingProxyType({i: row for row, i in enumerate(self.ids)})
+    def _row_of(self) -> Mapping[str, int]:
+        return dict(zip(self.ids, self.rows.tolist(), strict=True))
 
     def row_of(self, example_id: str) -> int | None:
-        """The row of an example id, or None when it is not in this view."""
-        return self._rows.get(example_id)
+        """The row handle of an example id, or None when it is not in this view."""
+        return self._row_of.get(example_id)
+
+    def positions(self, rows: IntArray) -> IntArray:
+        """(len(rows),): where these handles stand in ``rows``. DataError for a handle that is not in this view."""
+        return positions_of(rows, self.rows)
+
+    def examples_at(self, rows: IntArray) -> list[Example]:
+        """The examples of these row handles."""
+        return [self.examples[p] for p in self.positions(rows).tolist()]
+
+    def ids_at(self, rows: IntArray) -> list[str]:
+        """The ids of these row handles."""
+        return [self.ids[p] for p in self.positions(rows).tolist()]
+
+    def outputs(self, rows: IntArray) -> list[str]:
+        """The outputs of these row handles."""
+        return [self.examples[p].output for p in self.positions(rows).tolist()]
+
+    def examples_of(self, ids: Iterable[str]) -> list[Example]:
+        """The examples of these ids, in their order. DataError for an id that is not in this view."""
+        wanted = [*ids]
+        rows = [self._row_of.get(i) for i in wanted]
+        for example_id, row in zip(wanted, rows, strict=True):
+            if row is None:
+                raise DataError(f"example {example_id!r} is not in this view of the pool ({len(self)} examples)")
+        return self.examples_at(np.array(rows, dtype=np.int64))
+
+    def positions_of_ids(self, ids: Iterable[str]) -> list[int]:
+        """Where those of the ids that are in this view stand in ``rows``, in their order."""
+        rows = [row for i in ids if (row := self._row_of.get(i)) is not None]
+        return [int(p) for p in self.positions(np.array(rows, dtype=np.int64))]
 
     def only(self, rows: IntArray) -> PoolView:
-        """A view of these rows of this one, in the order given; vectors are shared through the pool."""
-        examples = tuple(self.examples[int(r)] for r in rows)
-        return PoolView(self._pool, self.revision, examples, self._texts[rows], whole=False)
+        """A view of these row handles of this one, ascending; vectors are shared through the pool."""
+        kept = np.unique(np.asarray(rows, dtype=np.int64))
+        at = self.positions(kept)
+        examples = tuple(self.examples[p] for p in at.tolist())
+        return PoolView(self._pool, self.revision, kept, examples, self._texts[at], whole=False)
+
+    def derived(self, key: str, make: Callable[[], T]) -> T:
+        """What is learnt from this view alone (a term index, a neighbor graph), made once under ``key``.
+
+        Selectors of any k and seed share it, so ``key`` has to name every setting that it depends on, and nobody may
+        change it.
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        made: T = self._derived[key]
+        return made
+
+    def matching(self, where: Mapping[str, Json]) -> IntArray:
+        """Ascending handles of the examples with this metadata; one array per filter.
+
+        A value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
+        """
+
+        def find() -> IntArray:
+            hits = [all(k in e.meta and matches_value(e.meta[k], v) for k, v in where.items()) for e in self.examples]
+            return self.rows[np.array(hits, dtype=np.bool_)] if hits else self.rows
+
+        return self.derived(f"where {canonical_json(dict(where))}", find)
+
+    @cached_property
+    def families(self) -> Mapping[int, tuple[int, ...]]:
+        """{row: its family, the one that is shown first}: an example and the traces that an LM made of it.
+
+        A trace has the input of one example of this view and says so in its provenance (``generated_from``). Only the
+        first trace of a family is shown. A query that excludes one of a family gets none of it. Rows that stand alone
+        are left out.
+        """
+        made_from: dict[int, int] = {}
+        for position, example in enumerate(self.examples):
+            source = self._row_of.get(_source(example))
+            if source is not None and self._texts[self.positions(np.array([source]))[0]] == self._texts[position]:
+                made_from[int(self.rows[position])] = source
+        members: dict[int, list[int]] = {}
+        for row, source in made_from.items():
+            seen = {row}
+            while source in made_from and source not in seen:  # a trace of a trace
+                seen.add(source)
+                source = made_from[source]
+            members.setdefault(source, []).append(row)
+        whole = [tuple(dict.fromkeys((*traces, original))) for original, traces in members.items()]
+        return {row: family for family in whole for row in family}
+
+    @cached_property
+    def _shown(self) -> IntArray | None:
+        """One row per family, and all rows that stand alone; None where that is every row."""
+        hidden = [row for row, family in self.families.items() if row != family[0]]
+        return self.rows[~np.isin(self.rows, hidden)] if hidden else None
+
+    def candidates(
+        self, queries: Sequence[Query], embedder: Embedder | None = None, *, whole_pool: bool = False
+    ) -> CandidateBatch:
+        """What may be shown for each query; see ``iclkit.pool._candidates``.
+
+        ``embedder``: for selectors that ask for vectors. ``whole_pool``: whether ``Candidates.rows`` may be asked.
+        """
+        return CandidateBatch(self, queries, [self._scope(q) for q in queries], embedder, whole_pool)
+
+    def _scope(self, query: Query) -> Scope:
+        within = self._within(query.where)
+        if not query.exclude:
+            return EVERYTHING if within is None else Scope(frozenset(), within)
+        excluded = {row for i in query.exclude if (row := self._row_of.get(i)) is not None}
+        excluded |= {member for row in excluded for member in self.families.get(row, ())}
+        return Scope(frozenset(excluded), within)
+
+    def _within(self, where: Mapping[str, Json]) -> IntArray | None:
+        if not where:
+            return self._shown
+        if self._shown is None:
+            return self.matching(where)
+        shown = self._shown
+        return self.derived(
+            f"shown where {canonical_json(dict(where))}", lambda: np.intersect1d(self.matching(where), shown)
+        )
+
+    def index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
+        """Search over this view's vectors. Texts that the pool has no vector of yet are embedded and stored."""
+        return self._index(embedder, progress)
 
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""
-        return self._index(embedder, progress).vectors
+        return self._index(embedder, progress).matrix
 
     def search(
         self, embedder: Embedder, query_vectors: FloatArray, k: int, allowed: Sequence[BoolArray] | None = None
     ) -> list[tuple[IntArray, FloatArray]]:
-        """For each query the k rows of highest inner product, best first, and their scores; exact.
-
-        query_vectors (q, dim) float32. ``allowed``: one mask (n,) per query; rows that are False never come back.
-        Scores are rounded to 1e-6 and ties go to the lower row, so a result depends on nothing but its own query.
-        Fewer than k rows come back when fewer are allowed. DataError when shapes do not fit.
-        """
-        index = self._index(embedder)
-        queries = np.ascontiguousarray(query_vectors, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != embedder.dim:
-            raise DataError(
-                f"query vectors have shape {queries.shape}; embedder {embedder.name!r} gives (q, {embedder.dim})"
-            )
-        if allowed is not None and (len(allowed) != len(queries) or any(a.shape != (len(self),) for a in allowed)):
-            raise DataError(f"give one mask of shape ({len(self)},) per query, for {len(queries)} queries")
-        return index.search(queries, k, allowed)
+        """As ``index(embedder).nearest``, with a mask (n,) per query and positions (not handles) in place of rows."""
+        if allowed is not None and (
+            len(allowed) != len(query_vectors) or any(a.shape != (len(self),) for a in allowed)
+        ):
+            raise DataError(f"give one mask of shape ({len(self)},) per query, for {len(query_vectors)} queries")
+        scopes = [
+            EVERYTHING if mask is None or mask.all() else Scope(frozenset(self.rows[~mask].tolist()))
+            for mask in (allowed if allowed is not None else [None] * len(query_vectors))
+        ]
+        ranked = self.index(embedder).nearest(query_vectors, k, scopes)
+        return [(self.positions(r.rows), r.scores) for r in ranked]
 
     def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
         """The keys of each row's input; those the pool has not stored yet are written, and stored."""
@@ -100,7 +221,22 @@ class PoolView:
         key = vector_key(embedder, "document")
         if key not in self._indexes and isinstance(embedder, Retriever):
             texts = [embedder.document_text(e) for e in self.examples]
-            self._indexes[key] = FlatIndex.of(self.text_vectors(embedder, texts, progress))
+            self._indexes[key] = FlatIndex.of(self.text_vectors(embedder, texts, progress), self.rows)
         if key not in self._indexes:
             self._indexes[key] = self._pool._build_index(self, embedder, self._whole, progress)
         return self._indexes[key]
+
+
+def matches_value(value: Json, wanted: Json) -> bool:
+    """Whether a metadata value is the wanted one, or is written the same."""
+    return (value == wanted and type(value) is type(wanted)) or _as_text(value) == _as_text(wanted)
+
+
+def _as_text(value: Json) -> str:
+    return clean_text(value if isinstance(value, str) else canonical_json(value))
+
+
+def _source(example: Example) -> str:
+    """The id of the one example that an example was made from; "" for one that was not, or from several."""
+    sources = example.meta.get("generated_from")
+    return str(sources[0]) if isinstance(sources, list) and len(sources) == 1 else ""

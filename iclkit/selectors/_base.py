@@ -224,7 +224,7 @@ class BaseSelector(ABC):
         return [self._allowed(q, everything) for q in queries]
 
     def _allowed(self, query: Query, everything: BoolArray) -> BoolArray:
-        rows = [r for i in query.exclude if (r := self.pool_.row_of(i)) is not None]
+        rows = self.pool_.positions_of_ids(query.exclude)
         if not rows:
             return everything
         mask = everything.copy()

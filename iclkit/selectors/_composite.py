@@ -57,8 +57,7 @@ class CompositeSelector(BaseSelector):
 
     def _rows(self, selection: Selection) -> IntArray:
         """Rows of this selector's own pool."""
-        found = (self.pool_.row_of(i) for i in selection.ids)
-        return np.array([r for r in found if r is not None], dtype=np.int64)
+        return np.array(self.pool_.positions_of_ids(selection.ids), dtype=np.int64)
 
 
 SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least

@@ -45,7 +45,7 @@ class FilterSelector(CompositeSelector):
             raise DataError(
                 f"filter: none of the pool's {len(self.pool_)} examples has {self.where} {self.task}".rstrip()
             )
-        self._fit_parts(self.pool_.only(self.rows_), self.kit_)
+        self._fit_parts(self.pool_.only(self.pool_.rows[self.rows_]), self.kit_)
 
     def _fits(self, example: Example) -> bool:
         missing = object()

@@ -181,7 +181,7 @@ class FixedSelector(BaseSelector):
         by_content: dict[tuple[str, ...], int] = {}
         rows = []
         for number, demo in enumerate(self.content.demonstrations, 1):
-            row = self.pool_.row_of(demo.id)
+            row = next(iter(self.pool_.positions_of_ids([demo.id])), None)
             if row is None:
                 by_content = by_content or {_content(e): n for n, e in reversed([*enumerate(self.pool_.examples)])}
                 row = by_content.get(_content(demo))

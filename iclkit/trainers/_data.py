@@ -76,8 +76,8 @@ def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path 
         pool.add(task.train)
     view, courses, taken = pool.view(), list[TaskData](), set[int]()
     for task in tasks:
-        known = dict.fromkeys(view.row_of(e.id) for e in task.train)
-        rows = np.array(sorted(r for r in known if r is not None and r not in taken), dtype=np.int64)
+        known = {*view.positions_of_ids(e.id for e in task.train)}
+        rows = np.array(sorted(known - taken), dtype=np.int64)
         taken.update(rows.tolist())
         courses.append(_course(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
     return TrainingData(view, tuple(courses))

@@ -48,7 +48,7 @@ class Miner:
         bad = [{*self.forbidden(q)} for q in queries]
         if apart is not None:
             bad = [b | {*rows} for b, rows in zip(bad, apart, strict=True)]
-        view = self.corpus.view if cross_task else self.corpus.view.only(course.rows)
+        view = self.corpus.view if cross_task else self.corpus.view.only(self.corpus.view.rows[course.rows])
         back = np.arange(len(self.corpus.view)) if cross_task else course.rows
         found: list[list[int]] = [[] for _ in queries]
         for source in sources:

@@ -61,7 +61,7 @@ def test_rerank_orders_candidates_as_sentence_transformers_ranks_them(cross_path
     one, queries = make_selector("rerank,depth=12").fit(view, kit), TASK.queries()[:5]
     for query, selection in zip(queries, one.select_many(queries, 4), strict=True):
         near = make_selector("knn").fit(view, kit).select(query, 12).ids
-        texts = [view.examples[view.row_of(i) or 0].text for i in near]
+        texts = [view.examples_of([i])[0].text for i in near]
         ranked = theirs.rank(query.text, texts, top_k=4, activation_fn=torch.nn.Identity())
         assert [p.example_id for p in selection] == [near[int(r["corpus_id"])] for r in ranked]
         assert selection == one.select(query, 4)

@@ -31,7 +31,7 @@ def test_each_row_is_what_a_plain_loop_gives(selector):
     bench = make_bench(task)
     chooser = make_selector(selector).fit(bench.view, Kit(HashEmbedder(), lm, task.template, task.labels, 3))
     for row, query, example in zip(run.rows, bench.queries, task.test, strict=True):
-        shown = [bench.view.examples[bench.view.row_of(i)] for i in chooser.select(query, 4).ids]
+        shown = [bench.view.examples_of([i])[0] for i in chooser.select(query, 4).ids]
         prompt = assemble(task.template, query, shown, order="best-last", seed=3)
         scores = {label: lm._score(prompt.text, " " + label).logprob for label in task.labels}
         assert row.shown == prompt.shown

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError
-from iclkit.pool import Pool
+from iclkit.pool import Pool, Scope
 from iclkit.pool._index import MAX_OVERFETCH, FlatIndex
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
@@ -28,58 +28,73 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
-@settings(max_examples=200, deadline=None)
+def spread(n: int) -> np.ndarray:
+    """Row handles with holes: 3, 10, 17 ..."""
+    return np.arange(3, 3 + 7 * n, 7, dtype=np.int64)
+
+
+@settings(max_examples=300, deadline=None)
 @given(
     st.integers(0, 60),
     st.integers(0, 6),
     st.integers(0, 12),
     st.integers(0, 2**32 - 1),
     st.sampled_from([None, 0.05, 0.5, 1.0]),
+    st.sampled_from([None, 0.0, 0.1, 0.9, 1.0]),
 )
-def test_search_agrees_with_sorting_all_scores(n: int, q: int, k: int, seed: int, masked: float | None) -> None:
+def test_search_agrees_with_sorting_all_scores(
+    n: int, q: int, k: int, seed: int, masked: float | None, part: float | None
+) -> None:
     rng = np.random.default_rng(seed)
     # few distinct directions: many exact ties, also at the border of what is fetched
     directions = unit(rng.standard_normal((max(1, n // 6), 5)))
     vectors = directions[rng.integers(0, len(directions), n)].reshape(n, 5)
     queries = unit(rng.standard_normal((q, 5))).reshape(q, 5)
-    allowed = None if masked is None else [rng.random(n) >= masked for _ in range(q)]
-    found = FlatIndex.of(vectors).search(queries, k, allowed)
+    rows = spread(n)
+    inside = np.ones(n, dtype=np.bool_) if part is None else rng.random(n) < part
+    masks = [inside if masked is None else inside & (rng.random(n) >= masked) for _ in range(q)]
+    within = None if part is None else rows[inside]
+    scopes = [Scope(frozenset([*rows[inside & ~m].tolist(), 4, 10**9]), within) for m in masks]  # 4: no row of it
+    found = FlatIndex.of(vectors, rows).nearest(queries, k, scopes)
     assert len(found) == q
-    for i, (rows, scores) in enumerate(found):
-        expected_rows, expected_scores = naive(vectors, queries[i], k, None if allowed is None else allowed[i])
-        assert rows.tolist() == expected_rows
-        np.testing.assert_array_equal(scores, np.float32(expected_scores))
+    for i, near in enumerate(found):
+        expected_rows, expected_scores = naive(vectors, queries[i], k, masks[i])
+        assert near.rows.tolist() == rows[expected_rows].tolist()
+        np.testing.assert_array_equal(near.scores, np.float32(expected_scores))
 
 
+@pytest.mark.parametrize("part", [1.0, 0.6])
 @pytest.mark.parametrize("excluded", [0, 1, MAX_OVERFETCH, MAX_OVERFETCH + 1, 1990, 1999, 2000])
-def test_any_number_of_excluded_rows_is_honoured(excluded: int) -> None:
+def test_any_number_of_excluded_rows_is_honored(excluded: int, part: float) -> None:
     rng = np.random.default_rng(excluded)
     vectors, queries = unit(rng.standard_normal((2000, 16))), unit(rng.standard_normal((5, 16)))
-    masks = []
+    rows, inside = spread(2000), rng.random(2000) < part
+    within = None if part == 1 else rows[inside]
+    scopes, masks = [], []
     for query in queries:  # the nearest rows are the excluded ones
-        mask = np.ones(2000, dtype=np.bool_)
-        mask[np.argsort(-(vectors @ query))[:excluded]] = False
-        masks.append(mask)
-    for query, mask, (rows, _) in zip(queries, masks, FlatIndex.of(vectors).search(queries, 10, masks), strict=True):
-        assert rows.tolist() == naive(vectors, query, 10, mask)[0]
+        out = np.argsort(-(vectors @ query))[:excluded]
+        scopes.append(Scope(frozenset(rows[out].tolist()), within))
+        masks.append(inside & ~np.isin(np.arange(2000), out))
+    for query, mask, near in zip(queries, masks, FlatIndex.of(vectors, rows).nearest(queries, 10, scopes), strict=True):
+        assert near.rows.tolist() == rows[naive(vectors, query, 10, mask)[0]].tolist()
 
 
 def test_a_thousand_ties_go_to_the_lower_rows() -> None:
     vectors = np.repeat(unit(np.array([[1.0, 0, 0], [0, 1, 0]])), 1000, axis=0)
-    ((rows, scores),) = FlatIndex.of(vectors).search(unit(np.array([[0.0, 1, 0]])), 7, None)
-    assert rows.tolist() == list(range(1000, 1007))
-    assert scores.tolist() == [1.0] * 7
+    (near,) = FlatIndex.of(vectors).nearest(unit(np.array([[0.0, 1, 0]])), 7, [Scope()])
+    assert near.rows.tolist() == list(range(1000, 1007))
+    assert near.scores.tolist() == [1.0] * 7
 
 
 def test_a_batch_gives_bit_for_bit_what_single_queries_give() -> None:
     rng = np.random.default_rng(0)
     vectors, queries = unit(rng.standard_normal((3000, 384))), unit(rng.standard_normal((100, 384)))
-    index = FlatIndex.of(vectors)
-    together = index.search(queries, 8, None)
-    for n, (rows, scores) in enumerate(together):
-        ((alone, score),) = index.search(queries[n : n + 1], 8, None)
-        assert rows.tolist() == alone.tolist()
-        assert scores.tobytes() == score.tobytes()
+    index, within = FlatIndex.of(vectors), np.flatnonzero(rng.random(3000) < 0.3)
+    for scope in (Scope(), Scope(frozenset([5, 7])), Scope(frozenset([5, 7]), within)):
+        for n, near in enumerate(index.nearest(queries, 8, [scope] * 100)):
+            (alone,) = index.nearest(queries[n : n + 1], 8, [scope])
+            assert near.rows.tolist() == alone.rows.tolist()
+            assert near.scores.tobytes() == alone.scores.tobytes()
 
 
 def pool_with_index(path: Path, n: int = 30) -> tuple[HashEmbedder, Path]:
@@ -232,18 +247,19 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     queries = unit(rng.standard_normal((40, 32))) * np.float32(scale)
     allowed = [rng.random(3000) > 0.03 for _ in queries]
     index = FlatIndex.of(vectors)
-    for masks in (None, allowed):
-        found = index.search(queries, 8, masks)
+    for masks in ([np.ones(3000, dtype=np.bool_)] * 40, allowed):
+        scopes = [Scope(frozenset(np.flatnonzero(~mask).tolist())) for mask in masks]
+        found = index.nearest(queries, 8, scopes)
         assert index._half is not None
         assert index._half[0].dtype == torch.bfloat16
         with monkeypatch.context() as patch:
             patch.setattr(_index, "ROUGH_MOST", 0)
-            expected = FlatIndex.of(vectors).search(queries, 8, masks)
-        for n, ((rows, scores), (other, wanted)) in enumerate(zip(found, expected, strict=True)):
-            assert rows.tolist() == other.tolist()
-            assert scores.tobytes() == wanted.tobytes()
-            assert rows.tolist() == naive(vectors, queries[n], 8, None if masks is None else masks[n])[0]
-    index.extend(-vectors[:5])
-    ((rows, _),) = index.search(-vectors[:1], 1, None)
-    assert spread == 0 or rows.tolist() == [3000]
+            expected = FlatIndex.of(vectors).nearest(queries, 8, scopes)
+        for n, (near, other) in enumerate(zip(found, expected, strict=True)):
+            assert near.rows.tolist() == other.rows.tolist()
+            assert near.scores.tobytes() == other.scores.tobytes()
+            assert near.rows.tolist() == naive(vectors, queries[n], 8, masks[n])[0]
+    index.add(np.arange(3000, 3005), -vectors[:5])
+    (near,) = index.nearest(-vectors[:1], 1, [Scope()])
+    assert spread == 0 or near.rows.tolist() == [3000]
     assert len(index._bf16_copy()[0]) == 3005

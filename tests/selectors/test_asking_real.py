@@ -61,14 +61,14 @@ def test_cone_scores_exactly_the_tokens_of_the_input(lm, logprob, view):
     picks = make_selector("cone").fit(view, Kit(HashEmbedder(), lm, TEMPLATE)).select(QUERY, 6).picks
     assert [p.score for p in picks] == sorted((p.score for p in picks), reverse=True)
     for pick in picks:
-        demo = TEMPLATE.render_demo(view.examples[view.row_of(pick.example_id)])
+        demo = TEMPLATE.render_demo(view.examples_of([pick.example_id])[0])
         assert pick.score == pytest.approx(logprob(f"{demo}\n\nReview:", f" {QUERY.text}"), abs=2e-3)
 
 
 def test_mdl_finds_the_list_of_lowest_entropy(lm, logprob, view):
     kit = Kit(HashEmbedder(), lm, TEMPLATE, ("positive", "negative"))
     selection = make_selector("mdl,window=4").fit(view, kit).select(QUERY, 2)
-    text = "\n\n".join(TEMPLATE.render_demo(view.examples[view.row_of(i)]) for i in selection.ids[::-1])
+    text = "\n\n".join(TEMPLATE.render_demo(view.examples_of([i])[0]) for i in selection.ids[::-1])
     values = np.array([logprob(f"{text}\n\nReview: {QUERY.text}\nSentiment:", f" {y}") for y in kit.labels])
     p = np.exp(values) / np.exp(values).sum()  # each label is one token
     assert selection.picks[0].score == pytest.approx(float((p * np.log(p)).sum()), abs=2e-3)

@@ -50,7 +50,7 @@ def test_picks_are_the_best_that_share_a_word_then_random_ones(texts, query, k):
     selection = make_selector("bm25").fit(view, Kit()).select(Query(query), k)
     scores = naive(query, texts, 1.5, 0.75)
     overlapping = [s for s in scores if s > 0]
-    got = [scores[view.row_of(p.example_id)] for p in selection]
+    got = [scores[view.ids.index(p.example_id)] for p in selection]
     np.testing.assert_allclose(got, (sorted(overlapping, reverse=True) + [0.0] * len(texts))[: len(got)], atol=1e-5)
     assert len(got) == min(k, len(texts))
     without = sum(s == 0 for s in got)

@@ -59,7 +59,7 @@ def test_a_small_trade_off_is_knn_and_a_large_one_spreads_out():
     assert make_selector("ceil,trade_off=0.0001").fit(view, kit).select(query, 4).ids == nearest.ids
 
     def nearness(ids):
-        vectors = view.vectors(kit.embedder)[[view.row_of(i) for i in ids]]
+        vectors = view.vectors(kit.embedder)[[view.ids.index(i) for i in ids]]
         return np.mean([a @ b for a, b in combinations(vectors, 2)])
 
     spread = make_selector("ceil,trade_off=100.0").fit(view, kit).select(query, 4)

@@ -29,7 +29,7 @@ def test_cone_equals_asking_about_one_candidate_after_the_other(world, seed, n, 
     head = instruction + "\n\n" if instruction else ""
     scores = {}
     for i in nearest:
-        e = w.view.examples[w.view.row_of(i)]
+        e = w.view.examples_of([i])[0]
         scores[i] = FakeLM()._score(f"{head}Text: {e.input}\nKind: {e.output}\n\nText:", " q").logprob
     assert [*selection.ids] == sorted(nearest, key=lambda i: (-round(scores[i], 6), nearest.index(i)))[:k]
     assert [p.score for p in selection] == [scores[i] for i in selection.ids]

@@ -128,7 +128,7 @@ def test_cosine_coverage_equals_greedy_over_dimension_products(world, seed, n, k
     cover = vectors[nearest] * w.kit.embedder.encode_queries(["q"])
     picks = one.select(w.query, k)
     # greedy on the same candidates, by value: ties may fall either way
-    current, got = [], [nearest.index(w.view.row_of(i)) for i in picks.ids]
+    current, got = [], [nearest.index(w.view.ids.index(i)) for i in picks.ids]
     for row in got[: min(k, n)]:
         gains = [value(cover, [*current, r]) for r in range(n) if r not in current]
         if current and max(gains) <= value(cover, current) + 1e-6:

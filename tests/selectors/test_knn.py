@@ -21,7 +21,7 @@ def test_a_query_that_stands_in_the_pool_is_its_own_nearest(world):
     one = make_selector("knn").fit(w.view, w.kit)
     # its duplicates tie with it, and ties go to the lower row
     hits = [one.select(Query(f"d{n}"), 1).ids[0] for n in range(20)]
-    assert all(w.near[n, w.view.row_of(i)] == 1 for n, i in enumerate(hits))
+    assert all(w.near[n, w.view.ids.index(i)] == 1 for n, i in enumerate(hits))
 
 
 def test_the_top_k_is_a_prefix_of_the_top_k_plus_one(world):

@@ -59,7 +59,7 @@ def test_label_recall_is_the_accuracy_of_an_oracle_reader_and_grows_with_k(world
     gold = [e.output for e in w.view.examples]
     one, recalls = make_selector("many-labels").fit(w.view, w.kit), []
     for k in range(1, 12):
-        shown = [[w.view.examples[w.view.row_of(i)].output for i in s.ids] for s in one.select_many(queries, k)]
+        shown = [[w.view.examples_of([i])[0].output for i in s.ids] for s in one.select_many(queries, k)]
         oracle = [g if g in s else rng.choice(s) for g, s in zip(gold, shown, strict=True)]
         recalls.append(label_recall(shown, gold))
         assert recalls[-1] == np.mean([o == g for o, g in zip(oracle, gold, strict=True)])

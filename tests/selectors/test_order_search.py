@@ -38,7 +38,7 @@ def test_the_search_equals_trying_one_order_after_the_other(name, seed, k, probe
     spec = f"{name},probe=pool,probes={probes},normalise={normalise}"
     selection = fitted(spec, seed=seed, order=order).select(Query("x"), k)
     drawn = make_selector("random-fixed").fit(POOL, Kit(seed=seed)).select(Query("x"), k + probes).ids
-    rows = [POOL.examples[POOL.row_of(i)] for i in drawn]
+    rows = [POOL.examples_of([i])[0] for i in drawn]
     best, best_value = None, -math.inf
     for ranked in permutations(rows[:k]):
         said, unsure = [], []
@@ -63,7 +63,7 @@ def test_the_order_found_is_the_order_shown_under_the_policy_it_was_found_with()
         return -1.0 if good else -9.0 * LABELS.index(continuation.strip())
 
     fixed = make_selector("random-fixed").fit(POOL, Kit()).select(Query("x"), 3).ids
-    texts = {i: POOL.examples[POOL.row_of(i)] for i in fixed}
+    texts = {i: POOL.examples_of([i])[0] for i in fixed}
     demos = [e.input for e in texts.values()]
     for policy in ("best-last", "best-first", "edges"):
         one = fitted("locale,probe=pool", ScriptedLM(logprob), order=policy)

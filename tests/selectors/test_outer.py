@@ -65,7 +65,7 @@ def test_fusing_a_list_with_itself_gives_the_list():
 def test_what_only_random_fill_names_gets_no_points_and_comes_last():
     fused = make_selector("rrf,of=[bm25,bm25,b=0]").fit(VIEW, KIT).select(Query("red fish"), 7)
     assert [p.why for p in fused] == ["", "", "", "random", "random", "random", "random"]
-    assert {VIEW.row_of(p.example_id) for p in fused if not p.why} == {0, 3, 5}
+    assert {VIEW.ids.index(p.example_id) for p in fused if not p.why} == {0, 3, 5}
 
 
 def test_settings_inside_the_brackets_belong_to_the_name_before_them():
@@ -144,7 +144,7 @@ def test_hybrid_shows_the_fixed_part_first_and_alike_and_the_nearest_last():
 def test_rerank_orders_the_candidates_by_the_reranker():
     one = make_selector("rerank,of=knn,depth=4").fit(VIEW, KIT)
     candidates = make_selector("knn").fit(VIEW, KIT).select(Query("the red fish"), 4).ids
-    score = {i: OverlapReranker().score([("the red fish", VIEW.examples[VIEW.row_of(i)].text)])[0] for i in candidates}
+    score = {i: OverlapReranker().score([("the red fish", VIEW.examples_of([i])[0].text)])[0] for i in candidates}
     assert one.select(Query("the red fish"), 3).ids == tuple(sorted(candidates, key=lambda i: -score[i])[:3])
     with pytest.raises(NeedError, match="--reranker"):
         one.fit(VIEW, Kit(embedder=HashEmbedder()))

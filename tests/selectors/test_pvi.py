@@ -140,7 +140,7 @@ def test_the_weight_adds_where_an_example_stands(world, seed, n, k, weight):
     stands = standing(pvi(w.view, kit, shots=2, sets=1).mean(axis=0), [e.output for e in w.view.examples])
     selection = make_selector(f"pvi-weight,weight={weight},candidates=5,shots=2,sets=1").fit(w.view, kit)
     nearest = make_selector("knn").fit(w.view, kit).select(w.query, max(k, 5))
-    total = {p.example_id: p.score + weight * stands[w.view.row_of(p.example_id)] for p in nearest}
+    total = {p.example_id: p.score + weight * stands[w.view.ids.index(p.example_id)] for p in nearest}
     ranked = sorted(total, key=lambda i: (-round(total[i], 6), nearest.ids.index(i)))
     assert [*selection.select(w.query, k).ids] == ranked[:k]
 

@@ -43,7 +43,7 @@ def test_excluding_an_example_keeps_the_rest_of_a_draw():
 def test_balanced_shows_every_label_equally_often_and_shuffles_which_comes_first():
     one, first = fitted("balanced"), Counter[str]()
     for n in range(60):
-        labels = [POOL.examples[POOL.row_of(i)].output for i in one.select(Query(f"q{n}"), 7).ids]
+        labels = [POOL.examples_of([i])[0].output for i in one.select(Query(f"q{n}"), 7).ids]
         assert sorted(Counter(labels).values()) == [2, 2, 3]
         first[labels[0]] += 1
     assert set(first) == {"a", "b", "c"}

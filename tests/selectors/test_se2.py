@@ -174,7 +174,7 @@ def test_the_pool_of_six_is_searched_to_the_end(normalise):
     found = make_selector(f"se2,width=60,normalise={normalise}").fit(view, Kit(embedder))
     picks = found.select(Query(query, exclude=frozenset({hidden})), 3)
     assert sum(p.score for p in picks) == pytest.approx(score(best), abs=1e-5)
-    assert [view.row_of(i) for i in picks.ids] == [*best]
+    assert [view.ids.index(i) for i in picks.ids] == [*best]
     assert hidden not in picks.ids
 
 
@@ -199,7 +199,7 @@ def test_the_state_that_is_encoded_is_the_prompt_that_is_shown():
     embedder = Retriever(Spy(48), RetrieverFormat(), {})
     view = Pool.of(examples).view()
     found = make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query("a dog in the soup"), 3)
-    chosen = [view.examples[view.row_of(i)] for i in found.ids]
+    chosen = [view.examples_of([i])[0] for i in found.ids]
     shown = order_picks(chosen, "best-last", seed=0, query_id="")
     assert shown[-1] == chosen[0]  # the first chosen stands next to the query
     for t in range(3):
@@ -227,7 +227,7 @@ def test_a_plain_embedder_reads_the_chosen_inputs():
     embedder.encode_queries = lambda texts, progress=None: seen.extend(texts) or inner(texts, progress)
     view = Pool.of(pool_of()).view()
     found = make_selector("se2,width=1").fit(view, Kit(embedder)).select(Query("wine"), 2)
-    assert seen == ["wine", "wine\n" + view.examples[view.row_of(found.ids[0])].text]
+    assert seen == ["wine", "wine\n" + view.examples_of([found.ids[0]])[0].text]
 
 
 def test_its_story_has_the_sequence_its_scores_and_the_beams_that_came_next():
@@ -239,7 +239,7 @@ def test_its_story_has_the_sequence_its_scores_and_the_beams_that_came_next():
     assert f"{sum(p.score for p in picks):.4f}" in head
     for n, pick in enumerate(picks, 1):
         assert lines[n - 1].startswith(f"step {n}: score {pick.score:.4f}")
-        assert view.examples[view.row_of(pick.example_id)].text in lines[n - 1]
+        assert view.examples_of([pick.example_id])[0].text in lines[n - 1]
     others = [line for line in lines if line.startswith("runner-up beam")]
     assert len(others) == 2
     sums = [float(line.split("sum ")[1].split(":")[0]) for line in others]
@@ -302,7 +302,7 @@ def test_a_retriever_of_inner_products_is_searched_by_their_sum(normalise, tempe
     for picks in make_selector(spec).fit(view, Kit(embedder)).select_many([Query(q) for q in QUESTIONS], 3):
         step = product_steps(examples, embedder, picks.query.text, normalise, temperature)
         totals = {rows: sum(step(rows[:t], r) for t, r in enumerate(rows)) for rows in permutations(range(6), 3)}
-        found = tuple(view.row_of(i) for i in picks.ids)
+        found = tuple(view.ids.index(i) for i in picks.ids)
         assert totals[found] == pytest.approx(max(totals.values()), rel=1e-5)
         assert [p.score for p in picks] == pytest.approx(
             [step(found[:t], r) for t, r in enumerate(found)], rel=1e-5, abs=2e-6
@@ -319,7 +319,7 @@ def test_lengths_of_queries_decide_between_beams():
             states = [embedder.rendering.query(text, "", [examples[c] for c in rows[:t]]) for t in range(3)]
             return sum(documents[r] @ v for r, v in zip(rows, embedder.encode_states(states), strict=True))
 
-        changed += tuple(view.row_of(i) for i in selection.ids) != max(permutations(range(6), 3), key=cosines)
+        changed += tuple(view.ids.index(i) for i in selection.ids) != max(permutations(range(6), 3), key=cosines)
     assert changed > len(QUESTIONS) / 4
 
 

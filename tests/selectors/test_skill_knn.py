@@ -152,7 +152,7 @@ def test_outputs_are_never_shown_to_the_rewriter_and_keys_never_in_the_prompt() 
     selector = fitted(lm, "skill-knn,rewrites=2")
     assert not any("label" in r.context.replace("into the right", "") for r in lm.generated)
     selection = selector.select(Query("red fish"), 3)
-    shown = [selector.pool_.examples[selector.pool_.row_of(i)] for i in selection.ids]
+    shown = [selector.pool_.examples_of([i])[0] for i in selection.ids]
     prompt = assemble(Template(), Query("red fish"), shown)
     assert "SKILL" not in prompt.text
     assert all(e.text in prompt.text and e.output in prompt.text for e in shown)

@@ -44,13 +44,13 @@ def naive_recall(counts, text):
 @given(lines=st.lists(LINE, min_size=1, max_size=8), query=LINE, k=st.integers(1, 9), least=st.sampled_from([0, 1, 30]))
 def test_r_bm25_equals_counting_ngrams_one_pick_after_the_other(lines, query, k, least):
     view = Pool.of(Example(line, f"y{n}") for n, line in enumerate(lines)).view()
-    by_bm25 = [view.row_of(i) for i in make_selector("bm25").fit(view, Kit()).select(Query(query), len(lines)).ids]
+    by_bm25 = [view.ids.index(i) for i in make_selector("bm25").fit(view, Kit()).select(Query(query), len(lines)).ids]
     selection = make_selector(f"r-bm25,least={least}").fit(view, Kit()).select(Query(query), k)
     counts, left, rest = {n: ngrams(query, n) for n in range(1, 5)}, list(by_bm25), False
     alone = [naive_recall(counts, line) for line in lines]
     assert len(selection) == min(k, len(lines))
     for pick in selection:
-        row = view.row_of(pick.example_id)
+        row = view.ids.index(pick.example_id)
         recall = {r: naive_recall(counts, lines[r]) for r in left}
         assert pick.score == pytest.approx(alone[row], abs=2e-6)
         rest = rest or max(recall.values()) < least
@@ -63,7 +63,7 @@ def test_r_bm25_equals_counting_ngrams_one_pick_after_the_other(lines, query, k,
                 for gram in own:
                     own[gram] *= 0.1 if ngrams(lines[row], n)[gram] else 1
         left.remove(row)
-    shared = [bool({*query.split()} & {*lines[view.row_of(p.example_id)].split()}) for p in selection]
+    shared = [bool({*query.split()} & {*lines[view.ids.index(p.example_id)].split()}) for p in selection]
     assert [p.why for p in selection] == ["" if words else "random" for words in shared]
 
 
@@ -78,11 +78,11 @@ def test_what_was_shown_counts_a_tenth_so_the_missing_words_come_next():
     lines = ["the red fish", "the red fish today", "swims fast", "a dog"]
     view = Pool.of(Example(line, "y") for line in lines).view()
     ids = make_selector("r-bm25").fit(view, Kit()).select(Query("the red fish swims"), 2).ids
-    assert [view.row_of(i) for i in ids] == [0, 2]
+    assert [view.ids.index(i) for i in ids] == [0, 2]
     gone = make_selector("r-bm25,fade=0").fit(view, Kit()).select(Query("the red fish"), 3).ids
-    assert [view.row_of(i) for i in gone[:2]] == [0, 1]  # all was shown: the rest in BM25's order
+    assert [view.ids.index(i) for i in gone[:2]] == [0, 1]  # all was shown: the rest in BM25's order
     ids = make_selector("r-bm25,fade=1").fit(view, Kit()).select(Query("the red fish swims"), 2).ids
-    assert [view.row_of(i) for i in ids] == [0, 1]
+    assert [view.ids.index(i) for i in ids] == [0, 1]
 
 
 @CASES
@@ -103,7 +103,7 @@ def test_mix_equals_the_weighted_sum_of_two_cosines(seed, n, k, share):
     one = make_selector(f"mix-knn,share={share}").fit(view, Kit(embedder=TableEmbedder(table)))
     selection = one.select(Query("q", exclude=gone), k)
     np.testing.assert_allclose([p.score for p in selection], [score[r] for r in expected], atol=2e-6)
-    got = [view.row_of(i) for i in selection.ids]
+    got = [view.ids.index(i) for i in selection.ids]
     assert all(abs(score[a] - score[b]) < 3e-6 for a, b in zip(got, expected, strict=True))
 
 

@@ -225,7 +225,7 @@ def test_where_redundancy_hurts_ceil_beats_epr_and_plain_dpp(encoders, tmp_path)
     def chance(spec, embedder):
         chooser = make_selector(spec).fit(view, Kit(embedder))
         found = chooser.select_many([Query(e.input) for e in task.test], 2)
-        shown = [[view.examples[view.row_of(i)] for i in s.ids] for s in found]
+        shown = [[view.examples_of([i])[0] for i in s.ids] for s in found]
         return np.mean([judge.chance(e.text, own) for e, own in zip(task.test, shown, strict=True)])
 
     ours = chance("ceil", ceil)

@@ -213,7 +213,7 @@ def solved(task, judge, embedder, spec):
     view = Pool.of(task.train).view()
     chooser = make_selector(spec).fit(view, Kit(embedder))
     found = chooser.select_many([Query(e.input) for e in task.test], 2)
-    shown = [[view.examples[view.row_of(i)] for i in s.ids] for s in found]
+    shown = [[view.examples_of([i])[0] for i in s.ids] for s in found]
     return np.mean([judge.solved(e.text, own) for e, own in zip(task.test, shown, strict=True)])
 
 

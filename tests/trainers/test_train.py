@@ -49,7 +49,7 @@ def recall(trained: Trained, task: Any, judge: Any) -> float:
     view = Pool.of(task.train).view()
     chooser = make_selector("knn").fit(view, Kit(embedder=load_embedder(str(trained.folder)), task=task.name))
     picks = chooser.select_many([Query(e.input) for e in task.test], 1)
-    near = [view.examples[view.row_of(s.ids[0])] for s in picks]
+    near = [view.examples_of([s.ids[0]])[0] for s in picks]
     return float(np.mean([judge.helps(e.text, n) for e, n in zip(task.test, near, strict=True)]))
 
 
