@@ -40,6 +40,8 @@ class Format:
     """Set on every connection."""
     pragmas_of_new: Mapping[str, str | int] = field(default_factory=dict)
     """Set before the first table is made."""
+    readable_from: int | None = None
+    """The oldest format that can be read as it is, since what came later changes no table; None for the current one."""
     proves_writable: bool = False
     """Whether a file that cannot be written is found out when it is opened, at the price of waiting for a writer."""
 
@@ -246,7 +248,8 @@ def _prepare(connection: Connection, form: Format, *, path: Path | str, read_onl
         if path != MEMORY:
             _retry_busy(lambda: connection.execute("PRAGMA journal_mode = WAL").fetchone())
     _set(connection, form.pragmas)
-    if version < len(form.migrations):
+    oldest = len(form.migrations) if form.readable_from is None else form.readable_from
+    if version < len(form.migrations) and not (read_only and version >= oldest):
         if read_only:
             raise _Failed(Failure("older", f"format {version}, this iclkit writes {len(form.migrations)}", True))
         _migrate(connection, form)

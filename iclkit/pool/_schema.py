@@ -81,7 +81,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (source, transform, number)
         ) WITHOUT ROWID""",
     ),
+    # Without it every text that is dropped costs a look at all vectors, and so does the check of the foreign key.
+    ("CREATE INDEX vectors_by_text ON vectors(text)",),
 )
+READABLE = 2
+"""The oldest format that can be read as it is: what came later makes changes faster."""
 
 
 def open_database(path: Path | str, *, create: bool, read_only: bool) -> Database:
@@ -95,7 +99,7 @@ def open_database(path: Path | str, *, create: bool, read_only: bool) -> Databas
             raise PoolError(f"no pool at {path}; make one with: iclkit pool add {path} FILE")
         if not exists and not path.parent.is_dir():
             raise PoolError(f"cannot make the pool {path}: there is no folder {path.parent}")
-    form = Format(MIGRATIONS, APPLICATION_ID, pragmas=PRAGMAS, pragmas_of_new=PRAGMAS_OF_NEW)
+    form = Format(MIGRATIONS, APPLICATION_ID, pragmas=PRAGMAS, pragmas_of_new=PRAGMAS_OF_NEW, readable_from=READABLE)
     return Database.open(path, form, _explain(path), read_only=read_only and path != MEMORY)
 
 

@@ -123,9 +123,8 @@ class Pool:
 
     def get(self, example_id: str) -> Example:
         """The example of an id or of a prefix that only one id has. DataError otherwise, with the nearest ids."""
-        rows = self._read(f"SELECT {COLUMNS} FROM examples WHERE id = ?", (example_id,)) or self._read(
-            f"SELECT {COLUMNS} FROM examples WHERE substr(id, 1, ?) = ? ORDER BY seq LIMIT 4",
-            (len(example_id), example_id),
+        rows = self._read(BY_ID, (example_id,)) or self._read(
+            f"SELECT {COLUMNS} FROM examples WHERE {BEGINS} ORDER BY id LIMIT 4", (example_id,)
         )
         if len(rows) == 1 and example_id:
             return _example(rows[0])
@@ -133,7 +132,7 @@ class Pool:
             several = ", ".join(r[1] for r in rows[:3]) + (", …" if len(rows) > 3 else "")
             raise DataError(f"{example_id!r} begins several ids: {several}; give more of it")
         for size in range(len(example_id) - 1, 0, -1):
-            near = self._read("SELECT id FROM examples WHERE substr(id, 1, ?) = ? LIMIT 1", (size, example_id[:size]))
+            near = self._read(f"SELECT id FROM examples WHERE {BEGINS} LIMIT 1", (example_id[:size],))
             if near:
                 raise DataError(f"no example {example_id!r} in {self.path}; the nearest id is {near[0][0]}")
         raise DataError(f"no example {example_id!r} in {self.path}; list them with: iclkit pool ls {self.path}")
@@ -323,8 +322,11 @@ class Pool:
                 there = _known(connection, list(gone), "examples")
                 if there:
                     _log(connection, "dedupe", len(there))
-                for kept in dict.fromkeys(gone.values()):
-                    ids = [i for i, k in gone.items() if k == kept and i in there]
+                copies: dict[str, list[str]] = {}
+                for copy, kept in gone.items():
+                    if copy in there:
+                        copies.setdefault(kept, []).append(copy)
+                for kept, ids in copies.items():
                     self._delete(connection, ids, f"duplicate of {kept}", replaced_by=kept)
             return DedupeReport(groups, len(there))
         return DedupeReport(groups, 0)
@@ -594,6 +596,8 @@ class Pool:
 
 COLUMNS = "seq, id, input, output, task, choices, meta, text"
 BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id = ?"
+BEGINS = "id >= ?1 AND id < ?1 || char(0x10FFFF)"
+"""An id that begins with a text, in a form that the index of ids answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,121 @@
+"""Work done, not time: twice as many rows cost at most about twice the work, and one row in a large pool next to none.
+
+Work is counted in steps of SQLite's virtual machine: a statement that looks at every row takes some for each.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from iclkit.errors import DataError
+from iclkit.pool import Pool
+from iclkit.pool._schema import MIGRATIONS
+from iclkit.records import Example
+from iclkit.testing import HashEmbedder
+
+EMBEDDER = HashEmbedder(4)
+
+
+def filled(rows: int, path: str | Path = ":memory:") -> Pool:
+    """Half of the rows are copies of others but for case."""
+    pool = Pool.open(path)
+    texts = [f"{'Text' if n % 2 else 'text'} number {n // 2}" for n in range(rows)]
+    pool.add(Example(t, "x", id=f"e{n:06}") for n, t in enumerate(texts))
+    pool.embed(EMBEDDER)
+    return pool
+
+
+def steps(pool: Pool, work: Callable[[Pool], object]) -> int:
+    """Steps of SQLite's virtual machine, in tens."""
+    count = 0
+
+    def step() -> int:
+        nonlocal count
+        count += 1
+        return 0
+
+    connection = pool._open()
+    connection.set_progress_handler(step, 10)
+    try:
+        work(pool)
+    finally:
+        connection.set_progress_handler(None, 0)
+    return count
+
+
+def missing(pool: Pool) -> None:
+    with pytest.raises(DataError, match="the nearest id is e0001"):
+        pool.get("e0001zz")
+
+
+ONE = {
+    "remove": lambda pool: pool.remove([f"e{n:06}" for n in range(100, 150)]),
+    "remove by prefix": lambda pool: pool.remove(["chosen"]),
+    "update": lambda pool: pool.update("e000100", output="other"),
+    "add": lambda pool: pool.add([Example("new", "x")]),
+    "look up": lambda pool: pool.get("e000100"),
+    "look up by prefix": lambda pool: pool.get("chosen"),
+    "look up what is not there": missing,
+    "vectors of one": lambda pool: pool.embedded("e000100"),
+}
+
+
+@pytest.mark.parametrize("change", ONE)
+def test_work_on_a_few_rows_does_not_grow_with_the_pool(change: str) -> None:
+    work = []
+    for rows in (500, 4000):
+        with filled(rows) as pool:
+            pool.add([Example("chosen by prefix", "x", id="chosen-by-prefix")])
+            work.append(steps(pool, ONE[change]))
+    assert work[1] <= 1.2 * work[0] + 5
+
+
+ALL = {
+    "dedupe": lambda pool: pool.dedupe(),
+    "dedupe near": lambda pool: pool.dedupe(near=0.9),
+    "view": lambda pool: pool._load(),
+    "stats": lambda pool: pool.stats(),
+    "check": lambda pool: pool.check(),
+    "vectors": lambda pool: pool.view().vectors(EMBEDDER),
+    "remove half": lambda pool: pool.remove(pool.ids[::2]),
+}
+
+
+@pytest.mark.parametrize("change", ALL)
+def test_work_on_all_rows_grows_no_faster_than_the_pool(change: str) -> None:
+    work = []
+    for rows in (1000, 2000):
+        with filled(rows) as pool:
+            pool._snapshot = None
+            work.append(steps(pool, ALL[change]))
+    assert work[0]
+    assert work[1] <= 2.3 * work[0]
+
+
+def test_dropping_a_text_reads_no_other_vectors(tmp_path: Path) -> None:
+    filled(4, tmp_path / "p.db").close()
+    with sqlite3.connect(tmp_path / "p.db") as raw:
+        (line,) = raw.execute("EXPLAIN QUERY PLAN DELETE FROM vectors WHERE text = 1").fetchall()
+        assert "USING INDEX vectors_by_text" in line[3]
+
+
+def test_a_pool_without_the_index_of_vectors_is_read_as_it_is_and_gets_it_when_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "p.db"
+    filled(4, path).close()
+    with sqlite3.connect(path) as raw:
+        raw.execute("DROP INDEX vectors_by_text")
+        raw.execute("PRAGMA user_version = 2")
+    with Pool.open(path, read_only=True) as pool:
+        assert len(pool.view().vectors(EMBEDDER)) == 4
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("PRAGMA user_version").fetchone() == (2,)
+    with Pool.open(path) as pool:
+        assert pool.remove(["e000001"]) == 1
+        assert pool.check() == []
+    with sqlite3.connect(path) as raw:
+        assert raw.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert raw.execute("SELECT count(*) FROM sqlite_master WHERE name = 'vectors_by_text'").fetchone() == (1,)
