@@ -38,12 +38,13 @@ def steps(pool: Pool, work: Callable[[Pool], object]) -> int:
         count += 1
         return 0
 
-    connection = pool._open()
-    connection.set_progress_handler(step, 10)
+    with pool._db.reading() as connection:
+        connection.set_progress_handler(step, 10)
     try:
         work(pool)
     finally:
-        connection.set_progress_handler(None, 0)
+        with pool._db.reading() as connection:
+            connection.set_progress_handler(None, 0)
     return count
 
 
