@@ -1,13 +1,13 @@
 """Demonstrations that a model writes: for a query, for a label, from a long context, from traces, from real ones.
 
-Every method returns an ``AugmentResult``: examples that carry their provenance in ``meta``, and everything that was
-rejected, with the reason. ``add_to_pool`` puts them into a pool; ``generated`` lists them by provenance, so that they
-can be removed.
+Every method returns an ``AugmentResult``: examples with their provenance in ``meta``, and the attempts that were
+rejected, with the reason. ``add_to_pool`` adds the examples to a pool; ``generated`` lists them by provenance, so that
+they can be removed. A prompt that the LM refuses or answers with nothing is one rejected attempt, never an example.
 """
 
 from iclkit.augment._auto import auto_icl, label_inputs, plan, write_for_labels
 from iclkit.augment._bootstrap import bootstrap, with_labelled
-from iclkit.augment._recycle import Document, parse_recycled, recycle, recycled_template
+from iclkit.augment._recycle import Document, recycle
 from iclkit.augment._result import METHODS, AugmentResult, Rejected, add_to_pool, generated
 from iclkit.augment._synthesize import RATING_PROMPTS, above_median, rate_examples, synthesize
 
@@ -23,11 +23,9 @@ __all__ = [
     "bootstrap",
     "generated",
     "label_inputs",
-    "parse_recycled",
     "plan",
     "rate_examples",
     "recycle",
-    "recycled_template",
     "synthesize",
     "with_labelled",
     "write_for_labels",

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import SequenceMatcher
 
-from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs, no_answer
 from iclkit.errors import UsageError
-from iclkit.lm import LM, GenerateRequest
-from iclkit.prompts import Template, assemble
+from iclkit.lm import LM, GenerateRequest, ask_each
+from iclkit.prompts import Template, answer_stops, assemble
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 
 _ITEM = re.compile(r"\s*(?:\d+\s*[.):．）：、]|[-*•・])\s*(.*)")
@@ -64,7 +64,7 @@ def auto_icl(
     writer = Provenance("auto-icl", lm, seed)
     if not questions:
         return AugmentResult("auto-icl")
-    contexts = [writer.asks(_ask_for_inputs(template, q, questions), "1.", chat) for q in queries]
+    contexts = [writer.request(_ask_for_inputs(template, q, questions), "1.", chat) for q in queries]
     requests = [
         GenerateRequest(
             c, questions * (2 * lm.count_tokens(q.text) + _NEW_INPUT_TOKENS), temperature=temperature, seed=seed
@@ -72,7 +72,10 @@ def auto_icl(
         for q, c in zip(queries, contexts, strict=True)
     ]
     wanted, rejected = list[tuple[Fields, str, str]](), list[Rejected]()
-    for query, context, reply in zip(queries, contexts, lm.generate(requests), strict=True):
+    for query, context, reply in zip(queries, contexts, writer.generate(requests), strict=True):
+        if not reply.text.strip():
+            rejected.append(no_answer(reply, query.text))
+            continue
         items, others = read_list(reply.text if chat else "1." + reply.text)
         rejected += [Rejected("not an item of a list", line) for line in others]
         rejected += [Rejected("more than was asked for", item) for item in items[questions:]]
@@ -80,12 +83,12 @@ def auto_icl(
         for item in items[:questions]:
             if _is_repetition(item, query.text):
                 rejected.append(Rejected("repeats the query", item))
-            elif not fresh.take(item):
+            elif not fresh.add(item):
                 rejected.append(Rejected("repeats another", item))
             else:
                 wanted.append((item, query.id, context))
-    made = _answered(writer, template, wanted, labels, cue, votes, agreement, max_tokens, task)
-    return replace(made, rejected=(*rejected, *made.rejected), calls=made.calls + len(requests))
+    result = _answered(writer, template, wanted, labels, cue, votes, agreement, max_tokens, task)
+    return replace(result, rejected=(*rejected, *result.rejected), calls=result.calls + len(requests))
 
 
 def label_inputs(
@@ -104,8 +107,9 @@ def label_inputs(
     """The model's own zero-shot answers to unlabelled inputs, as examples.
 
     With ``labels`` the likeliest is taken. Without, an answer is generated after ``cue`` (e.g. "Let's think step by
-    step."), which becomes part of the output; with ``votes`` > 1 it is sampled that often, and the most frequent is
-    kept when its share reaches ``agreement``.
+    step."), which becomes part of the output; with ``votes`` > 1 it is sampled that often, and the most frequent (the
+    first of equally frequent ones) is kept when its share of the votes reaches ``agreement``. An input to which the
+    model writes nothing, or which it refuses, is rejected as "no answer".
     """
     wanted = [(value, "", "") for value in inputs]
     return _answered(Provenance("answer", lm, seed), template, wanted, labels, cue, votes, agreement, max_tokens, task)
@@ -128,6 +132,7 @@ def _answered(
     lm, choices = writer.lm, tuple(dict.fromkeys(labels))
     votes = 1 if choices else votes
     cue = "" if choices else cue
+    stops = answer_stops(template, choices, one_line=False)
     requests, prompts = list[GenerateRequest](), list[str]()
     for value, _, _ in wanted:
         prompt = assemble(
@@ -141,25 +146,25 @@ def _answered(
         options = tuple(prompt.answer_prefix + template.answer(c) for c in choices)
         for vote in range(votes):
             sampled = 1.0 if votes > 1 else 0.0
-            requests.append(
-                GenerateRequest(text, max_tokens, template.stop_strings, options, sampled, writer.seed + vote)
-            )
+            requests.append(GenerateRequest(text, max_tokens, stops, options, sampled, writer.seed + vote))
         prompts.append(text)
-    replies = iter(lm.generate(requests))
+    replies = iter(writer.generate(requests))
     examples, rejected = list[Example](), list[Rejected]()
     for (value, query_id, context), prompt_text in zip(wanted, prompts, strict=True):
         answers = [next(replies) for _ in range(votes)]
-        answer, count = Counter(a.text.strip() for a in answers).most_common(1)[0]
-        if not answer:
-            rejected.append(Rejected("empty answer", input_text(value)))
-        elif all(a.finish == "length" for a in answers if a.text.strip() == answer):
+        counts = Counter(text for a in answers if (text := a.text.strip()))
+        if not counts:
+            rejected.append(no_answer(answers[0], input_text(value)))
+            continue
+        answer, count = counts.most_common(1)[0]
+        if all(a.finish == "length" for a in answers if a.text.strip() == answer):
             rejected.append(Rejected("cut off", f"{input_text(value)}\n{answer}"))
         elif count / votes < agreement:
             rejected.append(Rejected("answers do not agree", f"{input_text(value)}\n{answer}"))
         else:
             more = {"for": query_id} if query_id else {}
             output = f"{cue} {answer}" if cue else answer
-            examples.append(writer.signed(Example(value, output, task), context or prompt_text, **more))
+            examples.append(writer.stamp(Example(value, output, task), context or prompt_text, **more))
     return AugmentResult(writer.method, tuple(examples), tuple(rejected), len(requests))
 
 
@@ -181,37 +186,38 @@ def write_for_labels(
     head, words = _single_text(template)
     writer = Provenance("labels", lm, seed)
     lead = f"{template.instruction}{template.separator}" if template.instruction else ""
-    asked = [(label, n) for label in labels for n in range(per_label)]
-    contexts = [f"{lead}{words}{label}\n{head}".rstrip(" \t") for label, _ in asked]
+    drawn = [(label, n) for label in labels for n in range(per_label)]
+    contexts = [f"{lead}{words}{label}\n{head}".rstrip(" \t") for label, _ in drawn]
     requests = [
         GenerateRequest(c, max_tokens, ("\n",), temperature=temperature, seed=seed + n)
-        for c, (_, n) in zip(contexts, asked, strict=True)
+        for c, (_, n) in zip(contexts, drawn, strict=True)
     ]
     examples, rejected, fresh = list[Example](), list[Rejected](), SeenInputs()
-    for (label, _), context, reply in zip(asked, contexts, lm.generate(requests), strict=True):
+    for (label, _), context, reply in zip(drawn, contexts, writer.generate(requests), strict=True):
         text = reply.text.strip()
         if not text:
-            rejected.append(Rejected("empty input", label))
+            rejected.append(no_answer(reply, label))
         elif reply.finish == "length":
             rejected.append(Rejected("cut off", text))
-        elif not fresh.take(text):
+        elif not fresh.add(text):
             rejected.append(Rejected("repeats another", text))
         else:
-            examples.append(writer.signed(Example(text, label, task), context))
+            examples.append(writer.stamp(Example(text, label, task), context))
     return AugmentResult("labels", tuple(examples), tuple(rejected), len(requests))
 
 
 def plan(lm: LM, template: Template, examples: Sequence[Example], *, max_tokens: int = 128) -> Template:
     """The template with a plan at the end of its instruction, which the model sums up from solved examples.
 
-    One call; greedy. The template is returned as it is when there are no examples or the model writes nothing.
+    One call; greedy. The template is returned as it is when there are no examples, or the model writes nothing or
+    refuses the prompt.
     """
     if not examples:
         return template
     solved = template.separator.join(map(template.render_demo, examples))
     context = f"{solved}\n\nSum up in a few steps how such inputs are solved in general.\nPlan:"
-    (reply,) = lm.generate([GenerateRequest(context, max_tokens, ("\n\n",))])
-    text = reply.text.strip()
+    answers, _ = ask_each(lm.generate, [GenerateRequest(context, max_tokens, ("\n\n",))])
+    text = answers[0].text.strip() if answers else ""
     instruction = "\n\n".join(t for t in (template.instruction, f"Plan: {text}") if t)
     return replace(template, instruction=instruction) if text else template
 
@@ -232,9 +238,9 @@ def _is_repetition(text: str, query: str) -> bool:
 
 def _single_text(template: Template) -> tuple[str, str]:
     """The words before the input and those before the answer. UsageError unless the input is one text."""
-    asked = [f for f in template.fields if f not in ("output", "letter")]
-    if asked != ["input"]:
-        raise UsageError(f"a model writes inputs that are one text, {{input}}; the template has {', '.join(asked)}")
+    fields = [f for f in template.fields if f not in ("output", "letter")]
+    if fields != ["input"]:
+        raise UsageError(f"a model writes inputs that are one text, {{input}}; the template has {', '.join(fields)}")
     head, _, rest = template.demo.partition("{input}")
     return _unescaped(head), _unescaped(rest.partition("{output}")[0].lstrip())
 

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from iclkit.augment._result import AugmentResult, Provenance, Rejected
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, no_answer
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
-from iclkit.prompts import Template, assemble
+from iclkit.prompts import Template, answer_stops, assemble
 from iclkit.records import Example, Query
 
 Judge = Callable[[str, str], float]
-"""What an output is worth beside the gold output; a metric's ``judge``."""
+"""The value of an output, given the gold output; a metric's ``judge``."""
 
 
 def bootstrap(
@@ -34,11 +34,11 @@ def bootstrap(
     max_tokens: int = 256,
     seed: int = 0,
 ) -> AugmentResult:
-    """The first ``most`` train examples, in order, whose trace ``judge`` finds worth at least ``threshold``.
+    """The first ``most`` train examples, in order, for whose trace ``judge`` gives at least ``threshold``.
 
     A trace is what the model generates after ``cue`` (e.g. "Let's think step by step."), shown ``shots`` random
     labelled examples without the one in question; cue and trace become the output. ``shuffle`` draws the order by
-    seed, so that easy first rows have no privilege. In rounds after the first, examples that failed are sampled at
+    seed instead of the order of rows. In rounds after the first, examples that failed are sampled at
     temperature 1 with another seed. ``meta`` adds ``generated_score`` and ``generated_gold``; ``generated_from`` is
     the train example, and must not be shown beside its trace (see ``with_labelled``).
     """
@@ -47,6 +47,7 @@ def bootstrap(
     writer, rng = Provenance("bootstrap", lm, seed), np.random.default_rng(seed)
     drawn = [train[int(i)] for i in rng.permutation(len(train))[: shots + 1]]
     order = [train[int(i)] for i in rng.permutation(len(train))] if shuffle else [*train]
+    stops = answer_stops(template, [e.output for e in train], one_line=False)
     kept, rejected, calls = list[Example](), list[Rejected](), 0
     for number in range(rounds):
         failed, at = list[Example](), 0
@@ -56,31 +57,32 @@ def bootstrap(
             contexts = [_prompt(writer, template, e, drawn, shots, cue, max_tokens) for e in wave]
             sampled = 1.0 if number else 0.0
             requests = [
-                GenerateRequest(c, max_tokens, template.stop_strings, temperature=sampled, seed=seed + number)
-                for c in contexts
+                GenerateRequest(c, max_tokens, stops, temperature=sampled, seed=seed + number) for c in contexts
             ]
             calls += len(requests)
-            for example, context, reply in zip(wave, contexts, lm.generate(requests), strict=True):
+            for example, context, reply in zip(wave, contexts, writer.generate(requests), strict=True):
                 trace = reply.text.strip()
-                score = judge(trace, example.output)
-                if len(kept) == most:  # asked in the same round as the last that was kept
+                if len(kept) == most:  # generated in the same wave as the last one that was kept
                     rejected.append(Rejected("not needed", trace))
-                elif not trace or score < threshold:
+                elif not trace:
                     failed.append(example)
-                    rejected.append(Rejected("not accepted by the metric" if trace else "empty trace", trace))
+                    rejected.append(no_answer(reply, example.text))
+                elif (score := judge(trace, example.output)) < threshold:
+                    failed.append(example)
+                    rejected.append(Rejected("not accepted by the metric", trace))
                 else:
-                    made = Example(example.input, f"{cue} {trace}".strip(), example.task, example.choices)
-                    kept.append(writer.signed(made, context, [example.id], score=float(score), gold=example.output))
+                    solved = Example(example.input, f"{cue} {trace}".strip(), example.task, example.choices)
+                    kept.append(writer.stamp(solved, context, [example.id], score=float(score), gold=example.output))
         order = failed
     return AugmentResult("bootstrap", tuple(kept), tuple(rejected), calls)
 
 
-def with_labelled(made: AugmentResult, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
+def with_labelled(result: AugmentResult, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
     """The traces, then random train examples that have none, up to ``total`` together."""
-    traced = {source for e in made.examples for source in _sources(e)}
+    traced = {source for e in result.examples for source in _sources(e)}
     rest = [e for e in train if e.id not in traced]
     order = np.random.default_rng(seed).permutation(len(rest))
-    return [*made.examples, *(rest[int(i)] for i in order)][:total]
+    return [*result.examples, *(rest[int(i)] for i in order)][:total]
 
 
 def _sources(example: Example) -> list[str]:

@@ -1,7 +1,6 @@
 """A long context makes its own demonstrations: questions about single paragraphs of it (DoubleDipper).
 
-After "Can Few-shot Work in Long-Context? Recycling the Context to Generate Demonstrations", arXiv 2406.13632. The
-context stands once in the prompt, before demonstrations and query, so that all questions about it share a prefix.
+After "Can Few-shot Work in Long-Context? Recycling the Context to Generate Demonstrations", arXiv 2406.13632.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iclkit.augment._result import AugmentResult, Provenance, Rejected
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, no_answer
 from iclkit.errors import UsageError
 from iclkit.lm import LM, GenerateRequest
-from iclkit.prompts import Template
 from iclkit.records import Example, clean_text, digest, fold_text
 from iclkit.text import count_words
 
@@ -30,8 +28,6 @@ _SHOWN = (  # small models need to see the form once
     "Paragraph: The bridge at Lunden was opened in 1904. It replaced a ferry that two brothers had rowed for years.\n"
     "Question: When was the bridge at Lunden opened?\nAnswer: 1904"
 )
-_INSTRUCTION = "Answer the question from the numbered paragraphs. Name the paragraphs that support the answer first."
-_PLAIN_INSTRUCTION = "Answer the question from the numbered paragraphs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +45,6 @@ class Document:
     def id(self) -> str:
         """Hash of the paragraphs."""
         return digest([*self.paragraphs])
-
-    @property
-    def numbered(self) -> str:
-        """The text as it stands in a prompt: ``[1] …`` and so on."""
-        return "\n".join(f"[{n}] {p}" for n, p in enumerate(self.paragraphs, start=1))
-
-
-def recycled_template(document: Document, *, evidence: bool = True) -> Template:
-    """Instruction and document, once, then demonstrations and query. Without ``evidence``, answers alone."""
-    lead, field = (_INSTRUCTION, "Evidence") if evidence else (_PLAIN_INSTRUCTION, "Answer")
-    return Template(f"Question: {{input}}\n{field}: {{output}}", instruction=f"{lead}\n\n{document.numbered}")
-
-
-def parse_recycled(text: str) -> tuple[tuple[int, ...], str]:
-    """The paragraph numbers and the answer of ``2, 5\\nAnswer: blue``; () or "" where one is missing.
-
-    >>> parse_recycled("Evidence: 2, 5\\nAnswer: blue")
-    ((2, 5), 'blue')
-    """
-    before, mark, answer = text.partition("Answer:")
-    numbers = tuple(int(n) for n in re.findall(r"\d+", before))
-    return numbers, answer.strip() if mark else ""
 
 
 def recycle(
@@ -99,14 +73,17 @@ def recycle(
         raise UsageError(f"k is {k}, max_words {max_words}; give at least 0 and 1")
     writer, rejected, calls = Provenance("recycle", lm, seed), list[Rejected](), 0
     left = [_sampled(d, sentences, seed) for d in documents]
-    found: list[list[Example]] = [[] for _ in documents]
-    while wave := [(n, number) for n in range(len(documents)) for number in _next(left[n], k - len(found[n]))]:
+    written: list[list[Example]] = [[] for _ in documents]
+    while wave := [(n, number) for n in range(len(documents)) for number in _next(left[n], k - len(written[n]))]:
         contexts = [
-            writer.asks(_ask_about(documents[n].paragraphs[number - 1]), "Question:", chat) for n, number in wave
+            writer.request(_ask_about(documents[n].paragraphs[number - 1]), "Question:", chat) for n, number in wave
         ]
-        replies = lm.generate([GenerateRequest(c, max_tokens, ("\n\n",)) for c in contexts])
+        replies = writer.generate([GenerateRequest(c, max_tokens, ("\n\n",)) for c in contexts])
         calls += len(contexts)
         for (n, number), context, reply in zip(wave, contexts, replies, strict=True):
+            if not reply.text.strip():
+                rejected.append(no_answer(reply, documents[n].paragraphs[number - 1]))
+                continue
             question, answer, problem = _read(reply.text, max_words, reply.finish == "length")
             if verbatim and fold_text(answer) not in fold_text(documents[n].paragraphs[number - 1]):
                 problem = problem or "an answer that is not in the paragraph"
@@ -115,8 +92,8 @@ def recycle(
                 continue
             output = f"[{number}]\nAnswer: {answer}" if evidence else answer
             example = Example(question, output, task)
-            found[n].append(writer.signed(example, context, [documents[n].id], paragraph=number))
-    return AugmentResult("recycle", tuple(e for own in found for e in own), tuple(rejected), calls)
+            written[n].append(writer.stamp(example, context, [documents[n].id], paragraph=number))
+    return AugmentResult("recycle", tuple(e for examples in written for e in examples), tuple(rejected), calls)
 
 
 def _sampled(document: Document, sentences: int, seed: int) -> list[int]:
@@ -144,7 +121,7 @@ def _read(text: str, max_words: int, cut: bool) -> tuple[str, str, str]:
     if not question or not mark:
         return "", "", "no question and answer"
     if not answer:
-        return "", "", "empty answer"
+        return "", "", "a question without an answer"
     if cut and not more:
         return "", "", "cut off"
     if count_words(answer) > max_words:

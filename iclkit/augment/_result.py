@@ -1,23 +1,26 @@
-"""What a generator gives back, and the provenance that its examples carry."""
+"""The result of a generation, and the provenance that its examples carry."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from iclkit.lm import LM
+from iclkit.errors import RunError
+from iclkit.lm import LM, GenerateRequest, Generation, ask_each
 from iclkit.pool import AddReport, Pool
 from iclkit.records import Example, Json, Message, clean_text, digest, fold_text
 
 METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesise")
-"""What ``meta["generated"]`` may be."""
+"""What ``meta["generated"]`` may be; stored in pools, so the spelling stays."""
+NO_ANSWER = "no answer"
+"""Why a request made no example to which the model wrote nothing, or which it refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """An attempt that made no example: why, and what the model wrote."""
+    """An attempt that made no example: why, and what the model wrote, or what it gave no answer to."""
 
     reason: str
     text: str
@@ -25,7 +28,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class AugmentResult:
-    """What came of a generation: ``examples`` with their provenance, ``rejected`` attempts, ``calls`` of the LM.
+    """``examples`` with their provenance, ``rejected`` attempts, and the number of LM ``calls``.
 
     An example's ``meta`` holds ``generated`` (the method), ``generated_lm`` and ``generated_fingerprint`` (who wrote
     it), ``generated_seed``, ``generated_from`` (ids it was made from) and ``generated_prompt`` (hash of what was read),
@@ -43,15 +46,22 @@ class AugmentResult:
         return dict(Counter(r.reason for r in self.rejected).most_common())
 
 
-@dataclass(frozen=True, slots=True)
+def no_answer(reply: Generation, subject: str) -> Rejected:
+    """The record of an empty or refused generation about ``subject``."""
+    refusal = f"\n({reply.finish})" if reply.finish.startswith("refused") else ""
+    return Rejected(NO_ANSWER, subject + refusal)
+
+
+@dataclass(slots=True)
 class Provenance:
-    """Who writes, how and with which seed: everything of an example's provenance that it shares with others."""
+    """The method, LM and seed of a generation: the part of the provenance that all its examples share."""
 
     method: str
     lm: LM
     seed: int
+    _answered: bool = field(default=False, init=False, repr=False)
 
-    def signed(self, example: Example, context: str, sources: Sequence[str] = (), **more: Json) -> Example:
+    def stamp(self, example: Example, context: str, sources: Sequence[str] = (), **more: Json) -> Example:
         """The example with its provenance; its id, a hash of the content, stays."""
         meta: dict[str, Json] = {
             "generated": self.method,
@@ -64,12 +74,25 @@ class Provenance:
         }
         return replace(example, meta={**example.meta, **meta})
 
-    def asks(self, text: str, opening: str, chat: bool) -> str:
+    def request(self, text: str, opening: str, chat: bool) -> str:
         """A request for the model: as a user's turn, or as a text that ends in the opening of the answer."""
         return self.lm.render_chat([Message("user", text)]) if chat else f"{text}\n{opening}"
 
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """A generation per request. One that the LM refuses is empty, and its ``finish`` is "refused: " and the reason.
+
+        RunError when it refuses all of several requests, and never answered one before.
+        """
+        answers, refused = ask_each(self.lm.generate, requests)
+        self._answered |= bool(answers)
+        if len(refused) > 1 and not self._answered:
+            raise RunError(f"{self.lm.name} refused all of {len(requests)} prompts: {refused[0]}")
+        return [
+            answers[n] if n in answers else Generation("", 0, f"refused: {refused[n]}") for n in range(len(requests))
+        ]
+
     def settings(self, reserve: int) -> dict[str, Any]:
-        """What ``prompts.assemble`` needs for a prompt that leaves room for ``reserve`` tokens."""
+        """Settings of ``prompts.assemble`` for a prompt that leaves room for ``reserve`` tokens."""
         return {
             "budget": self.lm.context_size,
             "count_tokens": self.lm.count_tokens,
@@ -79,13 +102,13 @@ class Provenance:
 
 
 class SeenInputs:
-    """Tells a new input from one that was seen before: equal but for case, punctuation and white space."""
+    """Inputs that were seen. Two are equal when they differ in case, punctuation and white space alone."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         self._seen = {self._folded(t) for t in known}
 
-    def take(self, text: str) -> bool:
-        """True the first time a text comes."""
+    def add(self, text: str) -> bool:
+        """Add a text. True if it was not there yet."""
         folded = self._folded(text)
         if folded in self._seen:
             return False
@@ -97,9 +120,9 @@ class SeenInputs:
         return fold_text(text) or clean_text(text)  # signs alone are told apart as they are
 
 
-def add_to_pool(pool: Pool, made: AugmentResult) -> AddReport:
-    """Put what was made into a pool; what the pool has already, in whatever way it came there, is left as it is."""
-    return pool.add(made.examples)
+def add_to_pool(pool: Pool, result: AugmentResult) -> AddReport:
+    """Add the examples to a pool. Those that it holds already, generated or not, stay as they are."""
+    return pool.add(result.examples)
 
 
 def generated(examples: Iterable[Example], method: str | None = None) -> list[Example]:

@@ -7,14 +7,15 @@ demonstrations, rate on a five-point Likert scale with several prompts, keep wha
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs
+from iclkit.augment._result import AugmentResult, Provenance, Rejected, SeenInputs, no_answer
 from iclkit.errors import DataError, UsageError
-from iclkit.lm import LM
-from iclkit.prompts import Template, log_probs, log_softmax, open_prompt, parse_continuation
+from iclkit.lm import LM, ask_each, ranks_only
+from iclkit.prompts import Template, answer_stops, best_option, log_softmax, open_prompt, parse_continuation
 from iclkit.records import Example, GenerateRequest, ScoreRequest
 
 RATING_PROMPTS = (
@@ -44,11 +45,11 @@ def synthesize(
 ) -> AugmentResult:
     """Ask for ``count`` new examples, each after its own ``shots`` random real ones, and keep the better half.
 
-    ``ratings`` of RATING_PROMPTS give each a probability-weighted mean rating; those above the median are kept (all of
-    them when ``ratings`` is 0). Rejected are: text that cannot be read by the template, outputs that are not among
-    ``labels``, inputs of a real example, of another new one, or of ``avoid`` (give it the texts of test and validation
-    rows), and what the median cuts. ``meta`` adds ``generated_rating``. count + 5 * ratings * (what was read) calls, in
-    two rounds of the LM. DataError when there is no real example.
+    ``ratings`` of RATING_PROMPTS give each a rating (see ``rate_examples``); those above the median are kept (all of
+    them when ``ratings`` is 0). Rejected are: no answer, text that cannot be read by the template, outputs that are not
+    among ``labels``, inputs of a real example, of another new one, or of ``avoid`` (give it the texts of test and
+    validation rows), and examples that are not above the median. ``meta`` adds ``generated_rating``.
+    count + 5 * ratings * (examples read) calls, in two rounds of the LM. DataError when there is no real example.
     """
     if count < 0 or shots < 1 or not 0 <= ratings <= len(RATING_PROMPTS):
         raise UsageError(
@@ -59,13 +60,17 @@ def synthesize(
     writer, rng = Provenance("synthesise", lm, seed), np.random.default_rng(seed)
     sources = [[real[int(i)] for i in rng.permutation(len(real))[:shots]] for _ in range(count)]
     contexts = [open_prompt(template, own, **writer.settings(max_tokens)) for own in sources]
+    # what is written goes on like the demonstrations, so no stop may stand in one of them; a chat is continued as text
+    stops = answer_stops(replace(template, chat=False), [template.render_demo(e) for e in real], one_line=False)
     requests = [
-        GenerateRequest(c, max_tokens, template.stop_strings, temperature=temperature, seed=seed + n)
-        for n, c in enumerate(contexts)
+        GenerateRequest(c, max_tokens, stops, temperature=temperature, seed=seed + n) for n, c in enumerate(contexts)
     ]
     taken, fresh, allowed = SeenInputs(e.text for e in real), SeenInputs(avoid), {*labels}
     written, rejected = list[tuple[Example, int]](), list[Rejected]()
-    for n, reply in enumerate(lm.generate(requests)):
+    for n, reply in enumerate(writer.generate(requests)):
+        if not reply.text.strip():
+            rejected.append(no_answer(reply, contexts[n]))
+            continue
         blocks = parse_continuation(template, reply.text)
         example = blocks[0].example(task=task) if blocks else None
         if reply.finish == "length" and len(blocks) == 1:
@@ -74,9 +79,9 @@ def synthesize(
             rejected.append(Rejected("not an example of the template", reply.text))
         elif allowed and example.output not in allowed:
             rejected.append(Rejected("an output that is no label", reply.text))
-        elif not taken.take(example.text):
+        elif not taken.add(example.text):
             rejected.append(Rejected("repeats a real or a new input", reply.text))
-        elif not fresh.take(example.text):
+        elif not fresh.add(example.text):
             rejected.append(Rejected("an input to be avoided", reply.text))
         else:
             written.append((example, n))
@@ -86,7 +91,9 @@ def synthesize(
     for (example, n), value, keep in zip(written, values, kept, strict=True):
         if keep:
             more = {"rating": round(float(value), 6)} if ratings else {}
-            examples.append(writer.signed(example, contexts[n], [e.id for e in sources[n]], **more))
+            examples.append(writer.stamp(example, contexts[n], [e.id for e in sources[n]], **more))
+        elif np.isnan(value):
+            rejected.append(Rejected("not rated: no answer", template.render_demo(example)))
         else:
             rejected.append(Rejected("rated no better than the median", template.render_demo(example)))
     calls = len(requests) + len(_SCALE) * ratings * len(written)
@@ -96,9 +103,11 @@ def synthesize(
 def rate_examples(
     lm: LM, template: Template, examples: Sequence[Example], *, prompts: Sequence[str] = RATING_PROMPTS[:3]
 ) -> NDArray[np.float64]:
-    """(n,) from 1 to 5: mean over the prompts of the LM's rating, each number weighted by its probability."""
-    if not prompts:
-        return np.full(len(examples), np.nan)
+    """(n,) from 1 to 5: the LM's rating, averaged over the prompts that it answers; NaN where it answers none.
+
+    A rating is the mean of the numbers weighted by their probabilities, or the number that was written, by an LM that
+    gives no log-probabilities. A prompt that is refused, or whose numbers all score the same, has no answer.
+    """
     lead = f"{template.instruction}\n\n" if template.instruction else ""
     requests = [
         ScoreRequest(f"{lead}{template.render_demo(e)}\n\n{prompt}", f" {number}")
@@ -106,14 +115,28 @@ def rate_examples(
         for prompt in prompts
         for number in _SCALE
     ]
-    logprobs = log_probs(lm.score(requests)).reshape(len(examples), len(prompts), len(_SCALE))
-    p = np.exp(log_softmax(logprobs))
-    means: NDArray[np.float64] = (p @ np.arange(1.0, 6.0)).mean(axis=1)
-    return means
+    scores, _ = ask_each(lm.score, requests, [n // len(_SCALE) for n in range(len(requests))])
+    logprobs = np.array([scores[n].logprob if n in scores else np.nan for n in range(len(requests))])
+    ratings = np.array([_rating(row, ranks_only(lm)) for row in logprobs.reshape(-1, len(_SCALE))])
+    ratings = ratings.reshape(len(examples), len(prompts))
+    answered = ~np.isnan(ratings)
+    total: NDArray[np.float64] = np.where(answered, ratings, 0.0).sum(axis=1)
+    return np.where(answered.any(axis=1), total / np.maximum(1, answered.sum(axis=1)), np.nan)
+
+
+def _rating(logprobs: NDArray[np.float64], ranks: bool) -> float:
+    """One prompt's rating by the scores of the five numbers; NaN without an answer."""
+    best = None if np.isnan(logprobs).any() else best_option(logprobs.tolist())
+    if best is None:
+        return float("nan")
+    if ranks:
+        return float(_SCALE[best])
+    return float(np.exp(log_softmax(logprobs)) @ np.arange(1.0, 6.0))
 
 
 def above_median(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """(n,): which values are above the median, compared to 1e-6; never more than half."""
+    """(n,): which values are above the median, compared to 1e-6; never more than half. NaN counts for nothing."""
     rounded = np.round(values, 6)
-    kept: NDArray[np.bool_] = rounded > np.median(rounded) if len(rounded) else np.zeros(0, np.bool_)
+    known = rounded[~np.isnan(rounded)]
+    kept: NDArray[np.bool_] = rounded > np.median(known) if len(known) else np.zeros(len(rounded), np.bool_)
     return kept

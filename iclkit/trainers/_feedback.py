@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from iclkit.errors import DataError, ModelError, RequestError, RunError
 from iclkit.lm import LM
-from iclkit.prompts import answer_options, answer_requests, assemble, log_softmax
+from iclkit.prompts import answer_options, answer_requests, assemble, best_option, log_softmax
 from iclkit.records import Example, Progress, Prompt, Query, Score, ScoreRequest
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
@@ -227,7 +225,7 @@ def value(told: LabelScores, how: str, normalise: str = "mean") -> float:
 
 
 def right(told: LabelScores) -> bool | None:
-    """Whether the gold option is the likeliest; None where there is no other."""
+    """Whether the gold option is the likeliest (``best_option``); None where there is no other option."""
     if len(told.logprobs) < 2:
         return None
-    return int(np.argmax(told.logprobs)) == told.gold
+    return best_option(told.logprobs) == told.gold

@@ -208,14 +208,18 @@ def encode_with(
 
 
 def candidate_gain(s: Session, model: SentenceTransformer, parts: Sequence[HeldOutQueries]) -> float:
-    """Mean over queries of (value of the model's best candidate - mean value of the candidates), in nats."""
+    """Mean over queries of (value of the model's best candidate - mean value of the candidates), in nats.
+
+    Of candidates that the model ranks equally (to 1e-6) the one of the lower row is taken, whatever the LM says of it.
+    """
     gains = []
     for part in parts:
         rows = sorted({r for own in part.ranked for r, _ in own})
         at = {r: n for n, r in enumerate(rows)}
         texts = [s.rendering.query(q.text, part.course.name) for q in part.queries]
         queries, documents = encode_with(s, model, texts, rows)
-        for vector, own in zip(queries, part.ranked, strict=True):
+        for vector, ranked in zip(queries, part.ranked, strict=True):
+            own = sorted(ranked)  # by row: in the LM's order, a tie would go to the candidate that the LM likes best
             near = documents[[at[r] for r, _ in own]] @ vector
             values = np.array([v for _, v in own])
             gains.append(float(values[int(np.argmax(np.round(near, 6)))] - values.mean()))

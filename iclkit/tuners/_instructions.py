@@ -10,7 +10,7 @@ import numpy as np
 
 from iclkit.errors import DataError, RunError
 from iclkit.files import read_text
-from iclkit.lm import LM, GenerateRequest
+from iclkit.lm import LM, GenerateRequest, ask_each
 from iclkit.prompts import Template
 from iclkit.records import Example
 
@@ -24,10 +24,10 @@ def read_instructions(path: Path) -> list[str]:
     """
     lines = [line.removesuffix("\r") for line in read_text(path).strip().split("\n")]
     parts = lines if all(map(str.strip, lines)) else re.split(r"\n(?:[^\S\n]*\n)+", "\n".join(lines))
-    found = [*dict.fromkeys(p.strip() for p in parts if p.strip())]
-    if not found:
+    instructions = [*dict.fromkeys(p.strip() for p in parts if p.strip())]
+    if not instructions:
         raise DataError(f"{path} holds no instruction; write one on each line")
-    return found
+    return instructions
 
 
 def write_instructions(
@@ -44,7 +44,8 @@ def write_instructions(
     """At most ``count`` different instructions that the LM thinks ``shots`` random demonstrations followed.
 
     Each is asked for with demonstrations of its own draw, as many of them as the context holds; the first line of the
-    answer counts. RunError when nothing usable comes. After Zhou et al. 2023 (APE, arXiv 2211.01910).
+    answer counts; a prompt that is refused, or answered with nothing, gives no instruction. RunError when there is none
+    at all. After Zhou et al. 2023 (APE, arXiv 2211.01910).
     """
     requests = []
     for n in range(count):
@@ -55,8 +56,10 @@ def write_instructions(
             drawn.pop()
             text = template.separator.join([*drawn, CUE])
         requests.append(GenerateRequest(text, max_tokens, ("\n",), temperature=temperature, seed=seed + n))
-    said = (g.text.strip().strip('"').strip() for g in lm.generate(requests))
-    found = [*dict.fromkeys(s for s in said if len(s.split()) > 1)]
-    if not found:
-        raise RunError(f"{lm.name} wrote no instruction in {count} tries; give a list with --instructions FILE")
-    return found
+    answers, refused = ask_each(lm.generate, requests)
+    texts = (answers[n].text.strip().strip('"').strip() for n in sorted(answers))
+    instructions = [*dict.fromkeys(t for t in texts if len(t.split()) > 1)]
+    if not instructions:
+        why = f" (refused: {next(iter(refused.values()))})" if refused else ""
+        raise RunError(f"{lm.name} wrote no instruction in {count} tries{why}; give a list with --instructions FILE")
+    return instructions

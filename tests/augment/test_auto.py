@@ -90,7 +90,7 @@ def test_answers_that_do_not_agree_are_rejected():
     assert made.examples == ()
     assert made.reasons == {"answers do not agree": 1}
     empty = label_inputs(ScriptedLM(reply=lambda _: "  "), TEMPLATE, ["a"])
-    assert empty.reasons == {"empty answer": 1}
+    assert empty.reasons == {"no answer": 1}
     cut = label_inputs(FakeLM(), TEMPLATE, ["a"], max_tokens=2)
     assert cut.reasons == {"cut off": 1}
 
@@ -102,7 +102,7 @@ def test_inputs_are_written_for_a_label_that_is_given_first():
     made = write_for_labels(lm, template, ("good", "bad"), per_label=3, max_tokens=2)
     assert [r.context for r in lm.generated][::3] == [f"Name it.\n\nKind: {y}\nText:" for y in ("good", "bad")]
     assert [(e.input, e.output) for e in made.examples] == [("sunny", "good"), ("rain", "good"), ("snow", "bad")]
-    assert made.reasons == {"repeats another": 1, "empty input": 1, "cut off": 1}
+    assert made.reasons == {"repeats another": 1, "no answer": 1, "cut off": 1}
     assert len({r.seed for r in lm.generated}) == 3
 
 

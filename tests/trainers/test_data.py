@@ -273,7 +273,14 @@ def test_shares_sum_to_one_and_ignore_a_common_factor(logprobs, shift, data) -> 
     g = data.draw(st.integers(0, len(logprobs) - 1))
     moved = LabelScores(tuple(v + shift for v in logprobs), tokens, g)
     assert value(moved, "share") == pytest.approx(math.log(shares[g]) if shares[g] else value(moved, "share"), abs=1e-6)
-    assert right(moved) == (int(np.argmax([v + shift for v in logprobs])) == g)
+    assert right(moved) == (len({*moved.logprobs}) > 1 and int(np.argmax(moved.logprobs)) == g)
+
+
+def test_equal_scores_of_all_labels_are_no_answer_and_not_the_first_label() -> None:
+    tied = LabelScores((-2.0, -2.0, -2.0), (1, 1, 1), 0)
+    assert right(tied) is False
+    assert right(LabelScores((-2.0, -2.0, -3.0), (1, 1, 1), 0)) is True
+    assert right(LabelScores((-2.0, -2.0, -3.0), (1, 1, 1), 1)) is False
 
 
 def test_a_prompt_that_does_not_fit_is_left_out_not_cut() -> None:

@@ -442,10 +442,22 @@ def test_the_gain_is_that_of_a_plain_loop_over_queries(data) -> None:
             at = HashEmbedder(6).encode_queries([query.text])[0].astype(float)
             near = {r: float(HashEmbedder(6).encode_queries([S.document_text(r)])[0].astype(float) @ at) for r in rows}
             best = max(near.values())
-            chosen = next(v for r, v in own if near[r] > best - 1e-9)
+            chosen = next(v for r, v in sorted(own) if near[r] > best - 1e-9)
             gains.append(chosen - sum(v for _, v in own) / len(own))
         parts.append(HeldOutQueries(course, queries, lists))
     assert candidate_gain(S, Table(), parts) == pytest.approx(sum(gains) / len(gains), abs=1e-9)
+
+
+def test_a_tie_of_the_model_goes_to_the_lower_row_not_to_what_the_lm_likes_best() -> None:
+    class Blind(Table):
+        def encode_document(self, texts: list[str], **_: Any) -> np.ndarray:
+            return np.ones((len(texts), self.dim))
+
+    course = S.corpus.courses[0]
+    low, high = course.rows[:2].tolist()
+    query = S.corpus.examples[int(course.held_out[0])]
+    parts = [HeldOutQueries(course, [query], [[(high, -1.0), (low, -3.0)]])]
+    assert candidate_gain(S, Blind(), parts) == pytest.approx(-1.0)
 
 
 def test_without_held_out_queries_the_gain_is_nothing() -> None:

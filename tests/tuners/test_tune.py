@@ -286,6 +286,22 @@ def test_instructions_come_from_a_file_or_from_the_lm(tmp_path):
         write_instructions(ScriptedLM(reply=lambda _: "\n"), TEMPLATE, rows("train", 20), 2)
 
 
+def test_a_refused_prompt_costs_one_instruction_not_all():
+    class Picky(ScriptedLM):
+        def generate(self, requests, on_done=None):
+            for n, request in enumerate(requests):
+                if request.seed in self.refused:
+                    raise RequestError(n, "filtered by the server")
+            return super().generate(requests, on_done)
+
+    lm = Picky(reply=lambda c: f" Say kind {len(c)}.")
+    lm.refused = {1}
+    assert 0 < len(write_instructions(lm, TEMPLATE, rows("train", 20), 3)) <= 2
+    lm.refused = {0, 1, 2}
+    with pytest.raises(RunError, match=r"wrote no instruction in 3 tries \(refused: filtered by the server\)"):
+        write_instructions(lm, TEMPLATE, rows("train", 20), 3)
+
+
 def test_a_selector_file_is_taken_wherever_a_selector_is(tmp_path):
     found = tune(problem(), replace(SETTINGS, sampler="random", trials=2))
     found.file.write(tmp_path / "best.json")
