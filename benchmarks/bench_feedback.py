@@ -87,7 +87,7 @@ def main() -> None:
             for i, (q, row) in enumerate(zip(queries, picks, strict=True))
             for j in row
         ]
-        pairs = fp32.pairs(requests)
+        pairs = fp32.encode_scores(requests)
         some = pairs[: a.naive_pairs or len(pairs)]
         best: dict[str, float] = {}
         scores: dict[str, np.ndarray] = {}

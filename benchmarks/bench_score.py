@@ -56,7 +56,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
     labels = LABELS[task]
     prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
     requests = requests_of(prompts, labels)
-    plan = engines["bf16"].plan(requests)
+    plan = engines["bf16"].estimate(requests)
     best: dict[str, float] = {}
     scores: dict[str, np.ndarray] = {}
     for turn in range(a.repeats):
@@ -97,8 +97,8 @@ def fixed(a: argparse.Namespace, task: str, lm: Any, shots: int) -> None:
         emit(what="fixed", task=task, shots=shots, skipped=f"longer than the context of {lm.context_size}")
         return
     whole = requests_of(prompts, labels)
-    plan = lm.plan(whole)
-    alone = lm.plan(whole[: len(labels)]).tokens_computed * len(prompts)
+    plan = lm.estimate(whole)
+    alone = lm.estimate(whole[: len(labels)]).tokens_computed * len(prompts)
     best = {"shared": float("inf"), "apart": float("inf")}
     scores: dict[str, np.ndarray] = {}
     for _ in range(a.repeats if shots <= 16 else 1):

@@ -117,9 +117,9 @@ def table(args: argparse.Namespace) -> None:
             pooled.setdefault(label, []).append(np.broadcast_to(x.mean(axis=0), x.shape[1:]))
             spent.setdefault(label, []).append({
                 "prompt": float(np.mean([row.prompt_tokens for run in runs for row in run.rows])),
-                "asked": float(np.mean([run.spent.get("tokens_asked", 0) / len(run.rows) for run in runs])),
-                "computed": float(np.mean([run.spent.get("tokens_computed", 0) / len(run.rows) for run in runs])),
-                "seconds": float(np.mean([run.spent.get("lm_s", 0) / len(run.rows) for run in runs])),
+                "asked": float(np.mean([run.usage.get("tokens_asked", 0) / len(run.rows) for run in runs])),
+                "computed": float(np.mean([run.usage.get("tokens_computed", 0) / len(run.rows) for run in runs])),
+                "seconds": float(np.mean([run.usage.get("lm_s", 0) / len(run.rows) for run in runs])),
             })  # fmt: skip
         print(f"| {name} | {metric} | " + " | ".join(cells) + " |")
     print("\nEASE minus each, mean over the sets where both are, same queries (95 % interval, p):")

@@ -1,7 +1,8 @@
 """The nouns that cross room borders: frozen dataclasses without I/O.
 
 ``Example`` and ``Query`` go into a selector, a ``Selection`` of ``Pick`` comes out, ``Prompt`` shows it, ``Row`` and
-``Run`` record what an LM made of it. ``Spec`` is enough to build the same selector again.
+``Run`` record what an LM made of it. ``Spec`` is enough to build the same selector again. ``ScoreRequest`` and
+``GenerateRequest`` go to an LM; ``Usage`` is what it has done, ``CostEstimate`` what it would have to do.
 """
 
 from __future__ import annotations
@@ -343,7 +344,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """``text`` without the stop string; ``tokens`` generated; ``finish`` is stop, length or choice."""
+    """``text`` without the stop string; ``tokens`` generated; ``finish`` is stop, length, choice or refused."""
 
     text: str
     tokens: int
@@ -397,17 +398,91 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that determines a result (``spec``), its rows, and what it cost (``spent``).
+    """Everything that determines a result (``spec``), its rows, and what it cost (``usage``).
 
-    ``id`` is the hash of ``spec``; ``spent`` holds calls, tokens, seconds and is not part of the identity.
+    ``id`` is the hash of ``spec``; ``usage`` holds calls, tokens, seconds and is not part of the identity (``run.json``
+    calls it ``spent``).
     """
 
     spec: Mapping[str, Any]
     rows: tuple[Row, ...] = ()
-    spent: Mapping[str, float] = field(default_factory=dict)
+    usage: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
         """Hash of the spec; the name of the run's folder."""
         return digest(self.spec, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an LM was asked so far, and what it took. ``after - before`` is the usage of the work between.
+
+    ``requests`` asked; ``calls`` are the distinct ones that were computed; ``tokens_asked`` is what a plain loop would
+    read (context and continuation of every request); ``tokens_computed`` went through the model; ``tokens_cached`` is
+    the part of ``tokens_asked`` that the cache answered; ``tokens_generated`` were written; ``seconds`` is wall time
+    inside the LM.
+    """
+
+    requests: int = 0
+    calls: int = 0
+    tokens_asked: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def __sub__(self, other: Usage) -> Usage:
+        return Usage(*(a - b for a, b in zip(self._values(), other._values(), strict=True)))
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(self.as_dict().values())
+
+    def as_dict(self) -> dict[str, float]:
+        """The counters by name."""
+        return {
+            "requests": self.requests,
+            "calls": self.calls,
+            "tokens_asked": self.tokens_asked,
+            "tokens_computed": self.tokens_computed,
+            "tokens_cached": self.tokens_cached,
+            "tokens_generated": self.tokens_generated,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What some work would ask of an LM. Estimates add up.
+
+    ``requests`` asked with ``prompts`` different contexts; ``calls``: distinct requests to compute, those in the cache
+    left out. ``tokens_asked``: what a plain loop would read. ``tokens_computed``: after sharing and the cache.
+    ``tokens_cached``: the part of ``tokens_asked`` that the cache answers. ``tokens_generated``: at most so many are
+    written. ``seconds`` of reading, without those of writing; None where they are not known.
+    """
+
+    requests: int = 0
+    prompts: int = 0
+    calls: int = 0
+    tokens_asked: int = 0
+    tokens_computed: int = 0
+    tokens_cached: int = 0
+    tokens_generated: int = 0
+    seconds: float | None = 0.0
+
+    def __add__(self, other: CostEstimate) -> CostEstimate:
+        seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
+        return CostEstimate(
+            self.requests + other.requests,
+            self.prompts + other.prompts,
+            self.calls + other.calls,
+            self.tokens_asked + other.tokens_asked,
+            self.tokens_computed + other.tokens_computed,
+            self.tokens_cached + other.tokens_cached,
+            self.tokens_generated + other.tokens_generated,
+            seconds,
+        )

@@ -20,7 +20,7 @@ from iclkit.embed import EmbeddingFormat, Retriever, RetrieverFormat, bge_icl, p
 from iclkit.embed._formats import format_fingerprint
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM, generation_key, score_key, score_text_key
+from iclkit.lm._cached import cached, generation_key, score_key, score_text_key
 from iclkit.lm._tokens import TokenPair
 from iclkit.pool import Pool
 from iclkit.prompts import Template
@@ -68,7 +68,7 @@ def test_a_pool_gives_its_vectors_and_keys_without_an_embedder_or_lm_at_work(tmp
 
 def test_an_lm_cache_answers_every_score_and_generation(tmp_path: Path) -> None:
     inner, prompt = FakeLM(), "Text: rain\nKind:"
-    lm = CachedLM(inner, Cache(stored("lm-cache", tmp_path)))
+    lm = cached(inner, Cache(stored("lm-cache", tmp_path)))
     lm.score([ScoreRequest(prompt, " yes"), ScoreRequest(prompt, " no")])
     lm.generate([GenerateRequest(prompt, 5, ("\n",)), GenerateRequest(prompt, 5, temperature=0.7, seed=3)])
     assert not inner.scored
@@ -138,7 +138,6 @@ BY_FIELD_NAME = {
     "schema": "reads JSON files by the names in them",
     "records": "rows of a run",
     "selectors/_base": "a selector's spec: its name and the settings as a user types them",
-    "lm/_usage": "counters",
     "lm/_http": "checks",
     "lm/_openai": "settings as a user types them",
     "models/_catalogue": "reads the catalogue",

@@ -21,9 +21,9 @@ from iclkit.secrets import redact
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder
-    from iclkit.eval import Grid, PlannedRun, Rehearsed
+    from iclkit.eval import Grid, PlannedRun
     from iclkit.lm import LM
-    from iclkit.records import Run
+    from iclkit.records import CostEstimate, Run
     from iclkit.selectors import Reranker
 
 
@@ -203,7 +203,7 @@ def command(
     reranker = load_cross(grid, reranker_name, device)
     runs: list[Run] = []
     lost: list[NothingAnswered] = []
-    prices: dict[str, tuple[Rehearsed, list[str]]] = {}
+    prices: dict[str, tuple[CostEstimate, list[str]]] = {}
     for name in dedupe(lms):
         lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
         jobs = announce(benches, lm, grid, vectors, out, reranker)
@@ -305,22 +305,22 @@ def load_reader(
 
 def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
     """Say what the user should know about how the LM is asked, but for what was said before."""
-    for note in getattr(lm, "notes", ()):
+    for note in lm.notes:
         if note not in said:
             say(f"note: {note}")
 
 
-def price_of(jobs: Sequence[PlannedRun]) -> Rehearsed:
+def price_of(jobs: Sequence[PlannedRun]) -> CostEstimate:
     """What the runs would ask of their LM, with a bar while it is found out."""
-    from iclkit.eval import rehearse
+    from iclkit.eval import dry_run
 
     total = sum(len(job.bench.queries) for job in jobs)
     with bars(total) as (start, step):
         start("planning", total)
-        return rehearse(jobs, lambda done, _: step(done))
+        return dry_run(jobs, lambda done, _: step(done))
 
 
-def show_prices(prices: Mapping[str, tuple[Rehearsed, list[str]]], as_json: bool) -> None:
+def show_prices(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: bool) -> None:
     """What each LM would be asked, and when shared demonstrations pay, on stdout."""
     from dataclasses import asdict
 
@@ -393,7 +393,7 @@ def run_jobs(
     from iclkit.report import format_figure
 
     runs = []
-    said = {id(job.kit.lm): tuple(getattr(job.kit.lm, "notes", ())) for job in jobs}
+    said = {id(job.lm): job.lm.notes for job in jobs}
     total = sum(len(job.bench.queries) for job in jobs)
     with bars(total) as (start, step):
         for number, job in enumerate(jobs, 1):
@@ -412,7 +412,7 @@ def run_jobs(
                 say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
-    for lm in {id(job.kit.lm): job.kit.lm for job in jobs}.values():
+    for lm in {id(job.lm): job.kit.lm for job in jobs}.values():
         if lm is not None:  # what was found out while it was asked
             tell_notes(lm, said[id(lm)])
     return runs

@@ -138,9 +138,9 @@ def command(
             )
             return
         result = training.run()
-    spent = getattr(lm, "spent", None)
-    if spent is not None and spent.tokens_computed:
-        say(f"LM: {spent.tokens_computed:,} tokens read for {spent.tokens_asked:,} asked, {spent.seconds:,.0f} s")
+    usage = lm.usage
+    if usage.tokens_computed:
+        say(f"LM: {usage.tokens_computed:,} tokens read for {usage.tokens_asked:,} asked, {usage.seconds:,.0f} s")
     if _FIRST:
         _show(result, as_json)
     selector = result.card.get("selector", "knn")

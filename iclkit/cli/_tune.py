@@ -262,10 +262,10 @@ def _show(found: TuneResult, problem: TuneProblem, objective: str) -> None:
             f"{len(problem.confirmation)} fresh queries; best of {len(found.finalists)} that were confirmed",
             highlight=False,
         )
-    if silent := int(found.spent.get("no_answer", 0)):
+    if silent := int(found.usage.get("no_answer", 0)):
         say(f"note: {silent:,} answers of {problem.lm.name} were empty or refused; each counts as wrong")
-    asked, computed = (found.spent.get(key, 0) for key in ("tokens_asked", "tokens_computed"))
-    cached = found.spent.get("tokens_cached", 0)
+    asked, computed = (found.usage.get(key, 0) for key in ("tokens_asked", "tokens_computed"))
+    cached = found.usage.get("tokens_cached", 0)
     if asked:
         out.print(
             f"tokens asked {asked:,.0f}, from the cache {cached:,.0f}, computed {computed:,.0f}: shared demonstrations "

@@ -24,8 +24,7 @@ from iclkit.eval._labels import (
     reliability,
 )
 from iclkit.eval._metrics import METRICS, Metric
-from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, plan
-from iclkit.eval._rehearse import Rehearsed, rehearse
+from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, dry_run, plan
 from iclkit.eval._runs import LeftOut, RunSpec, load_run, load_runs, load_texts
 from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
 
@@ -47,7 +46,6 @@ __all__ = [
     "LeftOut",
     "Metric",
     "PlannedRun",
-    "Rehearsed",
     "RunSpec",
     "Settings",
     "Suspect",
@@ -61,6 +59,7 @@ __all__ = [
     "decide",
     "diagnose",
     "difference",
+    "dry_run",
     "estimate",
     "evaluate",
     "explain",
@@ -76,7 +75,6 @@ __all__ = [
     "plan",
     "prompt_of",
     "rank_intervals",
-    "rehearse",
     "reliability",
     "seed_matters",
     "suspects",

@@ -31,7 +31,7 @@ from iclkit.eval._calibrate import (
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._runs import RunWriter, batches
-from iclkit.lm import LM, ask_each, ranks_only
+from iclkit.lm import LM, as_lm, ask_each, ranks_only
 from iclkit.models import home
 from iclkit.pool import Pool, PoolView
 from iclkit.prompts import (
@@ -288,6 +288,7 @@ def evaluate(
     """
     if on_error not in ON_ERROR:
         raise UsageError(f"on_error is {on_error!r}; choose from {', '.join(ON_ERROR)}")
+    lm = as_lm(lm)
     bench = task if isinstance(task, Bench) else make_bench(task, pool, limit=limit, on_leak=on_leak)
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
     if k == 0 or chooser.spec.name == "zero":
@@ -302,15 +303,15 @@ def evaluate(
     if out is None:
         rows = work.finished([row for part in batches(total) for row in work.rows(part)])
         work.must_have_answers(rows)
-        return Run(work.spec, tuple(rows), work.spent, work.facts | _counts(rows) | {"done": True})
+        return Run(work.spec, tuple(rows), work.usage, work.facts | _counts(rows) | {"done": True})
     asked = [(q.id, gold) for q, gold in zip(bench.queries, bench.golds, strict=True)]
     with RunWriter.opened(Path(out), work.spec, total, asked) as folder:
         again = [at for at, row in enumerate(folder.rows) if row.failure]
         if not folder.done or again:
-            before = dict(folder.spent)
+            before = dict(folder.usage)
 
             def save(*, done: bool) -> None:
-                folder.spent = before | {key: before.get(key, 0) + value for key, value in work.spent.items()}
+                folder.usage = before | {key: before.get(key, 0) + value for key, value in work.usage.items()}
                 folder.facts = work.facts | (_counts(folder.rows) if done else {})
                 folder.save(done=done, texts=work.texts(folder.rows) if done else ())
 
@@ -332,7 +333,7 @@ def evaluate(
                 folder.rewrite(rows)
             work.must_have_answers(rows)
             save(done=True)
-        return Run(work.spec, tuple(folder.rows), folder.spent, folder.facts | {"done": True})
+        return Run(work.spec, tuple(folder.rows), folder.usage, folder.facts | {"done": True})
 
 
 def run_spec(bench: Bench, chooser: Selector, kit: Kit, settings: Settings) -> dict[str, Any]:
@@ -491,7 +492,7 @@ class _Work:
             "trained on": _trained_on(chooser, kit, bench.task.name),
             "source": bench.source,
         }
-        self.spent: dict[str, float] = {}
+        self.usage: dict[str, float] = {}
         self._fitted = False
         self._done = 0
         self.free = free_inputs(calibrate, bench.view.examples, settings.seed)
@@ -745,16 +746,15 @@ class _Work:
 
     @contextmanager
     def _timed(self, stage: str) -> Any:
-        spent = getattr(self.lm, "spent", None)
-        before = spent.as_dict() if spent else {}
+        before = self.lm.usage
         start = time.perf_counter()
         yield
         self._add(f"{stage}_s", time.perf_counter() - start)
-        for key, value in (spent.as_dict() if spent else {}).items():
-            self._add("lm_s" if key == "seconds" else key, value - before[key])
+        for key, value in (self.lm.usage - before).as_dict().items():
+            self._add("lm_s" if key == "seconds" else key, value)
 
     def _add(self, key: str, value: float) -> None:
-        self.spent[key] = round(self.spent.get(key, 0) + value, 6)
+        self.usage[key] = round(self.usage.get(key, 0) + value, 6)
 
     def _step(self, count: int) -> None:
         self._done += count

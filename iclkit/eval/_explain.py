@@ -24,7 +24,7 @@ from iclkit.eval._calibrate import Floats, blank, divide, free_inputs, prior
 from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
 from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
-from iclkit.lm import LM, ranks_only
+from iclkit.lm import LM, as_lm, ranks_only
 from iclkit.prompts import (
     Template,
     answer_options,
@@ -110,6 +110,7 @@ def explain(
     Rows that failed, or whose prompts this LM does not take, are left out; DataError when that is all of them, and when
     the run has no texts.
     """
+    lm = as_lm(lm)
     template, content_free = template_of(run), _content_free(run, bench)
     chosen = list(run.rows if rows is None else rows)
     found, why_not = list[Explanation](), ""
@@ -278,6 +279,7 @@ def suspects(
     """
     if not bench.task.labels:
         raise DataError(f"task {bench.task.name!r} has no labels, so none can be wrong")
+    lm = as_lm(lm)
     if ranks_only(lm):
         raise UsageError(f"{lm.name} tells no log-probabilities, so it cannot say how likely a label is")
     run = evaluate(

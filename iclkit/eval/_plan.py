@@ -15,9 +15,9 @@ from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
 from iclkit.eval._runs import finished
-from iclkit.lm import LM
-from iclkit.prompts import ModelShape, Template, assemble, break_even
-from iclkit.records import Progress, Run, digest
+from iclkit.lm import LM, ModelShape, as_lm, break_even
+from iclkit.prompts import Template, assemble
+from iclkit.records import CostEstimate, Progress, Run, digest
 from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for
 
 _PROBES = 8
@@ -122,6 +122,7 @@ def plan(
     ``zero`` runs once, whatever k, order and seed. A selector runs under every seed only if its picks or their order
     depend on it. UsageError for a k that is larger than a pool; NeedError for what a selector lacks.
     """
+    lm = as_lm(lm)
     jobs: dict[tuple[int, str, Settings], PlannedRun] = {}
     for at, bench in enumerate(benches):
         seeds_of: dict[tuple[str, int, str], int] = {}
@@ -185,6 +186,24 @@ def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> Cost:
     )
 
 
+def dry_run(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> CostEstimate:
+    """Select and assemble everything that the runs need, and estimate what their LM would be asked; nothing is kept.
+
+    A selector that asks the LM itself is given blank answers, so what it would ask next is an estimate. Progress is in
+    queries. Errors as ``evaluate``.
+    """
+    total, done = sum(len(job.bench.queries) for job in jobs), 0
+    cost = CostEstimate()
+    for job in jobs:
+        lm = job.lm.dry_run()
+        job.with_lm(lm).run(None)
+        cost += lm.cost
+        done += len(job.bench.queries)
+        if progress is not None:
+            progress(done, total)
+    return cost
+
+
 def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
     """From how many queries on demonstrations that all share cost less to read than each query's own, a line a pair.
 
@@ -213,10 +232,10 @@ def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own:
     def named(jobs: Sequence[PlannedRun]) -> str:
         return ", ".join(dict.fromkeys(job.selector for job in jobs))
 
-    bare, shape = tokens(0), getattr(fixed[0].lm, "shape", None)
+    bare, shape = tokens(0), fixed[0].lm.shape
     shared, near, chosen = (tokens(shots) - bare for shots in (part, k - part, least))
     even = break_even(
-        ModelShape(*(shape or (1, 0, 0))),
+        shape or ModelShape(1, 0, 0),
         fixed_tokens=shared,
         near_tokens=near,
         selected_tokens=chosen,

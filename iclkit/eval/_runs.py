@@ -158,7 +158,7 @@ class RunWriter:
     ) -> None:
         self.folder, self.spec, self.total, self.asked = folder, spec, total, asked
         self.done = False
-        self.spent: dict[str, float] = {}
+        self.usage: dict[str, float] = {}
         self.facts: dict[str, Any] = {}
         self.rows: list[Row] = []
         self._read()
@@ -223,7 +223,7 @@ class RunWriter:
             "done": done,
             "spec": self.spec,
             "facts": self.facts,
-            "spent": self.spent,
+            "spent": self.usage,
         }
         _replace(self.folder / "run.json", json.dumps(state, ensure_ascii=False, indent=1) + "\n")
         self.done = done
@@ -234,7 +234,7 @@ class RunWriter:
             found = _read_state(state)
             if found["id"] != digest(self.spec, 8):
                 raise DataError(f"{state}: the run in this folder is another, {found['id']}; {_STATE_REMEDY}")
-            self.done, self.spent, self.facts = found["done"], found["spent"], dict(found["facts"])
+            self.done, self.usage, self.facts = found["done"], found["spent"], dict(found["facts"])
         if not _there(file):
             self.done = False
             return

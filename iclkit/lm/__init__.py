@@ -3,21 +3,31 @@
 Importing this room loads neither torch nor transformers; ``load_lm`` does.
 """
 
+from iclkit.lm._base import BaseLM, as_lm
+from iclkit.lm._dry_run import DryRunLM
 from iclkit.lm._each import ask_each
 from iclkit.lm._load import load_lm
-from iclkit.lm._protocol import LM, OnDone, ranks_only
-from iclkit.lm._usage import Usage
-from iclkit.records import GenerateRequest, Generation, Score, ScoreRequest
+from iclkit.lm._protocol import LM, MinimalLM, OnDone, ranks_only
+from iclkit.lm._shape import BreakEven, ModelShape, break_even
+from iclkit.records import CostEstimate, GenerateRequest, Generation, Score, ScoreRequest, Usage
 
 __all__ = [
     "LM",
+    "BaseLM",
+    "BreakEven",
+    "CostEstimate",
+    "DryRunLM",
     "GenerateRequest",
     "Generation",
+    "MinimalLM",
+    "ModelShape",
     "OnDone",
     "Score",
     "ScoreRequest",
     "Usage",
+    "as_lm",
     "ask_each",
+    "break_even",
     "load_lm",
     "ranks_only",
 ]

@@ -48,7 +48,7 @@ def load_lm(
     trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded whole, RunError when
     the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the user.
     """
-    from iclkit.lm._cached import CachedLM
+    from iclkit.lm._cached import cached
 
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
@@ -56,7 +56,7 @@ def load_lm(
     if spec.startswith("openai:"):
         from iclkit.lm._openai import open_openai
 
-        lm: Any = open_openai(spec)
+        lm: LM = open_openai(spec)
     elif spec.startswith("vllm:"):
         from iclkit.lm._vllm import open_vllm
 
@@ -64,7 +64,7 @@ def load_lm(
     else:
         from iclkit.lm._verified import VerifiedLM
 
-        def load(mode: str) -> Any:
+        def load(mode: str) -> LM:
             lm = load_torch(
                 spec,
                 dtype=mode,
@@ -75,10 +75,10 @@ def load_lm(
                 lean=lean,
                 trust_remote_code=trust_remote_code,
             )
-            return CachedLM(lm, store)
+            return cached(lm, store)
 
         return VerifiedLM(load("bf16"), load("fp32")) if dtype == "bf16-verified" else load(dtype)
-    return CachedLM(lm, store)
+    return cached(lm, store)
 
 
 def _open_cache(cache: bool | Path) -> Store:

@@ -37,6 +37,7 @@ from typing import Any, TypeVar
 
 from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm._adapt import NOTES, STOPS, THOUGHTS, adapted, change_for
+from iclkit.lm._base import BaseLM
 from iclkit.lm._http import Client, HttpConfig, HttpError, RequestRejected, said
 from iclkit.lm._openai_parse import (
     NotSupported,
@@ -60,8 +61,17 @@ from iclkit.lm._openai_parse import (
 )
 from iclkit.lm._protocol import OnDone
 from iclkit.lm._tokens import PromptTokenizer, TokenPair
-from iclkit.lm._usage import Usage
-from iclkit.records import GenerateRequest, Generation, Json, Message, Score, ScoreRequest, canonical_json, digest
+from iclkit.records import (
+    GenerateRequest,
+    Generation,
+    Json,
+    Message,
+    Score,
+    ScoreRequest,
+    Usage,
+    canonical_json,
+    digest,
+)
 from iclkit.registry import parse_spec
 from iclkit.secrets import redact, redact_known, split_userinfo
 
@@ -185,16 +195,15 @@ class _Unanswered(Exception):
     """One prompt that has no answer; ``str`` says why. Never leaves this module."""
 
 
-class OpenAILM:
+class OpenAILM(BaseLM):
     """A language model behind an OpenAI-compatible server. Opening it asks the server a few short questions.
 
     ``scoring`` is how log-probabilities are had (see the module), ``notes`` say what the user should know about it,
-    ``spent`` counts requests to the server and the tokens it reports.
+    ``usage`` counts requests to the server and the tokens it reports.
     """
 
     def __init__(self, model: str, client: Client, config: OpenAIConfig) -> None:
         self.name, self.client, self.config = model, client, config
-        self.spent, self.notes = Usage(), tuple[str, ...]()
         self._root = client.url.removesuffix("/v1")
         self._lock, self._tokenizing = threading.Lock(), threading.Lock()
         self._widths: tuple[int, ...] = _WIDTHS
@@ -376,8 +385,8 @@ class OpenAILM:
     def _note(self, text: str) -> None:
         text = redact(text)
         with self._lock:
-            if text not in self.notes:
-                self.notes = (*self.notes, text)
+            if text not in self._notes:
+                self._notes = (*self._notes, text)
 
     # -- the protocol ---------------------------------------------------------------------------------------------
 
@@ -490,8 +499,8 @@ class OpenAILM:
             found.update(done)
             if on_done is not None:
                 on_done(done)
-        self.spent.requests += len(found)
-        self.spent.seconds += time.perf_counter() - start
+        with self._lock:
+            self._usage += Usage(requests=len(found), seconds=time.perf_counter() - start)
         if failed:
             first = min(failed)
             told = next(k for k, (_, places) in zip(keys, units, strict=True) if min(map(min, places)) == first)
@@ -764,8 +773,11 @@ class OpenAILM:
             raise
         with self._lock:
             self._answered.add(shape)
-            self.spent.calls += 1
-            self.spent.tokens_computed += _usage(answer, "total_tokens") or 0
+            self._usage += Usage(
+                calls=1,
+                tokens_computed=_usage(answer, "total_tokens") or 0,
+                tokens_generated=_usage(answer, "completion_tokens") or 0,
+            )
         return answer
 
     def _is_about_the_prompt(self, path: str, body: dict[str, Any], look: bool, shape: str, error: Exception) -> bool:

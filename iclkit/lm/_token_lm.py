@@ -1,36 +1,36 @@
-"""What LMs that are asked by token ids have in common: texts to ids, and results in the order of the requests."""
+"""Language models whose requests are token ids: texts to ids, and results in the order of the requests."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from iclkit.errors import RequestError
+from iclkit.lm._base import BaseLM
 from iclkit.lm._plan import Plan
 from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
-from iclkit.lm._usage import Usage
-from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
+from iclkit.records import CostEstimate, GenerateRequest, Generation, Message, Score, ScoreRequest
 
 
-class IdsLM(ABC):
-    """The protocol in terms of ``plan_encoded``, ``score_encoded`` and ``generate_encoded``, which a backend writes."""
+class TokenLM(BaseLM):
+    """An LM whose requests are named by exact token ids, and which leaves out the answers that are known already.
 
-    name: str
-    fingerprint: str
-    context_size: int
+    A backend writes ``plan_encoded``, ``score_encoded`` and ``generate_encoded``; one that shares the beginnings of
+    prompts, or knows its own speed, says so in ``tokens_to_read`` and ``seconds_for``.
+    """
+
     codec: PromptTokenizer
-    spent: Usage
-    notes: tuple[str, ...] = ()
     vocabulary: int | None = None
-    """Rows of the model's table of words, where the tokenizer may give ids beyond it."""
-    spare: ClassVar[int] = 0
+    """Rows of the model's embedding table, where the tokenizer may give ids beyond it."""
+    reserved_tokens: ClassVar[int] = 0
     """Tokens that must fit behind a scored text."""
 
     @abstractmethod
     def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
-        """The plan of ``score_encoded``."""
+        """What ``score_encoded`` computes: planned for all pairs, then without the requests that are ``known``."""
 
     @abstractmethod
     def score_encoded(
@@ -48,6 +48,14 @@ class IdsLM(ABC):
     ) -> Iterable[tuple[int, Generation]]:
         """(request index, generation) of every request that is not ``known``; choices are scored."""
 
+    def tokens_to_read(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> int:  # noqa: ARG002
+        """Tokens of the prompts that ``generate_encoded`` reads, after sharing; none of the requests has choices."""
+        return sum(map(len, prompts))
+
+    def seconds_for(self, tokens: int) -> float | None:  # noqa: ARG002
+        """Wall seconds that reading so many tokens takes; None where that is not known."""
+        return None
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of ``text``, with the special tokens the model puts in front."""
         return self.codec.count(text)
@@ -58,24 +66,77 @@ class IdsLM(ABC):
 
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
         """Sum of log-probabilities of each continuation, in nats. RequestError for one beyond the context size."""
-        found = dict(self.score_encoded(self.pairs(requests), on_done))
-        return [found[i] for i in range(len(requests))]
+        scores = dict(self.score_encoded(self.encode_scores(requests), on_done))
+        return [scores[i] for i in range(len(requests))]
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
     ) -> list[Generation]:
         """A continuation per request."""
-        found = dict(self.generate_encoded(self.encode_prompts(requests), requests, on_done))
-        return [found[i] for i in range(len(requests))]
+        answers = dict(self.generate_encoded(self.encode_prompts(requests), requests, on_done))
+        return [answers[i] for i in range(len(requests))]
 
-    def plan(self, requests: Sequence[ScoreRequest], known: Collection[int] = ()) -> Plan:
-        """What ``score`` would feed, given that the answers of the requests ``known`` are at hand."""
-        return self.plan_encoded(self.pairs(requests), known).as_laid_out()
+    # -- estimates ------------------------------------------------------------------------------------------------
 
-    def pairs(self, requests: Sequence[ScoreRequest]) -> list[TokenPair]:
+    def estimate(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> CostEstimate:
+        """What the requests would cost now, after sharing."""
+        return estimate_by_kind(self.estimate_scores, self.estimate_generations, requests)
+
+    def estimate_scores(self, requests: Sequence[ScoreRequest]) -> CostEstimate:
+        """What ``score`` would cost now."""
+        pairs = self.encode_scores(requests)
+        return self.estimate_encoded_scores(requests, pairs)
+
+    def estimate_generations(self, requests: Sequence[GenerateRequest]) -> CostEstimate:
+        """What ``generate`` would cost now."""
+        return self.estimate_encoded_prompts(requests, self.encode_prompts(requests))
+
+    def estimate_encoded_scores(
+        self, requests: Sequence[ScoreRequest], pairs: Sequence[TokenPair], known: Collection[int] = ()
+    ) -> CostEstimate:
+        """What ``score_encoded`` would cost."""
+        plan = self.plan_encoded(pairs, known).as_laid_out()
+        return CostEstimate(
+            requests=len(requests),
+            prompts=len({r.context for r in requests}),
+            calls=plan.calls,
+            tokens_asked=plan.tokens_asked,
+            tokens_computed=plan.tokens_computed,
+            tokens_cached=plan.tokens_cached,
+            seconds=self.seconds_for(plan.tokens_computed) if plan.tokens_computed else 0.0,
+        )
+
+    def estimate_encoded_prompts(
+        self, requests: Sequence[GenerateRequest], prompts: Sequence[TokenIds], known: Collection[int] = ()
+    ) -> CostEstimate:
+        """What ``generate_encoded`` would cost."""
+        unknown = [i for i in range(len(requests)) if i not in known]
+        free = [i for i in unknown if not requests[i].choices]
+        chosen = [i for i in unknown if requests[i].choices]
+        tokens = self.tokens_to_read([prompts[i] for i in free], [requests[i] for i in free]) if free else 0
+        estimate = CostEstimate(
+            requests=len(requests),
+            prompts=len({r.context for r in requests}),
+            calls=len(free),
+            tokens_asked=sum(map(len, prompts)),
+            tokens_computed=tokens,
+            tokens_cached=sum(len(prompts[i]) for i in known),
+            tokens_generated=sum(requests[i].max_tokens for i in free),
+            seconds=self.seconds_for(tokens) if tokens else 0.0,
+        )
+        if not chosen:
+            return estimate
+        candidates = [(i, ScoreRequest(requests[i].context, choice)) for i in chosen for choice in requests[i].choices]
+        with numbered([i for i, _ in candidates]):
+            scores = self.estimate_scores([r for _, r in candidates])
+        return estimate + replace(scores, requests=0, prompts=0, tokens_asked=0)
+
+    # -- texts to token ids ---------------------------------------------------------------------------------------
+
+    def encode_scores(self, requests: Sequence[ScoreRequest]) -> list[TokenPair]:
         """Token ids of each request. RequestError for one that the model cannot read whole."""
         pairs = self.codec.pairs([(r.context, r.continuation) for r in requests])
-        self._must_fit([len(pair.ids) + self.spare for pair in pairs])
+        self._must_fit([len(pair.ids) + self.reserved_tokens for pair in pairs])
         self._must_be_known([pair.ids for pair in pairs])
         return pairs
 
@@ -107,12 +168,38 @@ class IdsLM(ABC):
 
     def _choose(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """The likeliest of each request's choices (the first on a tie)."""
-        asked = [ScoreRequest(r.context, c) for r in requests for c in r.choices]
+        candidates = [ScoreRequest(r.context, c) for r in requests for c in r.choices]
         with numbered([i for i, r in enumerate(requests) for _ in r.choices]):
-            scores = iter(self.score(asked))
-        out = []
-        for request in requests:
-            own = [next(scores) for _ in request.choices]
-            best = max(range(len(own)), key=lambda i: own[i].logprob)
-            out.append(Generation(request.choices[best], own[best].tokens, "choice"))
-        return out
+            return best_choices(requests, self.score(candidates))
+
+
+def best_choices(requests: Sequence[GenerateRequest], scores: Sequence[Score]) -> list[Generation]:
+    """The likeliest of each request's choices (the first on a tie); ``scores``: of all choices, in order."""
+    remaining = iter(scores)
+    out = []
+    for request in requests:
+        own = [next(remaining) for _ in request.choices]
+        best = max(range(len(own)), key=lambda i: own[i].logprob)
+        out.append(Generation(request.choices[best], own[best].tokens, "choice"))
+    return out
+
+
+def estimate_by_kind(
+    scores: Callable[[Sequence[ScoreRequest]], CostEstimate],
+    generations: Callable[[Sequence[GenerateRequest]], CostEstimate],
+    requests: Sequence[ScoreRequest | GenerateRequest],
+) -> CostEstimate:
+    """The estimate of a mixed list: scores by one function, texts by the other.
+
+    RequestErrors come out with the numbers of the mixed list.
+    """
+    to_score = [(i, r) for i, r in enumerate(requests) if isinstance(r, ScoreRequest)]
+    to_write = [(i, r) for i, r in enumerate(requests) if isinstance(r, GenerateRequest)]
+    total = CostEstimate()
+    if to_score:
+        with numbered([i for i, _ in to_score]):
+            total += scores([r for _, r in to_score])
+    if to_write:
+        with numbered([i for i, _ in to_write]):
+            total += generations([r for _, r in to_write])
+    return total

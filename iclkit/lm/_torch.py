@@ -30,11 +30,11 @@ from iclkit.lm._module import (
 )
 from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
 from iclkit.lm._protocol import OnDone, numbered
-from iclkit.lm._token_lm import IdsLM
+from iclkit.lm._shape import ModelShape
+from iclkit.lm._token_lm import TokenLM
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
-from iclkit.lm._usage import Usage
 from iclkit.models import load_errors
-from iclkit.records import GenerateRequest, Generation, Score
+from iclkit.records import GenerateRequest, Generation, Score, Usage
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32
@@ -64,7 +64,7 @@ def prefix_chain(prefixes: Sequence[Prefix], last: int) -> tuple[Prefix, ...]:
     return tuple(reversed(chain))
 
 
-class TorchLM(IdsLM):
+class TorchLM(TokenLM):
     """A loaded model. Batches are planned over the whole request list, so equal lists give bit-equal answers.
 
     ``lean`` None runs the module itself. ``batch_tokens``: tokens per pass (speed and memory, not the answer).
@@ -87,9 +87,8 @@ class TorchLM(IdsLM):
         rows, words = len(module.get_input_embeddings().weight), len(codec.tokenizer)
         self.vocabulary = rows if words > rows else None
         beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
-        self.notes = (*notes, *codec.notes, *filter(None, (unbounded, beyond if words > rows else "")))
+        self._notes = (*notes, *codec.notes, *filter(None, (unbounded, beyond if words > rows else "")))
         self.device: torch.device = next(module.parameters()).device
-        self.spent = Usage()
         self._kept: dict[TokenIds, KV] = {}
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
         many = eos if isinstance(eos, (list, tuple)) else [eos]
@@ -100,41 +99,41 @@ class TorchLM(IdsLM):
         self._eos = {e for e in (*many, codec.eos) if e is not None}
         self._keeps_logits = keeps_logits(module)
         self._cache_works: bool | None = None
+        self._tokens_per_second: float | None = None
         if lean is None:
             module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
             refuse_unless_causal(module, self.context_size)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """What reading costs: parameters without those of words, layers, width (heads times their size)."""
+    def shape(self) -> ModelShape:
+        """What reading costs: parameters without those of the embeddings, layers, width."""
         config = self.module.config.get_text_config()
-        words = {id(m.weight): m.weight.numel() for m in self._word_modules()}
-        rest = sum(p.numel() for p in self.module.parameters() if id(p) not in words)
+        tables = {id(m.weight): m.weight.numel() for m in self._embedding_modules()}
+        parameters = sum(p.numel() for p in self.module.parameters() if id(p) not in tables)
         heads = getattr(config, "num_attention_heads", None)
         if not heads:  # recurrent: as wide as its states
-            return rest, config.num_hidden_layers, config.hidden_size
+            return ModelShape(parameters, config.num_hidden_layers, config.hidden_size)
         size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return rest, config.num_hidden_layers, heads * size
+        return ModelShape(parameters, config.num_hidden_layers, heads * size)
 
-    def _word_modules(self) -> list[Any]:
-        found = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
-        return [m for m in found if m is not None]
+    def _embedding_modules(self) -> list[Any]:
+        modules = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
+        return [m for m in modules if m is not None]
 
-    def estimate_seconds(self, plan: Plan) -> float:
-        """Wall seconds that a plan will take here, from a probe of a second or less."""
-        rate = getattr(self, "_tokens_per_second", None)
-        if rate is None:
+    def seconds_for(self, tokens: int) -> float:
+        """Wall seconds that reading so many tokens takes here, from a probe of a second or less."""
+        if self._tokens_per_second is None:
             size = min(PROBE_TOKENS, self.context_size - 1)
             vocabulary = min(997, len(self.module.get_input_embeddings().weight))
             pairs = [TokenPair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
-            best, before = float("inf"), self.spent.tokens_computed
+            best, before = float("inf"), self._usage
             for _ in range(2):
                 start = time.perf_counter()
                 self._compute(pairs, None, None)
                 best = min(best, time.perf_counter() - start)
-            self.spent.tokens_computed = before  # a probe is nobody's request
-            self._tokens_per_second = rate = 2 * size / best
-        return float(plan.tokens_computed / rate)
+            self._usage = before  # a probe is nobody's request
+            self._tokens_per_second = 2 * size / best
+        return tokens / self._tokens_per_second
 
     # -- scoring by token ids -------------------------------------------------------------------------------------
 
@@ -153,8 +152,7 @@ class TorchLM(IdsLM):
         """
         plan = self.plan_encoded(pairs, known)
         results: list[tuple[int, Score]] = []
-        self.spent.requests += len(pairs)
-        self.spent.tokens_asked += plan.tokens_asked
+        self._usage += Usage(requests=len(pairs), tokens_asked=plan.tokens_asked)
         jobs = [
             ForwardJob(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
             for b in plan.batches
@@ -176,8 +174,7 @@ class TorchLM(IdsLM):
         for at, job in enumerate(jobs):
             start = time.perf_counter()
             results = self.work(job)
-            self.spent.calls += len(results)
-            self.spent.seconds += time.perf_counter() - start
+            self._usage += Usage(calls=len(results), seconds=time.perf_counter() - start)
             yield at, results
 
     def work(self, job: ForwardJob) -> list[Any]:
@@ -218,7 +215,7 @@ class TorchLM(IdsLM):
     def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
         assert self.lean is not None
         layout = build_layout([TokenPair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
-        self.spent.tokens_computed += len(layout.tokens)
+        self._usage += Usage(tokens_computed=len(layout.tokens))
         return self.lean.forward(layout, before, keep=True)[1]
 
     def _compute_in_memory(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
@@ -245,7 +242,7 @@ class TorchLM(IdsLM):
         if self.lean is None:
             return self._compute_by_module(pairs)
         layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
-        self.spent.tokens_computed += len(layout.tokens)
+        self._usage += Usage(tokens_computed=len(layout.tokens))
         hidden, _ = self.lean.forward(layout, kept)
         reader = ScoreReader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
         for at in range(0, len(hidden), HEAD_ROWS):
@@ -261,7 +258,7 @@ class TorchLM(IdsLM):
         for r, row in enumerate(fed):
             ids[r, : len(row)] = torch.tensor(row)
             mask[r, : len(row)] = 1
-        self.spent.tokens_computed += ids.numel()
+        self._usage += Usage(tokens_computed=ids.numel())
         first = min(p.n_context for p in pairs) - 1
         keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
         ids, mask = ids.to(self.device), mask.to(self.device)
@@ -292,8 +289,7 @@ class TorchLM(IdsLM):
         """(request index, generation) of every request that is not ``known``, batch by batch."""
         skip = set(known)
         results: list[tuple[int, Generation]] = []
-        self.spent.requests += len(requests)
-        self.spent.tokens_asked += sum(map(len, prompts))
+        self._usage += Usage(requests=len(requests), tokens_asked=sum(map(len, prompts)))
         batches = [
             left
             for batch in generation_batches(prompts, requests, self.batch_tokens)
@@ -306,6 +302,7 @@ class TorchLM(IdsLM):
             pairs = list(zip(indices, told, strict=True))
             done = [(i, g) for i, g in pairs if isinstance(g, Generation)]
             lost.update((i, g) for i, g in pairs if isinstance(g, str))
+            self._usage += Usage(tokens_generated=sum(g.tokens for i, g in done if not requests[i].choices))
             if on_done is not None:
                 on_done(done)
             results.extend(done)
@@ -320,6 +317,18 @@ class TorchLM(IdsLM):
             finish(batches[at], done)
         _raise_first(lost)
         return iter(results)
+
+    def tokens_to_read(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> int:
+        """Tokens of the prompts after sharing: batch by batch they are read as the scorer reads."""
+        if self.lean is None:
+            return sum(map(len, prompts))
+        return sum(
+            self._prompt_plan([prompts[i] for i in batch]).as_laid_out().tokens_computed
+            for batch in generation_batches(prompts, requests, self.batch_tokens)
+        )
+
+    def _prompt_plan(self, prompts: Sequence[TokenIds]) -> Plan:
+        return make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
 
     def _generate_in_memory(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
         """Continuations; when memory runs out, in halves."""
@@ -343,12 +352,12 @@ class TorchLM(IdsLM):
         assert self.lean is not None
         rows = KVCache(self.lean, [len(p) for p in prompts], max(r.max_tokens for r in requests))
         first = torch.empty(len(prompts), self.lean.hidden, device=self.device)
-        plan = make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
+        plan = self._prompt_plan(prompts)
         for batch in plan.batches:
             chain = prefix_chain(plan.prefixes, batch.prefix)
             past = len(chain[-1].ids) if chain else 0
             layout = build_layout([plan.units[u] for u in batch.units], past)
-            self.spent.tokens_computed += len(layout.tokens)
+            self._usage += Usage(tokens_computed=len(layout.tokens))
             hidden, held = self.lean.forward(layout, self._keep(chain), keep=True)
             for j, u in enumerate(batch.units):
                 own = layout.path(j, len(plan.units[u].ids) - 1 - past)
@@ -367,7 +376,7 @@ class TorchLM(IdsLM):
             if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
                 rows.keep(left)
                 alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
-            self.spent.tokens_computed += len(alive)
+            self._usage += Usage(tokens_computed=len(alive))
             logits = rows.step(tokens)
 
     @torch.inference_mode()
@@ -381,7 +390,7 @@ class TorchLM(IdsLM):
             logits = rows.logits().cpu().numpy()
             tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
             if all(w.finish for w in writers):
-                self.spent.tokens_computed += rows.computed
+                self._usage += Usage(tokens_computed=rows.computed)
                 return [w.result() for w in writers]
             rows.append(tokens)
 

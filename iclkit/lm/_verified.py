@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from iclkit.lm._plan import Plan
-from iclkit.lm._protocol import OnDone, numbered
-from iclkit.lm._usage import Usage
-from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest
+from iclkit.lm._base import BaseLM
+from iclkit.lm._protocol import LM, OnDone, numbered
+from iclkit.lm._shape import ModelShape
+from iclkit.lm._token_lm import best_choices, estimate_by_kind
+from iclkit.records import CostEstimate, GenerateRequest, Generation, Message, Score, ScoreRequest, Usage
 
 DEVIATIONS = 5.0
 MIN_SAMPLES = 4
@@ -39,10 +41,10 @@ CALIBRATION = (
 )
 
 
-class VerifiedLM:
+class VerifiedLM(BaseLM):
     """``fast`` answers, ``exact`` decides where ``fast`` is too close to call. Generation is left to ``exact``."""
 
-    def __init__(self, fast: Any, exact: Any) -> None:
+    def __init__(self, fast: LM, exact: LM) -> None:
         self.fast, self.exact = fast, exact
         self.name, self.context_size = exact.name, exact.context_size
         self.fingerprint = f"{exact.fingerprint}|verified{DEVIATIONS:g}|{fast.fingerprint}"
@@ -50,39 +52,43 @@ class VerifiedLM:
         self._requests = 0
 
     @property
-    def spent(self) -> Usage:
+    def usage(self) -> Usage:
         """What both models did; ``tokens_asked`` counts each request once, for the first pass."""
-        a, b = self.fast.spent, self.exact.spent
-        return Usage(
-            self._requests,
-            a.calls + b.calls,
-            a.tokens_asked,
-            a.tokens_computed + b.tokens_computed,
-            a.tokens_cached,
-            a.seconds + b.seconds,
+        fast, exact = self.fast.usage, self.exact.usage
+        return replace(
+            fast + exact, requests=self._requests, tokens_asked=fast.tokens_asked, tokens_cached=fast.tokens_cached
         )
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the user should know of how this LM is asked and what is kept."""
-        return tuple(dict.fromkeys((*getattr(self.fast, "notes", ()), *getattr(self.exact, "notes", ()))))
+        return tuple(dict.fromkeys((*self.fast.notes, *self.exact.notes)))
+
+    @property
+    def shape(self) -> ModelShape | None:
+        """As either model's."""
+        return self.exact.shape
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of ``text``, with the special tokens the model puts in front."""
-        return int(self.exact.count_tokens(text))
+        return self.exact.count_tokens(text)
 
     def render_chat(self, messages: Sequence[Message]) -> str:
         """The text of a chat up to where the assistant's next answer begins, by the model's own template."""
-        return str(self.exact.render_chat(messages))
+        return self.exact.render_chat(messages)
 
-    def plan(self, requests: Sequence[ScoreRequest]) -> Plan:
-        """The plan of the bf16 pass; what must be verified is known only after it."""
-        plan: Plan = self.fast.plan(requests)
-        return plan
+    def estimate(self, requests: Sequence[ScoreRequest | GenerateRequest]) -> CostEstimate:
+        """What the bf16 pass and the writing would cost; what must be verified is known only after the pass."""
+        return estimate_by_kind(self.fast.estimate, self._estimate_generations, requests)
 
-    def estimate_seconds(self, plan: Plan) -> float:
-        """Seconds of the bf16 pass."""
-        return float(self.fast.estimate_seconds(plan))
+    def _estimate_generations(self, requests: Sequence[GenerateRequest]) -> CostEstimate:
+        free = [i for i, r in enumerate(requests) if not r.choices]
+        candidates = [(i, ScoreRequest(r.context, choice)) for i, r in enumerate(requests) for choice in r.choices]
+        with numbered(free):
+            written = self.exact.estimate([requests[i] for i in free])
+        with numbered([i for i, _ in candidates]):
+            scores = self.fast.estimate([r for _, r in candidates])
+        return written + replace(scores, requests=len(requests) - len(free))
 
     def generate(
         self, requests: Sequence[GenerateRequest], on_done: OnDone[Generation] | None = None
@@ -91,13 +97,10 @@ class VerifiedLM:
         results: dict[int, Generation] = {}
         chosen = [i for i, r in enumerate(requests) if r.choices]
         if chosen:
-            asked = [ScoreRequest(requests[i].context, c, f"{i}") for i in chosen for c in requests[i].choices]
+            candidates = [ScoreRequest(requests[i].context, c, f"{i}") for i in chosen for c in requests[i].choices]
             with numbered([i for i in chosen for _ in requests[i].choices]):
-                scores = iter(self.score(asked))
-            for i in chosen:
-                own = [next(scores) for _ in requests[i].choices]
-                best = max(range(len(own)), key=lambda j: own[j].logprob)
-                results[i] = Generation(requests[i].choices[best], own[best].tokens, "choice")
+                scores = self.score(candidates)
+            results.update(zip(chosen, best_choices([requests[i] for i in chosen], scores), strict=True))
             if on_done is not None:
                 on_done([*results.items()])
         free = [i for i in range(len(requests)) if i not in results]
@@ -115,7 +118,7 @@ class VerifiedLM:
     def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
         """Scores whose best in each group is the best in float32; ``on_done`` is called once, at the end."""
         self._requests += len(requests)
-        scores: list[Score] = self.fast.score(requests)
+        scores = self.fast.score(requests)
         fast = np.array([s.logprob for s in scores])
         groups = [np.array(g) for g in group_indices(requests) if len(g) > 1]
         exact = np.full(len(requests), np.nan)

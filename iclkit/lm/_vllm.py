@@ -17,10 +17,9 @@ from typing import Any
 from iclkit.errors import ModelError
 from iclkit.lm._plan import Plan, make_plan
 from iclkit.lm._protocol import OnDone, numbered
-from iclkit.lm._token_lm import IdsLM
+from iclkit.lm._token_lm import TokenLM
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
-from iclkit.lm._usage import Usage
-from iclkit.records import GenerateRequest, Generation, Score
+from iclkit.records import GenerateRequest, Generation, Score, Usage
 
 CHUNK = 512
 """Requests handed to vLLM at once, and stored together."""
@@ -48,10 +47,10 @@ def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
     return VLLM(engine, vllm.SamplingParams, name=name, folder=folder, dtype=dtype, version=vllm.__version__)
 
 
-class VLLM(IdsLM):
+class VLLM(TokenLM):
     """An LM that hands token ids to ``vllm.LLM``. ``sampling`` is ``vllm.SamplingParams``."""
 
-    spare = 1  # vLLM must generate a token
+    reserved_tokens = 1  # vLLM must generate a token
 
     def __init__(self, engine: Any, sampling: Any, *, name: str, folder: Path, dtype: str, version: str) -> None:
         from iclkit.models import lm_folder_hash
@@ -59,9 +58,8 @@ class VLLM(IdsLM):
         self.name, self._engine, self._sampling = name, engine, sampling
         self.codec = PromptTokenizer(engine.get_tokenizer())
         self.fingerprint = f"vllm{version}|{lm_folder_hash(folder, self.codec.files)}|{dtype}"
-        self.notes = self.codec.notes
+        self._notes = self.codec.notes
         self.context_size = int(engine.llm_engine.model_config.max_model_len)
-        self.spent = Usage()
 
     def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
         """Each distinct request whole: vLLM shares nothing between prompts whose log-probabilities are asked."""
@@ -88,7 +86,13 @@ class VLLM(IdsLM):
             if on_done is not None:
                 on_done(done)
             out.extend(done)
-        self._count(len(pairs), len(units), plan.tokens_asked, plan.tokens_computed, start)
+        self._usage += Usage(
+            len(pairs),
+            len(units),
+            plan.tokens_asked,
+            plan.tokens_computed,
+            seconds=time.perf_counter() - start,
+        )
         return out
 
     def generate_encoded(
@@ -126,16 +130,16 @@ class VLLM(IdsLM):
             if on_done is not None:
                 on_done(done)
             out.extend(done)
-        fed = sum(len(prompts[i]) for i in todo) + sum(g.tokens for _, g in out)
-        self._count(len(requests), len(todo), sum(map(len, prompts)), fed, start)
+        written = sum(g.tokens for i, g in out if not requests[i].choices)
+        self._usage += Usage(
+            len(requests),
+            len(todo),
+            sum(map(len, prompts)),
+            sum(len(prompts[i]) for i in todo) + sum(g.tokens for _, g in out),
+            tokens_generated=written,
+            seconds=time.perf_counter() - start,
+        )
         return out
-
-    def _count(self, requests: int, calls: int, asked: int, computed: int, start: float) -> None:
-        self.spent.requests += requests
-        self.spent.calls += calls
-        self.spent.tokens_asked += asked
-        self.spent.tokens_computed += computed
-        self.spent.seconds += time.perf_counter() - start
 
 
 def _score(pair: TokenPair, table: Sequence[Any]) -> Score:

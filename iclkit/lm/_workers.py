@@ -23,6 +23,7 @@ from typing import Any
 from iclkit.errors import IclkitError
 from iclkit.lm._torch import ForwardJob, TorchLM
 from iclkit.models import first_words
+from iclkit.records import Usage
 
 MIN_TOKENS_FOR_WORKERS = 20_000
 """Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
@@ -54,12 +55,12 @@ def serve(connection: Connection, load: Callable[..., TorchLM], settings: dict[s
         if isinstance(lm, NotStarted):
             connection.send((lm, 0))
             return
-        before = lm.spent.tokens_computed
+        before = lm.usage.tokens_computed
         try:
             answer: Any = lm.work(job)
         except IclkitError as error:
             answer = error
-        connection.send((answer, lm.spent.tokens_computed - before))
+        connection.send((answer, lm.usage.tokens_computed - before))
 
 
 _STARTING = threading.Lock()
@@ -143,10 +144,10 @@ class ParallelLM(TorchLM):
                 except IndexError:
                     at, job = -1, None
                 if job is not None:
-                    before = self.spent.tokens_computed
+                    before = self._usage
                     results = self.work(job)
-                    done.put((at, results, self.spent.tokens_computed - before))
-                    self.spent.tokens_computed = before
+                    done.put((at, results, self._usage.tokens_computed - before.tokens_computed))
+                    self._usage = before
                 while finished < len(jobs):
                     try:
                         number, answer, tokens = done.get(timeout=0.05) if job is None else done.get_nowait()
@@ -154,15 +155,14 @@ class ParallelLM(TorchLM):
                         break
                     if isinstance(answer, Exception):
                         raise answer
-                    self.spent.tokens_computed += tokens
-                    self.spent.calls += len(answer)
+                    self._usage += Usage(calls=len(answer), tokens_computed=tokens)
                     finished += 1
                     yield number, answer
         finally:  # also when the caller stops early: no worker is left with an answer that nobody reads
             left.clear()
             for thread in threads:
                 thread.join()
-            self.spent.seconds += time.perf_counter() - start
+            self._usage += Usage(seconds=time.perf_counter() - start)
 
     def _feed(self, number: int, left: deque[tuple[int, ForwardJob]], done: queue.Queue[tuple[int, Any, int]]) -> None:
         """Hand jobs to worker ``number`` one by one; a job that a dying worker drops goes back in front."""
@@ -189,7 +189,7 @@ class ParallelLM(TorchLM):
                     note = (
                         f"worker {number + 1} does not load the model ({answer.reason}): fewer processes share the work"
                     )
-                    self.notes = tuple(dict.fromkeys((*self.notes, note)))
+                    self._notes = tuple(dict.fromkeys((*self._notes, note)))
                     return
                 done.put((at, answer, tokens))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from iclkit.prompts._answers import answer_stops, best_option
 from iclkit.prompts._assemble import assemble
-from iclkit.prompts._cost import BreakEven, ModelShape, break_even
 from iclkit.prompts._orders import ORDERS, order_picks
 from iclkit.prompts._parse import ParsedDemonstration, open_prompt, parse_continuation, parse_demonstrations
 from iclkit.prompts._requests import (
@@ -21,8 +20,6 @@ from iclkit.prompts._template import Piece, Template
 __all__ = [
     "NORMALIZATIONS",
     "ORDERS",
-    "BreakEven",
-    "ModelShape",
     "ParsedDemonstration",
     "Piece",
     "Template",
@@ -31,7 +28,6 @@ __all__ = [
     "answer_stops",
     "assemble",
     "best_option",
-    "break_even",
     "infer_labels",
     "log_probs",
     "log_softmax",

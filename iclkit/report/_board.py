@@ -310,8 +310,8 @@ def _draft_line(
         seeds=tuple(r.spec["seed"] for r in runs),
         runs=tuple(r.id for r in runs),
         tokens=sum(r.prompt_tokens for run in runs for r in run.rows) / queries,
-        calls=sum(r.spent.get("calls", 0) for r in runs) / queries,
-        seconds=sum(r.spent.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
+        calls=sum(r.usage.get("calls", 0) for r in runs) / queries,
+        seconds=sum(r.usage.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
         others=others,
         notes=(*_line_notes(runs), *cautions(runs)),
     )

@@ -185,7 +185,7 @@ def _results(
             "should_decontaminate": False,
             "metadata": {"version": run.spec["task"]["hash"], "iclkit_run": run.id, "selector": _selector(run)},
         }
-    spent = sum(run.spent.get(k, 0.0) for run in tasks.values() for k in ("select_s", "assemble_s", "score_s"))
+    spent = sum(run.usage.get(k, 0.0) for run in tasks.values() for k in ("select_s", "assemble_s", "score_s"))
     return {
         "results": results,
         "group_subtasks": {task: [] for task in tasks},

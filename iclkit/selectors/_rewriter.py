@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from iclkit.errors import DataError, UnknownName
-from iclkit.lm import LM, GenerateRequest
+from iclkit.lm import LM, DryRunLM, GenerateRequest
 from iclkit.records import Fields, digest
 
 _SHIPPED = Path(__file__).with_name("rewriters.toml")
@@ -88,8 +88,8 @@ class LMRewriter:
 
     @property
     def kept(self) -> bool:
-        """False for an LM in whose place nothing answers (``rehearsal``): its blank keys say nothing."""
-        return not getattr(self.lm, "rehearsal", False)
+        """False in a dry run, whose keys are blank."""
+        return not isinstance(self.lm, DryRunLM)
 
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
         """One line per input, without the stem; empty where nothing could be written."""

@@ -7,13 +7,13 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from iclkit.lm import GenerateRequest, Generation, OnDone, Score, ScoreRequest
-from iclkit.records import Message
+from iclkit.lm import BaseLM, OnDone
+from iclkit.records import GenerateRequest, Generation, Message, Score, ScoreRequest, Usage
 
 _TOKEN = re.compile(r"\s*(?:\w+|[^\w\s])|\s+$")
 
 
-class FakeLM:
+class FakeLM(BaseLM):
     """Deterministic nonsense: every (context, token) has its own log-probability, additive over tokens.
 
     A token is a word or a sign with the white space before it. ``scored`` and ``generated`` hold every request seen, so
@@ -39,6 +39,7 @@ class FakeLM:
         """Sum of log-probabilities of each continuation, in nats."""
         self.scored += requests
         scores = [self._score(r.context, r.continuation) for r in requests]
+        self._count([self.count_tokens(r.context) + s.tokens for r, s in zip(requests, scores, strict=True)])
         if on_done:
             on_done([*enumerate(scores)])
         return scores
@@ -49,9 +50,13 @@ class FakeLM:
         """A continuation per request, cut at the first stop string and at ``max_tokens``."""
         self.generated += requests
         answers = [self._finish(r, self._answer(r)) for r in requests]
+        self._count([self.count_tokens(r.context) for r in requests], sum(a.tokens for a in answers))
         if on_done:
             on_done([*enumerate(answers)])
         return answers
+
+    def _count(self, sizes: Sequence[int], written: int = 0) -> None:
+        self._usage += Usage(len(sizes), len(sizes), sum(sizes), sum(sizes), tokens_generated=written)
 
     def _score(self, context: str, continuation: str) -> Score:
         total, tokens = 0.0, _TOKEN.findall(continuation)

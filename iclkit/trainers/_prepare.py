@@ -11,7 +11,7 @@ from typing import Any
 
 from iclkit import models
 from iclkit.errors import DataError, NeedError, UnknownName, UsageError
-from iclkit.lm import LM
+from iclkit.lm import LM, ranks_only
 from iclkit.selectors import make_selector
 from iclkit.trainers._config import TrainConfig, sources
 from iclkit.trainers._feedback import FeedbackPrompt
@@ -51,7 +51,7 @@ def check_extra() -> None:
 def check_settings(config: TrainConfig, lm: LM, tracker: str = "none") -> None:
     """That the settings, the LM and the tracker can be trained with, without a look at data or models."""
     check_extra()
-    if getattr(lm, "scoring", "") == "generate":
+    if ranks_only(lm):
         raise UsageError(
             f"{lm.name} tells no log-probabilities (scoring generate), and a retriever learns from those; give another "
             f"server or a local model, or scores made elsewhere with --import-scores and the LM that made them"

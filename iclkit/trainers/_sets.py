@@ -71,13 +71,11 @@ def random_sets(s: Session, course: TaskData) -> list[FeedbackPrompt]:
 @contextmanager
 def report_savings(s: Session, title: str) -> Iterator[None]:
     """Says what the LM read inside the block, and what a plain loop over prompts and labels would have."""
-    spent = getattr(s.feedback.lm, "spent", None)
-    before = (spent.tokens_asked - spent.tokens_cached, spent.tokens_computed) if spent else (0, 0)
+    lm = s.feedback.lm
+    before = lm.usage
     yield
-    if not spent:
-        return
-    asked = spent.tokens_asked - spent.tokens_cached - before[0]
-    computed = spent.tokens_computed - before[1]
+    usage = lm.usage - before
+    asked, computed = usage.tokens_asked - usage.tokens_cached, usage.tokens_computed
     if computed > 0:
         told = s.facts.setdefault("tokens", {"asked": 0, "computed": 0})
         told["asked"] += asked

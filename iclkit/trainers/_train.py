@@ -16,7 +16,7 @@ from iclkit.embed import CARD, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.eval import Estimate
 from iclkit.files import read_json, replace_file, try_lock
-from iclkit.lm import LM
+from iclkit.lm import LM, as_lm
 from iclkit.records import Progress, digest
 from iclkit.trainers._config import BEFORE, TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
@@ -86,6 +86,7 @@ class Training:
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
         bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
     ) -> None:
+        lm = as_lm(lm)
         check_settings(config, lm, tracker)
         self.out, self.config, self.say = out, config, say
         self.work = _beside(out, ".work")

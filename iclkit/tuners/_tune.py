@@ -19,7 +19,7 @@ from iclkit.datasets import Task, find_leaks
 from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
-from iclkit.lm import LM
+from iclkit.lm import LM, as_lm
 from iclkit.pool import Pool, PoolView
 from iclkit.prompts import Template, answer_requests
 from iclkit.records import Example, GenerateRequest, Json, Prompt, Query, ScoreRequest, digest
@@ -140,11 +140,11 @@ class TuneProblem:
         In a chat nothing that can be scored ends an answer. A server that tells probabilities of its own answers alone
         (``first-token``) or none (``generate``) says how an answer begins.
         """
-        return not self.task.template.chat and getattr(self.lm, "scoring", "") not in _OF_OWN_ANSWERS
+        return not self.task.template.chat and self.lm.scoring not in _OF_OWN_ANSWERS
 
     def objective(self, wanted: str) -> str:
         """What ``auto`` means here. UsageError for one that this LM cannot tell."""
-        scoring = getattr(self.lm, "scoring", "")
+        scoring = self.lm.scoring
         if wanted == "logprob" and (scoring == "generate" or (self.written and scoring in _OF_OWN_ANSWERS)):
             raise UsageError(
                 f"{self.lm.name} does not tell the log-probability of a whole answer (scoring {scoring}); use another "
@@ -175,7 +175,7 @@ class TuneProblem:
         if objective == "logprob" and None in known:
             raise self._no_logprob(run.rows[known.index(None)].query_id, "it got no answer")
         values = [0.0 if value is None else float(value) for value in known]
-        return _finite_values(values, self.lm), {**run.spent, **_silent(sum(not row.output for row in run.rows))}
+        return _finite_values(values, self.lm), {**run.usage, **_silent(sum(not row.output for row in run.rows))}
 
     def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The right answers, ended as a demonstration is, read after their prompts."""
@@ -234,8 +234,7 @@ class TuneProblem:
         self, ask: Callable[[Sequence[Q], Any], Sequence[A]], requests: Sequence[Q]
     ) -> tuple[dict[int, A], dict[int, str], dict[str, float]]:
         """Answers by position, reasons by position of what was refused, and what it cost."""
-        spent: Any = getattr(self.lm, "spent", None)
-        before = spent.as_dict() if spent else {}
+        before = self.lm.usage
         found, refused, left = dict[int, A](), dict[int, str](), [*range(len(requests))]
         while left:
             some = left
@@ -250,8 +249,7 @@ class TuneProblem:
             left = [n for n in some if n not in found and n not in refused]
         if refused and not found:
             raise RunError(f"{self.lm.name} refused all of {len(refused)} prompts: {next(iter(refused.values()))}")
-        cost = {key: value - before[key] for key, value in (spent.as_dict() if spent else {}).items()}
-        return found, refused, {**cost, **_silent(len(refused))}
+        return found, refused, {**(self.lm.usage - before).as_dict(), **_silent(len(refused))}
 
     def _no_logprob(self, query: str, why: str) -> RunError:
         return RunError(
@@ -329,7 +327,7 @@ def make_problem(
     )
     view = Pool.of(free[n] for n in picked).view()
     return TuneProblem(
-        task, view, tuple(asked[: settings.validation]), tuple(asked[settings.validation :]), lm,
+        task, view, tuple(asked[: settings.validation]), tuple(asked[settings.validation :]), as_lm(lm),
         tuple(instructions) or (None,),
     )  # fmt: skip
 
@@ -386,7 +384,7 @@ class TuneResult:
     finalists: tuple[tuple[int, float, float], ...]
     """(trial, validation, confirmation) of those that were confirmed, by validation."""
     trials: tuple[FrozenTrial, ...]
-    spent: Mapping[str, float]
+    usage: Mapping[str, float]
     file: SelectorFile = field(repr=False)
 
     @property

@@ -6,7 +6,7 @@ import pytest
 
 from iclkit.augment import Document, auto_icl, bootstrap, recycle, synthesize, write_for_labels
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM
+from iclkit.lm._cached import cached
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
 from iclkit.testing import ScriptedLM
@@ -61,7 +61,7 @@ def test_a_killed_generation_asks_only_for_what_is_missing(method, tmp_path):
     assert unbroken.examples
     first, second = Mortal(life=3), Mortal()
     with pytest.raises(KeyboardInterrupt):
-        METHODS[method](CachedLM(first, Cache(tmp_path / "cache.db")))
-    resumed = METHODS[method](CachedLM(second, Cache(tmp_path / "cache.db")))
+        METHODS[method](cached(first, Cache(tmp_path / "cache.db")))
+    resumed = METHODS[method](cached(second, Cache(tmp_path / "cache.db")))
     assert resumed == unbroken
     assert len(second.generated) + len(second.scored) == asked - 3

@@ -128,7 +128,7 @@ def test_a_finished_run_is_not_redone(tmp_path):
     lm = FakeLM()
     again = evaluate(task, "random", lm, k=3, out=tmp_path)
     assert lm.scored == []
-    assert (again.rows, again.spent) == (first.rows, first.spent)
+    assert (again.rows, again.usage) == (first.rows, first.usage)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 63, 64, 100, 149])
@@ -236,7 +236,7 @@ def test_progress_counts_every_query(tmp_path):
 
 def test_a_run_counts_what_it_cost():
     run = evaluate(classification(test=10), "random", FakeLM(), k=2)
-    assert {"select_s", "assemble_s", "score_s"} <= set(run.spent)
+    assert {"select_s", "assemble_s", "score_s"} <= set(run.usage)
 
 
 def test_queries_asked_twice_are_two_rows():

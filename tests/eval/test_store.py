@@ -37,11 +37,11 @@ def test_rows_come_back_as_they_were_written(tmp_path):
         folder.append(ROWS[:64])
         folder.append(ROWS[64:128])
         folder.append(ROWS[128:])
-        folder.spent = {"calls": 3}
+        folder.usage = {"calls": 3}
         folder.save(done=True)
     run = load_run(tmp_path / Run(SPEC).id)
     assert run.rows == tuple(ROWS)
-    assert (run.spec, run.spent, run.facts["done"]) == (SPEC, {"calls": 3}, True)
+    assert (run.spec, run.usage, run.facts["done"]) == (SPEC, {"calls": 3}, True)
     assert [r.id for r in load_runs(tmp_path)] == [run.id]
 
 

@@ -324,8 +324,8 @@ def test_a_token_beyond_the_models_table_costs_its_request(broken):
     lm = load(broken(both))
     (note,) = lm.notes
     assert "the tokenizer has 176 tokens, the model 170" in note
-    texts = [f" {lm.codec.tokenizer.decode([n])}" for n in range(3, 176)]
-    beyond = next(i for i, t in enumerate(texts) if max(lm.codec.encode([f"the{t}"])[0]) >= 170)
+    texts = [f" {lm.inner.codec.tokenizer.decode([n])}" for n in range(3, 176)]
+    beyond = next(i for i, t in enumerate(texts) if max(lm.inner.codec.encode([f"the{t}"])[0]) >= 170)
     asks = [ScoreRequest("the", t) for t in (" dog", texts[beyond])]
     with pytest.raises(RequestError, match="none of the 170") as caught:
         lm.score(asks)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from iclkit.errors import RunError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache, cache_key, pack_score, unpack_score
-from iclkit.lm._cached import CachedLM, generation_key, score_key, score_text_key
+from iclkit.lm._cached import cached, generation_key, score_key, score_text_key
 from iclkit.lm._tokens import TokenPair
 
 ids = st.lists(st.integers(0, 2**31), min_size=2, max_size=6).map(tuple)
@@ -207,7 +207,7 @@ def test_on_a_read_only_disk_what_is_cached_is_served_and_the_rest_computed_with
     (note,) = lm.notes
     assert "lm-cache.db cannot be written: what is computed now is not kept" in note
     assert lm.score(asks)[:1] == first
-    assert (lm.spent.calls, lm.spent.tokens_cached > 0) == (1, True)
+    assert (lm.usage.calls, lm.usage.tokens_cached > 0) == (1, True)
     assert len(lm.cache) == 1
 
 
@@ -220,7 +220,7 @@ def test_on_a_read_only_disk_without_a_cache_lms_work_with_a_note(tiny_folder, t
     assert "cannot be written" in lm.notes[0]
     asks = [ScoreRequest("the quick", " brown")]
     assert lm.score(asks) == lm.score(asks)
-    assert lm.spent.calls == 2
+    assert lm.usage.calls == 2
 
 
 def test_a_cache_asked_for_by_name_must_be_writable(tiny_folder, tmp_path, read_only):
@@ -341,12 +341,12 @@ class TextLM:
 
 def test_an_lm_without_token_ids_is_cached_by_text(tmp_path):
     inner = TextLM()
-    lm = CachedLM(inner, Cache(tmp_path / "c.db"))
+    lm = cached(inner, Cache(tmp_path / "c.db"))
     asks = [ScoreRequest("a", " x"), ScoreRequest("a", " yy")]
-    assert lm.plan(asks).calls == 2
+    assert lm.estimate(asks).calls == 2
     seen = []
     assert [s.logprob for s in lm.score(asks, seen.extend)] == [-2.0, -3.0]
-    assert lm.plan(asks).calls == 0
+    assert lm.estimate(asks).calls == 0
     assert [s.logprob for s in lm.score([*asks, ScoreRequest("b", " x")])] == [-2.0, -3.0, -2.0]
     assert inner.asked == [*asks, ScoreRequest("b", " x")]
     assert sorted(i for i, _ in seen) == [0, 1]
@@ -362,14 +362,14 @@ def test_a_second_ask_computes_nothing_and_says_so(tiny_folder, tmp_path):
     ]
     prompts = [GenerateRequest("the quick", 5), GenerateRequest("the", choices=(" dog", " fox"))]
     first, text = lm.score(asks), lm.generate(prompts)
-    computed = lm.spent.tokens_computed
+    computed = lm.usage.tokens_computed
     seen = []
     assert lm.score(asks, seen.extend) == first
     assert lm.generate(prompts) == text
     assert dict(seen) == dict(enumerate(first))
-    assert lm.spent.tokens_computed == computed
-    assert lm.plan(asks).calls == 0
-    assert lm.plan(asks).tokens_cached == lm.plan(asks).tokens_asked > 0
+    assert lm.usage.tokens_computed == computed
+    assert lm.estimate(asks).calls == 0
+    assert lm.estimate(asks).tokens_cached == lm.estimate(asks).tokens_asked > 0
 
 
 KILLED = """
@@ -382,7 +382,7 @@ asks = [ScoreRequest(f"Review: {words[i % 8]} {words[i // 8]} {'the ' * (i % 5)}
         for i in range(60) for l in (" positive", " negative")]
 for score in lm.score(asks, lambda done: (print("done", len(done), flush=True), time.sleep(float(slow)))):
     print("score", score.logprob.hex(), score.tokens, score.greedy)
-print("computed", lm.spent.calls)
+print("computed", lm.usage.calls)
 """
 
 

@@ -147,7 +147,8 @@ def test_a_loaded_lm_scores_the_answer_alone_and_passes_the_note_on(tiny_folder,
     lm = load_lm(str(folder), dtype="fp32", device="cpu", workers=1, cache=tmp_path / "c.db")
     text = lm.render_chat(CHATS[1])
     (score,) = lm.score([ScoreRequest(text, "positive")])
-    assert score.tokens == len(lm.codec.encode([text + "positive"])[0]) - len(lm.codec.encode([text])[0])
+    tokenizer = lm.inner.codec
+    assert score.tokens == len(tokenizer.encode([text + "positive"])[0]) - len(tokenizer.encode([text])[0])
     assert "system message" in lm.notes[0]
 
 

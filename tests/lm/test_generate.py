@@ -45,7 +45,7 @@ def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, b
     got = lm.generate(asks)
     assert [g.text for g in got] == [plain_greedy(lm, a.context, a.max_tokens) for a in asks]
     if batch_tokens == 2048:
-        assert lm.spent.tokens_computed < 0.6 * sum(map(len, lm.encode_prompts(asks))) + sum(g.tokens for g in got)
+        assert lm.usage.tokens_computed < 0.6 * sum(map(len, lm.encode_prompts(asks))) + sum(g.tokens for g in got)
 
 
 def test_the_lean_pass_writes_what_the_module_does(lm):

@@ -12,11 +12,12 @@ import torch
 from iclkit.errors import ModelError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache, NoCache, pack_score
-from iclkit.lm._cached import CachedLM, generation_key, score_key, score_text_key
+from iclkit.lm._cached import cached, generation_key, score_key, score_text_key
 from iclkit.lm._decode import Decoder
 from iclkit.lm._load import load_torch
 from iclkit.lm._verified import VerifiedLM
 from iclkit.lm._vllm import VLLM
+from iclkit.testing import FakeLM
 
 NO_NUMBERS = [math.nan, math.inf, -math.inf, 3.0, 0.01]
 
@@ -36,12 +37,11 @@ def test_rounding_errors_of_sure_tokens_are_scores():
     assert Score(-1e5, 1, False).logprob == -1e5
 
 
-class SickLM:
+class SickLM(FakeLM):
     """A server whose third answer is no number."""
 
-    name, fingerprint, context_size = "sick", "sick-1", 1000
-
     def __init__(self, value):
+        super().__init__(name="sick")
         self.value = value
 
     def score(self, requests, on_done=None):
@@ -57,7 +57,7 @@ class SickLM:
 @pytest.mark.parametrize("keep", [False, True])
 def test_an_lm_that_gives_no_number_stores_and_hands_on_nothing_of_it(tmp_path, value, keep):
     cache = Cache(tmp_path / "c.db") if keep else NoCache()
-    lm, seen = CachedLM(SickLM(value), cache), []
+    lm, seen = cached(SickLM(value), cache), []
     with pytest.raises(ModelError):
         lm.score([ScoreRequest("a", f" {n}") for n in range(5)], seen.extend)
     assert [i for i, _ in seen] == [0, 1]
@@ -74,7 +74,7 @@ def test_a_model_that_breaks_while_it_works_stores_nothing_wrong(tiny_folder, tm
     with torch.no_grad():
         rows[bad] = math.nan
     cache = Cache(tmp_path / "c.db")
-    lm, good = CachedLM(inner, cache), [ScoreRequest("the quick", " brown"), ScoreRequest("a lazy", " dog")]
+    lm, good = cached(inner, cache), [ScoreRequest("the quick", " brown"), ScoreRequest("a lazy", " dog")]
     stored = lm.score(good)
     with pytest.raises(ModelError, match="gave nan as the log-probability"):
         lm.score([*good, ScoreRequest("the fox", " jumps over")])
@@ -153,16 +153,16 @@ OLD = [pack_score(v, 1, False) for v in NO_NUMBERS] + [b"", b"short", bytes(99)]
 def test_an_old_entry_that_is_no_score_is_computed_again_and_replaced(tiny_folder, tmp_path, value):
     lm = load_lm(str(tiny_folder()), dtype="fp32", device="cpu", workers=1, cache=tmp_path / "c.db")
     asks = [ScoreRequest("the quick", " brown"), ScoreRequest("the quick", " fox")]
-    key = score_key(lm.fingerprint, lm.pairs(asks)[0])
+    key = score_key(lm.fingerprint, lm.inner.encode_scores(asks)[0])
     cache = Cache(tmp_path / "c.db")
     cache.put({key: value})
-    assert lm.plan(asks).calls == 2
+    assert lm.estimate(asks).calls == 2
     first = lm.score(asks)
     assert math.isfinite(first[0].logprob)
     assert cache.get([key]) == {key: pack_score(first[0].logprob, first[0].tokens, first[0].greedy)}
-    calls = lm.spent.calls
+    calls = lm.usage.calls
     assert lm.score(asks) == first
-    assert lm.spent.calls == calls
+    assert lm.usage.calls == calls
 
 
 @pytest.mark.parametrize("value", OLD)
@@ -170,10 +170,10 @@ def test_an_old_entry_of_a_server_that_is_no_score_is_asked_again(tmp_path, valu
     from .test_cache import TextLM
 
     inner = TextLM()
-    lm = CachedLM(inner, Cache(tmp_path / "c.db"))
+    lm = cached(inner, Cache(tmp_path / "c.db"))
     ask = ScoreRequest("a", " x")
     lm.cache.put({score_text_key(lm.fingerprint, ask): value})
-    assert lm.plan([ask]).calls == 1
+    assert lm.estimate([ask]).calls == 1
     assert lm.score([ask])[0].logprob == -2.0
     assert lm.score([ask])[0].logprob == -2.0
     assert inner.asked == [ask]
@@ -183,7 +183,7 @@ def test_an_old_entry_of_a_server_that_is_no_score_is_asked_again(tmp_path, valu
 def test_an_old_entry_that_is_no_generation_is_written_again(tmp_path, value):
     from .test_cache import TextLM
 
-    lm = CachedLM(TextLM(), Cache(tmp_path / "c.db"))
+    lm = cached(TextLM(), Cache(tmp_path / "c.db"))
     ask = GenerateRequest("abc")
     lm.cache.put({generation_key(lm.fingerprint, ask.context, ask): value})
     assert lm.generate([ask]) == lm.generate([ask]) == [Generation("cba", 3, "stop")]
@@ -195,7 +195,7 @@ def test_an_lm_that_answers_too_few_requests_is_one_clear_error(tmp_path):
         def score(self, requests, on_done=None):
             return [Score(-1.0, 1, False)]
 
-    lm = CachedLM(Lazy(0.0), Cache(tmp_path / "c.db"))
+    lm = cached(Lazy(0.0), Cache(tmp_path / "c.db"))
     with pytest.raises(ModelError, match="sick gave 1 answers to 2 requests"):
         lm.score([ScoreRequest("a", " x"), ScoreRequest("a", " y")])
 
@@ -205,7 +205,7 @@ def test_an_lm_that_reports_only_at_the_end_is_cached_all_the_same(tmp_path):
         def score(self, requests, on_done=None):
             return super().score(requests)
 
-    lm, seen = CachedLM(Quiet(-1.0), Cache(tmp_path / "c.db")), []
+    lm, seen = cached(Quiet(-1.0), Cache(tmp_path / "c.db")), []
     asks = [ScoreRequest("a", f" {n}") for n in range(4)]
     assert len(lm.score(asks, seen.extend)) == len(seen) == len(lm.cache) == 4
 
@@ -213,7 +213,7 @@ def test_an_lm_that_reports_only_at_the_end_is_cached_all_the_same(tmp_path):
 def _ask(folder, path, value):
     lm = load_lm(folder, dtype="fp32", device="cpu", workers=1, threads=1, cache=path)
     asks = [ScoreRequest("the quick", f" {w}") for w in ("brown", "fox", "dog")]
-    for pair in lm.pairs(asks):
+    for pair in lm.inner.encode_scores(asks):
         lm.cache.put({score_key(lm.fingerprint, pair): value})
     assert all(math.isfinite(s.logprob) for s in lm.score(asks))
 

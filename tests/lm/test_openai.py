@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM
+from iclkit.lm._cached import cached
 from iclkit.lm._http import Client, HttpConfig, HttpError, RequestRejected, _retry_after
 from iclkit.lm._openai import OpenAILM, open_openai
 from iclkit.lm._openai_parse import ServerPrompt, estimate_tokens, label_similarity
@@ -329,11 +329,11 @@ def test_a_run_that_died_repeats_no_finished_request(start: Start, tmp_path):
     requests = [ScoreRequest(f"{n} is in", " Germany") for n in range(10)]
     cache = Cache(tmp_path / "cache.db")
     server.trouble = []
-    lm = CachedLM(opened(server, concurrency=1), cache)
+    lm = cached(opened(server, concurrency=1), cache)
     server.trouble = [None] * 6 + [401]
     with pytest.raises(RequestRejected):
         lm.score(requests)
-    again = CachedLM(opened(server, concurrency=1), cache)
+    again = cached(opened(server, concurrency=1), cache)
     server.asked.clear()
     scores = again.score(requests)
     assert server.asked["/v1/completions"] == 4

@@ -16,7 +16,7 @@ import iclkit.lm._http as http
 from iclkit.errors import IclkitError, ModelError, RequestError, UsageError
 from iclkit.lm import GenerateRequest, Generation, ScoreRequest
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM, score_text_key
+from iclkit.lm._cached import cached, score_text_key
 from iclkit.lm._http import Client, HttpConfig, HttpError, _retry_after
 from iclkit.lm._openai import OpenAILM, open_openai
 
@@ -112,7 +112,7 @@ def test_what_is_no_log_probability_is_refused_and_named_and_never_stored(serve:
     inner = opened(serve(script(value)))
     assert inner.scoring in ("echo", "prompt-logprobs")
     cache = Cache(tmp_path / "c.db")
-    lm = CachedLM(inner, cache)
+    lm = cached(inner, cache)
     good = ScoreRequest("good", " yes")
     assert lm.score([good])[0].logprob == pytest.approx(-2.0)
     bad = ScoreRequest("bad", " yes")
@@ -240,7 +240,7 @@ def test_nonsense_in_usage_is_not_counted_and_does_no_harm(serve: Serve, usage):
 
     lm = opened(serve(script))
     assert lm.generate([GenerateRequest("x", 5)])[0].text == "late"
-    assert lm.spent.tokens_computed == 0
+    assert lm.usage.tokens_computed == 0
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_nonsense_in_models_is_not_believed(serve: Serve, facts):
 
 def test_half_of_a_surrogate_pair_does_no_harm(serve: Serve, tmp_path):
     script = chat_with([("la\ud83d", -0.1), ("late", -3.0)], content="la\ud83dte")
-    lm = CachedLM(opened(serve(script)), Cache(tmp_path / "c.db"))
+    lm = cached(opened(serve(script)), Cache(tmp_path / "c.db"))
     assert lm.generate([GenerateRequest("x \ud83d", 5)])[0].text == "la\ufffdte"
     assert lm.score([ScoreRequest("x", " late")])[0].logprob == -3.0
 

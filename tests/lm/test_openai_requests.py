@@ -10,7 +10,7 @@ import pytest
 from iclkit.errors import ModelError, RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM
+from iclkit.lm._cached import cached
 from iclkit.lm._http import RequestRejected
 from iclkit.lm._openai import OpenAILM, open_openai
 
@@ -91,7 +91,7 @@ def test_a_prompt_that_is_refused_costs_its_request_after_all_others_are_answere
 
 def test_who_leaves_the_refused_out_is_told_of_the_next_without_asking_the_server_again(serve: Serve, tmp_path):
     server = serve(picky(lambda text: refusal(400, "filtered") if "bad" in text else None))
-    lm = CachedLM(opened(server), Cache(tmp_path / "c.db"))
+    lm = cached(opened(server), Cache(tmp_path / "c.db"))
     asks = [GenerateRequest(t, 5) for t in ("a", "bad 1", "b", "bad 2")]
     todo, failed = [*asks], []
     before = len(server.asked)

@@ -5,9 +5,9 @@ import multiprocessing
 import pytest
 
 from iclkit.errors import RequestError, UnknownName
-from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
+from iclkit.lm import BaseLM, GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache
-from iclkit.lm._cached import CachedLM
+from iclkit.lm._cached import cached
 from iclkit.lm._verified import VerifiedLM
 
 SHORT, LONG = "the dog", "quick " * 600
@@ -49,13 +49,16 @@ def test_an_empty_continuation_costs_its_request_alone(lm):
     assert caught.value.index == 1
 
 
-class PickyLM:
+class PickyLM(BaseLM):
     """Answers texts one by one and never those that hold "bad"."""
 
     name, fingerprint, context_size = "picky", "picky-1", 1000
 
     def count_tokens(self, text):
         return len(text)
+
+    def render_chat(self, messages):
+        return "".join(m.content for m in messages)
 
     def _each(self, requests, answer, on_done):
         for i, request in enumerate(requests):
@@ -72,7 +75,7 @@ class PickyLM:
 
 
 def test_the_cache_keeps_what_came_before_the_bad_request_and_numbers_it_as_it_was_asked(tmp_path):
-    lm = CachedLM(PickyLM(), Cache(tmp_path / "c.db"))
+    lm = cached(PickyLM(), Cache(tmp_path / "c.db"))
     texts = ["a", "b", "c", "bad", "d"]
     lm.score([ScoreRequest("a", " x")])
     for method, make in ((lm.score, lambda t: ScoreRequest(t, " x")), (lm.generate, GenerateRequest)):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import ModelError, RequestError, UsageError
-from iclkit.lm import LM, ScoreRequest, load_lm
+from iclkit.lm import LM, ModelShape, ScoreRequest, load_lm
 from iclkit.lm._load import load_torch
 from iclkit.lm._tokens import TokenPair
 
@@ -123,7 +123,7 @@ def test_an_identical_request_is_computed_once(tiny_folder):
     assert isinstance(lm, LM)
     first, *others = lm.score([request] * 5)
     assert others == [first] * 4
-    assert (lm.spent.requests, lm.spent.calls) == (5, 1)
+    assert (lm.usage.requests, lm.usage.calls) == (5, 1)
 
 
 def test_greedy_says_whether_the_continuation_was_the_likeliest(tiny_folder):
@@ -142,7 +142,7 @@ def test_a_request_that_does_not_fit_is_an_error_before_anything_is_computed(tin
     with pytest.raises(RequestError, match=r"a request takes \d+ tokens, .* reads 512") as caught:
         lm.score([ScoreRequest("the dog", " jumps"), ScoreRequest("quick " * 600, "fox")])
     assert caught.value.index == 1
-    assert lm.spent.calls == 0
+    assert lm.usage.calls == 0
 
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_folder, monkeypatch):
@@ -195,9 +195,9 @@ def test_the_fingerprint_names_weights_and_dtype(tiny_folder):
 
 def test_a_time_estimate_grows_with_the_plan(tiny_folder):
     lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu")
-    short = lm.plan([ScoreRequest("the dog", " jumps")])
-    long = lm.plan([ScoreRequest(f"{i} the dog jumps over the fox", " and") for i in range(50)])
-    assert 0 < lm.estimate_seconds(short) < lm.estimate_seconds(long)
+    short = lm.estimate([ScoreRequest("the dog", " jumps")])
+    long = lm.estimate([ScoreRequest(f"{i} the dog jumps over the fox", " and") for i in range(50)])
+    assert 0 < short.seconds < long.seconds
 
 
 LABELS = {
@@ -224,7 +224,7 @@ def check_real_prompts(path, shared_data, naive, per_task, shots):
         prompts = real_prompts(shared_data, task, per_task, shots)
         requests = [ScoreRequest(p, label) for p in prompts for label in labels]
         got = [s.logprob for s in lm.score(requests)]
-        want = naive(path, lm.pairs(requests))
+        want = naive(path, lm.encode_scores(requests))
         assert got == pytest.approx(want, abs=1e-3)
         k = len(labels)
         picked = [max(range(k), key=got[i : i + k].__getitem__) for i in range(0, len(got), k)]
@@ -236,10 +236,10 @@ def check_real_prompts(path, shared_data, naive, per_task, shots):
 def test_the_shape_leaves_words_out_whether_they_are_tied_or_not(tiny_folder, tied):
     lm = load_lm(str(tiny_folder("llama", tie_word_embeddings=tied)), cache=False, workers=1)
     attention, feed_forward, norms = 48 * 48 * 2 + 48 * 16 * 2, 3 * 48 * 80, 2 * 48
-    assert lm.shape == (2 * (attention + feed_forward + norms) + 48, 2, 48)
+    assert lm.shape == ModelShape(2 * (attention + feed_forward + norms) + 48, 2, 48)
     by_module = load_lm(str(tiny_folder("gpt2", **OTHERS["gpt2"][1])), cache=False, workers=1, lean=False)
-    assert by_module.shape[1:] == (2, 48)
-    assert by_module.shape[0] < 2 * 12 * 48 * 48 + 48 * 600
+    assert (by_module.shape.layers, by_module.shape.width) == (2, 48)
+    assert by_module.shape.parameters < 2 * 12 * 48 * 48 + 48 * 600
 
 
 @pytest.mark.models

@@ -7,20 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.lm import GenerateRequest, Score, ScoreRequest, Usage, load_lm
+from iclkit.lm import BaseLM, GenerateRequest, Score, ScoreRequest, load_lm
 from iclkit.lm._verified import DEVIATIONS, VerifiedLM, close_candidates, group_indices, margin_errors
 
 
-class TableLM:
+class TableLM(BaseLM):
     """Scores from a function of the request; counts what it was asked."""
 
     name, fingerprint, context_size = "table", "table", 10_000
 
     def __init__(self, value):
-        self.value, self.asked, self.spent = value, [], Usage()
+        self.value, self.asked = value, []
 
     def count_tokens(self, text):
         return len(text.split())
+
+    def render_chat(self, messages):
+        return "".join(m.content for m in messages)
 
     def score(self, requests, on_done=None):
         self.asked += requests
@@ -119,7 +122,7 @@ def test_the_mode_loads_by_name_and_has_its_own_fingerprint(tiny_folder, tmp_pat
     table = [np.array([s.logprob for s in t]).reshape(-1, 3).argmax(1).tolist() for t in (got, want)]
     assert table[0] == table[1]
     assert lm.score(requests) == got
-    assert lm.spent.requests == 2 * len(requests)
+    assert lm.usage.requests == 2 * len(requests)
     ask = [GenerateRequest("the quick", 6), GenerateRequest("the quick", choices=(" fox", " dog"))]
     assert lm.generate(ask) == exact.generate(ask)
     assert DEVIATIONS * lm.deviation() > 0

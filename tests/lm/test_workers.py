@@ -34,7 +34,7 @@ def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
     assert [found[i].logprob for i in range(len(pairs))] == scores_of(alone, pairs)
     assert dict(seen) == found
     assert many.workers, "the case must start a worker"
-    assert (many.spent.calls, many.spent.requests) == (alone.spent.calls, alone.spent.requests)
+    assert (many.usage.calls, many.usage.requests) == (alone.usage.calls, alone.usage.requests)
     asks = [GenerateRequest("the quick " * (i % 9 + 1), 5 + i % 4) for i in range(40)]
     assert many.generate(asks) == alone.generate(asks)
 
@@ -87,9 +87,9 @@ def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tiny_fold
         "print('started')\n"
         f"lm = load_lm({str(tiny_folder())!r}, device='cpu', workers=2, threads=1, batch_tokens=8, cache=False)\n"
         "scores = lm.score([ScoreRequest('the quick ' * n + 'the', ' quick') for n in range(9)])\n"
-        "assert lm.workers\n"
+        "assert lm.inner.workers\n"
         "print(len(scores))\n"
-        "lm.close()\n"
+        "lm.inner.close()\n"
     )
     done = subprocess.run(
         [sys.executable, script],

@@ -267,7 +267,7 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
     kit = Kit(HashEmbedder(), lm, task.template, task.labels, reserve=24)
     one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbours=5").fit(view, kit)
     selections = one.select_many(task.queries()[:3], 4)
-    assert lm.spent.requests <= one.cost(4)[0]
+    assert lm.usage.requests <= one.cost(4)[0]
     assert len({*one.annotated_.tolist()}) == 10
     assert {i for s in selections for i in s.ids} <= {view.ids[r] for r in one.annotated_}
     rest = np.setdiff1d(np.arange(size), one.annotated_[:4])

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
-from iclkit.prompts import ModelShape, break_even
+from iclkit.lm import ModelShape, break_even
 
 SMALL = ModelShape(135e6, 30, 576)
 

@@ -1,10 +1,10 @@
-"""A rehearsal asks what the runs would ask, and computes nothing."""
+"""A dry run asks what the runs would ask, and computes nothing."""
 
 from __future__ import annotations
 
 import pytest
 
-from iclkit.eval import Grid, cost, make_bench, plan, rehearse
+from iclkit.eval import Grid, cost, dry_run, make_bench, plan
 from iclkit.lm import load_lm
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 from iclkit.testing import FakeLM, HashEmbedder
@@ -20,26 +20,26 @@ def _own_home(home):
 
 
 @pytest.mark.parametrize("make", [classification, generation])
-def test_a_rehearsal_counts_the_requests_that_the_runs_then_make(make):
+def test_a_dry_run_counts_the_requests_that_the_runs_then_make(make):
     lm = FakeLM()
     jobs = plan([make_bench(make(), limit=12)], lm, Grid(("zero", "random", "bm25"), (3,), 2))
-    seen = rehearse(jobs)
+    estimate = dry_run(jobs)
     assert not lm.scored
     assert not lm.generated
     for job in jobs:
         job.run(None)
     asked = [*lm.scored, *lm.generated]
-    assert seen.requests == len(asked)
-    assert seen.tokens_asked == sum(lm.count_tokens(r.context + getattr(r, "continuation", "")) for r in asked), (
+    assert estimate.requests == len(asked)
+    assert estimate.tokens_asked == sum(lm.count_tokens(r.context + getattr(r, "continuation", "")) for r in asked), (
         "each request is read whole"
     )
-    assert seen.tokens_generated == sum(r.max_tokens for r in lm.generated)
+    assert estimate.tokens_generated == sum(r.max_tokens for r in lm.generated)
 
 
 def test_what_an_lm_is_imagined_to_write_is_not_kept_in_the_pool():
     lm = FakeLM()
     (job,) = plan([make_bench(classification(train=18), limit=4)], lm, Grid(("skill-knn,rewrites=2",), (3,), 1), HASH)
-    assert rehearse([job]).requests == rehearse([job]).requests == 2 * (18 + 4) + 4 * 3
+    assert dry_run([job]).requests == dry_run([job]).requests == 2 * (18 + 4) + 4 * 3
     assert lm.generated == []
     assert not job.bench.view.keys(LMRewriter(lm, RewriteStyle.load("classification"), 2)).fallbacks
     assert len(lm.generated) == 2 * 18
@@ -61,9 +61,9 @@ def test_what_selectors_ask_is_told_in_numbers_before_anything_is_asked():
 def test_tokens_after_sharing_are_those_that_the_engine_then_computes(smollm2_path):
     lm = load_lm(str(smollm2_path), cache=False, workers=1, threads=1)
     jobs = plan([make_bench(classification(), limit=10)], lm, Grid(("random-fixed",), (4,), 1))
-    seen = rehearse(jobs)
+    estimate = dry_run(jobs)
     for job in jobs:
         job.run(None)
-    assert (seen.calls, seen.tokens_asked) == (lm.spent.calls, lm.spent.tokens_asked)
-    assert seen.tokens_computed == lm.spent.tokens_computed < seen.tokens_asked / 2
-    assert seen.seconds
+    assert (estimate.calls, estimate.tokens_asked) == (lm.usage.calls, lm.usage.tokens_asked)
+    assert estimate.tokens_computed == lm.usage.tokens_computed < estimate.tokens_asked / 2
+    assert estimate.seconds
