@@ -16,6 +16,7 @@ from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
 from iclkit.eval._runs import finished
 from iclkit.lm import LM, ModelShape, as_lm, break_even
+from iclkit.pool import PoolView
 from iclkit.prompts import Template, assemble
 from iclkit.records import CostEstimate, Progress, Run, digest
 from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for
@@ -93,10 +94,6 @@ class PlannedRun:
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs, with no failed row left to ask again."""
         return finished(out / self.run_id)
-
-    def with_lm(self, lm: LM) -> PlannedRun:
-        """The same run with another LM."""
-        return replace(self, lm=lm)
 
     def run(self, out: Path | None, progress: Progress | None = None, on_error: str = "record") -> Run:
         """Make the run, or take it from ``out``."""
@@ -193,10 +190,10 @@ def dry_run(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> Cos
     queries. Errors as ``evaluate``.
     """
     total, done = sum(len(job.bench.queries) for job in jobs), 0
-    cost = CostEstimate()
+    cost, overlays = CostEstimate(), dict[int, PoolView]()
     for job in jobs:
-        lm = job.lm.dry_run()
-        job.with_lm(lm).run(None)
+        lm, view = job.lm.dry_run(), overlays.setdefault(id(job.bench.view), job.bench.view.overlay())
+        replace(job, lm=lm, bench=replace(job.bench, view=view)).run(None)
         cost += lm.cost
         done += len(job.bench.queries)
         if progress is not None:

@@ -6,7 +6,7 @@ Importing this room loads neither torch nor faiss.
 
 from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope
 from iclkit.pool._export import example_dict, exported_example
-from iclkit.pool._keys import FieldKey, KeyTransform, RetrievalKeys
+from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
 from iclkit.pool._view import PoolView

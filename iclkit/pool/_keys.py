@@ -1,100 +1,91 @@
-"""Key texts: what an input is searched by, when that is not the input itself.
-
-A transform writes one or several keys per input (the skills it needs, a rewriting, a translation, one of its fields).
-Keys are kept in the pool by the transform's fingerprint, so each is written once; they are never shown in a prompt.
-"""
+"""Retrieval keys, kept in the pool's file: what a transform wrote of an input is written once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import json
+from collections.abc import Mapping, Sequence
 
+from iclkit.database import Database
 from iclkit.errors import DataError
-from iclkit.records import Fields, canonical_json, digest, input_text
+from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys, input_hash, normalize_key
+from iclkit.records import Fields, Progress
+
+BATCH = 32  # keys written per commit
+
+_Keys = dict[tuple[str, int], tuple[str, bool]]
+"""{(hash of the input, number of the key): (text, whether the input stands in)}"""
 
 
-@runtime_checkable
-class KeyTransform(Protocol):
-    """Writes keys. ``fingerprint`` covers all that determines key ``number`` of an input, but not ``count``.
+class KeyStore:
+    """Stored keys of one pool. One that does not write keeps what is written in memory."""
 
-    A transform may have an attribute ``kept``; when it is false, what it writes is not stored.
-    """
+    def __init__(self, database: Database, writes: bool) -> None:
+        self.writes, self._db = writes, database
+        self._made: dict[str, _Keys] = {}
 
-    @property
-    def name(self) -> str:
-        """For people."""
-        ...
+    def in_memory(self) -> KeyStore:
+        """One that reads the same keys and does not write."""
+        store = KeyStore(self._db, writes=False)
+        store._made.update((fingerprint, dict(keys)) for fingerprint, keys in self._made.items())
+        return store
 
-    @property
-    def fingerprint(self) -> str:
-        """What keys are kept under."""
-        ...
+    def keys(
+        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
+    ) -> RetrievalKeys:
+        """The keys of any inputs, examples' or queries'; those that are not stored are written, and stored.
 
-    @property
-    def count(self) -> int:
-        """Keys per input: numbers 0 to count - 1."""
-        ...
+        Committed in batches: a kill loses at most one, and the same call again goes on. Written number by number, so
+        that a rewriter can share what stands in front of all inputs.
+        """
+        hashes = [input_hash(i) for i in inputs]
+        input_of = dict(zip(hashes, inputs, strict=True))
+        made = self._made.get(transform.fingerprint, {})
+        known = {**made, **self._stored(transform, input_of)}
+        missing = [[h for h in input_of if (h, number) not in known] for number in range(transform.count)]
+        total, done = sum(map(len, missing)), 0
+        for number, sources in enumerate(missing):
+            for start in range(0, len(sources), BATCH):
+                batch = sources[start : start + BATCH]
+                written = transform.write([input_of[h] for h in batch], number)
+                if len(written) != len(batch):
+                    raise DataError(f"{transform.name} wrote {len(written)} keys for {len(batch)} inputs")
+                new = {(h, number): normalize_key(w, input_of[h]) for h, w in zip(batch, written, strict=True)}
+                if self.writes:
+                    self._store(transform, new)
+                else:
+                    self._made.setdefault(transform.fingerprint, {}).update(new)
+                known.update(new)
+                done += len(batch)
+                if progress:
+                    progress(done, total)
+        numbers = range(transform.count)
+        texts = tuple(tuple(known[h, n][0] for n in numbers) for h in hashes)
+        return RetrievalKeys(texts, tuple(sum(known[h, n][1] for n in numbers) for h in hashes))
 
-    def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
-        """Key ``number`` of each input. An empty text means that none could be written: the input stands in for it."""
-        ...
+    def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
+        """(transform, number, key) of all keys that are stored for an input."""
+        return self._db.read(
+            "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
+            "WHERE k.source = ? ORDER BY t.number, k.number",
+            (input_hash(given),),
+        )
 
+    def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> _Keys:
+        rows = self._db.read(
+            "SELECT k.source, k.number, k.text, k.fallback FROM json_each(?) AS s CROSS JOIN keys AS k "
+            "ON k.source = s.value AND k.transform = (SELECT number FROM transforms WHERE fingerprint = ?)",
+            (json.dumps([*input_of]), transform.fingerprint),
+        )
+        return {(source, number): (text, bool(fallback)) for source, number, text, fallback in rows}
 
-@dataclass(frozen=True, slots=True)
-class RetrievalKeys:
-    """``texts[row]`` are the keys of one input, by number; for ``fallen[row]`` of them the input itself stands in."""
-
-    texts: tuple[tuple[str, ...], ...]
-    fallen: tuple[int, ...]
-
-    @property
-    def fallbacks(self) -> int:
-        """Keys, of all, for which the input stands in."""
-        return sum(self.fallen)
-
-    @property
-    def unique(self) -> float:
-        """Share of different texts among all keys, 0 to 1: near 0 when a rewriter says the same of everything."""
-        flat = [key for keys in self.texts for key in keys]
-        return len({*flat}) / len(flat) if flat else 1.0
-
-
-@dataclass(frozen=True)
-class FieldKey:
-    """One named field of the input as its key, or the whole input. DataError for an input without that field."""
-
-    field: str = ""
-    count: int = 1
-
-    @property
-    def name(self) -> str:
-        """``field:NAME``, or ``input``."""
-        return f"field:{self.field}" if self.field else "input"
-
-    @property
-    def fingerprint(self) -> str:
-        """By the field's name."""
-        return digest(["field", self.field])
-
-    def write(self, inputs: Sequence[Fields], number: int) -> list[str]:  # noqa: ARG002
-        """The field's text."""
-        if not self.field:
-            return [input_text(given) for given in inputs]
-        for given in inputs:
-            if isinstance(given, str) or self.field not in given:
-                fields = "one text without fields" if isinstance(given, str) else ", ".join(given)
-                raise DataError(f"an input has no field {self.field!r} to search by; it has {fields}")
-        return [given[self.field] for given in inputs if not isinstance(given, str)]
-
-
-def input_hash(given: Fields) -> str:
-    """What the keys of an input are kept under."""
-    whole = given if isinstance(given, str) else dict(given)
-    return digest(canonical_json(whole))
-
-
-def normalize_key(text: str, given: Fields) -> tuple[str, bool]:
-    """The key as it is kept, and whether the input had to stand in for it."""
-    text = " ".join(text.split())
-    return (text, False) if text else (input_text(given), True)
+    def _store(self, transform: KeyTransform, keys: _Keys) -> None:
+        with self._db.writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO transforms (fingerprint, name) VALUES (?, ?)",
+                (transform.fingerprint, transform.name),
+            )
+            connection.executemany(  # what another process wrote meanwhile stays: all see the same keys
+                "INSERT OR IGNORE INTO keys (transform, source, number, text, fallback) "
+                "SELECT number, ?, ?, ?, ? FROM transforms WHERE fingerprint = ?",
+                ((h, n, text, int(fell), transform.fingerprint) for (h, n), (text, fell) in keys.items()),
+            )

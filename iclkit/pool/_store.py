@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from iclkit.database import MEMORY, Connection, Database, is_writable
-from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
+from iclkit.embed import Embedder
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
 from iclkit.pool._export import write_examples
-from iclkit.pool._index import FlatIndex, Header
-from iclkit.pool._keys import KeyTransform, RetrievalKeys, input_hash, normalize_key
+from iclkit.pool._key_transforms import input_hash
+from iclkit.pool._keys import KeyStore
 from iclkit.pool._schema import open_database
-from iclkit.pool._view import PoolView
-from iclkit.records import Example, Fields, Json, Progress, Query, clean_text, digest
-
-log = logging.getLogger(__name__)
-BATCH = 512  # texts embedded per commit: what a kill can lose
-KEY_BATCH = 32  # keys written per commit
+from iclkit.pool._vectors import VectorStore, text_hash
+from iclkit.pool._view import IntArray, MadeBy, PoolReader, PoolView
+from iclkit.records import Example, Json, Progress, Query, clean_text, digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +65,7 @@ class Pool:
 
     def __init__(self, path: Path | str, database: Database, read_only: bool = False) -> None:
         self.path, self.read_only, self._db = path, read_only, database
+        self._reader = PoolReader(VectorStore(database, not read_only), KeyStore(database, not read_only))
         self._snapshot: PoolView | None = None
 
     @classmethod
@@ -165,34 +160,54 @@ class Pool:
         return full.only(rows)
 
     def _load(self) -> tuple[PoolView, dict[int, bytes]]:
-        """The snapshot of all examples and, when it was just taken, {seq: hash} of the texts numbered as another one.
+        """The snapshot of all examples and, of those just read, {row: hash} of the texts numbered as another one.
 
-        Pools written before texts had one spelling number an input by the text it then had: with outer white space, or
-        with its fields in the row's order. Vectors of such a text are not those of the example.
+        Where examples were only added since the last snapshot, they alone are read. Pools written before texts had one
+        spelling number an input by the text it then had: with outer white space, or with its fields in the row's order.
+        Vectors of such a text are not those of the example.
         """
         with self._db.reading() as connection:
-            revision = self.revision
-            if self._snapshot is not None and self._snapshot.revision == revision:
-                return self._snapshot, {}
-            rows = connection.execute(f"SELECT {COLUMNS} FROM examples ORDER BY seq").fetchall()
-            examples = tuple(map(_example, rows))
-            odd = [n for n, (row, e) in enumerate(zip(rows, examples, strict=True)) if not _is_canonical(row[2], e)]
+            revision, old = self.revision, self._snapshot
+            if old is not None and old.revision == revision:
+                return old, {}
+            if old is not None:
+                changes = "SELECT count(*) FROM log WHERE revision > ? AND action != 'add'"
+                old = None if connection.execute(changes, (old.revision,)).fetchone()[0] else old
+            last = int(old.rows[-1]) if old is not None and len(old) else 0
+            stored = connection.execute(
+                f"SELECT {COLUMNS} FROM examples WHERE seq > ? ORDER BY seq", (last,)
+            ).fetchall()
+            new = tuple(map(_example, stored))
+            odd = [n for n, (row, e) in enumerate(zip(stored, new, strict=True)) if not _is_canonical(row[2], e)]
             hashes = dict(
                 connection.execute(
                     "SELECT number, hash FROM texts WHERE number IN (SELECT value FROM json_each(?))",
-                    (json.dumps([rows[n][-1] for n in odd]),),
+                    (json.dumps([stored[n][-1] for n in odd]),),
                 )
             )
-            texts = np.array([r[-1] for r in rows], dtype=np.int64)
+            rows, texts = (np.array([r[column] for r in stored], dtype=np.int64) for column in (0, -1))
             stale, unstored = dict[int, bytes](), dict[bytes, int]()
+            lowest = 0 if old is None else min([0, *old._texts.tolist()])
             for n in odd:
-                text_hash = _text_hash(examples[n].text)
-                if hashes.get(rows[n][-1]) != text_hash:
-                    stale[rows[n][0]] = text_hash
-                    texts[n] = unstored.setdefault(text_hash, -1 - len(unstored))
-            handles = np.array([r[0] for r in rows], dtype=np.int64)
-            self._snapshot = PoolView(self, revision, handles, examples, texts, True)
+                expected = text_hash(new[n].text)
+                if hashes.get(stored[n][-1]) != expected:
+                    stale[stored[n][0]] = expected
+                    texts[n] = unstored.setdefault(expected, lowest - 1 - len(unstored))
+            if old is not None:
+                rows, texts = np.concatenate([old.rows, rows]), np.concatenate([old._texts, texts])
+                new = old.examples + new
+            self._snapshot = self._whole_view(revision, rows, new, texts)
             return self._snapshot, stale
+
+    def _whole_view(self, revision: int, rows: IntArray, examples: tuple[Example, ...], texts: IntArray) -> PoolView:
+        made_by: MadeBy = _view_in_memory, (revision, rows, examples)
+        if self.path != MEMORY:
+            made_by = _view_of_file, (str(Path(self.path).resolve()), self._uid(), revision, self.read_only)
+        return PoolView(self._reader, revision, rows, examples, texts, whole=True, made_by=made_by)
+
+    def _uid(self) -> str:
+        ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
+        return str(uid)
 
     def _renumber(self, stale: Mapping[int, bytes]) -> None:
         """Number the texts of these examples (by seq) anew: keys stay, vectors that no example has any more go."""
@@ -350,13 +365,7 @@ class Pool:
             size=sum(f.stat().st_size for f in files if f.exists()),
             tasks=_counts(e.task for e in examples),
             outputs=_counts(e.output for e in examples),
-            vectors={
-                f"{name} ({side}, {dim}-d, {mark[:8]})": count
-                for name, side, dim, mark, count in self._read(
-                    "SELECT name, side, dim, fingerprint, (SELECT count(*) FROM vectors WHERE embedder = number) "
-                    "FROM embedders ORDER BY number"
-                )
-            },
+            vectors=self._reader.vectors.counts(),
         )
 
     def check(self) -> list[str]:
@@ -381,14 +390,7 @@ class Pool:
             if len(outputs) > 1:
                 shown = " and ".join(f"{o!r}" for o in outputs[:3])
                 problems.append(f"the input of {same[0].id} stands with {len(outputs)} outputs: {shown}")
-        for number, name, dim in self._read("SELECT number, name, dim FROM embedders"):
-            bad = 0
-            for (blob,) in self._read("SELECT vector FROM vectors WHERE embedder = ?", (number,)):
-                norm = float(np.linalg.norm(np.frombuffer(blob, "<f4"))) if len(blob) == 4 * dim else 0.0
-                bad += not abs(norm - 1) < 1e-3  # not a number is bad too
-            if bad:
-                problems.append(f"{bad} vectors of embedder {name!r} are damaged")
-        return problems
+        return problems + self._reader.vectors.problems()
 
     def _content_id_as_stored(self, example_id: str) -> str:
         """The content id before options, tasks and names of fields were cleaned: old pools hold such ids."""
@@ -399,7 +401,7 @@ class Pool:
         cleaned = clean_text(fields) if isinstance(fields, str) else {k: clean_text(v) for k, v in fields.items()}
         return digest([cleaned, clean_text(output), task, json.loads(choices)])
 
-    # ---- vectors
+    # ---- vectors and keys
 
     def embed(self, embedder: Embedder, progress: Progress | None = None) -> int:
         """Embed every text that has no vector of this embedder yet; returns how many texts that were.
@@ -407,179 +409,13 @@ class Pool:
         Committed in batches: a kill loses at most one, and the same call again goes on.
         """
         view = self.view()
-        missing = len(set(view._texts.tolist()) - {t for t, _ in self._stored(embedder, np.unique(view._texts))})
+        missing = view.count_missing(embedder)
         view.vectors(embedder, progress)
         return missing
 
-    def _build_index(self, view: PoolView, embedder: Embedder, whole: bool, progress: Progress | None) -> FlatIndex:
-        if not whole or self.path == MEMORY:
-            return FlatIndex.of(self._vectors(view, 0, embedder, progress), view.rows)
-        mark, texts = vector_key(embedder, "document"), view._texts
-        file = Path(self.path).with_suffix(f".{mark[:8]}.faiss")
-        index, rows = self._read_index(file, mark, view, embedder), 0
-        if index is None:
-            index = FlatIndex.of(self._vectors(view, 0, embedder, progress), view.rows)
-        else:
-            rows = len(index)
-            index.add(view.rows[rows:], self._vectors(view, rows, embedder, progress))
-        if rows < len(index) and not self.read_only:
-            header = Header(mark, embedder.dim, len(index), self._rows_hash(texts), view.revision)
-            try:
-                index.save(file, header)
-            except OSError as error:
-                log.warning("could not write %s (%s); the index will be built again next time", file, error)
-        return index
-
-    def _read_index(self, file: Path, mark: str, view: PoolView, embedder: Embedder) -> FlatIndex | None:
-        """The index of the first rows of the view, or None when the file is not there or not what the pool says."""
-        try:
-            index, header = FlatIndex.load(file, mark, embedder.dim)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            log.warning("%s %s; building it again from the pool", file, error)
-            return None
-        rows = header.rows
-        if rows > len(view) or header.texts != self._rows_hash(view._texts[:rows]):
-            return None  # examples were removed, or the file belongs to another pool
-        index.rows = view.rows[:rows]
-        some = np.unique(np.linspace(0, rows - 1, min(rows, 8)).astype(np.int64))
-        stored = dict(self._stored(embedder, view._texts[some]))
-        if are_unit(index.matrix).all() and all(
-            stored.get(int(view._texts[r])) == index.matrix[r].astype("<f4").tobytes() for r in some
-        ):
-            return index
-        log.warning("%s does not agree with the pool; building it again", file)
-        return None
-
-    def _rows_hash(self, texts: NDArray[np.int64]) -> str:
-        ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
-        return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
-
-    def _stored(self, embedder: Embedder, texts: NDArray[np.int64]) -> Iterator[tuple[int, bytes]]:
-        rows = self._read(
-            "SELECT v.text, v.vector FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
-            "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?",
-            (json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim),
-        )
-        return iter(rows)
-
-    def _vectors(self, view: PoolView, start: int, embedder: Embedder, progress: Progress | None) -> FloatArray:
-        """Vectors of the view's rows from ``start`` on; those not stored yet are made and stored."""
-        return self._numbered(view._texts[start:], lambda i: view.examples[start + i].text, embedder, progress)
-
-    def _text_vectors(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None) -> FloatArray:
-        """Vectors of any texts (keys of examples), stored like those of examples."""
-        hashes = {_text_hash(t): t for t in texts}
-        if not self.read_only:
-            with self._writing() as connection:
-                connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in hashes))
-        every, known = [*hashes], dict[bytes, int]()
-        for start in range(0, len(every), 900):  # the smallest limit that SQLite is built with is 999
-            some = every[start : start + 900]
-            known.update(
-                self._read(f"SELECT hash, number FROM texts WHERE hash IN ({','.join('?' * len(some))})", some)
-            )
-        number = {t: known.get(h, -1 - n) for n, (h, t) in enumerate(hashes.items())}  # below 0: not stored
-        numbers = np.array([number[t] for t in texts], dtype=np.int64)
-        return self._numbered(numbers, lambda i: texts[i], embedder, progress)
-
-    def _numbered(
-        self, texts: NDArray[np.int64], text_of: Callable[[int], str], embedder: Embedder, progress: Progress | None
-    ) -> FloatArray:
-        numbers, first, rows = np.unique(texts, return_index=True, return_inverse=True)
-        unique = np.empty((len(numbers), embedder.dim), np.float32)
-        missing = np.ones(len(numbers), dtype=np.bool_)
-        found = list(self._stored(embedder, numbers))
-        if found:
-            at = np.searchsorted(numbers, [t for t, _ in found])
-            unique[at] = np.frombuffer(b"".join(v for _, v in found), "<f4").reshape(len(found), -1)
-            missing[at] = ~are_unit(unique[at])
-            if bad := int(missing[at].sum()):
-                log.warning("%d stored vectors of embedder %r are damaged; they are made again", bad, embedder.name)
-        text = {int(n): text_of(int(first[n])) for n in np.flatnonzero(missing)}
-        todo = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
-        for done in range(0, len(todo), BATCH):
-            some = todo[done : done + BATCH]
-            unique[some] = encode_checked(embedder, [text[n] for n in some], "document")
-            if not self.read_only:
-                self._store_vectors(embedder, numbers[some], unique[some])
-            if progress:
-                progress(done + len(some), len(todo))
-        return unique[rows]
-
-    def _store_vectors(self, embedder: Embedder, texts: NDArray[np.int64], vectors: FloatArray) -> None:
-        mark = vector_key(embedder, "document")
-        with self._writing() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO embedders (fingerprint, name, side, dim) VALUES (?, ?, 'document', ?)",
-                (mark, embedder.name, embedder.dim),
-            )
-            # a text whose last example was removed meanwhile has no row in texts any more, and needs no vector
-            connection.executemany(
-                "INSERT OR REPLACE INTO vectors (embedder, text, vector) "
-                "SELECT (SELECT number FROM embedders WHERE fingerprint = ?), number, ? FROM texts WHERE number = ?",
-                ((mark, v.astype("<f4").tobytes(), int(t)) for t, v in zip(texts, vectors, strict=True)),
-            )
-
-    # ---- keys
-
-    def keys(
-        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
-    ) -> RetrievalKeys:
-        """The keys of any inputs, examples' or queries'; those that are not stored are written, and stored.
-
-        Committed in batches: a kill loses at most one, and the same call again goes on. Written number by number, so
-        that a rewriter can share what stands in front of all inputs.
-        """
-        marks = [input_hash(i) for i in inputs]
-        given = dict(zip(marks, inputs, strict=True))
-        have = {
-            (source, number): (text, bool(fallback))
-            for source, number, text, fallback in self._read(
-                "SELECT k.source, k.number, k.text, k.fallback FROM json_each(?) AS s CROSS JOIN keys AS k "
-                "ON k.source = s.value AND k.transform = (SELECT number FROM transforms WHERE fingerprint = ?)",
-                (json.dumps([*given]), transform.fingerprint),
-            )
-        }
-        todo = [[m for m in given if (m, number) not in have] for number in range(transform.count)]
-        total, done = sum(map(len, todo)), 0
-        for number, sources in enumerate(todo):
-            for start in range(0, len(sources), KEY_BATCH):
-                some = sources[start : start + KEY_BATCH]
-                written = transform.write([given[m] for m in some], number)
-                if len(written) != len(some):
-                    raise DataError(f"{transform.name} wrote {len(written)} keys for {len(some)} inputs")
-                new = {(m, number): normalize_key(w, given[m]) for m, w in zip(some, written, strict=True)}
-                if not self.read_only and getattr(transform, "kept", True):
-                    self._store_keys(transform, new)
-                have.update(new)
-                done += len(some)
-                if progress:
-                    progress(done, total)
-        texts = tuple(tuple(have[m, n][0] for n in range(transform.count)) for m in marks)
-        return RetrievalKeys(texts, tuple(sum(have[m, n][1] for n in range(transform.count)) for m in marks))
-
-    def _store_keys(self, transform: KeyTransform, keys: Mapping[tuple[str, int], tuple[str, bool]]) -> None:
-        with self._writing() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO transforms (fingerprint, name) VALUES (?, ?)",
-                (transform.fingerprint, transform.name),
-            )
-            connection.executemany(  # what another process wrote meanwhile stays: all see the same keys
-                "INSERT OR IGNORE INTO keys (transform, source, number, text, fallback) "
-                "SELECT number, ?, ?, ?, ? FROM transforms WHERE fingerprint = ?",
-                ((m, n, text, int(fell), transform.fingerprint) for (m, n), (text, fell) in keys.items()),
-            )
-
     def stored_keys(self, example_id: str) -> list[tuple[str, int, str]]:
         """(transform, number, key) of all keys that were ever written for an example's input."""
-        rows: list[tuple[str, int, str]] = self._read(
-            "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
-            "WHERE k.source = ? ORDER BY t.number, k.number",
-            (input_hash(self.get(example_id).input),),
-        )
-        return rows
+        return self._reader.keys.written_for(self.get(example_id).input)
 
     # ---- the connection
 
@@ -592,6 +428,27 @@ class Pool:
             raise PoolError(f"the pool {self.path} was opened for reading only")
         with self._db.writing() as connection:
             yield connection
+
+
+def _view_in_memory(revision: int, rows: IntArray, examples: tuple[Example, ...]) -> PoolView:
+    """A view of a pool in memory, after it was pickled."""
+    pool = Pool.of(examples)
+    texts = pool.view()._texts
+    saved = (_view_in_memory, (revision, rows, examples))
+    return PoolView(pool._reader, revision, rows, examples, texts, whole=True, made_by=saved)
+
+
+def _view_of_file(path: str, uid: str, revision: int, read_only: bool) -> PoolView:
+    """A view of a pool's file, after it was pickled. PoolError when the pool is not as it was."""
+    pool = Pool.open(path, create=False, read_only=read_only)
+    view = pool.view()
+    if pool._uid() != uid:
+        raise PoolError(f"{path} is another pool than the one that this was made with; make it again")
+    if view.revision != revision:
+        raise PoolError(
+            f"the pool {path} has changed since this was made (revision {revision}, now {view.revision}); make it again"
+        )
+    return view
 
 
 COLUMNS = "seq, id, input, output, task, choices, meta, text"
@@ -626,10 +483,10 @@ class _ExampleRow:
             texts = [json.dumps(p, ensure_ascii=False, separators=(",", ":"), allow_nan=False) for p in parts]
             for text in (*texts, e.output, e.task, e.id):
                 text.encode()
-            text_hash = _text_hash(e.text)
+            hash_of_text = text_hash(e.text)
         except (TypeError, ValueError) as error:
             raise DataError(f"example {position} ({e.id}) cannot be stored: {error}") from error
-        return cls(e, e.id != _content_id(e), texts[0], texts[1], texts[2], text_hash)
+        return cls(e, e.id != _content_id(e), texts[0], texts[1], texts[2], hash_of_text)
 
     @property
     def id(self) -> str:
@@ -642,10 +499,6 @@ class _ExampleRow:
     @property
     def task(self) -> str:
         return self.example.task
-
-
-def _text_hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def _content_id(example: Example) -> str:

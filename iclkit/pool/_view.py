@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +14,28 @@ from iclkit.embed import Embedder, FloatArray, Retriever, vector_key
 from iclkit.errors import DataError
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, positions_of
 from iclkit.pool._index import FlatIndex
-from iclkit.pool._keys import KeyTransform, RetrievalKeys
+from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
+from iclkit.pool._keys import KeyStore
+from iclkit.pool._vectors import VectorStore
 from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
-
-if TYPE_CHECKING:
-    from iclkit.pool._store import Pool
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 T = TypeVar("T")
+MadeBy: TypeAlias = "tuple[Callable[..., PoolView], tuple[Any, ...]]"
+"""A function and its arguments that give a view again."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReader:
+    """What a view asks of the pool it was taken of."""
+
+    vectors: VectorStore
+    keys: KeyStore
+
+    def in_memory(self) -> PoolReader:
+        """One that reads the same and keeps what is made in memory."""
+        return PoolReader(self.vectors.in_memory(), self.keys.in_memory())
 
 
 class PoolView:
@@ -29,19 +43,34 @@ class PoolView:
 
     ``rows`` (n,) are the handles of its examples, ascending (see ``iclkit.pool._candidates``). ``examples`` and ``ids``
     are all of them in that order, for what goes through the whole pool; ``positions`` says where a handle stands there.
+
+    A view is pickled and copied as the path of its pool and the revision. It comes back from a pool that is still as it
+    was; PoolError from one that has changed. A view of a pool in memory takes its examples along.
     """
 
     def __init__(
-        self, pool: Pool, revision: int, rows: IntArray, examples: tuple[Example, ...], texts: IntArray, whole: bool
+        self,
+        reader: PoolReader,
+        revision: int,
+        rows: IntArray,
+        examples: tuple[Example, ...],
+        texts: IntArray,
+        *,
+        whole: bool,
+        made_by: MadeBy,
     ) -> None:
         self.examples = examples
         self.revision = revision
         rows.flags.writeable = False
         self.rows = rows
-        # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers
-        self._pool, self._texts, self._whole = pool, texts, whole
+        # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers.
+        # whole: these are all rows of the pool
+        self._reader, self._texts, self._whole, self._made_by = reader, texts, whole, made_by
         self._indexes: dict[str, FlatIndex] = {}
         self._derived: dict[str, Any] = {}
+
+    def __reduce__(self) -> MadeBy:
+        return self._made_by
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -99,7 +128,35 @@ class PoolView:
         kept = np.unique(np.asarray(rows, dtype=np.int64))
         at = self.positions(kept)
         examples = tuple(self.examples[p] for p in at.tolist())
-        return PoolView(self._pool, self.revision, kept, examples, self._texts[at], whole=False)
+        made_by = (PoolView.only, (self, kept))
+        return PoolView(self._reader, self.revision, kept, examples, self._texts[at], whole=False, made_by=made_by)
+
+    def overlay(self, examples: Iterable[Example] = ()) -> PoolView:
+        """This view with more examples, of which nothing is stored: what is made on it stays in memory.
+
+        For examples that are made during a run, and for dry runs, whose keys are blank. Vectors and keys that the pool
+        has are used. Examples whose ids are in the view already change nothing.
+        """
+        new = tuple({e.id: e for e in examples if e.id not in self._row_of}.values())
+        last = int(self.rows[-1]) if len(self) else 0
+        rows = np.concatenate([self.rows, np.arange(last + 1, last + 1 + len(new), dtype=np.int64)])
+        number_of = dict(zip((e.text for e in self.examples), self._texts.tolist(), strict=True)) if new else {}
+        unused = min([0, *number_of.values()])  # below 0: no number of the pool's
+        for example in new:
+            number_of.setdefault(example.text, unused - 1 - len(number_of))
+        texts = np.array([number_of[e.text] for e in new], dtype=np.int64)
+        view = PoolView(
+            self._reader.in_memory(),
+            self.revision,
+            rows,
+            self.examples + new,
+            np.concatenate([self._texts, texts]),
+            whole=self._whole and not new,
+            made_by=(PoolView.overlay, (self, new)),
+        )
+        if not new:
+            view._indexes, view._derived = {**self._indexes}, {**self._derived}
+        return view
 
     def derived(self, key: str, make: Callable[[], T]) -> T:
         """What is learnt from this view alone (a term index, a neighbor graph), made once under ``key``.
@@ -182,11 +239,32 @@ class PoolView:
 
     def index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
         """Search over this view's vectors. Texts that the pool has no vector of yet are embedded and stored."""
-        return self._index(embedder, progress)
+        key = vector_key(embedder, "document")
+        if key not in self._indexes:
+            self._indexes[key] = self._new_index(embedder, progress)
+        return self._indexes[key]
+
+    def _new_index(self, embedder: Embedder, progress: Progress | None) -> FlatIndex:
+        if isinstance(embedder, Retriever):
+            texts = [embedder.document_text(e) for e in self.examples]
+            return FlatIndex.of(self.text_vectors(embedder, texts, progress), self.rows)
+        return self._reader.vectors.index(
+            self.rows,
+            self._texts,
+            lambda at: self.examples[at].text,
+            embedder,
+            revision=self.revision,
+            whole=self._whole,
+            progress=progress,
+        )
 
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""
-        return self._index(embedder, progress).matrix
+        return self.index(embedder, progress).matrix
+
+    def count_missing(self, embedder: Embedder) -> int:
+        """How many texts of this view have no stored vector of this embedder."""
+        return self._reader.vectors.count_missing(embedder, self._texts)
 
     def search(
         self, embedder: Embedder, query_vectors: FloatArray, k: int, allowed: Sequence[BoolArray] | None = None
@@ -205,26 +283,17 @@ class PoolView:
 
     def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
         """The keys of each row's input; those the pool has not stored yet are written, and stored."""
-        return self._pool.keys(transform, [e.input for e in self.examples], progress)
+        return self._reader.keys.keys(transform, [e.input for e in self.examples], progress)
 
     def keys_of_queries(
         self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
     ) -> RetrievalKeys:
         """The keys of queries; kept in the pool like those of examples."""
-        return self._pool.keys(transform, inputs, progress)
+        return self._reader.keys.keys(transform, inputs, progress)
 
     def text_vectors(self, embedder: Embedder, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(len(texts), dim) float32, unit rows: document vectors of any texts, e.g. keys; made once, stored."""
-        return self._pool._text_vectors(texts, embedder, progress)
-
-    def _index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
-        key = vector_key(embedder, "document")
-        if key not in self._indexes and isinstance(embedder, Retriever):
-            texts = [embedder.document_text(e) for e in self.examples]
-            self._indexes[key] = FlatIndex.of(self.text_vectors(embedder, texts, progress), self.rows)
-        if key not in self._indexes:
-            self._indexes[key] = self._pool._build_index(self, embedder, self._whole, progress)
-        return self._indexes[key]
+        return self._reader.vectors.of_texts(texts, embedder, progress)
 
 
 def matches_value(value: Json, wanted: Json) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from iclkit.errors import DataError, UnknownName
-from iclkit.lm import LM, DryRunLM, GenerateRequest
+from iclkit.lm import LM, GenerateRequest
 from iclkit.records import Fields, digest
 
 _SHIPPED = Path(__file__).with_name("rewriters.toml")
@@ -85,11 +85,6 @@ class LMRewriter:
         """Of the LM, the style and the decoding; not of ``count``."""
         s = self.style
         return digest([self.lm.fingerprint, s.instruction, s.stem, [*map(list, s.pairs)], self.max_tokens, _VERSION])
-
-    @property
-    def kept(self) -> bool:
-        """False in a dry run, whose keys are blank."""
-        return not isinstance(self.lm, DryRunLM)
 
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
         """One line per input, without the stem; empty where nothing could be written."""

@@ -62,6 +62,8 @@ ONE = {
     "look up by prefix": lambda pool: pool.get("chosen"),
     "look up what is not there": missing,
     "vectors of one": lambda pool: pool.embedded("e000100"),
+    "add and view": lambda pool: (pool.add([Example("new", "x")]), pool.view()),
+    "keys of one": lambda pool: pool.stored_keys("e000100"),
 }
 
 
@@ -71,6 +73,7 @@ def test_work_on_a_few_rows_does_not_grow_with_the_pool(change: str) -> None:
     for rows in (500, 4000):
         with filled(rows) as pool:
             pool.add([Example("chosen by prefix", "x", id="chosen-by-prefix")])
+            pool.view()
             work.append(steps(pool, ONE[change]))
     assert work[1] <= 1.2 * work[0] + 5
 

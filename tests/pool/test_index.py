@@ -126,8 +126,9 @@ def test_the_index_file_is_read_and_extended(tmp_path: Path, monkeypatch: pytest
     with Pool.open(tmp_path / "demos.db") as pool:
         pool.add([Example("one more", "x")])
         read = []
-        stored = pool._stored
-        monkeypatch.setattr(pool, "_stored", lambda e, t: read.append(len(t)) or stored(e, t))
+        vectors = pool._reader.vectors
+        stored = vectors._stored
+        monkeypatch.setattr(vectors, "_stored", lambda e, t: read.append(len(t)) or stored(e, t))
         assert pool.view().vectors(embedder).shape == (31, 16)
         assert sum(read) <= 9  # a sample for the comparison, and the new row
     assert file.read_bytes() != before

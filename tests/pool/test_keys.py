@@ -96,9 +96,9 @@ def test_a_killed_rewriting_loses_at_most_one_batch(tmp_path: Path) -> None:
         pool.add(some(100))
     code = """
 import os, sys
-import iclkit.pool._store as store
+import iclkit.pool._keys as store
 from iclkit.pool import Pool
-store.KEY_BATCH = 8
+store.BATCH = 8
 class Dying:
     name, fingerprint, count, left = "shout", "shout-1", 1, 5
     def write(self, inputs, number):

@@ -28,7 +28,7 @@ for n in range(count):
 """
 EMBED = """
 import sys, time
-import iclkit.pool._store as store
+import iclkit.pool._vectors as store
 from iclkit.pool import Pool
 from iclkit.testing import HashEmbedder
 store.BATCH = 10

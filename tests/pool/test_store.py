@@ -22,7 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from iclkit.datasets import read_examples
 from iclkit.errors import DataError, ModelError, PoolError, UnknownName, UsageError
 from iclkit.pool import Pool, example_dict
-from iclkit.pool._keys import input_hash
+from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._schema import MIGRATIONS, READABLE
 from iclkit.records import Example, clean_text, digest
 from iclkit.testing import HashEmbedder

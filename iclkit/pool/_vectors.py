@@ -1,0 +1,204 @@
+"""Vectors of texts, kept in the pool's file, and the index over those of its examples.
+
+Texts are numbered by their hash, so that equal texts have one vector per embedder; vectors are stored under the
+embedder's document fingerprint (``vector_key``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.database import MEMORY, Database
+from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
+from iclkit.pool._candidates import IntArray
+from iclkit.pool._index import FlatIndex, Header
+from iclkit.records import Progress
+
+log = logging.getLogger(__name__)
+BATCH = 512  # texts embedded per commit: what a kill can lose
+_SMALL = 4096  # rows of an index that is cheap to write
+_GROWTH = 8  # a larger file is written anew when the rows it lacks are this part of it: each row is written few times
+
+
+def text_hash(text: str) -> bytes:
+    """What a text is numbered by."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+class VectorStore:
+    """Stored vectors of one pool. One that does not write keeps what it makes in memory."""
+
+    def __init__(self, database: Database, writes: bool) -> None:
+        self.writes, self._db = writes, database
+        self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
+
+    def in_memory(self) -> VectorStore:
+        """One that reads the same vectors and does not write."""
+        store = VectorStore(self._db, writes=False)
+        store._made.update(self._made)
+        return store
+
+    def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
+        """How many of the texts (by number) have no stored vector of this embedder."""
+        numbers = np.unique(texts)
+        return len(numbers) - len(self._stored(embedder, numbers))
+
+    def of_texts(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None = None) -> FloatArray:
+        """(len(texts), dim): document vectors of any texts; those not stored yet are made and stored."""
+        hashes = {t: text_hash(t) for t in texts}
+        if self.writes:
+            with self._db.writing() as connection:
+                connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in hashes.values()))
+        numbers = dict(self._db.read_each("SELECT hash, number FROM texts WHERE hash IN ({values})", hashes.values()))
+        number_of = {t: numbers.get(h, -1 - n) for n, (t, h) in enumerate(hashes.items())}  # below 0: not numbered
+        of_each = np.array([number_of[t] for t in texts], dtype=np.int64)
+        return self.of_numbers(of_each, lambda at: texts[at], embedder, progress)
+
+    def of_numbers(
+        self, texts: IntArray, text_at: Callable[[int], str], embedder: Embedder, progress: Progress | None = None
+    ) -> FloatArray:
+        """(len(texts), dim): vectors of texts by number; those not stored yet are made of ``text_at(position)``.
+
+        Committed in batches: a kill loses at most one, and the same call again goes on. Numbers below 0 are those of
+        texts that the file has no number for.
+        """
+        numbers, first, of_each = np.unique(texts, return_index=True, return_inverse=True)
+        vectors = np.empty((len(numbers), embedder.dim), np.float32)
+        missing = np.ones(len(numbers), dtype=np.bool_)
+        stored = self._stored(embedder, numbers)
+        if stored:
+            at = np.searchsorted(numbers, [number for number, _ in stored])
+            vectors[at] = np.frombuffer(b"".join(v for _, v in stored), "<f4").reshape(len(stored), -1)
+            missing[at] = ~are_unit(vectors[at])
+            if damaged := int(missing[at].sum()):
+                log.warning("%d stored vectors of embedder %r are damaged; they are made again", damaged, embedder.name)
+        text = {int(n): text_at(int(first[n])) for n in np.flatnonzero(missing)}
+        key = vector_key(embedder, "document")
+        for n in [n for n, t in text.items() if not self.writes and (key, text_hash(t)) in self._made]:
+            vectors[n] = self._made[key, text_hash(text.pop(n))]
+        order = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
+        for done in range(0, len(order), BATCH):
+            batch = order[done : done + BATCH]
+            vectors[batch] = encode_checked(embedder, [text[n] for n in batch], "document")
+            if self.writes:
+                self._store(embedder, numbers[batch], vectors[batch])
+            else:
+                self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
+            if progress:
+                progress(done + len(batch), len(order))
+        return vectors[of_each]
+
+    def index(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        *,
+        revision: int,
+        whole: bool,
+        progress: Progress | None = None,
+    ) -> FlatIndex:
+        """Search over the vectors of these texts, known by these row handles.
+
+        ``whole``: they are all of the pool's, so the index is kept in a file beside it, which later holds the first of
+        them and is extended. Such a file is never believed over the database.
+        """
+        file = self._file(embedder)
+        index = self._load(file, embedder, rows, texts) if whole and file else None
+        known = 0 if index is None else len(index)
+        vectors = self.of_numbers(texts[known:], lambda at: text_at(known + at), embedder, progress)
+        if index is None:
+            index = FlatIndex.of(vectors, rows)
+        elif len(vectors):
+            index.add(rows[known:], vectors)
+        grown = len(index) - known
+        if whole and file and self.writes and grown and (len(index) <= _SMALL or grown * _GROWTH >= known):
+            key = vector_key(embedder, "document")
+            header = Header(key, embedder.dim, len(index), self._rows_hash(texts), revision)
+            try:
+                index.save(file, header)
+            except OSError as error:
+                log.warning("could not write %s (%s); the index will be built again next time", file, error)
+        return index
+
+    def _file(self, embedder: Embedder) -> Path | None:
+        if self._db.path == MEMORY:
+            return None
+        return Path(self._db.path).with_suffix(f".{vector_key(embedder, 'document')[:8]}.faiss")
+
+    def _load(self, file: Path, embedder: Embedder, rows: IntArray, texts: IntArray) -> FlatIndex | None:
+        """The index of the first rows, or None when the file is not there or not what the pool says."""
+        try:
+            index, header = FlatIndex.load(file, vector_key(embedder, "document"), embedder.dim)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("%s %s; building it again from the pool", file, error)
+            return None
+        held = header.rows
+        if held > len(rows) or header.texts != self._rows_hash(texts[:held]):
+            return None  # examples were removed, or the file belongs to another pool
+        index.rows = rows[:held]
+        sample = np.unique(np.linspace(0, held - 1, min(held, 8)).astype(np.int64))
+        stored = dict(self._stored(embedder, texts[sample]))
+        if are_unit(index.matrix).all() and all(
+            stored.get(int(texts[n])) == index.matrix[n].astype("<f4").tobytes() for n in sample
+        ):
+            return index
+        log.warning("%s does not agree with the pool; building it again", file)
+        return None
+
+    def _rows_hash(self, texts: IntArray) -> str:
+        ((uid,),) = self._db.read("SELECT value FROM facts WHERE name = 'uid'")
+        return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
+
+    def _stored(self, embedder: Embedder, texts: IntArray) -> list[tuple[int, bytes]]:
+        return self._db.read(
+            "SELECT v.text, v.vector FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
+            "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?",
+            (json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim),
+        )
+
+    def _store(self, embedder: Embedder, texts: IntArray, vectors: FloatArray) -> None:
+        key = vector_key(embedder, "document")
+        with self._db.writing() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO embedders (fingerprint, name, side, dim) VALUES (?, ?, 'document', ?)",
+                (key, embedder.name, embedder.dim),
+            )
+            # a text whose last example was removed meanwhile has no row in texts any more, and needs no vector
+            connection.executemany(
+                "INSERT OR REPLACE INTO vectors (embedder, text, vector) "
+                "SELECT (SELECT number FROM embedders WHERE fingerprint = ?), number, ? FROM texts WHERE number = ?",
+                ((key, v.astype("<f4").tobytes(), int(t)) for t, v in zip(texts, vectors, strict=True)),
+            )
+
+    def counts(self) -> dict[str, int]:
+        """Stored vectors per embedder, by a description of it."""
+        return {
+            f"{name} ({side}, {dim}-d, {key[:8]})": count
+            for name, side, dim, key, count in self._db.read(
+                "SELECT name, side, dim, fingerprint, (SELECT count(*) FROM vectors WHERE embedder = number) "
+                "FROM embedders ORDER BY number"
+            )
+        }
+
+    def problems(self) -> list[str]:
+        """A line for each embedder with damaged vectors."""
+        lines = []
+        for number, name, dim in self._db.read("SELECT number, name, dim FROM embedders"):
+            damaged = 0
+            for (blob,) in self._db.read("SELECT vector FROM vectors WHERE embedder = ?", (number,)):
+                norm = float(np.linalg.norm(np.frombuffer(blob, "<f4"))) if len(blob) == 4 * dim else 0.0
+                damaged += not abs(norm - 1) < 1e-3  # not a number is damaged too
+            if damaged:
+                lines.append(f"{damaged} vectors of embedder {name!r} are damaged")
+        return lines
