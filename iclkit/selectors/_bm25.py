@@ -11,7 +11,7 @@ from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice
 from iclkit.selectors._maths import hash_keys, shuffled_keys
-from iclkit.selectors._terms import TOKENIZERS, TermIndex, tokenizer
+from iclkit.selectors._terms import TOKENIZERS, term_index
 
 
 @dataclass
@@ -34,8 +34,7 @@ class BM25Selector(BaseSelector):
 
     def prepare(self) -> None:
         """Index the pool's words."""
-        cut = tokenizer(self.tokenizer, self.stemmer)
-        self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
+        self.index_ = term_index(self.pool_, self.tokenizer, self.stemmer, self.k1, self.b)
         self.keys_ = hash_keys(self.pool_.ids)
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:

@@ -14,7 +14,7 @@ from iclkit.errors import NeedError, UsageError
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
-from iclkit.selectors._terms import TermIndex, tokenizer
+from iclkit.selectors._terms import term_index
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
 _KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
@@ -180,8 +180,7 @@ class BM25CoverageSelector(_CoverageSelector):
 
     def prepare(self) -> None:
         """Index the pool's words."""
-        cut = tokenizer(self.tokenizer, self.stemmer)
-        self.index_ = TermIndex([e.text for e in self.pool_.examples], cut, self.k1, self.b)
+        self.index_ = term_index(self.pool_, self.tokenizer, self.stemmer, self.k1, self.b)
         self.keys_ = hash_keys(self.pool_.ids)
 
     def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:

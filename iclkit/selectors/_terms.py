@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from iclkit.registry import Registry
 from iclkit.selectors._base import BoolArray, IntArray
 from iclkit.selectors._maths import SortKeys, smallest_rows, top_rows
 from iclkit.text import characters, search_terms
+
+if TYPE_CHECKING:
+    from iclkit.pool import PoolView
 
 Tokenizer = Callable[[str], list[str]]
 TOKENIZERS = Registry(
@@ -59,8 +62,31 @@ def tokenizer(name: str, stemmer: str) -> Tokenizer:
 
     if stemmer not in Stemmer.algorithms():
         raise UsageError(f"no stemmer named {stemmer!r}; known: {', '.join(sorted(Stemmer.algorithms()))}")
-    stem = Stemmer.Stemmer(stemmer)
-    return lambda text: list(stem.stemWords(cut(text)))
+    return _Stemmed(cut, stemmer)
+
+
+class _Stemmed:
+    """A tokenizer followed by a stemmer, which is made anew where this is copied to: it cannot be copied itself."""
+
+    def __init__(self, cut: Tokenizer, stemmer: str) -> None:
+        import Stemmer
+
+        self._given, self._cut, self._stem = (cut, stemmer), cut, Stemmer.Stemmer(stemmer)
+
+    def __call__(self, text: str) -> list[str]:
+        return list(self._stem.stemWords(self._cut(text)))
+
+    def __reduce__(self) -> tuple[type[_Stemmed], tuple[Tokenizer, str]]:
+        return _Stemmed, self._given
+
+
+def term_index(pool: PoolView, tokenizer_name: str, stemmer: str, k1: float, b: float) -> TermIndex:
+    """The term index of a pool's inputs, made once for all selectors with these settings."""
+
+    def make() -> TermIndex:
+        return TermIndex([e.text for e in pool.examples], tokenizer(tokenizer_name, stemmer), k1, b)
+
+    return pool.derived(f"terms {tokenizer_name} {stemmer} {k1!r} {b!r}", make)
 
 
 class TermIndex:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from iclkit.embed import vector_key
 from iclkit.errors import UsageError
 from iclkit.prompts import log_probs
 from iclkit.records import GenerateRequest, Query, ScoreRequest
@@ -113,12 +114,14 @@ class _AnnotationSelector(BaseSelector):
         vectors = self._vectors()
         self.mean_ = vectors.mean(axis=0, dtype=np.float64).astype(np.float32) if self.centre else np.float32(0)
         self.vectors_ = _unit(vectors - self.mean_)
-        self.__dict__.pop("labelled_", None)
+        self.__dict__.pop("annotated_", None)
 
     @cached_property
     def annotated_(self) -> IntArray:
         """Row numbers worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
-        near = neighbor_rows(self.vectors_, self.neighbours)
+        assert self.kit_.embedder is not None
+        graph = f"neighbors {vector_key(self.kit_.embedder, 'document')} {self.neighbours} {self.centre}"
+        near = self.pool_.derived(graph, lambda: neighbor_rows(self.vectors_, self.neighbours))
         density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), SCORE_DECIMALS)
         rows = np.array(self.annotate(near, density), dtype=np.int64)
         assert len(rows) <= self.budget
