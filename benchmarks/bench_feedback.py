@@ -104,7 +104,7 @@ def main() -> None:
         plan = bf16.plan_encoded(pairs)
         winners = {m: s.reshape(a.queries, -1).argmax(1) for m, s in scores.items()}
         for mode, seconds in best.items():
-            floor = 2 * matrix_parameters(fp32.module.config) * plan.tokens_computed
+            floor = 2 * matrix_parameters(fp32.model.module.config) * plan.tokens_computed
             emit(
                 what="feedback",
                 task=a.task,

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from _common import emit, machine, matmul_peak, matrix_parameters, padded_rows, timed
 
+from iclkit.lm._forward import ForwardModel, matches_module
 from iclkit.lm._llama import PackedLlama
 from iclkit.lm._tokens import TokenPair
-from iclkit.lm._torch import TorchLM, matches_module
+from iclkit.lm._torch import TorchLM
 
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "8b": (4096, 14336, 32, 32, 8, 128256),
@@ -111,11 +112,12 @@ def main() -> None:
         torch.set_num_threads(1)
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype]
     module = random_model(a.shape, a.device, dtype)
-    lean = PackedLlama(module)
-    if not matches_module(module, lean):
-        raise SystemExit("the lean forward does not agree with the module: not timing a wrong answer")
+    packed = PackedLlama(module)
+    if not matches_module(module, packed):
+        raise SystemExit("the packed forward does not agree with the module: not timing a wrong answer")
     codec: Any = NoText()
-    lm = TorchLM(module, codec, name=a.shape, fingerprint="bench", lean=lean, batch_tokens=budget)
+    model = ForwardModel(module, codec, name=a.shape, packed=packed, batch_tokens=budget)
+    lm = TorchLM(model, fingerprint="bench")
     hidden, wide = SHAPES[a.shape][:2]
     peak = a.peak_tflops * 1e12 or matmul_peak(4 * 2048, hidden, wide, a.dtype, a.device)
     emit(what="machine", name=machine(), shape=a.shape, dtype=a.dtype, peak_tflops=round(peak / 1e12, 2))

@@ -70,7 +70,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
             scores["naive"] = np.concatenate([values, scores["fp32"][len(some) :]])
     reference = scores.get("naive", scores["fp32"]).argmax(1)
     exact = scores["fp32"].argmax(1)
-    parameters = matrix_parameters(engines["fp32"].module.config)
+    parameters = matrix_parameters(engines["fp32"].model.module.config)
     for mode, seconds in best.items():
         unique = 2 * parameters * plan.tokens_computed
         emit(

@@ -23,6 +23,7 @@ LEVEL = {
     "text": 1,
     "schema": 1,
     "models": 2,
+    "engines": 2,
     "embed": 3,
     "prompts": 3,
     "lm": 3,

@@ -1,5 +1,5 @@
-"""Writing with the lean forward pass: prompts are read through the plan of the scorer, so what they share is read once;
-then all rows grow together, one token a step, each behind its own keys and values."""
+"""Writing with the packed forward pass: prompts are read through the plan of the scorer, so what they share is read
+once; then all rows grow together, one token a step, each behind its own keys and values."""
 
 from __future__ import annotations
 
@@ -64,38 +64,38 @@ class KVCache:
     """Rows that grow, and their keys and values: the prompts stand flush right in the first columns, and each step
     takes one column more. Per layer (rows * kv heads, room, head size), twice."""
 
-    def __init__(self, lean: PackedLlama, lengths: Sequence[int], steps: int) -> None:
-        self.lean, self._at = lean, max(lengths)
-        self._positions = torch.tensor(lengths, device=lean.device)
+    def __init__(self, llama: PackedLlama, lengths: Sequence[int], steps: int) -> None:
+        self.llama, self._at = llama, max(lengths)
+        self._positions = torch.tensor(lengths, device=llama.device)
         self._first = (self._at - self._positions)[:, None]
         room = -(-(self._at + steps) // ROUND) * ROUND
-        self._columns = torch.arange(room, device=lean.device)
-        shape = (len(lengths) * lean.kv_heads, room, lean.size)
-        empty = torch.zeros(shape, dtype=lean.dtype, device=lean.device)
-        self._held = [(empty.clone(), empty.clone()) for _ in lean.layers]
+        self._columns = torch.arange(room, device=llama.device)
+        shape = (len(lengths) * llama.kv_heads, room, llama.size)
+        empty = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
+        self._held = [(empty.clone(), empty.clone()) for _ in llama.layers]
 
     def fill(self, row: int, held: KV, index: Tensor) -> None:
         """Before the first step: a prompt's keys and values, which are ``index`` in ``held``, first to last."""
-        own = slice(row * self.lean.kv_heads, (row + 1) * self.lean.kv_heads)
+        own = slice(row * self.llama.kv_heads, (row + 1) * self.llama.kv_heads)
         for (keys, values), (k, v) in zip(self._held, held, strict=True):
             keys[own, self._at - len(index) : self._at] = k[:, index]
             values[own, self._at - len(index) : self._at] = v[:, index]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""
-        index = torch.tensor(rows, device=self.lean.device)
+        index = torch.tensor(rows, device=self.llama.device)
         self._positions, self._first = self._positions[index], self._first[index]
-        heads = torch.arange(self.lean.kv_heads, device=self.lean.device)
-        index = (index[:, None] * self.lean.kv_heads + heads).flatten()
+        heads = torch.arange(self.llama.kv_heads, device=self.llama.device)
+        index = (index[:, None] * self.llama.kv_heads + heads).flatten()
         self._held = [(k[index], v[index]) for k, v in self._held]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Append a token to each row; float32 logits (rows, vocabulary) of what comes next."""
-        b, g, d = len(tokens), self.lean.kv_heads, self.lean.size
+        b, g, d = len(tokens), self.llama.kv_heads, self.llama.size
         at, n = self._at, -(-(self._at + 1) // ROUND) * ROUND  # oneDNN keeps a kernel per shape: few of them
         columns = self._columns[:n]
-        mask = torch.zeros(b, n, dtype=self.lean.dtype, device=self.lean.device)
+        mask = torch.zeros(b, n, dtype=self.llama.dtype, device=self.llama.device)
         mask.masked_fill_((columns < self._first) | (columns > at), float("-inf"))
         mask = mask.repeat_interleave(g, 0)[:, None]
 
@@ -108,7 +108,7 @@ class KVCache:
             out[:b] = torch.bmm(torch.softmax(scores, -1), held_values[:, :n]).view(b, -1)
             return out
 
-        hidden = self.lean.grow(torch.tensor(tokens, device=self.lean.device), self._positions, attend)
+        hidden = self.llama.grow(torch.tensor(tokens, device=self.llama.device), self._positions, attend)
         self._at += 1
         self._positions = self._positions + 1
-        return self.lean.logits(hidden)
+        return self.llama.logits(hidden)

@@ -1,9 +1,10 @@
-"""A lean forward pass for Llama-shaped models over a flat batch (``_plan.build_layout``): no padding, no wasted logits.
+"""A packed forward pass for Llama-shaped models over a flat batch (``_plan.build_layout``): nothing padded or unread.
 
 Why not the module of ``transformers``: at these sizes it spends half its time in element-wise passes, casts and
 padding. Here every linear layer runs once over the flat tokens, attention runs per block of neighbouring segments
 (GPU: per padded row), and the residual stream stays in float32, which halves the rounding error of bf16. Weights,
-rotary tables and epsilon come from the loaded module; ``PackedLlama.check`` compares the two before the first use.
+rotary tables and epsilon come from the loaded module; ``_forward.matches_module`` compares the two when a model is
+loaded.
 """
 
 from __future__ import annotations

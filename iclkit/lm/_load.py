@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from iclkit.errors import UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
 
 if TYPE_CHECKING:
+    from iclkit.engines import ProcessEngine
+    from iclkit.lm._forward import ForwardJob, ForwardModel, ForwardResult
     from iclkit.lm._llama import PackedLlama
     from iclkit.lm._protocol import LM
     from iclkit.lm._tokens import PromptTokenizer
@@ -20,6 +23,8 @@ ENGINE = "2"
 SMALL_MODEL = 2 << 30
 """Bytes of weights up to which several copies on one machine are taken for granted."""
 MOST_WORKERS = 4
+MIN_TOKENS_FOR_WORKERS = 20_000
+"""Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
 DTYPES = ("auto", "fp32", "bf16", "bf16-verified")
 
 
@@ -32,7 +37,7 @@ def load_lm(
     threads: int | None = None,
     batch_tokens: int = 2048,
     cache: bool | Path = True,
-    lean: bool = True,
+    packed: bool = True,
     trust_remote_code: bool = False,
 ) -> LM:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
@@ -44,7 +49,7 @@ def load_lm(
     per GPU, or on CPU one per core up to four for a small model (they start once 20,000 tokens have been asked for).
     threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
-    a path for another file, False for none. lean: False runs the ``transformers`` module itself.
+    a path for another file, False for none. packed: False runs the ``transformers`` module itself.
     trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded whole, RunError when
     the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the user.
     """
@@ -72,7 +77,7 @@ def load_lm(
                 workers=workers,
                 threads=threads,
                 batch_tokens=batch_tokens,
-                lean=lean,
+                packed=packed,
                 trust_remote_code=trust_remote_code,
             )
             return cached(lm, store)
@@ -99,7 +104,7 @@ def load_torch(
     workers: int | None = 1,
     threads: int | None = None,
     batch_tokens: int = 2048,
-    lean: bool = True,
+    packed: bool = True,
     trust_remote_code: bool = False,
 ) -> TorchLM:
     """The transformers backend, without a cache around it."""
@@ -115,7 +120,7 @@ def load_torch(
     import torch
     import transformers
 
-    from iclkit.lm._torch import DTYPES, TorchLM
+    from iclkit.lm._torch import TorchLM, estimated_tokens
 
     where = _device(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -125,50 +130,80 @@ def load_torch(
         workers = many_gpus if where.type == "cuda" else (min(cores, MOST_WORKERS) if small else 1)
     if threads is None and where.type == "cpu":
         threads = max(1, cores // workers)
-    if threads is not None:
-        torch.set_num_threads(threads)
-    mode = dtype if dtype != "auto" else ("bf16" if has_bf16(where) else "fp32")
-    codec = load_codec(folder, trust_remote_code=trust_remote_code)
-    module, notes = models.load_whole(
-        transformers.AutoModelForCausalLM, folder, dtype=DTYPES[mode], trust_remote_code=trust_remote_code
-    )
-    with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
-        module = module.eval().to(where)
-        models.refuse_nonfinite(module.named_parameters(), f"the model in {folder} is broken")
-        engine = _lean_engine(module) if lean else None
+    mode = dtype if dtype != "auto" else ("bf16" if models.supports_bf16(where) else "fp32")
+    settings: dict[str, Any] = {
+        "folder": str(folder),
+        "name": folder.name if Path(spec).expanduser().absolute() == folder else spec,
+        "dtype": mode,
+        "threads": threads,
+        "batch_tokens": batch_tokens,
+        "packed": packed,
+        "trust_remote_code": trust_remote_code,
+    }
+    model, notes = load_model(device=str(where), **settings)
+    with models.load_errors(f"the model in {folder} does not run"):
         parts = [
             "torch",
-            models.lm_folder_hash(folder, codec.files),
+            models.lm_folder_hash(folder, model.codec.files),
             mode,
-            f"{'lean' if engine else 'module'}{ENGINE}",
+            f"{'lean' if model.packed else 'module'}{ENGINE}",  # "lean": what the packed pass was called first
             f"torch{torch.__version__}",
             f"transformers{transformers.__version__}",
             where.type,
         ]
-        lm = TorchLM(
-            module,
-            codec,
-            name=folder.name if Path(spec).expanduser().absolute() == folder else spec,
-            fingerprint="|".join(parts),
-            lean=engine,
-            batch_tokens=batch_tokens,
-            notes=notes,
-        )
-    if workers == 1:
-        return lm
-    from iclkit.lm._workers import ParallelLM
+    engine: ProcessEngine[ForwardJob, ForwardResult] | None = None
+    if workers > 1:
+        from iclkit.engines import ProcessEngine
 
-    same = {
-        "spec": str(folder),
-        "dtype": mode,
-        "threads": threads,
-        "batch_tokens": batch_tokens,
-        "lean": lean,
-        "trust_remote_code": trust_remote_code,
-    }
-    gpus = torch.cuda.device_count() if where.type == "cuda" and device is None else 0
-    devices = [f"cuda:{n % gpus}" if gpus else str(where) for n in range(1, workers)]
-    return ParallelLM.of(lm, load_torch, [{**same, "device": d} for d in devices])
+        gpus = torch.cuda.device_count() if where.type == "cuda" and device is None else 0
+        engine = ProcessEngine(
+            model.compute,
+            "iclkit.lm._load:load_compute",
+            [{**settings, "device": f"cuda:{n % gpus}" if gpus else str(where)} for n in range(1, workers)],
+            size=estimated_tokens,
+            min_size=MIN_TOKENS_FOR_WORKERS,
+        )
+    return TorchLM(model, fingerprint="|".join(parts), engine=engine, notes=notes)
+
+
+def load_compute(**settings: Any) -> Callable[[ForwardJob], ForwardResult]:
+    """What a worker process does with its jobs; settings as ``load_model``."""
+    model, _ = load_model(**settings)
+    return model.compute
+
+
+def load_model(
+    folder: str,
+    name: str,
+    *,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    batch_tokens: int,
+    packed: bool,
+    trust_remote_code: bool,
+) -> tuple[ForwardModel, tuple[str, ...]]:
+    """The model in a folder, ready to compute, and notes of how it was loaded. ``dtype``: fp32 or bf16."""
+    import torch
+    import transformers
+
+    from iclkit import models
+    from iclkit.lm._forward import ForwardModel
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    codec = load_codec(Path(folder), trust_remote_code=trust_remote_code)
+    module, notes = models.load_whole(
+        transformers.AutoModelForCausalLM,
+        Path(folder),
+        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
+        trust_remote_code=trust_remote_code,
+    )
+    with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
+        module = module.eval().to(torch.device(device))
+        models.refuse_nonfinite(module.named_parameters(), f"the model in {folder} is broken")
+        llama = _packed_llama(module) if packed else None
+        return ForwardModel(module, codec, name=name, packed=llama, batch_tokens=batch_tokens), notes
 
 
 def load_codec(folder: Path, *, trust_remote_code: bool = False) -> PromptTokenizer:
@@ -186,15 +221,15 @@ def load_codec(folder: Path, *, trust_remote_code: bool = False) -> PromptTokeni
         )
 
 
-def _lean_engine(module: Any) -> PackedLlama | None:
-    """The lean forward pass, where it knows the architecture and gives what the module gives."""
+def _packed_llama(module: Any) -> PackedLlama | None:
+    """The packed forward pass, where it knows the architecture and gives what the module gives."""
+    from iclkit.lm._forward import matches_module
     from iclkit.lm._llama import PackedLlama, is_supported
-    from iclkit.lm._torch import matches_module
 
     if not is_supported(module.config):
         return None
-    engine = PackedLlama(module)
-    return engine if matches_module(module, engine) else None
+    llama = PackedLlama(module)
+    return llama if matches_module(module, llama) else None
 
 
 def _device(device: str | None) -> Any:
@@ -209,13 +244,3 @@ def _device(device: str | None) -> Any:
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
     return where
-
-
-def has_bf16(device: Any) -> bool:
-    """Whether bf16 products are done by the hardware there (CPU: AMX or AVX512-BF16)."""
-    import torch
-
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, c, bool)() for c in checks)

@@ -1,145 +1,68 @@
-"""The torch backend: a causal LM of ``transformers`` on CPU or CUDA, scoring and generating by a plan.
-
-Llama-shaped models run through ``_lean.PackedLlama``; any other causal LM through its own module, one padded row per
-sequence. Both read float32 logits at the needed positions only.
-"""
+"""The torch backend: a causal LM of ``transformers``, scoring and generating by a plan."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import closing
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from iclkit.errors import DataError, RequestError
-from iclkit.lm._decode import Decoder, KVCache
-from iclkit.lm._llama import HEAD_ROWS, KV, PackedLlama
-from iclkit.lm._module import (
-    CachedRows,
-    Float32Head,
-    WholeRows,
-    cache_works,
-    context_limit,
-    keeps_logits,
-    probe_ids,
-    refuse_unless_causal,
-)
-from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
+from iclkit.engines import Engine, LocalEngine
+from iclkit.errors import RequestError
+from iclkit.lm._forward import ForwardJob, ForwardModel, ForwardResult, prefix_chain
+from iclkit.lm._plan import Plan, make_plan
 from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._shape import ModelShape
 from iclkit.lm._token_lm import TokenLM
-from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
-from iclkit.models import load_errors
+from iclkit.lm._tokens import TokenIds, TokenPair
 from iclkit.records import GenerateRequest, Generation, Score, Usage
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 GENERATE_ROWS = 32
 """Sequences generated side by side at most."""
-PROBE_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardJob:
-    """What is computed at once, and may be computed by any process: pairs to score, or prompts to continue.
-
-    ``chain``: the kept prefixes that stand before the pairs, outermost first.
-    """
-
-    pairs: tuple[TokenPair, ...]
-    prompts: tuple[TokenIds, ...] = ()
-    requests: tuple[GenerateRequest, ...] = ()
-    chain: tuple[Prefix, ...] = ()
-
-
-def prefix_chain(prefixes: Sequence[Prefix], last: int) -> tuple[Prefix, ...]:
-    """Prefix ``last`` and those before it, outermost first; empty for -1."""
-    chain: list[Prefix] = []
-    while last >= 0:
-        chain.append(prefixes[last])
-        last = prefixes[last].parent
-    return tuple(reversed(chain))
 
 
 class TorchLM(TokenLM):
-    """A loaded model. Batches are planned over the whole request list, so equal lists give bit-equal answers.
+    """A loaded model and the engine that computes its jobs: here, or in several processes.
 
-    ``lean`` None runs the module itself. ``batch_tokens``: tokens per pass (speed and memory, not the answer).
+    Batches are planned over the whole request list, so equal lists give bit-equal answers wherever they are computed.
     """
 
     def __init__(
         self,
-        module: Any,
-        codec: PromptTokenizer,
+        model: ForwardModel,
         *,
-        name: str,
         fingerprint: str,
-        lean: PackedLlama | None,
-        batch_tokens: int = 2048,
+        engine: Engine[ForwardJob, ForwardResult] | None = None,
         notes: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.fingerprint = name, fingerprint
-        self.module, self.codec, self.lean, self.batch_tokens = module, codec, lean, batch_tokens
-        self.context_size, unbounded = context_limit(module.config.get_text_config(), codec.tokenizer)
-        rows, words = len(module.get_input_embeddings().weight), len(codec.tokenizer)
-        self.vocabulary = rows if words > rows else None
-        beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
-        self._notes = (*notes, *codec.notes, *filter(None, (unbounded, beyond if words > rows else "")))
-        self.device: torch.device = next(module.parameters()).device
-        self._kept: dict[TokenIds, KV] = {}
-        eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
-        many = eos if isinstance(eos, (list, tuple)) else [eos]
-        if wrong := [e for e in many if e is not None and type(e) is not int]:
-            raise DataError(
-                f"generation_config.json: eos_token_id is {wrong[0]!r}, expected a number or a list of them"
-            )
-        self._eos = {e for e in (*many, codec.eos) if e is not None}
-        self._keeps_logits = keeps_logits(module)
-        self._cache_works: bool | None = None
-        self._tokens_per_second: float | None = None
-        if lean is None:
-            module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
-            refuse_unless_causal(module, self.context_size)
+        self.model, self.engine = model, engine or LocalEngine(model.compute)
+        self.name, self.fingerprint, self.context_size = model.name, fingerprint, model.context_size
+        self.codec, self.vocabulary = model.codec, model.vocabulary
+        self._notes = (*notes, *model.codec.notes, *model.notes)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the model, its tokenizer and where it runs."""
+        return (*self._notes, *self.engine.notes)
 
     @property
     def shape(self) -> ModelShape:
-        """What reading costs: parameters without those of the embeddings, layers, width."""
-        config = self.module.config.get_text_config()
-        tables = {id(m.weight): m.weight.numel() for m in self._embedding_modules()}
-        parameters = sum(p.numel() for p in self.module.parameters() if id(p) not in tables)
-        heads = getattr(config, "num_attention_heads", None)
-        if not heads:  # recurrent: as wide as its states
-            return ModelShape(parameters, config.num_hidden_layers, config.hidden_size)
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-        return ModelShape(parameters, config.num_hidden_layers, heads * size)
-
-    def _embedding_modules(self) -> list[Any]:
-        modules = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
-        return [m for m in modules if m is not None]
+        """What reading costs depend on."""
+        return self.model.shape
 
     def seconds_for(self, tokens: int) -> float:
-        """Wall seconds that reading so many tokens takes here, from a probe of a second or less."""
-        if self._tokens_per_second is None:
-            size = min(PROBE_TOKENS, self.context_size - 1)
-            vocabulary = min(997, len(self.module.get_input_embeddings().weight))
-            pairs = [TokenPair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
-            best, before = float("inf"), self._usage
-            for _ in range(2):
-                start = time.perf_counter()
-                self._compute(pairs, None, None)
-                best = min(best, time.perf_counter() - start)
-            self._usage = before  # a probe is nobody's request
-            self._tokens_per_second = 2 * size / best
-        return tokens / self._tokens_per_second
+        """Wall seconds that reading so many tokens takes in this process, from a probe of a second or less."""
+        return self.model.seconds_for(tokens)
+
+    def close(self) -> None:
+        """Stop what the engine runs beside this process; the LM can be asked again."""
+        self.engine.close()
 
     # -- scoring by token ids -------------------------------------------------------------------------------------
 
     def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
         """The plan of ``score_encoded``."""
-        plan = make_plan(pairs, self.batch_tokens, share=self.lean is not None)
+        plan = make_plan(pairs, self.model.batch_tokens, share=self.model.packed is not None)
         return plan.without(set(known)) if known else plan
 
     def score_encoded(
@@ -157,125 +80,30 @@ class TorchLM(TokenLM):
             ForwardJob(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
             for b in plan.batches
         ]
-        lost: dict[int, str] = {}
-        for at, scores in self._run(jobs):
-            units = plan.batches[at].units
-            told = [(i, s) for u, s in zip(units, scores, strict=True) for i in plan.requests_of[u]]
-            done = [(i, s) for i, s in told if isinstance(s, Score)]
-            lost.update((i, s) for i, s in told if isinstance(s, str))
+        failures: dict[int, str] = {}
+        for number, answers in self._run(jobs):
+            units = plan.batches[number].units
+            answered = [(i, a) for u, a in zip(units, answers, strict=True) for i in plan.requests_of[u]]
+            done = [(i, a) for i, a in answered if isinstance(a, Score)]
+            failures.update((i, a) for i, a in answered if isinstance(a, str))
             if on_done is not None:
                 on_done(done)
             results.extend(done)
-        _raise_first(lost)
+        _raise_first(failures)
         return iter(results)
 
-    def _run(self, jobs: Sequence[ForwardJob]) -> Iterator[tuple[int, list[Any]]]:
-        """(job number, results) of each job as it is finished."""
-        for at, job in enumerate(jobs):
-            start = time.perf_counter()
-            results = self.work(job)
-            self._usage += Usage(calls=len(results), seconds=time.perf_counter() - start)
-            yield at, results
-
-    def work(self, job: ForwardJob) -> list[Any]:
-        """Do one job: a Score per pair or a Generation per prompt, or the reason (a text) why there can be none."""
-        if self.lean is not None:
-            return self._work(job)
-        with load_errors(f"the architecture of {self.name} fails"):  # a module of whatever kind, with its own errors
-            return self._work(job)
-
-    def _work(self, job: ForwardJob) -> list[Any]:
-        if job.requests:
-            return self._generate_in_memory(job.prompts, job.requests)
-        try:
-            kept = self._keep(job.chain)
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        else:
-            return self._compute_in_memory(job.pairs, job.chain[-1] if job.chain else None, kept)
-        self._make_room()
-        return self._compute_in_memory(job.pairs, None, None)
-
-    def _make_room(self) -> None:
-        """Give back what memory can be given. Outside of ``except``: there the error still holds what was computed."""
-        self._kept = {}
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _keep(self, chain: Sequence[Prefix]) -> KV | None:
-        """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
-        held: dict[TokenIds, KV] = {}
-        before: KV | None = None
-        for prefix in chain:
-            before = held[prefix.ids] = self._kept.get(prefix.ids) or self._prefill(prefix, before)
-        self._kept = held
-        return before
-
-    def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
-        assert self.lean is not None
-        layout = build_layout([TokenPair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
-        self._usage += Usage(tokens_computed=len(layout.tokens))
-        return self.lean.forward(layout, before, keep=True)[1]
-
-    def _compute_in_memory(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
-        """``_compute``; when memory runs out, in halves."""
-        try:
-            return [*self._compute(pairs, prefix, kept)]
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        self._make_room()
-        if len(pairs) == 1:
-            return [self._too_large(len(pairs[0].ids))]
-        half = len(pairs) // 2
-        return self._compute_in_memory(pairs[:half], prefix, kept) + self._compute_in_memory(pairs[half:], prefix, kept)
-
-    def _too_large(self, tokens: int) -> str:
-        return (
-            f"out of memory on one sequence of {tokens} tokens with {self.name}: show fewer demonstrations or use a "
-            "smaller model"
-        )
-
-    @torch.inference_mode()
-    def _compute(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
-        if self.lean is None:
-            return self._compute_by_module(pairs)
-        layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
-        self._usage += Usage(tokens_computed=len(layout.tokens))
-        hidden, _ = self.lean.forward(layout, kept)
-        reader = ScoreReader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
-        for at in range(0, len(hidden), HEAD_ROWS):
-            reader.take(at, self.lean.logits(hidden[at : at + HEAD_ROWS]))
-        return reader.scores()
-
-    def _compute_by_module(self, pairs: Sequence[TokenPair]) -> list[Score]:
-        """Right-padded rows through the module; padding stands behind every token that is read."""
-        fed = [p.ids[:-1] for p in pairs]
-        width = max(map(len, fed))
-        ids = torch.zeros(len(fed), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for r, row in enumerate(fed):
-            ids[r, : len(row)] = torch.tensor(row)
-            mask[r, : len(row)] = 1
-        self._usage += Usage(tokens_computed=ids.numel())
-        first = min(p.n_context for p in pairs) - 1
-        keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        logits = self.module(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
-        offset = first if self._keeps_logits else 0
-        reads = [
-            (r, position, pair.ids[position + 1])
-            for r, pair in enumerate(pairs)
-            for position in range(pair.n_context - 1, len(pair.ids) - 1)
-        ]
-        unit, position, token = np.array(reads, np.int64).T
-        reader = ScoreReader(np.arange(len(reads)), token, unit, len(pairs))
-        for at in range(0, len(reads), HEAD_ROWS):
-            part = slice(at, at + HEAD_ROWS)
-            rows = logits[torch.from_numpy(unit[part]), torch.from_numpy(position[part] - offset)]
-            reader.take(at, rows.float())
-        return reader.scores()
+    def _run(self, jobs: Sequence[ForwardJob]) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        """(job number, answers) of each job as it is finished."""
+        with closing(self.engine.run(jobs)) as results:
+            while True:
+                start = time.perf_counter()
+                number, result = next(results, (-1, None))
+                seconds = time.perf_counter() - start
+                if result is None:
+                    self._usage += Usage(seconds=seconds)
+                    return
+                self._usage += Usage(calls=len(result.answers), tokens_computed=result.tokens_computed, seconds=seconds)
+                yield number, result.answers
 
     # -- generation -----------------------------------------------------------------------------------------------
 
@@ -292,16 +120,15 @@ class TorchLM(TokenLM):
         self._usage += Usage(requests=len(requests), tokens_asked=sum(map(len, prompts)))
         batches = [
             left
-            for batch in generation_batches(prompts, requests, self.batch_tokens)
+            for batch in generation_batches(prompts, requests, self.model.batch_tokens)
             if (left := [i for i in batch if i not in skip])
         ]
+        failures: dict[int, str] = {}
 
-        lost: dict[int, str] = {}
-
-        def finish(indices: Sequence[int], told: Sequence[Any]) -> None:
-            pairs = list(zip(indices, told, strict=True))
-            done = [(i, g) for i, g in pairs if isinstance(g, Generation)]
-            lost.update((i, g) for i, g in pairs if isinstance(g, str))
+        def finish(indices: Sequence[int], answers: Sequence[Any]) -> None:
+            answered = list(zip(indices, answers, strict=True))
+            done = [(i, a) for i, a in answered if isinstance(a, Generation)]
+            failures.update((i, a) for i, a in answered if isinstance(a, str))
             self._usage += Usage(tokens_generated=sum(g.tokens for i, g in done if not requests[i].choices))
             if on_done is not None:
                 on_done(done)
@@ -310,126 +137,28 @@ class TorchLM(TokenLM):
         if batches and requests[batches[0][0]].choices:
             chosen, *batches = batches
             with numbered(chosen):
-                picked = self._choose([requests[i] for i in chosen])
-            finish(chosen, picked)
+                choices = self._choose([requests[i] for i in chosen])
+            finish(chosen, choices)
         jobs = [ForwardJob((), tuple(prompts[i] for i in b), tuple(requests[i] for i in b)) for b in batches]
-        for at, done in self._run(jobs):
-            finish(batches[at], done)
-        _raise_first(lost)
+        for number, answers in self._run(jobs):
+            finish(batches[number], answers)
+        _raise_first(failures)
         return iter(results)
 
     def tokens_to_read(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> int:
         """Tokens of the prompts after sharing: batch by batch they are read as the scorer reads."""
-        if self.lean is None:
+        if self.model.packed is None:
             return sum(map(len, prompts))
         return sum(
-            self._prompt_plan([prompts[i] for i in batch]).as_laid_out().tokens_computed
-            for batch in generation_batches(prompts, requests, self.batch_tokens)
+            self.model.prompt_plan([prompts[i] for i in batch]).as_laid_out().tokens_computed
+            for batch in generation_batches(prompts, requests, self.model.batch_tokens)
         )
 
-    def _prompt_plan(self, prompts: Sequence[TokenIds]) -> Plan:
-        return make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
 
-    def _generate_in_memory(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
-        """Continuations; when memory runs out, in halves."""
-        write = self._generate if self.lean else self._generate_by_module
-        try:
-            return [*write(prompts, requests)]
-        except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
-                raise
-        self._make_room()
-        if len(prompts) == 1:
-            return [self._too_large(len(prompts[0]) + requests[0].max_tokens)]
-        half = len(prompts) // 2
-        return self._generate_in_memory(prompts[:half], requests[:half]) + self._generate_in_memory(
-            prompts[half:], requests[half:]
-        )
-
-    @torch.inference_mode()
-    def _generate(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """Read the prompts as the scorer does, shared beginnings once; then write until the last row has ended."""
-        assert self.lean is not None
-        rows = KVCache(self.lean, [len(p) for p in prompts], max(r.max_tokens for r in requests))
-        first = torch.empty(len(prompts), self.lean.hidden, device=self.device)
-        plan = self._prompt_plan(prompts)
-        for batch in plan.batches:
-            chain = prefix_chain(plan.prefixes, batch.prefix)
-            past = len(chain[-1].ids) if chain else 0
-            layout = build_layout([plan.units[u] for u in batch.units], past)
-            self._usage += Usage(tokens_computed=len(layout.tokens))
-            hidden, held = self.lean.forward(layout, self._keep(chain), keep=True)
-            for j, u in enumerate(batch.units):
-                own = layout.path(j, len(plan.units[u].ids) - 1 - past)
-                index = torch.tensor([*range(past), *(past + row for row in own)], device=self.device)
-                for i in plan.requests_of[u]:
-                    rows.fill(i, held, index)
-                    first[i] = hidden[layout.read_row[layout.read_unit == j][0]]
-        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
-        logits, alive = self.lean.logits(first), list(range(len(writers)))
-        while True:
-            found = logits.cpu().numpy()
-            tokens = [writers[i].step(row) for i, row in zip(alive, found, strict=True)]
-            left = [n for n, i in enumerate(alive) if not writers[i].finish]
-            if not left:
-                return [w.result() for w in writers]
-            if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
-                rows.keep(left)
-                alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
-            self._usage += Usage(tokens_computed=len(alive))
-            logits = rows.step(tokens)
-
-    @torch.inference_mode()
-    def _generate_by_module(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
-        """All rows together by the module; a row that has ended rides along until the last one has."""
-        if self._cache_works is None:
-            self._cache_works = cache_works(self.module)
-        rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
-        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
-        while True:
-            logits = rows.logits().cpu().numpy()
-            tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
-            if all(w.finish for w in writers):
-                self._usage += Usage(tokens_computed=rows.computed)
-                return [w.result() for w in writers]
-            rows.append(tokens)
-
-
-def _raise_first(lost: Mapping[int, str]) -> None:
+def _raise_first(failures: Mapping[int, str]) -> None:
     """The error of the first request that has no answer, once all others are handed over."""
-    if lost:
-        raise RequestError(min(lost), lost[min(lost)])
-
-
-class ScoreReader:
-    """Turns logits of rows into scores of units, a block of rows at a time."""
-
-    def __init__(self, row: Any, token: Any, unit: Any, n_units: int) -> None:
-        self._order = np.argsort(row, kind="stable")
-        self._row, self._token, self._unit = row[self._order], token[self._order], unit[self._order]
-        self._logprob = np.zeros(len(row), np.float64)
-        self._greedy = np.zeros(len(row), np.bool_)
-        self._n_units = n_units
-
-    def take(self, at: int, logits: Tensor) -> None:
-        """``logits`` (R, vocabulary) float32 of rows at : at + R."""
-        low, high = np.searchsorted(self._row, [at, at + len(logits)])
-        rows = torch.from_numpy(self._row[low:high] - at).to(logits.device)
-        tokens = torch.from_numpy(self._token[low:high]).to(logits.device)
-        chosen = logits[rows, tokens]
-        total = torch.logsumexp(logits, -1)
-        best = logits.argmax(-1)
-        self._logprob[low:high] = (chosen.double() - total[rows].double()).cpu().numpy()
-        self._greedy[low:high] = (best[rows] == tokens).cpu().numpy()
-
-    def scores(self) -> list[Score]:
-        """One score per unit: log-probabilities added in the order of the tokens."""
-        logprob = np.zeros(self._n_units)
-        count = np.bincount(self._unit, minlength=self._n_units)
-        misses = np.bincount(self._unit, weights=~self._greedy, minlength=self._n_units)
-        back = np.argsort(self._order, kind="stable")  # the layout's order, which no neighbour can change
-        np.add.at(logprob, self._unit[back], self._logprob[back])
-        return [Score(float(p), int(n), bool(m == 0)) for p, n, m in zip(logprob, count, misses, strict=True)]
+    if failures:
+        raise RequestError(min(failures), failures[min(failures)])
 
 
 def generation_batches(
@@ -456,37 +185,9 @@ def generation_batches(
         yield current
 
 
-_NO_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "bad_alloc",
-    "alloc_failed",  # cuBLAS, cuDNN
-    "could not create a memory",  # oneDNN
-    "could not create a primitive",
-)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python ran out of memory."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return any(sign in text for sign in _NO_MEMORY)
-
-
-def matches_module(module: Any, lean: PackedLlama) -> bool:
-    """Whether the lean forward gives the module's own log-probabilities on a short branching probe."""
-    ids = probe_ids(module, 40)
-    pairs = [TokenPair(ids, 24), TokenPair((*ids[:30], *ids[3:13]), 24)]
-    layout = build_layout(pairs)
-    hidden, _ = lean.forward(layout)
-    got = torch.log_softmax(lean.logits(hidden), -1)
-    with torch.inference_mode():
-        rows = torch.tensor([p.ids[:-1] for p in pairs], device=lean.device)
-        want = torch.log_softmax(module(input_ids=rows, use_cache=False).logits.float(), -1)
-    at = layout.positions[layout.rows[layout.read_row]]
-    gap = got[layout.read_row, layout.read_token] - want[layout.read_unit, at, layout.read_token]
-    allowed = 1e-3 if lean.dtype == torch.float32 else 1.0  # bf16: a wrong formula is off by far more
-    return float(gap.abs().max()) <= allowed
+def estimated_tokens(job: ForwardJob) -> int:
+    """Tokens of a job, roughly: what decides whether workers are worth starting."""
+    if job.requests:
+        return sum(len(p) + 4 * r.max_tokens for p, r in zip(job.prompts, job.requests, strict=True))
+    depth = len(job.chain[-1].ids) if job.chain else 0
+    return len({p.ids[: p.n_context] for p in job.pairs}) * max(len(p.ids) - depth for p in job.pairs)

@@ -37,10 +37,10 @@ def arch(request):
 
 def test_rows_written_together_equal_the_plain_loop(arch, tiny_folder):
     lm = load_torch(str(tiny_folder(arch, **ALL[arch])), dtype="fp32", device="cpu")
-    assert lm.lean is None
+    assert lm.model.packed is None
     got = lm.generate([GenerateRequest(c, 6) for c in CONTEXTS])
     assert [g.text for g in got] == [plain_greedy(lm, c, 6) for c in CONTEXTS]
-    assert lm._cache_works == (arch in ATTENDING)
+    assert lm.model._cache_works == (arch in ATTENDING)
 
 
 def test_rows_scored_together_equal_the_reference(arch, tiny_folder, naive):
@@ -54,18 +54,18 @@ def test_rows_scored_together_equal_the_reference(arch, tiny_folder, naive):
 
 def test_keys_and_values_that_give_something_else_are_not_used(tiny_folder, monkeypatch):
     lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu")
-    assert cache_works(lm.module)
+    assert cache_works(lm.model.module)
     monkeypatch.setattr(CachedRows, "append", lambda self, tokens: None)  # the rows do not grow
-    assert not cache_works(lm.module)
+    assert not cache_works(lm.model.module)
     assert lm.generate([GenerateRequest(CONTEXTS[0], 6)])[0].text == plain_greedy(lm, CONTEXTS[0], 6)
 
 
 def test_a_sample_is_the_same_with_and_without_keys_and_values(tiny_folder):
     lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu")
     asks = [GenerateRequest(c, 6, temperature=1.0, seed=s) for c in CONTEXTS for s in range(2)]
-    lm._cache_works = True
+    lm.model._cache_works = True
     cached = lm.generate(asks)
-    lm._cache_works = False
+    lm.model._cache_works = False
     assert lm.generate(asks) == cached
 
 
@@ -75,7 +75,7 @@ def test_what_a_module_raises_in_the_middle_of_work_is_one_line(tiny_folder, mon
     def fail(*_, **__):
         raise AttributeError("'MambaOutput' object has no attribute\n 'past_key_values'")
 
-    monkeypatch.setattr(lm.module, "forward", fail)
+    monkeypatch.setattr(lm.model.module, "forward", fail)
     for work in (lambda: lm.score([ScoreRequest("a", " dog")]), lambda: lm.generate([GenerateRequest("a", 2)])):
         with pytest.raises(ModelError, match=r"the architecture of .* fails") as caught:
             work()

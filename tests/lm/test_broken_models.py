@@ -56,13 +56,13 @@ def test_a_weight_that_is_no_number_is_refused_in_other_architectures_too(broken
     assert "ln_f.weight holds NaN" in refusal(folder)
 
 
-@pytest.mark.parametrize("lean", [True, False])
-def test_finite_weights_that_overflow_on_the_way_are_refused(broken, lean):
+@pytest.mark.parametrize("packed", [True, False])
+def test_finite_weights_that_overflow_on_the_way_are_refused(broken, packed):
     def grow(tensors):
         for name in ("model.norm.weight", "lm_head.weight"):
             tensors[name] *= 1e30
 
-    assert "logits are NaN or infinite" in refusal(broken(weights(grow)), lean=lean)
+    assert "logits are NaN or infinite" in refusal(broken(weights(grow)), packed=packed)
 
 
 # -- weights that are missing, too many, of another shape or kind ------------------------------------------------------

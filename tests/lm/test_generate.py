@@ -22,7 +22,7 @@ def plain_greedy(lm, context, n):
     start = len(ids)
     for _ in range(n):
         with torch.inference_mode():
-            token = int(lm.module(torch.tensor([ids])).logits[0, -1].argmax())
+            token = int(lm.model.module(torch.tensor([ids])).logits[0, -1].argmax())
         if token == lm.codec.eos:
             break
         ids.append(token)
@@ -38,7 +38,7 @@ def test_greedy_batches_equal_the_plain_loop(lm):
 @pytest.mark.parametrize("batch_tokens", [8, 24, 2048])
 def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, rows_attention):
     lm = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu", batch_tokens=batch_tokens)
-    lm.lean = PackedLlama(lm.module, rows_attention=rows_attention)
+    lm.model.packed = PackedLlama(lm.model.module, rows_attention=rows_attention)
     shared = " ".join(CONTEXTS[:2])
     asks = [GenerateRequest(shared + end, n) for end in ("", *(f" {c}" for c in CONTEXTS)) for n in (1, 3, 40)]
     asks.append(asks[4])
@@ -48,10 +48,10 @@ def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, b
         assert lm.usage.tokens_computed < 0.6 * sum(map(len, lm.encode_prompts(asks))) + sum(g.tokens for g in got)
 
 
-def test_the_lean_pass_writes_what_the_module_does(lm):
+def test_the_packed_pass_writes_what_the_module_does(lm):
     asks = [GenerateRequest(c, 12) for c in CONTEXTS]
     prompts = lm.encode_prompts(asks)
-    assert lm._generate(prompts, asks) == lm._generate_by_module(prompts, asks)
+    assert lm.model._generate(prompts, asks) == lm.model._generate_by_module(prompts, asks)
 
 
 def test_generation_ends_before_a_stop_string(lm):
@@ -78,7 +78,7 @@ def test_a_sample_depends_on_its_seed_and_not_on_its_neighbours(lm):
 
 
 def test_sampling_follows_the_distribution(lm):
-    logits = lm.module(torch.tensor([lm.codec.encode([CONTEXTS[0]])[0]])).logits[0, -1]
+    logits = lm.model.module(torch.tensor([lm.codec.encode([CONTEXTS[0]])[0]])).logits[0, -1]
     top = float(torch.softmax(logits / 2, -1).max())
     best = lm.codec.decode([int(logits.argmax())])
     got = lm.generate([GenerateRequest(CONTEXTS[0], 1, temperature=2.0, seed=s) for s in range(600)])

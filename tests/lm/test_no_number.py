@@ -65,12 +65,12 @@ def test_an_lm_that_gives_no_number_stores_and_hands_on_nothing_of_it(tmp_path, 
         assert len(cache) == 2
 
 
-@pytest.mark.parametrize("lean", [True, False])
-def test_a_model_that_breaks_while_it_works_stores_nothing_wrong(tiny_folder, tmp_path, lean):
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_model_that_breaks_while_it_works_stores_nothing_wrong(tiny_folder, tmp_path, packed):
     """NaN that no weight shows: what the arithmetic gives for some texts alone."""
-    inner = load_torch(str(tiny_folder()), dtype="fp32", device="cpu", batch_tokens=8, lean=lean)
+    inner = load_torch(str(tiny_folder()), dtype="fp32", device="cpu", batch_tokens=8, packed=packed)
     bad = inner.codec.encode([" fox"])[0][-1]
-    rows = inner.lean.embedding if lean else inner.module.get_input_embeddings().weight
+    rows = inner.model.packed.embedding if packed else inner.model.module.get_input_embeddings().weight
     with torch.no_grad():
         rows[bad] = math.nan
     cache = Cache(tmp_path / "c.db")

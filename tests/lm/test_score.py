@@ -60,12 +60,12 @@ def scores_of(lm, pairs):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_the_lean_forward_equals_the_naive_reference(arch, tiny_folder, naive):
+def test_the_packed_forward_equals_the_naive_reference(arch, tiny_folder, naive):
     name, config = ARCHITECTURES[arch]
     folder = tiny_folder(name, **config)
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    assert lm.lean is not None, "this architecture must take the lean path"
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert lm.model.packed is not None, "this architecture must take the packed path"
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert lm.plan_encoded(pairs).prefixes, "the case must have a kept prefix"
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
@@ -75,8 +75,8 @@ def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, 
     name, config = OTHERS[arch]
     folder = tiny_folder(name, **config)
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    assert lm.lean is None
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    assert lm.model.packed is None
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
@@ -85,8 +85,8 @@ def test_attention_by_rows_as_on_a_gpu_equals_the_reference(tiny_folder, naive):
 
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    lm.lean = PackedLlama(lm.module, rows_attention=True)
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    lm.model.packed = PackedLlama(lm.model.module, rows_attention=True)
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
@@ -95,8 +95,8 @@ def test_attention_by_rows_as_on_a_gpu_equals_the_reference(tiny_folder, naive):
 def test_sharing_and_batching_never_change_a_score(tiny_folder, naive, seed, budget, n):
     folder = tiny_folder()
     lm = _LOADED.setdefault(folder, load_torch(str(folder), dtype="fp32", device="cpu"))
-    lm.batch_tokens = budget
-    pairs = branching_pairs(seed, n, lm.module.config.vocab_size)
+    lm.model.batch_tokens = budget
+    pairs = branching_pairs(seed, n, lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
@@ -106,14 +106,14 @@ _LOADED: dict = {}
 def test_bf16_is_near_the_reference(tiny_folder, naive):
     folder = tiny_folder(initializer_range=0.1)
     lm = load_torch(str(folder), dtype="bf16", device="cpu")
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=0.5)
 
 
 def test_equal_request_lists_give_bit_equal_scores_in_any_order(tiny_folder):
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="bf16", device="cpu", batch_tokens=128)
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == scores_of(lm, pairs) == scores_of(lm, pairs[::-1])[::-1]
 
 
@@ -147,17 +147,17 @@ def test_a_request_that_does_not_fit_is_an_error_before_anything_is_computed(tin
 
 def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_folder, monkeypatch):
     lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu", batch_tokens=256)
-    pairs = branching_pairs(vocabulary=lm.module.config.vocab_size)
+    pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     expected = scores_of(lm, pairs)
-    forward = type(lm.lean).forward
+    forward = type(lm.model.packed).forward
 
     def small(self, layout, prefix=None, keep=False):
         if len(layout.tokens) > 300:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
         return forward(self, layout, prefix, keep)
 
-    monkeypatch.setattr(type(lm.lean), "forward", small)
-    lm.batch_tokens = 1024
+    monkeypatch.setattr(type(lm.model.packed), "forward", small)
+    lm.model.batch_tokens = 1024
     assert scores_of(lm, pairs) == pytest.approx(expected, abs=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_one_sequence_too_large_for_memory_is_one_clear_error(tiny_folder, monke
     def never(*_, **__):
         raise MemoryError
 
-    monkeypatch.setattr(type(lm.lean), "forward", never)
+    monkeypatch.setattr(type(lm.model.packed), "forward", never)
     with pytest.raises(RequestError, match="out of memory on one sequence of 3 tokens") as caught:
         scores_of(lm, [TokenPair((5, 6, 7), 1)])
     assert caught.value.index == 0
@@ -186,9 +186,9 @@ def test_wrong_settings_and_broken_folders_are_clear_errors(tiny_folder, tmp_pat
 
 def test_the_fingerprint_names_weights_and_dtype(tiny_folder):
     prints = {
-        load_torch(str(tiny_folder()), dtype=d, device="cpu", lean=lean).fingerprint
+        load_torch(str(tiny_folder()), dtype=d, device="cpu", packed=packed).fingerprint
         for d in ("fp32", "bf16")
-        for lean in (True, False)
+        for packed in (True, False)
     } | {load_torch(str(tiny_folder(initializer_range=0.2)), dtype="fp32", device="cpu").fingerprint}
     assert len(prints) == 5
 
@@ -237,7 +237,7 @@ def test_the_shape_leaves_words_out_whether_they_are_tied_or_not(tiny_folder, ti
     lm = load_lm(str(tiny_folder("llama", tie_word_embeddings=tied)), cache=False, workers=1)
     attention, feed_forward, norms = 48 * 48 * 2 + 48 * 16 * 2, 3 * 48 * 80, 2 * 48
     assert lm.shape == ModelShape(2 * (attention + feed_forward + norms) + 48, 2, 48)
-    by_module = load_lm(str(tiny_folder("gpt2", **OTHERS["gpt2"][1])), cache=False, workers=1, lean=False)
+    by_module = load_lm(str(tiny_folder("gpt2", **OTHERS["gpt2"][1])), cache=False, workers=1, packed=False)
     assert (by_module.shape.layers, by_module.shape.width) == (2, 48)
     assert by_module.shape.parameters < 2 * 12 * 48 * 48 + 48 * 600
 

