@@ -23,20 +23,20 @@ def ask_each(
     answered before a refusal is kept and not asked again. Errors of other kinds are raised as they come.
     """
     owners = range(len(requests)) if owners is None else owners
-    found: dict[int, A] = {}
+    answered: dict[int, A] = {}
     failed: dict[int, RequestError] = {}
     todo = list(range(len(requests)))
     while todo:
         numbers = todo
 
         def done(part: Sequence[tuple[int, A]], numbers: list[int] = numbers) -> None:
-            found.update((numbers[i], answer) for i, answer in part)
+            answered.update((numbers[i], answer) for i, answer in part)
 
         try:
             answers = ask([requests[n] for n in numbers], done)
         except RequestError as error:
             failed[owners[numbers[error.index]]] = error
         else:
-            found.update(zip(numbers, answers, strict=True))
-        todo = [n for n in todo if n not in found and owners[n] not in failed]
-    return found, failed
+            answered.update(zip(numbers, answers, strict=True))
+        todo = [n for n in todo if n not in answered and owners[n] not in failed]
+    return answered, failed

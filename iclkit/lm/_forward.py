@@ -199,7 +199,7 @@ class ForwardModel:
         layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
         self._computed += len(layout.tokens)
         hidden, _ = self.packed.forward(layout, kept)
-        reader = ScoreReader(layout.read_row, layout.read_token, layout.read_unit, layout.n_units)
+        reader = ScoreReader(layout.read_row, layout.read_token, layout.read_sequence, layout.n_sequences)
         for at in range(0, len(hidden), HEAD_ROWS):
             reader.take(at, self.packed.logits(hidden[at : at + HEAD_ROWS]))
         return reader.scores()
@@ -224,11 +224,11 @@ class ForwardModel:
             for r, pair in enumerate(pairs)
             for position in range(pair.n_context - 1, len(pair.ids) - 1)
         ]
-        unit, position, token = np.array(reads, np.int64).T
-        reader = ScoreReader(np.arange(len(reads)), token, unit, len(pairs))
+        sequence, position, token = np.array(reads, np.int64).T
+        reader = ScoreReader(np.arange(len(reads)), token, sequence, len(pairs))
         for at in range(0, len(reads), HEAD_ROWS):
             part = slice(at, at + HEAD_ROWS)
-            rows = logits[torch.from_numpy(unit[part]), torch.from_numpy(position[part] - offset)]
+            rows = logits[torch.from_numpy(sequence[part]), torch.from_numpy(position[part] - offset)]
             reader.take(at, rows.float())
         return reader.scores()
 
@@ -264,23 +264,25 @@ class ForwardModel:
         for batch in plan.batches:
             chain = prefix_chain(plan.prefixes, batch.prefix)
             past = len(chain[-1].ids) if chain else 0
-            layout = build_layout([plan.units[u] for u in batch.units], past)
+            layout = build_layout([plan.sequences[u] for u in batch.sequences], past)
             self._computed += len(layout.tokens)
             hidden, held = self.packed.forward(layout, self._keep(chain), keep=True)
-            for j, u in enumerate(batch.units):
-                own = layout.path(j, len(plan.units[u].ids) - 1 - past)
+            for j, u in enumerate(batch.sequences):
+                own = layout.path(j, len(plan.sequences[u].ids) - 1 - past)
                 index = torch.tensor([*range(past), *(past + row for row in own)], device=self.device)
                 for i in plan.requests_of[u]:
                     rows.fill(i, held, index)
-                    first[i] = hidden[layout.read_row[layout.read_unit == j][0]]
-        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
-        logits, alive = self.packed.logits(first), list(range(len(writers)))
+                    first[i] = hidden[layout.read_row[layout.read_sequence == j][0]]
+        decoders = [
+            Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)
+        ]
+        logits, alive = self.packed.logits(first), list(range(len(decoders)))
         while True:
-            found = logits.cpu().numpy()
-            tokens = [writers[i].step(row) for i, row in zip(alive, found, strict=True)]
-            left = [n for n, i in enumerate(alive) if not writers[i].finish]
+            rows_of_logits = logits.cpu().numpy()
+            tokens = [decoders[i].step(row) for i, row in zip(alive, rows_of_logits, strict=True)]
+            left = [n for n, i in enumerate(alive) if not decoders[i].finish]
             if not left:
-                return [w.result() for w in writers]
+                return [d.result() for d in decoders]
             if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
                 rows.keep(left)
                 alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
@@ -293,25 +295,27 @@ class ForwardModel:
         if self._cache_works is None:
             self._cache_works = cache_works(self.module)
         rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
-        writers = [Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)]
+        decoders = [
+            Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)
+        ]
         while True:
             logits = rows.logits().cpu().numpy()
-            tokens = [w.step(row) for w, row in zip(writers, logits, strict=True)]
-            if all(w.finish for w in writers):
+            tokens = [d.step(row) for d, row in zip(decoders, logits, strict=True)]
+            if all(d.finish for d in decoders):
                 self._computed += rows.computed
-                return [w.result() for w in writers]
+                return [d.result() for d in decoders]
             rows.append(tokens)
 
 
 class ScoreReader:
-    """Turns logits of rows into scores of units, a block of rows at a time."""
+    """Turns logits of rows into scores of sequences, a block of rows at a time."""
 
-    def __init__(self, row: Any, token: Any, unit: Any, n_units: int) -> None:
+    def __init__(self, row: Any, token: Any, sequence: Any, n_sequences: int) -> None:
         self._order = np.argsort(row, kind="stable")
-        self._row, self._token, self._unit = row[self._order], token[self._order], unit[self._order]
+        self._row, self._token, self._sequence = row[self._order], token[self._order], sequence[self._order]
         self._logprob = np.zeros(len(row), np.float64)
         self._greedy = np.zeros(len(row), np.bool_)
-        self._n_units = n_units
+        self._n_sequences = n_sequences
 
     def take(self, at: int, logits: Tensor) -> None:
         """``logits`` (R, vocabulary) float32 of rows at : at + R."""
@@ -325,12 +329,12 @@ class ScoreReader:
         self._greedy[low:high] = (best[rows] == tokens).cpu().numpy()
 
     def scores(self) -> list[Score]:
-        """One score per unit: log-probabilities added in the order of the tokens."""
-        logprob = np.zeros(self._n_units)
-        count = np.bincount(self._unit, minlength=self._n_units)
-        misses = np.bincount(self._unit, weights=~self._greedy, minlength=self._n_units)
+        """One score per sequence: log-probabilities added in the order of the tokens."""
+        logprob = np.zeros(self._n_sequences)
+        count = np.bincount(self._sequence, minlength=self._n_sequences)
+        misses = np.bincount(self._sequence, weights=~self._greedy, minlength=self._n_sequences)
         back = np.argsort(self._order, kind="stable")  # the layout's order, which no neighbour can change
-        np.add.at(logprob, self._unit[back], self._logprob[back])
+        np.add.at(logprob, self._sequence[back], self._logprob[back])
         return [Score(float(p), int(n), bool(m == 0)) for p, n, m in zip(logprob, count, misses, strict=True)]
 
 
@@ -365,6 +369,6 @@ def matches_module(module: Any, packed: PackedLlama) -> bool:
         rows = torch.tensor([p.ids[:-1] for p in pairs], device=packed.device)
         want = torch.log_softmax(module(input_ids=rows, use_cache=False).logits.float(), -1)
     at = layout.positions[layout.rows[layout.read_row]]
-    gap = got[layout.read_row, layout.read_token] - want[layout.read_unit, at, layout.read_token]
+    gap = got[layout.read_row, layout.read_token] - want[layout.read_sequence, at, layout.read_token]
     allowed = 1e-3 if packed.dtype == torch.float32 else 1.0  # bf16: a wrong formula is off by far more
     return float(gap.abs().max()) <= allowed

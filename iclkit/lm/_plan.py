@@ -1,6 +1,6 @@
 """A plan before a pass: which tokens to feed, in which batches, so that each is computed as few times as possible.
 
-Requests become *units* (distinct token sequences with a context length). Units sorted by their tokens stand in the
+Requests become *sequences* (distinct token ids with a context length). Sorted by their tokens they stand in the
 order of a prefix trie, so neighbours share most. The plan cuts that order into batches of a token budget; inside a
 batch the trie is laid out flat, ``[prefix][a][b]…``, each token once, every token seeing only its own path
 (``build_layout``). A prefix that many batches need is computed once and its keys and values are kept for them
@@ -38,9 +38,9 @@ class Prefix:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Units computed in one pass, after the kept prefix number ``prefix`` (-1: none)."""
+    """Sequences computed in one pass, after the kept prefix number ``prefix`` (-1: none)."""
 
-    units: tuple[int, ...]
+    sequences: tuple[int, ...]
     prefix: int
     tokens: int
 
@@ -50,29 +50,24 @@ class Plan:
     """What will be fed, and what it saves.
 
     ``tokens_asked``: a plain loop, one sequence per request. ``tokens_computed``: after sharing.
-    ``requests_of[u]``: indices of the requests that unit u answers. ``calls``: distinct sequences to compute.
+    ``requests_of[u]``: indices of the requests that sequence u answers. ``calls``: distinct sequences to compute.
     ``tokens_cached``: the part of ``tokens_asked`` whose answers are known already.
     """
 
-    units: tuple[TokenPair, ...]
+    sequences: tuple[TokenPair, ...]
     requests_of: tuple[tuple[int, ...], ...]
     batches: tuple[Batch, ...]
     prefixes: tuple[Prefix, ...] = ()
     tokens_asked: int = 0
     tokens_computed: int = 0
     tokens_cached: int = 0
-    tokens_generated: int = 0
-    """At most so many tokens will be generated (``generate`` only)."""
-    requests: int = 0
-    extra_calls: int = 0
-    """Calls to a model whose tokens are not ours to see."""
     packed: bool = True
     """Whether batches are laid out flat; else they are padded."""
 
     @property
     def calls(self) -> int:
         """Distinct sequences to compute."""
-        return self.extra_calls + sum(len(b.units) for b in self.batches)
+        return sum(len(b.sequences) for b in self.batches)
 
     def as_laid_out(self) -> Plan:
         """The plan with the tokens that the layouts of its batches really have.
@@ -86,7 +81,7 @@ class Plan:
                 batch,
                 tokens=len(
                     build_layout(
-                        [self.units[u] for u in batch.units],
+                        [self.sequences[u] for u in batch.sequences],
                         len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0,
                     ).tokens
                 ),
@@ -104,13 +99,13 @@ class Plan:
         done = {u for u, requests in enumerate(self.requests_of) if all(i in known for i in requests)}
         batches = []
         for batch in self.batches:
-            units = tuple(u for u in batch.units if u not in done)
-            if len(units) < len(batch.units):
+            sequences = tuple(u for u in batch.sequences if u not in done)
+            if len(sequences) < len(batch.sequences):
                 depth = len(self.prefixes[batch.prefix].ids) if batch.prefix >= 0 else 0
-                left = [self.units[u] for u in units]
+                left = [self.sequences[u] for u in sequences]
                 tokens = len(build_layout(left, depth).tokens) if left else 0
-                batch = Batch(units, batch.prefix, tokens)
-            if units:
+                batch = Batch(sequences, batch.prefix, tokens)
+            if sequences:
                 batches.append(batch)
         needed = {b.prefix for b in batches}
         for i in range(len(self.prefixes) - 1, -1, -1):  # a parent stands before its children
@@ -121,14 +116,14 @@ class Plan:
             self,
             batches=tuple(batches),
             tokens_computed=kept + sum(b.tokens for b in batches),
-            tokens_cached=sum(len(self.units[u].ids) * len(self.requests_of[u]) for u in done),
+            tokens_cached=sum(len(self.sequences[u].ids) * len(self.requests_of[u]) for u in done),
         )
 
 
 def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) -> Plan:
     """Plan the scoring of ``pairs`` in batches of about ``budget`` tokens (a longer sequence is a batch of its own).
 
-    Without ``share`` every unit is its own sequence, in length-sorted batches whose padded size stays in the budget.
+    Without ``share`` every sequence stands alone, in length-sorted batches whose padded size stays in the budget.
     """
     index: dict[TokenPair, int] = {}
     requests_of: list[list[int]] = []
@@ -137,33 +132,32 @@ def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) ->
         if u == len(requests_of):
             requests_of.append([])
         requests_of[u].append(i)
-    units = tuple(index)
+    sequences = tuple(index)
     asked = sum(len(p.ids) for p in pairs)
     prefixes: list[Prefix] = []
-    batches = _shared(units, budget, prefixes) if share else _padded(units, budget)
+    batches = _shared(sequences, budget, prefixes) if share else _padded(sequences, budget)
     computed = sum(b.tokens for b in batches) + sum(len(p.ids) - p.start for p in prefixes)
     return Plan(
-        units,
+        sequences,
         tuple(map(tuple, requests_of)),
         tuple(batches),
         tuple(prefixes),
         asked,
         computed,
-        requests=len(pairs),
         packed=share,
     )
 
 
-def _padded(units: Sequence[TokenPair], budget: int) -> list[Batch]:
+def _padded(sequences: Sequence[TokenPair], budget: int) -> list[Batch]:
     batches: list[Batch] = []
     current: list[int] = []
     width = 0
-    for u in sorted(range(len(units)), key=lambda u: (-len(units[u].ids), u)):
+    for u in sorted(range(len(sequences)), key=lambda u: (-len(sequences[u].ids), u)):
         if current and width * (len(current) + 1) > budget:
             batches.append(Batch(tuple(current), -1, width * len(current)))
             current = []
         if not current:
-            width = len(units[u].ids) - 1
+            width = len(sequences[u].ids) - 1
         current.append(u)
     if current:
         batches.append(Batch(tuple(current), -1, width * len(current)))
@@ -185,13 +179,13 @@ def common_length(a: TokenIds, b: TokenIds) -> int:
     return low
 
 
-def _shared(units: Sequence[TokenPair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
-    """Walk the trie of the units depth first, keep prefixes that pay, and fill batches in that order."""
-    order = sorted(range(len(units)), key=lambda u: (units[u].ids[:-1], units[u].n_context, u))
-    fed = [units[u].ids[:-1] for u in order]
+def _shared(sequences: Sequence[TokenPair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
+    """Walk the trie of the sequences depth first, keep prefixes that pay, and fill batches in that order."""
+    order = sorted(range(len(sequences)), key=lambda u: (sequences[u].ids[:-1], sequences[u].n_context, u))
+    fed = [sequences[u].ids[:-1] for u in order]
     length = np.array([len(f) for f in fed], np.int64)
     shared = np.array([0, *(common_length(a, b) for a, b in pairwise(fed))], np.int64)
-    first_read = np.array([units[u].n_context - 1 for u in order], np.int64)
+    first_read = np.array([sequences[u].n_context - 1 for u in order], np.int64)
 
     groups: list[tuple[int, int, int, int]] = []  # low, high, prefix, depth: rows low:high of the order stay together
     todo = [(0, len(fed), 0, -1)]
@@ -252,7 +246,7 @@ class Layout:
     """A batch laid out flat: segments in depth-first order, and what to read where.
 
     ``tokens``, ``positions`` (T,). ``rows`` (R,): flat rows whose next-token distribution is needed, each once.
-    Reads: unit ``read_unit[j]`` needs log p(``read_token[j]``) at row ``rows[read_row[j]]``.
+    Reads: sequence ``read_sequence[j]`` needs log p(``read_token[j]``) at row ``rows[read_row[j]]``.
     """
 
     segments: list[Segment]
@@ -261,15 +255,15 @@ class Layout:
     rows: IntArray
     read_row: IntArray
     read_token: IntArray
-    read_unit: IntArray
-    n_units: int
+    read_sequence: IntArray
+    n_sequences: int
     leaf: list[int]
-    """Per unit: the segment that holds its last fed token."""
+    """Per sequence: the segment that holds its last fed token."""
 
-    def path(self, unit: int, size: int) -> list[int]:
-        """The flat rows of a unit's first ``size`` tokens behind the kept prefix."""
+    def path(self, sequence: int, size: int) -> list[int]:
+        """The flat rows of a sequence's first ``size`` tokens behind the kept prefix."""
         rows: list[int] = []
-        s = self.leaf[unit]
+        s = self.leaf[sequence]
         while s >= 0:
             segment = self.segments[s]
             rows[:0] = range(segment.at, segment.at + len(segment.ids))
@@ -283,7 +277,7 @@ class _Node:
     start: int
     end: int
     children: list[_Node] = field(default_factory=list)
-    units: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
 
 
 def build_layout(pairs: Sequence[TokenPair], depth: int = 0) -> Layout:
@@ -301,7 +295,7 @@ def build_layout(pairs: Sequence[TokenPair], depth: int = 0) -> Layout:
             size = node.end - node.start
         segments.append(Segment(node.owner[node.start : node.end], node.start, parent, at))
         at += size
-        for u in node.units:
+        for u in node.sequences:
             leaf[u] = len(segments) - 1
         stack.extend((child, len(segments) - 1) for child in reversed(node.children))
 
@@ -314,19 +308,19 @@ def build_layout(pairs: Sequence[TokenPair], depth: int = 0) -> Layout:
                 s = segments[s].parent
             row = segments[s].at + position - segments[s].start
             reads.append((row_number.setdefault(row, len(row_number)), pair.ids[position + 1], u))
-    read_row, read_token, read_unit = np.array(reads, np.int64).reshape(-1, 3).T
+    read_row, read_token, read_sequence = np.array(reads, np.int64).reshape(-1, 3).T
     tokens = np.array([t for s in segments for t in s.ids], np.int64)
     positions = np.concatenate([np.arange(s.start, s.start + len(s.ids)) for s in segments]).astype(np.int64)
     rows = np.array([*row_number], np.int64)
-    return Layout(segments, tokens, positions, rows, read_row, read_token, read_unit, len(pairs), leaf)
+    return Layout(segments, tokens, positions, rows, read_row, read_token, read_sequence, len(pairs), leaf)
 
 
 def _merge_small(node: _Node, parent: int, stack: list[tuple[_Node, int]]) -> _Node:
-    """Repeat a node's tokens in each child: returns the first child, pushes the others. Its units end in the first."""
+    """Repeat a node's tokens in each child: returns the first child, where its sequences end, and pushes the others."""
     for child in node.children:
         child.start = node.start
     first, *others = node.children
-    first.units.extend(node.units)
+    first.sequences.extend(node.sequences)
     stack.extend((child, parent) for child in reversed(others))
     return first
 
@@ -343,12 +337,12 @@ def _trie(sequences: Sequence[TokenIds], depth: int) -> list[_Node]:
             path.pop()
         top = path[-1]
         if top.end > same:  # the branch leaves this node in its middle: cut it in two
-            lower = _Node(top.owner, same, top.end, top.children, top.units)
-            top.end, top.children, top.units = same, [lower], []
+            lower = _Node(top.owner, same, top.end, top.children, top.sequences)
+            top.end, top.children, top.sequences = same, [lower], []
         if len(ids) > same:
             node = _Node(ids, same, len(ids))
             path[-1].children.append(node)
             path.append(node)
-        path[-1].units.append(u)
+        path[-1].sequences.append(u)
         previous = ids
     return root.children

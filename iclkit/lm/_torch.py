@@ -77,13 +77,13 @@ class TorchLM(TokenLM):
         results: list[tuple[int, Score]] = []
         self._usage += Usage(requests=len(pairs), tokens_asked=plan.tokens_asked)
         jobs = [
-            ForwardJob(tuple(plan.units[u] for u in b.units), chain=prefix_chain(plan.prefixes, b.prefix))
+            ForwardJob(tuple(plan.sequences[u] for u in b.sequences), chain=prefix_chain(plan.prefixes, b.prefix))
             for b in plan.batches
         ]
         failures: dict[int, str] = {}
         for number, answers in self._run(jobs):
-            units = plan.batches[number].units
-            answered = [(i, a) for u, a in zip(units, answers, strict=True) for i in plan.requests_of[u]]
+            sequences = plan.batches[number].sequences
+            answered = [(i, a) for u, a in zip(sequences, answers, strict=True) for i in plan.requests_of[u]]
             done = [(i, a) for i, a in answered if isinstance(a, Score)]
             failures.update((i, a) for i, a in answered if isinstance(a, str))
             if on_done is not None:

@@ -71,15 +71,15 @@ class VLLM(TokenLM):
         """(request index, score) of every request that is not ``known``."""
         start = time.perf_counter()
         plan = self.plan_encoded(pairs, known)
-        units = [u for b in plan.batches for u in b.units]
+        sequences = [u for b in plan.batches for u in b.sequences]
         params = self._sampling(max_tokens=1, temperature=0.0, prompt_logprobs=1, detokenize=False)
         out: list[tuple[int, Score]] = []
-        for at in range(0, len(units), CHUNK):
-            part = units[at : at + CHUNK]
-            prompts = [{"prompt_token_ids": [*plan.units[u].ids]} for u in part]
+        for at in range(0, len(sequences), CHUNK):
+            part = sequences[at : at + CHUNK]
+            prompts = [{"prompt_token_ids": [*plan.sequences[u].ids]} for u in part]
             answers = self._engine.generate(prompts, params, use_tqdm=False)
             done = [
-                (i, _score(plan.units[u], answer.prompt_logprobs))
+                (i, _score(plan.sequences[u], answer.prompt_logprobs))
                 for u, answer in zip(part, answers, strict=True)
                 for i in plan.requests_of[u]
             ]
@@ -88,7 +88,7 @@ class VLLM(TokenLM):
             out.extend(done)
         self._usage += Usage(
             len(pairs),
-            len(units),
+            len(sequences),
             plan.tokens_asked,
             plan.tokens_computed,
             seconds=time.perf_counter() - start,

@@ -18,10 +18,10 @@ def pair_lists(draw):
 
 
 def check_layout(pairs, depth):
-    """Walk from each read up to its root: the path must be the unit's own tokens."""
+    """Walk from each read up to its root: the path must be the sequence's own tokens."""
     layout = build_layout(pairs, depth)
     expected = {(u, i) for u, p in enumerate(pairs) for i in range(p.n_context, len(p.ids))}
-    for row, token, unit in zip(layout.read_row, layout.read_token, layout.read_unit, strict=True):
+    for row, token, sequence in zip(layout.read_row, layout.read_token, layout.read_sequence, strict=True):
         at = layout.rows[row]
         segment = max((s for s in layout.segments if s.at <= at), key=lambda s: s.at)
         path = list(segment.ids[: at - segment.at + 1])
@@ -29,10 +29,10 @@ def check_layout(pairs, depth):
             segment = layout.segments[segment.parent]
             path = [*segment.ids, *path]
         length = depth + len(path)
-        assert tuple(path) == pairs[unit].ids[depth:length]
-        assert pairs[unit].ids[length] == token
+        assert tuple(path) == pairs[sequence].ids[depth:length]
+        assert pairs[sequence].ids[length] == token
         assert layout.positions[at] == length - 1
-        expected.remove((unit, length))
+        expected.remove((sequence, length))
     assert not expected
     assert len(layout.tokens) <= sum(len(p.ids) - 1 - depth for p in pairs)
     return layout
@@ -48,10 +48,10 @@ def test_reads_of_a_layout_follow_each_sequence(pairs):
 @given(pairs=pair_lists(), budget=st.integers(1, 60), share=st.booleans())
 def test_a_plan_answers_every_request_exactly_once(pairs, budget, share):
     plan = make_plan(pairs, budget, share=share)
-    assert sorted(u for b in plan.batches for u in b.units) == list(range(len(plan.units)))
+    assert sorted(u for b in plan.batches for u in b.sequences) == list(range(len(plan.sequences)))
     assert sorted(i for requests in plan.requests_of for i in requests) == list(range(len(pairs)))
     for u, requests in enumerate(plan.requests_of):
-        assert all(pairs[i] == plan.units[u] for i in requests)
+        assert all(pairs[i] == plan.sequences[u] for i in requests)
     assert plan.tokens_asked == sum(len(p.ids) for p in pairs)
     for batch in plan.batches:
         depth = 0
@@ -60,10 +60,10 @@ def test_a_plan_answers_every_request_exactly_once(pairs, budget, share):
             depth = len(prefix.ids)
             assert prefix.parent < batch.prefix
             assert prefix.start == (len(plan.prefixes[prefix.parent].ids) if prefix.parent >= 0 else 0)
-            assert all(plan.units[u].ids[:depth] == prefix.ids for u in batch.units)
-            assert all(plan.units[u].n_context > depth for u in batch.units)
+            assert all(plan.sequences[u].ids[:depth] == prefix.ids for u in batch.sequences)
+            assert all(plan.sequences[u].n_context > depth for u in batch.sequences)
         if share:
-            check_layout([plan.units[u] for u in batch.units], depth)
+            check_layout([plan.sequences[u] for u in batch.sequences], depth)
 
 
 @settings(max_examples=200, deadline=None)
@@ -71,7 +71,7 @@ def test_a_plan_answers_every_request_exactly_once(pairs, budget, share):
 def test_what_is_known_leaves_the_other_batches_as_they_were(pairs, budget, data):
     plan = make_plan(pairs, budget)
     whole = data.draw(st.sets(st.sampled_from(range(len(plan.batches)))))
-    known = {i for b in whole for u in plan.batches[b].units for i in plan.requests_of[u]}
+    known = {i for b in whole for u in plan.batches[b].sequences for i in plan.requests_of[u]}
     left = plan.without(known)
     assert left.batches == tuple(b for n, b in enumerate(plan.batches) if n not in whole)
     assert left.tokens_cached == sum(len(pairs[i].ids) for i in known)
@@ -81,7 +81,7 @@ def test_what_is_known_leaves_the_other_batches_as_they_were(pairs, budget, data
 def test_the_plan_does_not_depend_on_the_order_of_requests():
     pairs = [TokenPair((1, 2, 3, t, t + 1), 4) for t in range(40)]
     batches = [
-        {frozenset(p.units[u].ids for u in b.units) for b in p.batches}
+        {frozenset(p.sequences[u].ids for u in b.sequences) for b in p.batches}
         for p in (make_plan(pairs, 20), make_plan(pairs[::-1], 20))
     ]
     assert batches[0] == batches[1]
