@@ -28,8 +28,10 @@ SCORE_DECIMALS = 6
 FLOAT32_ERROR = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
 MAX_OVERFETCH = 256  # excluded rows beyond which over-fetching gives way to a scan of the allowed rows
 EXTRA_CANDIDATES = 8  # candidates fetched beyond k, so that ties at the border seldom need a second look
-ROUGH_LEAST = 1024  # rows from which on bf16 saves time
-ROUGH_MOST = 256  # candidates beyond which float32 is asked instead
+FEW_ROWS = 1024  # rows of a scope up to which all are compared in float64, without the index
+KEPT_SPACES = 8
+BF16_MIN_ROWS = 1024  # rows from which on bf16 saves time
+BF16_MAX_CANDIDATES = 256  # candidates beyond which float32 is asked instead
 BF16_STEP = 2.0**-8  # relative error of a number rounded to bf16
 BLOCK = 1 << 26  # bytes of candidate vectors looked at in one go
 
@@ -63,13 +65,11 @@ class Header:
 class FlatIndex:
     """A flat FAISS index. Row n of it holds the vector of row handle ``rows[n]``; handles ascend."""
 
-    version = "flat"
-    exact = True
-
     def __init__(self, flat: Any, rows: IntArray | None = None) -> None:
         self._flat = flat
         self.rows = np.arange(flat.ntotal, dtype=np.int64) if rows is None else rows
-        self._half: tuple[Any, float, float] | None = None
+        self._bf16: tuple[Any, float, float] | None = None
+        self._spaces: dict[int, tuple[IntArray, _Space]] = {}
 
     @classmethod
     def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
@@ -83,7 +83,8 @@ class FlatIndex:
 
     def add(self, rows: IntArray, vectors: FloatArray) -> None:
         """Append the vectors of these handles, which are higher than all others."""
-        self._half = None
+        self._bf16 = None
+        self._spaces.clear()
         self._flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
         self.rows = np.concatenate([self.rows, rows])
 
@@ -98,10 +99,6 @@ class FlatIndex:
     def vectors(self, rows: IntArray) -> FloatArray:
         """(len(rows), dim) float32: the vectors of these handles. DataError for one that is not in the index."""
         return self.matrix[positions_of(rows, self.rows)]
-
-    def recall(self, k: int, sample: int = 200) -> float:  # noqa: ARG002
-        """Share of the exact k nearest that ``nearest`` finds: all of them."""
-        return 1.0
 
     def nearest(self, queries: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
         """For each query (q, dim) the k rows of its scope with the highest inner product, fewer where there are fewer.
@@ -122,11 +119,22 @@ class FlatIndex:
         for number, scope in enumerate(scopes):
             together.setdefault(id(scope.within), []).append(number)
         for numbers in together.values():
-            space = _Space(self, scopes[numbers[0]].within)
+            space = self._space(scopes[numbers[0]].within)
             excluded = [space.positions([*scopes[n].exclude]) for n in numbers]
             for number, best in zip(numbers, self._search(space, queries[numbers], k, excluded), strict=True):
                 ranked[number] = Ranked(self.rows[best[0]], best[1]) if best is not None else nothing
         return ranked
+
+    def _space(self, within: IntArray | None) -> _Space:
+        """What is to be searched. Filters are arrays that many searches have in common: the last few are kept ready."""
+        if within is None:
+            return _Space(self)
+        kept = self._spaces.pop(id(within), None)
+        space = kept[1] if kept is not None and kept[0] is within else _Space(self, within)
+        self._spaces[id(within)] = within, space  # with the array, so that no other has its id
+        if len(self._spaces) > KEPT_SPACES:
+            self._spaces.pop(next(iter(self._spaces)))
+        return space
 
     def _search(self, space: _Space, queries: FloatArray, k: int, excluded: Sequence[IntArray]) -> list[_Best | None]:
         """The best positions of a space for each query, less those excluded for it (ascending), and their scores.
@@ -141,7 +149,7 @@ class FlatIndex:
         wanted = np.array([k + len(e) + EXTRA_CANDIDATES for e in excluded], dtype=np.int64)
         while len(few := np.flatnonzero(~many & (wanted > 0))) and len(space):
             # one call per power of two of candidates: a query that excludes more than others does not slow them
-            fetch = min(len(space), 1 << int(wanted[few].min() - 1).bit_length())
+            fetch = space.reach(int(wanted[few].min()))
             now = few[wanted[few] <= fetch] if fetch < len(space) else few
             step = max(1, BLOCK // (fetch * self._flat.d * 8))
             for part in (now[start : start + step] for start in range(0, len(now), step)):
@@ -156,7 +164,7 @@ class FlatIndex:
 
     def _search_less(self, space: _Space, query: FloatArray, k: int) -> _Best | None:
         """One query that excludes many rows: the index leaves them out itself."""
-        fetch = min(len(space), k + EXTRA_CANDIDATES)
+        fetch = space.reach(k + EXTRA_CANDIDATES)
         while fetch:
             rows, limit = space.shortlist(query, fetch)
             (best,) = self._rescore(query, rows, limit, k, [_NONE])
@@ -167,15 +175,15 @@ class FlatIndex:
 
     def _bf16_copy(self) -> tuple[Any, float, float] | None:
         """The rows in bf16, the largest norm of a row, and the largest norm of what a row lost; None where no gain."""
-        if self._half is None and len(self) >= ROUGH_LEAST and "torch" in sys.modules:
+        if self._bf16 is None and len(self) >= BF16_MIN_ROWS and "torch" in sys.modules:
             import torch
 
             if supports_bf16(torch.device("cpu")):
                 rows = torch.tensor(self.matrix)
                 rough = rows.bfloat16()
                 norm, lost = (float(torch.linalg.norm(x, dim=1).max()) for x in (rows, rows - rough.float()))
-                self._half = rough, norm, lost
-        return self._half
+                self._bf16 = rough, norm, lost
+        return self._bf16
 
     def _rescore(
         self, queries: FloatArray, rows: IntArray, limit: NDArray[np.float64], k: int, excluded: Sequence[IntArray]
@@ -233,30 +241,43 @@ class _Space:
 
     def __init__(self, index: FlatIndex, within: IntArray | None = None) -> None:
         self._index, self._size = index, len(index)
+        # which positions are inside: all where there is no array, and few enough to be compared one by one if _few
         self._within: IntArray | None = None
+        self._few = False
         self._selector: Any = None
         if within is not None:
-            inside = is_member(index.rows, within)
-            self._within, self._size = np.flatnonzero(inside), int(inside.sum())
-            self._selector = faiss_module().IDSelectorBitmap(np.packbits(inside, bitorder="little"))
+            self._within = np.searchsorted(index.rows, within[is_member(within, index.rows)])
+            self._size = len(self._within)
+            self._few = len(self) <= FEW_ROWS
+            if not self._few:
+                inside = np.zeros(len(index), dtype=np.bool_)
+                inside[self._within] = True
+                self._selector = faiss_module().IDSelectorBitmap(np.packbits(inside, bitorder="little"))
 
     def __len__(self) -> int:
         return self._size
 
     def positions(self, rows: Sequence[int]) -> IntArray:
         """Ascending positions of those of the handles that are in this space."""
-        given = np.unique(np.array(rows, dtype=np.int64))
-        at = np.searchsorted(self._index.rows, given[is_member(given, self._index.rows)])
+        handles = np.unique(np.array(rows, dtype=np.int64))
+        at = np.searchsorted(self._index.rows, handles[is_member(handles, self._index.rows)])
         return at if self._within is None else at[is_member(at, self._within)]
 
     def without(self, excluded: IntArray) -> _Space:
         """This space less these of its positions."""
+        rest = _Space(self._index)
+        rest._size = len(self) - len(excluded)
+        if self._few and self._within is not None:
+            rest._few, rest._within = True, self._within[~is_member(self._within, excluded)]
+            return rest
         faiss = faiss_module()
         left_out = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
-        rest = _Space(self._index)
         rest._selector = left_out if self._selector is None else faiss.IDSelectorAnd(self._selector, left_out)
-        rest._size = len(self) - len(excluded)
         return rest
+
+    def reach(self, wanted: int) -> int:
+        """How many candidates to fetch where so many are wanted: a power of two, so that queries go together."""
+        return len(self) if self._few else min(len(self), 1 << (wanted - 1).bit_length())
 
     def shortlist(self, queries: FloatArray, fetch: int) -> tuple[IntArray, NDArray[np.float64]]:
         """Candidate positions (q, fetch), and for each query a score that no other row of the space reaches (q,).
@@ -266,13 +287,15 @@ class _Space:
         score can be.
         """
         flat, never = self._index._flat, np.full(len(queries), -np.inf)
+        if self._few and self._within is not None:
+            return np.tile(self._within, (len(queries), 1)), never
         if self._selector is not None:
             parameters = faiss_module().SearchParameters(sel=self._selector)
             near, rows = flat.search(queries, fetch, params=parameters)
             return rows, never if fetch == len(self) else near[:, -1].astype(np.float64) + FLOAT32_ERROR
         if fetch == len(self):
             return np.tile(np.arange(fetch), (len(queries), 1)), never
-        if fetch <= ROUGH_MOST and (half := self._index._bf16_copy()):
+        if fetch <= BF16_MAX_CANDIDATES and (half := self._index._bf16_copy()):
             import torch
 
             vectors, norm, lost = half

@@ -40,18 +40,18 @@ class KeyTransform(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RetrievalKeys:
-    """``texts[row]`` are the keys of one input, by number; for ``fallen[row]`` of them the input itself stands in."""
+    """``texts[row]`` are the keys of one input, by number; in ``fallback_counts[row]`` of them the input stands in."""
 
     texts: tuple[tuple[str, ...], ...]
-    fallen: tuple[int, ...]
+    fallback_counts: tuple[int, ...]
 
     @property
     def fallbacks(self) -> int:
         """Keys, of all, for which the input stands in."""
-        return sum(self.fallen)
+        return sum(self.fallback_counts)
 
     @property
-    def unique(self) -> float:
+    def distinct_share(self) -> float:
         """Share of different texts among all keys, 0 to 1: near 0 when a rewriter says the same of everything."""
         flat = [key for keys in self.texts for key in keys]
         return len({*flat}) / len(flat) if flat else 1.0

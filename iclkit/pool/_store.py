@@ -307,16 +307,16 @@ class Pool:
 
     def _delete(self, connection: Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None) -> None:
         revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
-        gone = [connection.execute("SELECT text, input FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
+        removed = [connection.execute("SELECT text, input FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
         connection.executemany(
             "INSERT OR REPLACE INTO tombstones (id, revision, reason, replaced_by) VALUES (?, ?, ?, ?)",
             ((i, revision, reason, replaced_by) for i in ids),
         )
         connection.executemany("DELETE FROM examples WHERE id = ?", ((i,) for i in ids))
         connection.executemany(
-            f"DELETE FROM keys WHERE source = ?2 AND {_ORPHAN}", ((t, _key_source(given)) for t, given in gone)
+            f"DELETE FROM keys WHERE source = ?2 AND {_ORPHAN}", ((t, _key_source(stored)) for t, stored in removed)
         )
-        _drop_orphans(connection, [t for t, _ in gone])
+        _drop_orphans(connection, [t for t, _ in removed])
 
     # ---- duplicates, files, health
 
@@ -328,23 +328,18 @@ class Pool:
         """
         examples = self.view().examples
         groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
-        gone = {i: kept for kept, *others in groups for i in others}
-        if gone and apply:
-            with self._writing() as connection:
-                # what was kept when the groups were formed may have been removed since: then its copies stay
-                kept_there = _known(connection, list(dict.fromkeys(gone.values())), "examples")
-                gone = {i: kept for i, kept in gone.items() if kept in kept_there}
-                there = _known(connection, list(gone), "examples")
-                if there:
-                    _log(connection, "dedupe", len(there))
-                copies: dict[str, list[str]] = {}
-                for copy, kept in gone.items():
-                    if copy in there:
-                        copies.setdefault(kept, []).append(copy)
-                for kept, ids in copies.items():
-                    self._delete(connection, ids, f"duplicate of {kept}", replaced_by=kept)
-            return DedupeReport(groups, len(there))
-        return DedupeReport(groups, 0)
+        if not groups or not apply:
+            return DedupeReport(groups, 0)
+        with self._writing() as connection:
+            # the one to keep may have been removed since the groups were formed: then its copies stay
+            present = _known(connection, [i for group in groups for i in group], "examples")
+            copies = {kept: [i for i in others if i in present] for kept, *others in groups if kept in present}
+            removed = sum(map(len, copies.values()))
+            if removed:
+                _log(connection, "dedupe", removed)
+            for kept, ids in copies.items():
+                self._delete(connection, ids, f"duplicate of {kept}", replaced_by=kept)
+        return DedupeReport(groups, removed)
 
     def export(self, path: str | Path, format: str | None = None) -> int:
         """Write all examples as ``jsonl``, ``csv`` or ``parquet`` (by the suffix when not said); returns how many.
@@ -385,11 +380,11 @@ class Pool:
             if not example.text.strip():
                 problems.append(f"example {example.id} has an empty input")
             by_input.setdefault((example.task, fold_input(example)), []).append(example)
-        for same in by_input.values():
-            outputs = list(dict.fromkeys(e.output for e in same))
+        for examples in by_input.values():
+            outputs = list(dict.fromkeys(e.output for e in examples))
             if len(outputs) > 1:
-                shown = " and ".join(f"{o!r}" for o in outputs[:3])
-                problems.append(f"the input of {same[0].id} stands with {len(outputs)} outputs: {shown}")
+                first = " and ".join(f"{o!r}" for o in outputs[:3])
+                problems.append(f"the input of {examples[0].id} stands with {len(outputs)} outputs: {first}")
         return problems + self._reader.vectors.problems()
 
     def _content_id_as_stored(self, example_id: str) -> str:

@@ -89,7 +89,7 @@ class _KeyedSelector(BaseSelector):
         plain, chosen = self._query_vectors(queries), list[Choice]()
         for some in self._blocks(len(queries)):
             rough = key_scores(asked[some], self.key_vectors_, self._kind())
-            batch = zip(asked[some], plain[some], rough, allowed[some], keys.fallen[some], strict=True)
+            batch = zip(asked[some], plain[some], rough, allowed[some], keys.fallback_counts[some], strict=True)
             for key, own, near, mask, missing in batch:
                 rows, scores = self._best(key, own, near, np.flatnonzero(mask), k)
                 chosen.append(Choice(rows, scores, notes=self._key_notes(missing)))
@@ -113,8 +113,8 @@ class _KeyedSelector(BaseSelector):
             found.append(f"{missing} keys of the query could not be written; its own text stands in")
         if self.keys_.fallbacks:
             found.append(f"{self.keys_.fallbacks} keys of the pool could not be written; the inputs stand in")
-        if self.keys_.unique < _FEW_KEYS and len(self.pool_) > 1:
-            share = f"{self.keys_.unique:.0%}"
+        if self.keys_.distinct_share < _FEW_KEYS and len(self.pool_) > 1:
+            share = f"{self.keys_.distinct_share:.0%}"
             found.append(f"only {share} of the pool's keys differ from each other: they tell little apart")
         return tuple(found)
 

@@ -63,7 +63,7 @@ def test_search_agrees_with_sorting_all_scores(
         np.testing.assert_array_equal(near.scores, np.float32(expected_scores))
 
 
-@pytest.mark.parametrize("part", [1.0, 0.6])
+@pytest.mark.parametrize("part", [1.0, 0.6, 0.4])
 @pytest.mark.parametrize("excluded", [0, 1, MAX_OVERFETCH, MAX_OVERFETCH + 1, 1990, 1999, 2000])
 def test_any_number_of_excluded_rows_is_honored(excluded: int, part: float) -> None:
     rng = np.random.default_rng(excluded)
@@ -77,6 +77,23 @@ def test_any_number_of_excluded_rows_is_honored(excluded: int, part: float) -> N
         masks.append(inside & ~np.isin(np.arange(2000), out))
     for query, mask, near in zip(queries, masks, FlatIndex.of(vectors, rows).nearest(queries, 10, scopes), strict=True):
         assert near.rows.tolist() == rows[naive(vectors, query, 10, mask)[0]].tolist()
+
+
+def test_a_filter_is_prepared_once_for_all_searches_and_again_after_rows_are_added() -> None:
+    rng = np.random.default_rng(3)
+    vectors, within = unit(rng.standard_normal((3000, 8))), np.arange(0, 2000)
+    index, made = FlatIndex.of(vectors), []
+    for _ in range(3):
+        for n in range(4):
+            index.nearest(vectors[n : n + 1], 3, [Scope(frozenset([n]), within)])
+        made.append(index._space(within))
+    assert made[0] is made[1] is made[2]
+    for n in range(20):  # filters that come once push no other array's result in
+        (near,) = index.nearest(vectors[:1], 1, [Scope(within=np.array([n * 7, n * 7 + 1]))])
+        assert near.rows[0] in (n * 7, n * 7 + 1)
+    index.add(np.array([5000]), vectors[:1])
+    (near,) = index.nearest(vectors[:1], 2, [Scope(within=np.array([1, 5000]))])
+    assert near.rows.tolist() == [5000, 1]
 
 
 def test_a_thousand_ties_go_to_the_lower_rows() -> None:
@@ -251,10 +268,10 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     for masks in ([np.ones(3000, dtype=np.bool_)] * 40, allowed):
         scopes = [Scope(frozenset(np.flatnonzero(~mask).tolist())) for mask in masks]
         found = index.nearest(queries, 8, scopes)
-        assert index._half is not None
-        assert index._half[0].dtype == torch.bfloat16
+        assert index._bf16 is not None
+        assert index._bf16[0].dtype == torch.bfloat16
         with monkeypatch.context() as patch:
-            patch.setattr(_index, "ROUGH_MOST", 0)
+            patch.setattr(_index, "BF16_MAX_CANDIDATES", 0)
             expected = FlatIndex.of(vectors).nearest(queries, 8, scopes)
         for n, (near, other) in enumerate(zip(found, expected, strict=True)):
             assert near.rows.tolist() == other.rows.tolist()

@@ -51,7 +51,7 @@ def test_keys_are_what_the_transform_writes_in_one_line(texts: list[str], count:
             for e in view.examples
         ]
         assert list(keys.texts) == expected
-        assert keys.fallen == tuple(count * e.text.startswith(".") for e in view.examples)
+        assert keys.fallback_counts == tuple(count * e.text.startswith(".") for e in view.examples)
         assert keys.fallbacks == count * sum(e.text.startswith(".") for e in view.examples)
 
 
