@@ -23,6 +23,11 @@ from iclkit.records import Progress
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
+READ = 1 << 14  # vectors read from the file at a time
+_STORED = (
+    "FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
+    "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?"
+)
 _SMALL = 4096  # rows of an index that is cheap to write
 _GROWTH = 8  # a larger file is written anew when the rows it lacks are this part of it: each row is written few times
 
@@ -48,7 +53,8 @@ class VectorStore:
     def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
         """How many of the texts (by number) have no stored vector of this embedder."""
         numbers = np.unique(texts)
-        return len(numbers) - len(self._stored(embedder, numbers))
+        ((stored,),) = self._db.read(f"SELECT count(*) {_STORED}", self._values(embedder, numbers))
+        return len(numbers) - int(stored)
 
     def of_texts(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(len(texts), dim): document vectors of any texts; those not stored yet are made and stored."""
@@ -71,14 +77,15 @@ class VectorStore:
         """
         numbers, first, of_each = np.unique(texts, return_index=True, return_inverse=True)
         vectors = np.empty((len(numbers), embedder.dim), np.float32)
-        missing = np.ones(len(numbers), dtype=np.bool_)
-        stored = self._stored(embedder, numbers)
-        if stored:
-            at = np.searchsorted(numbers, [number for number, _ in stored])
-            vectors[at] = np.frombuffer(b"".join(v for _, v in stored), "<f4").reshape(len(stored), -1)
-            missing[at] = ~are_unit(vectors[at])
-            if damaged := int(missing[at].sum()):
-                log.warning("%d stored vectors of embedder %r are damaged; they are made again", damaged, embedder.name)
+        missing, damaged = np.ones(len(numbers), dtype=np.bool_), 0
+        for start in range(0, len(numbers), READ):  # so many rows at a time are held twice
+            if stored := self._stored(embedder, numbers[start : start + READ]):
+                at = np.searchsorted(numbers, [number for number, _ in stored])
+                vectors[at] = np.frombuffer(b"".join(v for _, v in stored), "<f4").reshape(len(stored), -1)
+                missing[at] = ~are_unit(vectors[at])
+                damaged += int(missing[at].sum())
+        if damaged:
+            log.warning("%d stored vectors of embedder %r are damaged; they are made again", damaged, embedder.name)
         text = {int(n): text_at(int(first[n])) for n in np.flatnonzero(missing)}
         key = vector_key(embedder, "document")
         for n in [n for n, t in text.items() if not self.writes and (key, text_hash(t)) in self._made]:
@@ -93,7 +100,8 @@ class VectorStore:
                 self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
             if progress:
                 progress(done + len(batch), len(order))
-        return vectors[of_each]
+        in_order = len(numbers) == len(texts) and bool((of_each[1:] > of_each[:-1]).all())
+        return vectors if in_order else vectors[of_each]
 
     def index(
         self,
@@ -161,11 +169,11 @@ class VectorStore:
         return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
 
     def _stored(self, embedder: Embedder, texts: IntArray) -> list[tuple[int, bytes]]:
-        return self._db.read(
-            "SELECT v.text, v.vector FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
-            "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?",
-            (json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim),
-        )
+        return self._db.read(f"SELECT v.text, v.vector {_STORED}", self._values(embedder, texts))
+
+    @staticmethod
+    def _values(embedder: Embedder, texts: IntArray) -> tuple[str, str, int]:
+        return json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim
 
     def _store(self, embedder: Embedder, texts: IntArray, vectors: FloatArray) -> None:
         key = vector_key(embedder, "document")

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from iclkit.errors import DataError
@@ -123,3 +124,20 @@ def test_a_pool_without_the_index_of_vectors_is_read_as_it_is_and_gets_it_when_i
     with sqlite3.connect(path) as raw:
         assert raw.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
         assert raw.execute("SELECT count(*) FROM sqlite_master WHERE name = 'vectors_by_text'").fetchone() == (1,)
+
+
+def test_vectors_are_read_from_the_file_a_bounded_number_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iclkit.pool import _vectors
+
+    monkeypatch.setattr(_vectors, "READ", 7)
+    with filled(40) as pool:
+        store, sizes = pool._reader.vectors, []
+        plain = store._stored
+        monkeypatch.setattr(store, "_stored", lambda e, t: sizes.append(len(t)) or plain(e, t))
+        view = pool.view()
+        part = view.only(view.rows[5:])
+        expected = EMBEDDER.encode_documents([e.text for e in part.examples])
+        np.testing.assert_array_equal(part.vectors(EMBEDDER), expected)
+        assert max(sizes) == 7
+        assert pool.embed(EMBEDDER) == 0
+        assert pool.embed(HashEmbedder(5)) == 40
