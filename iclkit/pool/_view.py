@@ -205,7 +205,7 @@ class PoolView:
         return {row: family for family in whole for row in family}
 
     @cached_property
-    def _shown(self) -> IntArray | None:
+    def _representatives(self) -> IntArray | None:
         """One row per family, and all rows that stand alone; None where that is every row."""
         hidden = [row for row, family in self.families.items() if row != family[0]]
         return self.rows[~np.isin(self.rows, hidden)] if hidden else None
@@ -229,13 +229,12 @@ class PoolView:
 
     def _within(self, where: Mapping[str, Json]) -> IntArray | None:
         if not where:
-            return self._shown
-        if self._shown is None:
+            return self._representatives
+        if self._representatives is None:
             return self.matching(where)
-        shown = self._shown
-        return self.derived(
-            f"shown where {canonical_json(dict(where))}", lambda: np.intersect1d(self.matching(where), shown)
-        )
+        among = self._representatives
+        key = f"representatives where {canonical_json(dict(where))}"
+        return self.derived(key, lambda: np.intersect1d(self.matching(where), among))
 
     def index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
         """Search over this view's vectors. Texts that the pool has no vector of yet are embedded and stored."""

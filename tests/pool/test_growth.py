@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from iclkit.errors import DataError
-from iclkit.pool import Pool
+from iclkit.pool import Pool, Scope
+from iclkit.pool._index import FlatIndex
 from iclkit.pool._schema import MIGRATIONS
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
@@ -141,3 +142,21 @@ def test_vectors_are_read_from_the_file_a_bounded_number_at_a_time(monkeypatch: 
         assert max(sizes) == 7
         assert pool.embed(EMBEDDER) == 0
         assert pool.embed(HashEmbedder(5)) == 40
+
+
+@pytest.mark.parametrize("scope", ["everything", "few excluded", "many excluded", "a filter"])
+def test_rows_scored_again_do_not_grow_with_the_pool(scope: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = []
+    for rows in (4000, 8000):
+        rng = np.random.default_rng(rows)
+        vectors = rng.standard_normal((rows, 16)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        index, work = FlatIndex.of(vectors), []
+        plain = index._rescore
+        monkeypatch.setattr(index, "_rescore", lambda q, r, *more, p=plain, w=work: w.append(r.size) or p(q, r, *more))
+        within = np.arange(0, rows, 2) if scope == "a filter" else None
+        count = {"few excluded": 20, "many excluded": 1000}.get(scope, 0)
+        index.nearest(vectors[:10], 8, [Scope(frozenset(range(n, n + count)), within) for n in range(10)])
+        scored.append(sum(work))
+    assert scored[1] <= 2 * scored[0]
+    assert scored[1] <= 10 * 2048
