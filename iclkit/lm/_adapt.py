@@ -47,9 +47,9 @@ MOST_STOPS = 4  # OpenAI takes four; the others are cut by the caller
 
 def change_for(reason: str, parameter: str, body: Mapping[str, Any], tried: Collection[str]) -> str | None:
     """The next change to try after a refusal with these words, None where nothing that is sent is named in it."""
-    told = f"{parameter} {reason}".lower()
+    refusal = f"{parameter} {reason}".lower()
     for change in CHANGES:
-        if change not in tried and _applies(change, body) and _pattern(change).search(told):
+        if change not in tried and _applies(change, body) and _pattern(change).search(refusal):
             return change
     return None
 

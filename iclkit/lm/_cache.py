@@ -99,7 +99,8 @@ class CannotWrite(RunError):
 class Cache:
     """A key-value store in one SQLite file for many threads and processes. RunError when it cannot be used.
 
-    The file is its owner's alone: prompts may be told from it. ``read_only`` serves what is there and keeps nothing.
+    Only its owner may read the file: prompts may be guessed from it. ``read_only`` serves what is there and keeps
+    nothing.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False, notes: tuple[str, ...] = ()) -> None:

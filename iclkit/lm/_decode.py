@@ -76,10 +76,10 @@ class KVCache:
 
     def fill(self, row: int, held: KV, index: Tensor) -> None:
         """Before the first step: a prompt's keys and values, which are ``index`` in ``held``, first to last."""
-        own = slice(row * self.llama.kv_heads, (row + 1) * self.llama.kv_heads)
+        heads = slice(row * self.llama.kv_heads, (row + 1) * self.llama.kv_heads)
         for (keys, values), (k, v) in zip(self._held, held, strict=True):
-            keys[own, self._at - len(index) : self._at] = k[:, index]
-            values[own, self._at - len(index) : self._at] = v[:, index]
+            keys[heads, self._at - len(index) : self._at] = k[:, index]
+            values[heads, self._at - len(index) : self._at] = v[:, index]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""

@@ -268,8 +268,8 @@ class ForwardModel:
             self._computed += len(layout.tokens)
             hidden, held = self.packed.forward(layout, self._keep(chain), keep=True)
             for j, u in enumerate(batch.sequences):
-                own = layout.path(j, len(plan.sequences[u].ids) - 1 - past)
-                index = torch.tensor([*range(past), *(past + row for row in own)], device=self.device)
+                suffix = layout.path(j, len(plan.sequences[u].ids) - 1 - past)
+                index = torch.tensor([*range(past), *(past + row for row in suffix)], device=self.device)
                 for i in plan.requests_of[u]:
                     rows.fill(i, held, index)
                     first[i] = hidden[layout.read_row[layout.read_sequence == j][0]]

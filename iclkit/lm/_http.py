@@ -242,9 +242,9 @@ class Client:
             else:
                 status = answer.status
                 if 200 <= status < 300:
-                    found = answer.json()
-                    if isinstance(found, dict):
-                        return found
+                    parsed = answer.json()
+                    if isinstance(parsed, dict):
+                        return parsed
                     reason = said(answer.body.decode(errors="replace"))
                     trouble = f"answered something that is not a JSON object: {reason[:60]!r}"
                 else:
@@ -254,9 +254,9 @@ class Client:
                         raise HttpError(f"the server at {self.url} {trouble}", status, reason)
                     if status not in _PASSING or _is_final(answer):
                         raise RequestRejected(f"the server at {self.url} {trouble}", status, reason, parameter)
-                    asked = _retry_after(answer.headers.get("retry-after"))
-                    if asked is not None:
-                        pause = min(asked, self.config.longest_wait)
+                    wanted = _retry_after(answer.headers.get("retry-after"))
+                    if wanted is not None:
+                        pause = min(wanted, self.config.longest_wait)
                     if status == 429:  # not only this request: all of them
                         self._hold(pause)
             slow += time.monotonic() - begun > self.config.timeout / 2  # whatever it said in the end

@@ -5,7 +5,7 @@ that request alone (RequestError). Every number is checked before it counts, eve
 secrets before it is shown, and what a model writes around its answer (thoughts, the fence around code) is taken off
 before stop strings cut it.
 
-Such servers differ in what they tell about probabilities. A probe finds out once, when the LM is opened, which of
+Such servers differ in the log-probabilities that they give. A probe finds out once, when the LM is opened, which of
 these ways of scoring works, best first; the choice is in ``scoring``, in ``notes`` and in the fingerprint.
 
 =============== ======================================================================== ==============================
@@ -17,7 +17,7 @@ next-token      top log-probabilities of the next token, token after token      
                                                                                          many as asked and its tokens
                                                                                          are known, else a bound
 first-token     the same from /chat/completions, along the server's own answer           up to the first token that
-                                                                                         tells a label from the answer
+                                                                                         differs from the answer
 generate        the answer is generated and compared                                     no: a ranking, no probability
 =============== ======================================================================== ==============================
 """
@@ -130,12 +130,12 @@ class OpenAIConfig:
         for value, known in ((self.scoring, SCORINGS), (self.endpoint, ENDPOINTS)):
             if value not in ("auto", *known):
                 raise UnknownName("way to use a server", value, ("auto", *known))
-        for name, least in (("context", 0), ("answer_tokens", 1), ("thought_tokens", 0)):
+        for name, minimum in (("context", 0), ("answer_tokens", 1), ("thought_tokens", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise UsageError(f"{name} is {value!r}, which is of the wrong type: expected a whole number")
-            if value < least:
-                raise UsageError(f"{name} is {value}: expected at least {least}")
+            if value < minimum:
+                raise UsageError(f"{name} is {value}: expected at least {minimum}")
 
 
 def open_openai(spec: str, **settings: Json) -> OpenAILM:
@@ -149,11 +149,11 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
     # a password may hold commas and signs of equality, so it is taken off before the settings are split
     bare, userinfo = split_userinfo(spec)
     parsed = parse_spec(bare)
-    found = _ADDRESS.fullmatch(parsed.name)
-    url = (found and found["url"]) or ""
+    address = _ADDRESS.fullmatch(parsed.name)
+    url = (address and address["url"]) or ""
     if not url:
         url, userinfo = split_userinfo(os.environ.get("OPENAI_BASE_URL", "").strip())
-    if not found or not url:
+    if not address or not url:
         raise UsageError(
             f"{_without_password(bare)!r} is not openai:MODEL@URL, e.g. openai:my-model@http://127.0.0.1:8000/v1 "
             "(without @URL, set OPENAI_BASE_URL)"
@@ -163,14 +163,16 @@ def open_openai(spec: str, **settings: Json) -> OpenAILM:
     for name in wanted:
         if name not in known:
             raise UnknownName("setting of openai:MODEL@URL", name, known)
-    own, http = ({k: v for k, v in wanted.items() if known[k] is kind} for kind in (OpenAIConfig, HttpConfig))
+    server_settings, http = (
+        {k: v for k, v in wanted.items() if known[k] is kind} for kind in (OpenAIConfig, HttpConfig)
+    )
     key = os.environ.get("ICLKIT_API_KEY") or os.environ.get("OPENAI_API_KEY")
     try:
-        config, http_config = OpenAIConfig(**own), HttpConfig(**http)  # type: ignore[arg-type]
+        config, http_config = OpenAIConfig(**server_settings), HttpConfig(**http)  # type: ignore[arg-type]
     except TypeError as error:
         raise UsageError(f"{spec!r} has a setting of the wrong type: {error}") from error
     client = Client(_with_path(url), key, http_config, userinfo)
-    return OpenAILM(found["served"] or found["model"], client, config)
+    return OpenAILM(address["served"] or address["model"], client, config)
 
 
 def _without_password(spec: str) -> str:
@@ -210,22 +212,22 @@ class OpenAILM(BaseLM):
         self._chat_width = _CHAT_WIDTHS[0]
         self._changes = frozenset[str]()  # what this server needs of OpenAI's requests, see _adapt
         self._answered: set[str] = set()  # shapes of requests that were answered since one was last refused
-        self._unanswered: dict[Any, str] = {}  # refusals that the caller has not been told of yet
+        self._unanswered: dict[Any, str] = {}  # refusals that have not been raised yet
         self._within = False  # whether the model's answers begin inside its thoughts
         self.scoring = ""  # not known yet
         client.patience = _PROBE_TRIES
         facts = self._facts()
         meta = facts.get("meta")
-        told = count_of(facts.get("max_model_len")) or count_of(meta.get("n_ctx") if isinstance(meta, dict) else None)
-        self.context_size = config.context or told or 4096
+        limit = count_of(facts.get("max_model_len")) or count_of(meta.get("n_ctx") if isinstance(meta, dict) else None)
+        self.context_size = config.context or limit or 4096
         self.endpoint = self._find_endpoint() if config.endpoint == "auto" else config.endpoint
         if self.endpoint == "chat":
             self._find_thoughts()
         self.codec = self._find_codec()
         self.scoring = self._find_scoring()
         client.patience = client.config.retries
-        if not (config.context or told):
-            self._note(f"the server does not tell its context size; {self.context_size} is assumed (setting: context)")
+        if not (config.context or limit):
+            self._note(f"the server does not give its context size; {self.context_size} is assumed (setting: context)")
         self._explain()
         host = client.url + (f"?{client.parameters}" if client.parameters else "")
         kept = {k: facts.get(k) for k in ("id", "root", "parent", "owned_by", "max_model_len", "meta")}
@@ -340,7 +342,7 @@ class OpenAILM(BaseLM):
         return self._scores(scoring, _PROBE, [" Germany"])[0].logprob < 0
 
     def _find_widths(self) -> tuple[int, ...]:
-        for width in (_WIDTHS[0], 20, 5, 1):  # OpenAI gives 5, vLLM 20 unless told otherwise
+        for width in (_WIDTHS[0], 20, 5, 1):  # OpenAI gives 5, vLLM 20 unless set otherwise
             try:
                 if _told(self._positions(self._complete("Hi", look=True, max_tokens=1, logprobs=width))):
                     return _WIDTHS if width == _WIDTHS[0] else (width,)
@@ -376,7 +378,7 @@ class OpenAILM(BaseLM):
             )
         if self.scoring == "generate":
             self._note(
-                "scoring generate: this server tells no probabilities; answers are generated and compared with the "
+                "scoring generate: this server gives no probabilities; answers are generated and compared with the "
                 "labels, so scores are a ranking, not log-probabilities: do not calibrate or average them"
             )
         if not self.codec:
@@ -471,10 +473,10 @@ class OpenAILM(BaseLM):
     ) -> list[R]:
         """The results of all units, each with the places that its results have in the caller's list.
 
-        Units that have no answer do not keep the others from theirs: they are told of at the end, the first of them as
-        a RequestError. Who asks again for the rest is told of the next without another request to the server.
+        Units that have no answer do not keep the others from theirs: at the end the first of them is raised as a
+        RequestError. Asking again for the rest raises the next without another request to the server.
         """
-        start, found, failed = time.perf_counter(), dict[int, R](), dict[int, str]()
+        start, answered, failed = time.perf_counter(), dict[int, R](), dict[int, str]()
         keys = [(work.__qualname__, unit) for unit, _ in units]
 
         def attempt(numbered: tuple[Any, U]) -> list[R] | str:
@@ -495,18 +497,18 @@ class OpenAILM(BaseLM):
             if isinstance(results, str):
                 failed[min(min(p) for p in places)] = results
                 continue
-            done = [(i, result) for own, result in zip(places, results, strict=True) for i in own]
-            found.update(done)
+            done = [(i, result) for numbers, result in zip(places, results, strict=True) for i in numbers]
+            answered.update(done)
             if on_done is not None:
                 on_done(done)
         with self._lock:
-            self._usage += Usage(requests=len(found), seconds=time.perf_counter() - start)
+            self._usage += Usage(requests=len(answered), seconds=time.perf_counter() - start)
         if failed:
             first = min(failed)
-            told = next(k for k, (_, places) in zip(keys, units, strict=True) if min(map(min, places)) == first)
-            del self._unanswered[told]
+            raised = next(k for k, (_, places) in zip(keys, units, strict=True) if min(map(min, places)) == first)
+            del self._unanswered[raised]
             raise RequestError(first, failed[first])
-        return [found[i] for i in range(len(found))]
+        return [answered[i] for i in range(len(answered))]
 
     # -- ways of scoring: one context, its continuations ----------------------------------------------------------
 
@@ -545,10 +547,10 @@ class OpenAILM(BaseLM):
     def _echo(self, whole: ServerPrompt) -> Score:
         answer = self._complete(whole.prompt, look=True, max_tokens=1, echo=True, logprobs=1)
         with self._expected_shape():
-            told = only_choice(answer).get("logprobs") or {}
-            values: list[Any] = told.get("token_logprobs") or []
-            texts = [t.encode(errors="surrogatepass") for t in told.get("tokens") or []]
-            tops = told.get("top_logprobs") or [None] * len(values)
+            logprobs = only_choice(answer).get("logprobs") or {}
+            values: list[Any] = logprobs.get("token_logprobs") or []
+            texts = [t.encode(errors="surrogatepass") for t in logprobs.get("tokens") or []]
+            tops = logprobs.get("top_logprobs") or [None] * len(values)
             end = whole.tokens or _usage(answer, "prompt_tokens") or len(values) - 1
             if not len(values) == len(texts) == len(tops) >= end > 1 or all(v is None for v in values[1:end]):
                 raise NotSupported(f"the server at {self.client.url} does not repeat prompts with log-probabilities")
@@ -573,48 +575,52 @@ class OpenAILM(BaseLM):
         with self._expected_shape():
             listed = only_choice(answer).get("prompt_logprobs") or []
             # per position {id: facts}: the prompt's own token first, then the likeliest where that is another one
-            own = [next(iter(e.values())) if e else {} for e in listed]
-            if whole.tokens and len(own) == whole.tokens:
-                own = [(e or {}).get(str(i), {}) for e, i in zip(listed, whole.prompt, strict=True)]
-            if len(own) < 2 or len(own) != (whole.tokens or len(own)) or not all("logprob" in o for o in own[1:]):
+            tokens = [next(iter(e.values())) if e else {} for e in listed]
+            if whole.tokens and len(tokens) == whole.tokens:
+                tokens = [(e or {}).get(str(i), {}) for e, i in zip(listed, whole.prompt, strict=True)]
+            if (
+                len(tokens) < 2
+                or len(tokens) != (whole.tokens or len(tokens))
+                or not all("logprob" in o for o in tokens[1:])
+            ):
                 raise NotSupported(f"the server at {self.client.url} does not give log-probabilities of prompts")
-            start = whole.start([(o.get("decoded_token") or "").encode(errors="surrogatepass") for o in own])
-            values = [self._logprob(o["logprob"], "logprob of prompt_logprobs") for o in own[1:]]
+            start = whole.start([(o.get("decoded_token") or "").encode(errors="surrogatepass") for o in tokens])
+            values = [self._logprob(o["logprob"], "logprob of prompt_logprobs") for o in tokens[1:]]
             kept = values[start - 1 :]
-            return Score(float(sum(kept)), len(kept), all(o.get("rank") == 1 for o in own[start:]))
+            return Score(float(sum(kept)), len(kept), all(o.get("rank") == 1 for o in tokens[start:]))
 
     def _next_token(self, context: str, continuations: Sequence[str]) -> list[Score]:
-        asked: dict[Prompt, list[TokenCandidate]] = {}  # continuations that begin alike share the answers
+        candidates: dict[Prompt, list[TokenCandidate]] = {}  # continuations that begin alike share the answers
         if not self.codec:
             kept = context.rstrip()
-            return [self._spell(kept, (context[len(kept) :] + c).encode(), asked) for c in continuations]
+            return [self._spell(kept, (context[len(kept) :] + c).encode(), candidates) for c in continuations]
         scores = []
         for pair in self._pairs(context, continuations):
-            found = [
-                self._look(pair.ids[:at], partial(self._with_id, pair.ids[at]), asked)
+            positions = [
+                self._look(pair.ids[:at], partial(self._with_id, pair.ids[at]), candidates)
                 for at in range(pair.n_context, len(pair.ids))
             ]
-            scores.append(Score(sum(f.logprob for f in found), len(found), all(f.best for f in found)))
+            scores.append(Score(sum(f.logprob for f in positions), len(positions), all(f.best for f in positions)))
         return scores
 
-    def _spell(self, context: str, rest: bytes, asked: dict[Prompt, list[TokenCandidate]]) -> Score:
-        found: list[PositionScore] = []
+    def _spell(self, context: str, rest: bytes, candidates: dict[Prompt, list[TokenCandidate]]) -> Score:
+        positions: list[PositionScore] = []
         while rest:
-            found.append(self._look(context, partial(longest_prefix_token, rest), asked))
-            if found[-1].token is None:
+            positions.append(self._look(context, partial(longest_prefix_token, rest), candidates))
+            if positions[-1].token is None:
                 break
-            text = found[-1].token.text
+            text = positions[-1].token.text
             context, rest = context + text.decode(errors="ignore"), rest[len(text) :]
-        return Score(sum(f.logprob for f in found), len(found), all(f.best for f in found))
+        return Score(sum(f.logprob for f in positions), len(positions), all(f.best for f in positions))
 
     def _look(
         self,
         prompt: Prompt,
         pick: Callable[[Sequence[TokenCandidate]], TokenCandidate | None],
-        asked: dict[Prompt, list[TokenCandidate]],
+        candidates: dict[Prompt, list[TokenCandidate]],
     ) -> PositionScore:
         """The token that ``pick`` wants among the candidates after ``prompt``, asking for more of them when needed."""
-        tops = asked.get(prompt, [])
+        tops = candidates.get(prompt, [])
         for width in self._widths:
             if len(tops) < width:
                 try:
@@ -626,7 +632,7 @@ class OpenAILM(BaseLM):
                     break
                 if not _told(positions[:1]):
                     raise _Unanswered(f"the server at {self.client.url} gave no log-probabilities for a prompt")
-                tops = asked[prompt] = [*positions[0].tops]
+                tops = candidates[prompt] = [*positions[0].tops]
             if token := pick(tops):
                 return PositionScore(token, token.logprob, token.logprob >= tops[0].logprob)
             if len(tops) < width:  # all there are, or all that this server gives
@@ -637,7 +643,7 @@ class OpenAILM(BaseLM):
     def _tell_bound(self, scoring: str, count: int) -> None:
         if self.scoring:
             self._note(
-                f"scoring {scoring}: a label was not among the {count} candidates that the server tells; its score is "
+                f"scoring {scoring}: a label was not among the {count} candidates that the server gives; its score is "
                 "the upper bound that they give"
             )
 
@@ -658,10 +664,10 @@ class OpenAILM(BaseLM):
         if reply.refused or not _told(positions[:1]):
             why = "declined to answer" if reply.refused else "gave no log-probabilities for an answer"
             raise _Unanswered(f"the server at {self.client.url} {why}, so its labels have no scores")
-        found = [score_along(positions, c.strip().encode()) for c in continuations]
-        if not all(known for _, known in found):
+        scored = [score_along(positions, c.strip().encode()) for c in continuations]
+        if not all(known for _, known in scored):
             self._tell_bound("first-token", len(positions[0].tops))
-        return [score for score, _ in found]
+        return [score for score, _ in scored]
 
     def _compare(self, context: str, continuations: Sequence[str]) -> list[Score]:
         """Ranks by the first line of an answer. Without one all rank the same: no answer is not the first label."""
@@ -761,7 +767,7 @@ class OpenAILM(BaseLM):
     def _send(self, path: str, body: dict[str, Any], look: bool = False) -> dict[str, Any]:
         """The answer to a request, without what the server does not take of it.
 
-        ``look``: only what is told about the next token is wanted, so thoughts get no room. _Unanswered where
+        ``look``: only the candidates for the next token are wanted, so thoughts get no room. _Unanswered where
         the server refuses this prompt and none else.
         """
         shape = digest([path, {k: v for k, v in body.items() if k not in ("prompt", "messages")}])
@@ -876,12 +882,12 @@ class _ServerTokenizer:
             # vLLM calls them prompt and add_special_tokens, llama.cpp content and add_special; each skips the other's
             body: dict[str, Any] = {"model": self._model, "prompt": text, "content": text, "parse_special": True}
             body |= {"add_special_tokens": special, "add_special": special}
-            found = self._client.post("/tokenize", body, root=self._root).get("tokens")
-            if not isinstance(found, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in found):
+            ids = self._client.post("/tokenize", body, root=self._root).get("tokens")
+            if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
                 raise NotSupported(f"the server at {self._root} does not tokenize")
             if len(self._known) >= _KNOWN_TEXTS:
                 self._known.clear()
-            self._known[text, special] = found
+            self._known[text, special] = ids
         return self._known[text, special]
 
     def decode(self, ids: Sequence[int], **_: object) -> str:

@@ -1,4 +1,4 @@
-"""What OpenAI-compatible servers answer, read into tokens and scores; and what can be told without asking them."""
+"""What OpenAI-compatible servers answer, read into tokens and scores; and what is known without asking them."""
 
 from __future__ import annotations
 
@@ -67,20 +67,20 @@ class PositionScore:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A token of an answer: the candidates that the server told for it, likeliest first, and the one it wrote."""
+    """A token of an answer: the candidates that the server gave for it, likeliest first, and the one it wrote."""
 
     tops: tuple[TokenCandidate, ...]
     said: bytes
 
     @property
     def bound(self) -> float:
-        """What the log-probability of a token that was not told is below: the last one told, and what they leave."""
+        """Upper bound of a token that was not given, in nats: the last one given, and what all of them leave."""
         left = max(0.0, 1.0 - math.fsum(math.exp(t.logprob) for t in self.tops)) + _LEFT
         return min(self.tops[-1].logprob, math.log(left)) - _BELOW
 
 
 _BELOW = 1e-6
-"""Nats by which a token that was not told ranks behind the last one that was: it does not win a tie."""
+"""Nats by which a token that was not given ranks behind the last one that was: it does not win a tie."""
 _LEFT = 1e-4
 """Probability that rounding to four places may hide."""
 _PLACEHOLDER = -5000.0
@@ -122,21 +122,21 @@ def only_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def token_candidates(answer: Mapping[str, Any]) -> list[Position]:
-    """Per generated token what was told; [] when the answer tells nothing. Both of OpenAI's layouts.
+    """Per generated token what was given; [] when the answer has no log-probabilities. Both of OpenAI's layouts.
 
     Candidates whose value is a placeholder ("not known", "impossible") are left out. ModelError for a value that is no
     log-probability, and for candidates that are likelier than 1 together; NotSupported where all are placeholders.
     """
-    told = only_choice(answer).get("logprobs") or {}
-    if "content" in told:  # chats, and llama.cpp everywhere
-        entries = told["content"] or []
+    logprobs = only_choice(answer).get("logprobs") or {}
+    if "content" in logprobs:  # chats, and llama.cpp everywhere
+        entries = logprobs["content"] or []
         rows = [[*(e.get("top_logprobs") or []), e] for e in entries]
         tokens = [[(_bytes(t), t["logprob"], t.get("id")) for t in row] for row in rows]
         written = [_bytes(e) for e in entries]
     else:
-        tops = told.get("top_logprobs") or []
+        tops = logprobs.get("top_logprobs") or []
         tokens = [[(_utf8(text), value, None) for text, value in (top or {}).items()] for top in tops]
-        listed = told.get("tokens") or []
+        listed = logprobs.get("tokens") or []
         written = [_utf8(t) for t in listed] if len(listed) == len(tops) else []
     out = []
     for i, row in enumerate(tokens):
@@ -144,7 +144,7 @@ def token_candidates(answer: Mapping[str, Any]) -> list[Position]:
             TokenCandidate(text, logprob_of(v, "top_logprobs"), id_) for text, v, id_ in row if not _is_placeholder(v)
         ]
         if row and not known:
-            raise NotSupported("the server tells placeholders in the place of log-probabilities")
+            raise NotSupported("the server gives placeholders in the place of log-probabilities")
         best = sorted(dict.fromkeys(known), key=lambda t: -t.logprob)
         together = math.fsum(math.exp(v) for v in {t.text: t.logprob for t in reversed(best)}.values())
         if together > 1.05:  # values may be rounded to two or three places
@@ -177,7 +177,7 @@ def longest_prefix_token(rest: bytes, tops: Sequence[TokenCandidate]) -> TokenCa
 def score_along(positions: Sequence[Position], rest: bytes) -> tuple[Score, bool]:
     """Score of an answer ``rest`` along the generated one: up to the first token at which the two part.
 
-    Also whether every token of it was told; where not, the score is a bound that holds for it.
+    Also whether every token of it was given; where not, the score is a bound that holds for it.
     """
     total, best, at, known = 0.0, True, 0, True
     for at, position in enumerate(positions, 1):
@@ -241,8 +241,8 @@ class Reply:
     @property
     def only_fence(self) -> bool:
         """Whether nothing but the opening of a code fence was written."""
-        found = _FENCE.match(self.text)
-        return found is not None and found.end() == len(self.text)
+        fence = _FENCE.match(self.text)
+        return fence is not None and fence.end() == len(self.text)
 
 
 def read_reply(answer: Mapping[str, Any], within: bool = False) -> Reply:
@@ -269,7 +269,7 @@ def read_reply(answer: Mapping[str, Any], within: bool = False) -> Reply:
         beside = bool(message.get("reasoning_content") or message.get("reasoning") or hidden) or any(
             _kind(p) in ("thinking", "reasoning") for p in parts
         )
-        # a limit that leaves no answer at all was used up by thoughts, told or not
+        # a limit that leaves no answer at all was used up by thoughts, shown or not
         beside = beside or (finish == "length" and not text.strip() and hidden is None)
     if refused:
         return Reply("", finish, tokens, beside, refused=True)
@@ -288,8 +288,8 @@ def split_thought(text: str) -> tuple[str, bool, bool]:
     start = text.lstrip()
     for opening, closing in _THOUGHT_TAGS:
         if start.startswith(opening) or closing in text:  # a template may have written the opening into the prompt
-            _, found, after = text.rpartition(closing)
-            return after.lstrip() if found else "", True, not found
+            _, closed, after = text.rpartition(closing)
+            return after.lstrip() if closed else "", True, not closed
         if start and len(start) < len(opening) and opening.startswith(start) and len(start) > 2:
             return "", True, True
     return text, False, False
@@ -301,10 +301,10 @@ def unfenced(text: str, stops: Iterable[str]) -> str | None:
     >>> unfenced("```sql\\nselect 1\\n```", ["\\n"]), unfenced("```\\na\\n```", ["END"])
     ('select 1', None)
     """
-    found = _FENCE.match(text)
-    if not found or not any(0 <= text.find(s) < found.end() for s in stops if s):
+    fence = _FENCE.match(text)
+    if not fence or not any(0 <= text.find(s) < fence.end() for s in stops if s):
         return None
-    return text[found.end() :].partition("\n" + found["mark"])[0].removesuffix(found["mark"])
+    return text[fence.end() :].partition("\n" + fence["mark"])[0].removesuffix(fence["mark"])
 
 
 def _part_text(part: object) -> str:

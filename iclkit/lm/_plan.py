@@ -133,7 +133,7 @@ def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) ->
             requests_of.append([])
         requests_of[u].append(i)
     sequences = tuple(index)
-    asked = sum(len(p.ids) for p in pairs)
+    tokens_asked = sum(len(p.ids) for p in pairs)
     prefixes: list[Prefix] = []
     batches = _shared(sequences, budget, prefixes) if share else _padded(sequences, budget)
     computed = sum(b.tokens for b in batches) + sum(len(p.ids) - p.start for p in prefixes)
@@ -142,7 +142,7 @@ def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) ->
         tuple(map(tuple, requests_of)),
         tuple(batches),
         tuple(prefixes),
-        asked,
+        tokens_asked,
         computed,
         packed=share,
     )
@@ -200,9 +200,9 @@ def _shared(sequences: Sequence[TokenPair], budget: int, prefixes: list[Prefix])
             continue
         common = int(shared[low + 1 : high].min())
         keep = min(common, int(first_read[low:high].min()))
-        own = keep - depth
-        again = math.ceil((tokens - own) / max(budget - own, 1)) - 1  # further batches that would repeat it
-        if own > 0 and again * own > PASS_OVERHEAD:
+        added = keep - depth
+        again = math.ceil((tokens - added) / max(budget - added, 1)) - 1  # further batches that would repeat it
+        if added > 0 and again * added > PASS_OVERHEAD:
             prefixes.append(Prefix(fed[low][:keep], depth, prefix))
             todo.append((low, high, keep, len(prefixes) - 1))
             continue

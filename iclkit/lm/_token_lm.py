@@ -178,9 +178,9 @@ def best_choices(requests: Sequence[GenerateRequest], scores: Sequence[Score]) -
     remaining = iter(scores)
     out = []
     for request in requests:
-        own = [next(remaining) for _ in request.choices]
-        best = max(range(len(own)), key=lambda i: own[i].logprob)
-        out.append(Generation(request.choices[best], own[best].tokens, "choice"))
+        candidates = [next(remaining) for _ in request.choices]
+        best = max(range(len(candidates)), key=lambda i: candidates[i].logprob)
+        out.append(Generation(request.choices[best], candidates[best].tokens, "choice"))
     return out
 
 

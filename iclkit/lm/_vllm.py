@@ -144,5 +144,5 @@ class VLLM(TokenLM):
 
 def _score(pair: TokenPair, table: Sequence[Any]) -> Score:
     """From vLLM's per-position {token id: Logprob(logprob, rank)}, which holds the prompt's own token always."""
-    own = [table[i][pair.ids[i]] for i in range(pair.n_context, len(pair.ids))]
-    return Score(float(sum(t.logprob for t in own)), len(own), all(t.rank == 1 for t in own))
+    tokens = [table[i][pair.ids[i]] for i in range(pair.n_context, len(pair.ids))]
+    return Score(float(sum(t.logprob for t in tokens)), len(tokens), all(t.rank == 1 for t in tokens))
