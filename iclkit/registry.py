@@ -7,40 +7,88 @@ A plug-in that fails to load says why; it is never "not found".
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json, Spec
 
+log = logging.getLogger(__name__)
+
 
 class Registry:
-    """The classes of one kind (``"selector"``, ``"order policy"`` …), ours and those of group ``iclkit.<plural>``."""
+    """The classes of one kind (``"selector"``, ``"order policy"`` …), ours and those of group ``iclkit.<plural>``.
+
+    A built-in stands above a plug-in of the same name, with one warning, and two plug-ins of one name are refused: what
+    a name means must not depend on what else happens to be installed.
+    """
 
     def __init__(self, kind: str, group: str, builtins: Mapping[str, str]) -> None:
         self.kind, self.group, self._builtins = kind, group, dict(builtins)
+        self._added: dict[str, Any] = {}
+        self._warned: set[str] = set()
 
     def names(self) -> list[str]:
         """Every known name, sorted; loads nothing."""
-        return sorted({*self._builtins, *(e.name for e in entry_points(group=self.group))})
+        return sorted({*self._builtins, *self._added, *(e.name for e in self._plugins())})
 
     def get(self, name: str) -> Any:
         """The object of that name. UnknownName on a miss, UsageError when a plug-in does not load."""
+        plugins = [e for e in self._plugins() if e.name == name]
         if target := self._builtins.get(name):
-            module, _, attribute = target.partition(":")
-            return getattr(import_module(module), attribute)
-        found = [e for e in entry_points(group=self.group) if e.name == name]
-        if not found:
+            return _load(target)
+        if name in self._added:
+            return self._added[name]
+        if not plugins:
             raise UnknownName(self.kind, name, self.names())
+        if len({e.value for e in plugins}) > 1:
+            places = " and ".join(sorted({e.value for e in plugins}))
+            raise UsageError(f"{self.kind} {name!r} stands for {places}: two packages use the name; uninstall one")
         try:
-            return found[0].load()
+            return plugins[0].load()
         except (Exception, SystemExit) as error:  # foreign code: whatever it raises is reported, with its cause
             raise UsageError(
-                f"{self.kind} {name!r} is installed ({found[0].value}) but does not load: "
+                f"{self.kind} {name!r} is installed ({plugins[0].value}) but does not load: "
                 f"{type(error).__name__}: {error}"
             ) from error
+
+    def add(self, target: str, name: str = "") -> Any:
+        """Load what ``module:attribute`` names, let it be known under ``name`` (or the text itself), and return it.
+
+        For what a user types. Names that stand in files (a run, a card) are looked up by ``get`` alone, so that no file
+        can have code imported. UsageError for what cannot be loaded and for a name of ours.
+        """
+        module, colon, attribute = target.partition(":")
+        if not colon or not all(part.isidentifier() for part in (*module.split("."), attribute)):
+            raise UsageError(f"{target!r} is no {self.kind}; write module:Name, e.g. my_module:MyClass")
+        if name in self._builtins:
+            raise UsageError(f"{target} calls itself {name!r}, which is a {self.kind} of iclkit; give it another name")
+        try:
+            loaded = _load(target)
+        except (Exception, SystemExit) as error:  # foreign code
+            raise UsageError(f"{self.kind} {target!r} does not load: {type(error).__name__}: {error}") from error
+        self._added[name or target] = loaded
+        return loaded
+
+    def _plugins(self) -> list[EntryPoint]:
+        """What installed packages offer; of a name of ours, the user is told that it is not taken."""
+        found = list(entry_points(group=self.group))
+        for e in found:
+            if e.name in self._builtins and e.name not in self._warned:
+                self._warned.add(e.name)
+                log.warning(
+                    "note: the %s %r of an installed package (%s) is not used: iclkit has one of that name",
+                    self.kind, e.name, e.value,
+                )  # fmt: skip
+        return [e for e in found if e.name not in self._builtins]
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(import_module(module), attribute)
 
 
 def parse_spec(text: str) -> Spec:

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from iclkit.cli._eval import dedupe, load_vectors, open_pool
+from iclkit.cli._kit import SELECTOR
 from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
@@ -28,8 +29,8 @@ COLUMNS = (
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
-              help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
+@click.option("--selector", "-s", "selectors", multiple=True, required=True, type=SELECTOR, metavar="NAME[,KEY=VALUE...]",
+              help="See iclkit selectors ls; or my_module:MyClass. Repeat for several.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none. "

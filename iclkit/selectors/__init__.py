@@ -21,7 +21,7 @@ from iclkit.selectors._fixed import FixedSelector, SelectorFile
 from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
-from iclkit.selectors._registry import BUILTINS, SELECTORS, make_selector, selectors_table
+from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, make_selector, selectors_table
 
 __all__ = [
     "BUILTINS",
@@ -39,6 +39,7 @@ __all__ = [
     "SelectorFile",
     "describe",
     "dpp_order",
+    "import_selectors",
     "label_recall",
     "make_selector",
     "pvi",

@@ -9,8 +9,8 @@ from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json, Spec
-from iclkit.registry import Registry, parse_spec
-from iclkit.selectors._base import Selector, describe
+from iclkit.registry import Registry, parse_spec, parse_specs
+from iclkit.selectors._base import BaseSelector, Selector, describe
 
 _BUILTINS = {
     "zero": "_zero:ZeroSelector",
@@ -77,6 +77,35 @@ def make_selector(spec: str | Spec) -> Selector:
     except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
         raise UsageError(f"selector {spec.name!r} ends the program when it is made (exit {error.code})") from error
     return selector
+
+
+def import_selectors(text: str) -> str:
+    """A spec that a user typed, with each ``module:Class`` in it loaded and replaced by the name the class has.
+
+    Runs record that name, so that they are the same runs once the class is published under an entry point. UsageError
+    for what does not load. Specs that stand in files are never passed through here: they must not import code.
+    """
+    if ":" not in text or text.endswith(".json"):
+        return text
+    spec = parse_spec(text)
+    name = _imported(spec.name)
+    settings = {
+        key: f"[{','.join(import_selectors(str(part)) for part in parse_specs(value))}]"
+        if isinstance(value, str) and value.startswith("[") and ":" in value
+        else value
+        for key, value in spec.settings.items()
+    }
+    return text if name == spec.name and settings == spec.settings else str(Spec(name, settings))
+
+
+def _imported(name: str) -> str:
+    if ":" not in name:
+        return name
+    cls: Any = SELECTORS.add(name)
+    if not (isinstance(cls, type) and issubclass(cls, BaseSelector) and cls.name):
+        return name
+    SELECTORS.add(name, cls.name)
+    return cls.name
 
 
 def _fitting(name: str, key: str, value: Json, default: object) -> Json:

@@ -206,7 +206,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
             order += fast_vote_order(near, 1, density, first=np.array(order), among=among)
         left = np.ones(len(near), dtype=np.bool_)
         left[order] = False
-        keys = shuffled_keys(hash_keys(self.pool_.ids), self.name, self.kit_.seed)
+        keys = shuffled_keys(hash_keys(self.pool_.ids), "vote-k-confidence", self.kit_.seed)
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
     def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
