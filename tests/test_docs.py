@@ -16,7 +16,7 @@ import pytest
 
 from iclkit.cli import COMMANDS, cli
 from iclkit.registry import parse_spec
-from iclkit.selectors import make_selector, selectors_table
+from iclkit.selectors import import_selectors, make_selector, selectors_table
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,6 +39,17 @@ def commands() -> Iterator[tuple[Path, list[str]]]:
                     yield page, shlex.split(call, comments=True)[1:]
 
 
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules that pages tell the reader to write, in the working folder."""
+    for page in PAGES:
+        for block in blocks(page, "python"):
+            if name := re.match(r"# (\w+\.py)\n", block):
+                (tmp_path / name.group(1)).write_text(block, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("modules")
 @pytest.mark.parametrize(("page", "words"), [*commands()], ids=lambda v: " ".join(v) if isinstance(v, list) else v.stem)
 def test_a_command_in_the_docs_parses(page: Path, words: list[str]) -> None:
     command: click.Command = cli
@@ -53,7 +64,7 @@ def test_a_command_in_the_docs_parses(page: Path, words: list[str]) -> None:
         command.make_context(ctx.info_name, words, parent=ctx.parent)
     for flag, value in pairwise(words):
         if flag in ("-s", "--selector") and "…" not in value and not value.endswith(".json"):
-            make_selector(parse_spec(value))
+            make_selector(parse_spec(import_selectors(value)))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

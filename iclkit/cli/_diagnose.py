@@ -29,8 +29,8 @@ COLUMNS = (
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
-@click.option("--selector", "-s", "selectors", multiple=True, required=True, type=SELECTOR, metavar="NAME[,KEY=VALUE...]",
-              help="See iclkit selectors ls; or my_module:MyClass. Repeat for several.")  # fmt: skip
+@click.option("--selector", "-s", "selectors", multiple=True, required=True, type=SELECTOR, help="See iclkit selectors "
+              "ls; or my_module:MyClass. May repeat.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=8, show_default=True, type=click.IntRange(1), help="How many.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none. "

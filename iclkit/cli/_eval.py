@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._kit import SELECTOR
 from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
@@ -74,8 +75,8 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
               callback=read_sweep, help="A TOML file with these settings; the command line goes first.")  # fmt: skip
-@click.option("--selector", "-s", "selectors", multiple=True, required=True, metavar="NAME[,KEY=VALUE...]",
-              help="Repeat for several; see iclkit selectors ls.")  # fmt: skip
+@click.option("--selector", "-s", "selectors", multiple=True, required=True, type=SELECTOR, help="See iclkit selectors "
+              "ls; or my_module:MyClass. May repeat.")  # fmt: skip
 @click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
 @click.option("-k", "--num_fewshot", "-f", "ks", type=Numbers(), multiple=True, default=((8,),), help="How many "
               "demonstrations; several with commas.  [default: 8]")  # fmt: skip

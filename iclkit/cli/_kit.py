@@ -15,7 +15,7 @@ class SelectorText(click.ParamType[str]):
     A class of a module of the working folder is found as well.
     """
 
-    name = "selector"
+    name = "NAME[,KEY=VALUE...]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
         """The spec with loaded classes under their names."""

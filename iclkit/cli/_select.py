@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._kit import SELECTOR
 from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._pool import conditions
 from iclkit.cli._terminal import console, echo, emit, emit_json
@@ -49,7 +50,12 @@ class _Shots(click.ParamType[int | None]):
     help="A file of queries: rows with `input` (JSONL, JSON, CSV, TSV, Parquet), or one a line.",
 )
 @click.option(
-    "--selector", "-s", default="knn", show_default=True, help="NAME[,key=value...]; see iclkit selectors ls."
+    "--selector",
+    "-s",
+    default="knn",
+    show_default=True,
+    type=SELECTOR,
+    help="See iclkit selectors ls; or my_module:MyClass.",
 )
 @click.option("-k", "--num_fewshot", "-f", "k", type=_Shots(), default="8", show_default=True, help="How many; or max.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one. "
