@@ -34,7 +34,17 @@ def _uncollected() -> Iterator[None]:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUNS...")
-@click.option("--baseline", default="random", show_default=True, help="The selector that all others are compared with.")
+@click.option("--baseline", metavar="NAME", help="What all others are compared with, by its name on the first compared "
+              "axis; random for selectors, best-last for orders, none for calibrations.")  # fmt: skip
+@click.option("--primary", multiple=True, metavar="NAME[@K]", help="A question declared beforehand: does this line "
+              "differ from the baseline. Tested first, at full strength; the rest is explored, with q-values. May "
+              "repeat.")  # fmt: skip
+@click.option("--correct", type=click.Choice(["task", "board", "fdr", "fdr-any"]), default="task", show_default=True,
+              help="How p-values are corrected: Holm within a task or over the board, or false discovery rate (for "
+              "positively dependent or any tests).")  # fmt: skip
+@click.option("--compare", multiple=True, metavar="AXIS", help="Compare along this axis (task, lm, k, selector, order, "
+              "calibrate, template or chat), with all others equal; may repeat. Usually selector, order and "
+              "calibrate.")  # fmt: skip
 @click.option("--task", "tasks", multiple=True, help="Only this task; may repeat.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -48,7 +58,10 @@ def _uncollected() -> Iterator[None]:
 @_uncollected()
 def command(
     runs: tuple[Path, ...],
-    baseline: str,
+    baseline: str | None,
+    primary: tuple[str, ...],
+    correct: str,
+    compare: tuple[str, ...],
     tasks: tuple[str, ...],
     markdown: bool,
     as_json: bool,
@@ -78,7 +91,7 @@ def command(
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
     kept = [r for r in found.values() if not tasks or r.spec["task"]["name"] in tasks]
-    board = leaderboard(kept, baseline, left_out=lost)
+    board = leaderboard(kept, baseline, left_out=lost, primary=primary, correction=correct, compare=compare)
     for one in board.left_out:
         say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from iclkit.cli._terminal import console, echo
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from iclkit.report import Board
 
 STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim"}
@@ -16,20 +18,42 @@ WIDTH = 128
 def show(board: Board) -> None:
     """Every group as a table on stdout, and how to read it."""
     from rich.padding import Padding
-    from rich.table import Table
     from rich.text import Text
 
-    from iclkit.report import bar, cells, curves, group_notes, heads, legend
+    from iclkit.report import (
+        bar,
+        cells,
+        curves,
+        group_notes,
+        heads,
+        legend,
+        overall_cells,
+        overall_heads,
+        overall_notes,
+    )
 
     out = console()
+    for overall in board.overall:
+        table = titled_table(overall.title)
+        names = overall_heads(board)
+        kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (2, 8)]
+        for i in kept:
+            table.add_column(
+                Text(names[i]), justify="right" if i in (0, 3) else "left", no_wrap=i != 1, overflow="fold"
+            )
+        for one in overall.lines:
+            row = overall_cells(one)
+            table.add_row(*(Text(row[i], style=STYLES["baseline" if one.diff is None else one.verdict]) for i in kept))
+        out.print(table)
+        out.print(Padding(Text(" ".join(overall_notes(overall)), style="dim"), (0, 0, 1, 0)))
     for group in board.groups:
-        table = Table(title=Text(group.title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        table = titled_table(group.title)
         names = heads(board, group)
         names.insert(4, "")  # the interval, drawn
         # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
         kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
         for i in kept:
-            right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith("p ")
+            right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith(("p ", "q "))
             table.add_column(Text(names[i]), justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
         for line in group.lines:
             row = cells(line)
@@ -39,9 +63,7 @@ def show(board: Board) -> None:
         out.print(Padding(Text(" ".join(group_notes(group)), style="dim"), (0, 0, 1, 0)))
     for curve in curves(board):
         head, *body = curve.table()
-        table = Table(
-            title=Text(f"{curve.title}: by k"), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-        )
+        table = titled_table(f"{curve.title}: by k")
         for column in head:
             table.add_column(Text(column))
         for cells_ in body:
@@ -49,6 +71,14 @@ def show(board: Board) -> None:
         out.print(Padding(table, (0, 0, 1, 0)))
     for text in legend(board):
         out.print(Text(f"- {text}", style="dim"))
+
+
+def titled_table(title: str) -> Table:
+    """An empty table without lines under a title."""
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
 
 
 def say(text: str) -> None:

@@ -24,9 +24,28 @@ from iclkit.eval._labels import (
     reliability,
 )
 from iclkit.eval._metrics import METRICS, Metric
+from iclkit.eval._multiple import false_discovery, holm
 from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, dry_run, plan
+from iclkit.eval._pooled import (
+    NewTasks,
+    PooledDifference,
+    TaskPair,
+    new_tasks,
+    pooled_difference,
+    rank_estimates,
+)
 from iclkit.eval._runs import LeftOut, RunSpec, load_run, load_runs, load_texts
-from iclkit.eval._stats import Difference, Estimate, bootstrap_macro_f1, difference, estimate, holm, rank_intervals
+from iclkit.eval._stats import (
+    Difference,
+    Estimate,
+    bootstrap_macro_f1,
+    difference,
+    estimate,
+    macro_f1_difference,
+    rank_intervals,
+    smallest_effects,
+    variance_components,
+)
 
 __all__ = [
     "METRICS",
@@ -45,10 +64,13 @@ __all__ = [
     "LabelScore",
     "LeftOut",
     "Metric",
+    "NewTasks",
     "PlannedRun",
+    "PooledDifference",
     "RunSpec",
     "Settings",
     "Suspect",
+    "TaskPair",
     "advise",
     "bootstrap_macro_f1",
     "break_evens",
@@ -63,6 +85,7 @@ __all__ = [
     "estimate",
     "evaluate",
     "explain",
+    "false_discovery",
     "holm",
     "influences",
     "label_log_likelihood",
@@ -71,13 +94,19 @@ __all__ = [
     "load_run",
     "load_runs",
     "load_texts",
+    "macro_f1_difference",
     "make_bench",
+    "new_tasks",
     "plan",
+    "pooled_difference",
     "prompt_of",
+    "rank_estimates",
     "rank_intervals",
     "reliability",
     "seed_matters",
+    "smallest_effects",
     "suspects",
     "task_pool",
+    "variance_components",
     "with_runner_up",
 ]

@@ -18,7 +18,8 @@ from iclkit.embed import Embedder
 from iclkit.errors import NothingAnswered, UsageError
 from iclkit.eval._evaluate import Bench, cautions, evaluate, make_bench, pool_bench
 from iclkit.eval._metrics import METRICS
-from iclkit.eval._stats import ALPHA, Difference, Estimate, difference, estimate, holm
+from iclkit.eval._multiple import holm
+from iclkit.eval._stats import ALPHA, Difference, Estimate, difference, estimate
 from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
 from iclkit.prompts import Template
@@ -255,7 +256,7 @@ def _reasons(
         f = by_pair[_name(*top), _name(*own)]
         said.append(
             f"More random shots stop helping at k = {enough}: {f.what} differs from {f.base} by {gain(f.diff)}; a gain "
-            f"of less than about {100 * f.diff.least:.0f} points could have been missed."
+            f"of less than about {100 * f.diff.smallest_gain:.0f} points could have been missed."
         )
     for f in found:
         if f.verdict == "no difference shown" and not f.what.startswith(("random", "zero")):

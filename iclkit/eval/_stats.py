@@ -1,17 +1,24 @@
 """How sure a figure is, and whether a difference is one. Pure functions of arrays: equal input, equal output.
 
-Values come as x (S, Q): S seeds by Q queries of one metric. Queries are a sample of the task's queries and seeds a
-sample of the selector's choices, and a figure should hold for new ones of both. So the variance of a mean has two
-parts, from the two-way random-effects layout (Searle, Casella & McCulloch, Variance Components, 1992):
+Values come as x (S, Q): S seeds by Q queries of one metric. Queries are a sample of the task's queries. What a seed
+stands for depends on the selector (``SeedScope``):
 
-    query part = MS_query / (S Q)                        also holds the noise of each query's own draw
-    seed part  = max(0, MS_seed - MS_residual) / (S Q)   zero for one seed, and about zero where draws are per query
+- ``query``: it draws anew for each query. The draws are independent given the query, so there is no seed part, and the
+  noise of the draws is in the spread over queries.
+- ``task``: it draws once for all queries. Seeds are a sample of the choices that could have been made, and the variance
+  of a mean has two parts, from the two-way random-effects layout (Searle, Casella & McCulloch, Variance Components,
+  1992):
+
+      query part = MS_query / (S Q)
+      seed part  = max(0, MS_seed - MS_residual) / (S Q)    not known from one seed
+
+- ``none``: the seed makes no difference; one run stands for all.
 
 The degrees of freedom are Satterthwaite's. A figure in [0, 1] has a Wilson interval with the effective sample size
 p(1 - p) / variance; with one seed and right-or-wrong values that is exactly Wilson's. A difference is tested by
 flipping signs of the per-query differences (with one seed each and right-or-wrong values: McNemar's exact test);
-where seeds differ by more than their draws explain, Student's test on both variance parts must agree as well. Its
-interval is Student's, adjusted as Agresti & Min (2005) do.
+where there is a seed part, Student's test on both parts must agree as well. Its interval is Student's, adjusted as
+Agresti & Min (2005) do.
 """
 
 from __future__ import annotations
@@ -24,7 +31,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.records import one_line
+from iclkit.eval._multiple import holm
+from iclkit.records import SeedScope, one_line
 
 Floats = NDArray[np.float64]
 
@@ -43,17 +51,19 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Mean difference of two selectors on the same queries: interval, p-value, and the smallest effect seen for sure.
+    """Mean difference of two selectors on the same queries: interval, p-value, and the smallest detectable effects.
 
-    ``least`` is the true difference that would have been declared with a probability of 80 % at level alpha; infinite
-    where the queries are too few to show any. ``queries`` is how many queries both have.
+    ``smallest_gain`` and ``smallest_drop`` are the true differences (both > 0) that would have been declared with a
+    probability of 80 % at the level asked for; infinite where no possible difference would have been. ``queries`` is
+    how many queries both have.
     """
 
     value: float
     low: float
     high: float
     p: float
-    least: float
+    smallest_gain: float
+    smallest_drop: float
     queries: int
 
 
@@ -61,41 +71,49 @@ class Difference:
 class VarianceComponents:
     """Mean of values (S, Q) and its variance, by queries and by seeds.
 
-    ``wobble`` is half the variance of that variance's own estimate, from which Satterthwaite's degrees of freedom come.
+    ``variation`` is half the variance of that variance's own estimate, from which Satterthwaite's degrees of freedom
+    come. ``seed_p`` is the p-value of "the seed makes no difference beyond the draws" (F test); 1 for one seed.
     """
 
     mean: float
     query: float
     seed: float
-    wobble: float
+    variation: float
+    seed_p: float = 1.0
 
 
-def parts(x: Floats) -> VarianceComponents:
-    """Variance parts of the mean of x (S, Q). ValueError unless S >= 1 and Q >= 2."""
+def variance_components(x: Floats, scope: SeedScope = "task") -> VarianceComponents:
+    """Variance components of the mean of x (S, Q). ValueError unless S >= 1 and Q >= 2.
+
+    Only scope ``task`` has a seed part; the F test is made for ``query`` too, since it would show a wrong declaration.
+    """
     seeds, queries = x.shape
     if seeds < 1 or queries < 2:
         raise ValueError(f"need at least 1 seed and 2 queries, got {seeds} and {queries}")
     mean, per_query = float(x.mean()), x.mean(axis=0)
     query = float(per_query.var(ddof=1)) / queries
-    wobble = query**2 / (queries - 1)
+    variation = query**2 / (queries - 1)
     if seeds == 1:
-        return VarianceComponents(mean, query, 0.0, wobble)
+        return VarianceComponents(mean, query, 0.0, variation)
     per_seed = x.mean(axis=1)
     ms_seed = queries * float(per_seed.var(ddof=1))
     residual = x - per_query - per_seed[:, None] + mean
     ms_residual = float((residual**2).sum()) / ((seeds - 1) * (queries - 1))
     if ms_seed <= ms_residual * (1 + 1e-9):
-        return VarianceComponents(mean, query, 0.0, wobble)
+        return VarianceComponents(mean, query, 0.0, variation)
+    seed_p = _f_tail(ms_seed, ms_residual, seeds - 1, (seeds - 1) * (queries - 1))
+    if scope != "task":
+        return VarianceComponents(mean, query, 0.0, variation, seed_p)
     cells = seeds * queries
-    wobble += (ms_seed / cells) ** 2 / (seeds - 1) + (ms_residual / cells) ** 2 / ((seeds - 1) * (queries - 1))
-    return VarianceComponents(mean, query, (ms_seed - ms_residual) / cells, wobble)
+    variation += (ms_seed / cells) ** 2 / (seeds - 1) + (ms_residual / cells) ** 2 / ((seeds - 1) * (queries - 1))
+    return VarianceComponents(mean, query, (ms_seed - ms_residual) / cells, variation, seed_p)
 
 
-def _df(variance: float, wobble: float) -> float:
-    return variance * variance / wobble if wobble > 0 else math.inf
+def _df(variance: float, variation: float) -> float:
+    return variance * variance / variation if variation > 0 else math.inf
 
 
-def estimate(x: Floats, *, bounded: bool = True, alpha: float = ALPHA) -> Estimate:
+def estimate(x: Floats, *, bounded: bool = True, alpha: float = ALPHA, scope: SeedScope = "task") -> Estimate:
     """Mean of x (S, Q) with its interval for new queries and new seeds; see the top of this file.
 
     ``bounded``: values lie in [0, 1]. One query alone has the widest interval there is.
@@ -104,9 +122,9 @@ def estimate(x: Floats, *, bounded: bool = True, alpha: float = ALPHA) -> Estima
         return Estimate(math.nan, math.nan, math.nan)
     if x.shape[1] < 2:
         return Estimate(float(x.mean()), 0.0 if bounded else -math.inf, 1.0 if bounded else math.inf)
-    p = parts(x)
+    p = variance_components(x, scope)
     variance = p.query + p.seed
-    df = _df(variance, p.wobble)
+    df = _df(variance, p.variation)
     if not bounded:
         half = _t(alpha, df) * math.sqrt(variance)
         return Estimate(p.mean, p.mean - half, p.mean + half)
@@ -135,40 +153,109 @@ def wilson(share: float, size: float, quantile: float) -> tuple[float, float]:
 
 
 def difference(
-    a: Floats, b: Floats, *, bounded: bool = True, alpha: float = ALPHA, comparisons: int = 1, key: int = 0
+    a: Floats,
+    b: Floats,
+    *,
+    bounded: bool = True,
+    alpha: float = ALPHA,
+    scopes: tuple[SeedScope, SeedScope] = ("task", "task"),
+    shared_draw: bool = False,
+    key: int = 0,
 ) -> Difference:
-    """a - b for values a (S, Q) and b (S', Q) of the same queries: interval, p-value, smallest effect.
+    """a - b for values a (S, Q) and b (S', Q) of the same queries: interval, p-value, smallest detectable effects.
 
-    ``comparisons`` is the number of comparisons the p-value will be corrected for; it enters ``least`` alone.
+    ``scopes``: what the seeds of a and of b stand for. ``shared_draw``: seed s of a and of b made the same draw (the
+    same selector under another order, template or calibration), so that only the seed part of a - b counts.
     ``key`` seeds the random signs, which are drawn only where the exact distribution is out of reach.
     """
     queries = a.shape[1]
     d = a.mean(axis=0) - b.mean(axis=0)
     value = float(d.mean()) if queries else math.nan
     if queries < 2:
-        return Difference(value, -math.inf, math.inf, 1.0, math.inf, queries)
-    seeded = [p for p in (parts(a), parts(b)) if p.seed > 0]
-    seed = sum(p.seed for p in seeded)
+        return Difference(value, -math.inf, math.inf, 1.0, math.inf, math.inf, queries)
+    differences, seed, seed_variation = difference_parts(a, b, scopes, shared_draw)
     # Agresti & Min: half an observation more in each cell, so that no discordant pair is not taken for certainty
     extra = 2 if bounded else 0
     n = queries + extra
     middle = float(d.sum()) / n
     query = (float((d**2).sum()) + extra / 2 - n * middle**2) / (n - 1) / n
     variance = query + seed
-    df = _df(variance, query**2 / (n - 1) + sum(p.wobble - p.query**2 / (queries - 1) for p in seeded))
+    df = _df(variance, query**2 / (n - 1) + seed_variation)
     half = _t(alpha, df) * math.sqrt(variance)
-    # flipping signs takes the mean itself into the spread: least = reach * sqrt(variance + least^2 / queries)
-    reach = _t(alpha / comparisons, df) + _t(2 * (1 - POWER), df)
-    rest = 1 - reach**2 / queries
-    least = reach * math.sqrt(variance / rest) if rest > 0 else math.inf
-    noise = 1e-12 * max(float(np.abs(a).max()), float(np.abs(b).max()))  # of means that are equal but for rounding
-    p = sign_flip(np.where(np.abs(d) > noise, d, 0.0), lattice=len(a) * len(b), key=key)
+    p = sign_flip(differences, lattice=len(a) * len(b), key=key)
     if seed > 0:
         p = max(p, _two_sided(middle / math.sqrt(variance), df))
     low, high = middle - half, middle + half
     if bounded:
         low, high = max(-1.0, low), min(1.0, high)
-    return Difference(value, min(low, value), max(high, value), p, least, queries)
+    gain, drop = smallest_effects(a, b, alpha=alpha, bounded=bounded, scopes=scopes, shared_draw=shared_draw)
+    return Difference(value, min(low, value), max(high, value), p, gain, drop, queries)
+
+
+def difference_parts(
+    a: Floats, b: Floats, scopes: tuple[SeedScope, SeedScope], shared_draw: bool = False
+) -> tuple[Floats, float, float]:
+    """Per-query differences (Q,), exactly 0 where they are but for rounding; and the part of seeds in the variance of
+    their mean, with the variation of its estimate (see ``VarianceComponents``)."""
+    d = a.mean(axis=0) - b.mean(axis=0)
+    noise = 1e-12 * max(float(np.abs(a).max()), float(np.abs(b).max()))
+    if shared_draw and a.shape == b.shape and "task" in scopes:
+        components = [variance_components(a - b, "task")]
+    else:
+        components = [variance_components(x, scope) for x, scope in zip((a, b), scopes, strict=True)]
+    seeded = [c for c in components if c.seed > 0]
+    variation = sum(c.variation - c.query**2 / (a.shape[1] - 1) for c in seeded)
+    return np.where(np.abs(d) > noise, d, 0.0), sum(c.seed for c in seeded), variation
+
+
+def smallest_effects(
+    a: Floats,
+    b: Floats,
+    *,
+    alpha: float = ALPHA,
+    bounded: bool = True,
+    scopes: tuple[SeedScope, SeedScope] = ("task", "task"),
+    shared_draw: bool = False,
+) -> tuple[float, float]:
+    """The smallest true gain and drop of a against b that a test at ``alpha`` declares in 80 % of tries; both > 0.
+
+    For values in [0, 1] the answers of a are changed until the true difference is the one asked for: a gain turns wrong
+    answers right, a drop right answers wrong, each with the same probability. So the two sides differ, and what b
+    leaves no room for cannot be detected: infinite. Otherwise the spread seen is taken for that of every difference.
+    """
+    queries = a.shape[1]
+    if queries < 2:
+        return math.inf, math.inf
+    d, seed, seed_variation = difference_parts(a, b, scopes, shared_draw)
+    query = float(d.var(ddof=1)) / queries
+    df = _df(query + seed, query**2 / (queries - 1) + seed_variation) if seed else math.inf
+    to_reject, to_reach = _t(alpha, df), _t(2 * (1 - POWER), df)
+    if not bounded:
+        # flipping signs takes the mean itself into the spread: least = reach * sqrt(variance + least^2 / queries)
+        rest = 1 - (to_reject + to_reach) ** 2 / queries
+        least = (to_reject + to_reach) * math.sqrt((query + seed) / rest) if rest > 0 else math.inf
+        return least, least
+    mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
+
+    def first(effects: Floats) -> float:
+        """The size of the first of effects (m,) that is large enough for its own spread; infinite where none is."""
+        up = effects >= float(d.mean())
+        room = np.where(up, 1 - mean_a.mean(), mean_a.mean())
+        share = np.clip(np.abs(effects - d.mean()) / np.maximum(room, 1e-12), 0.0, 1.0)
+        # mean over queries of (changed answer - b)^2, where changed is a + share * step
+        square = (d**2).mean() + np.where(
+            up,
+            2 * share * ((1 - mean_a) * d).mean() + share**2 * ((1 - mean_a) ** 2).mean(),
+            -2 * share * (mean_a * d).mean() + share**2 * (mean_a**2).mean(),
+        )
+        square = square + share * (1 - share) * room / len(a)  # and the noise of which answers change
+        spread = np.maximum(square - effects**2, 0.0)
+        needed = to_reject * np.sqrt(square + queries * seed) + to_reach * np.sqrt(spread + queries * seed)
+        enough = np.abs(effects) * math.sqrt(queries) >= needed
+        return float(np.abs(effects[np.argmax(enough)])) if bool(enough.any()) else math.inf
+
+    steps, base = np.arange(1, 1001) / 1000, float(mean_b.mean())
+    return first(steps * (1 - base)) if base < 1 else math.inf, first(-steps * base) if base > 0 else math.inf
 
 
 def sign_flip(d: Floats, *, lattice: int = 1, key: int = 0) -> float:
@@ -227,20 +314,13 @@ def _sign_flip_distribution(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64]
     return np.arange(-top, top + 1), weights / weights.sum()
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979): declaring p <= alpha keeps the chance of any false one below alpha.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for step, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        worst = max(worst, min(1.0, (len(p_values) - step) * p_values[i]))
-        adjusted[i] = worst
-    return adjusted
-
-
-def rank_intervals(values: Sequence[Floats], *, bounded: bool = True, alpha: float = ALPHA) -> list[tuple[int, int]]:
+def rank_intervals(
+    values: Sequence[Floats],
+    *,
+    bounded: bool = True,
+    alpha: float = ALPHA,
+    scopes: Sequence[SeedScope] | None = None,
+) -> list[tuple[int, int]]:
     """For selectors with values (S_i, Q) of the same queries: the ranks, best 1, that the data leave open.
 
     All pairs are compared with Holm's correction; a rank starts after those shown better and ends before those shown
@@ -248,9 +328,12 @@ def rank_intervals(values: Sequence[Floats], *, bounded: bool = True, alpha: flo
     """
     count = len(values)
     pairs = [(i, j) for i in range(count) for j in range(i + 1, count)]
-    found = [difference(values[i], values[j], bounded=bounded, key=count) for i, j in pairs]
+    seeds = scopes or ["task"] * count
+    differences = [
+        difference(values[i], values[j], bounded=bounded, scopes=(seeds[i], seeds[j]), key=count) for i, j in pairs
+    ]
     better, worse = [0] * count, [0] * count
-    for (i, j), diff, p in zip(pairs, found, holm([f.p for f in found]), strict=True):
+    for (i, j), diff, p in zip(pairs, differences, holm([f.p for f in differences]), strict=True):
         if p <= alpha:
             up, down = (i, j) if diff.value > 0 else (j, i)
             better[down] += 1
@@ -290,8 +373,56 @@ def bootstrap_macro_f1(
     return Estimate(float(whole), min(float(low), float(whole)), max(float(high), float(whole)))
 
 
+def macro_f1_difference(
+    a: Sequence[Sequence[str]],
+    b: Sequence[Sequence[str]],
+    golds: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    draws: int = 10_000,
+    key: int = 0,
+    alpha: float = ALPHA,
+) -> Difference:
+    """Macro-F1 of a less that of b, each the mean over its seeds: lists of S lists of Q answers.
+
+    Tested by paired approximate randomization: the answers of a query are swapped, all its seeds together, and the
+    difference is taken anew; p is (1 + draws as large) / (1 + draws). Seeds must be equal in number for the swap; where
+    they are not, the longer is cut. The interval is a percentile interval from resampled queries. The smallest effects
+    are those of the normal limit.
+    """
+    count = min(len(a), len(b))
+    said = [[one_line(o) for o in run] for run in (*a[:count], *b[:count])]
+    true = [one_line(g) for g in golds]
+    names = sorted({*true, *(map(one_line, labels) if labels else (o for run in said for o in run))})
+    index = {n: i for i, n in enumerate(names)}
+    none = len(names)  # an answer that is no label
+    table = np.array([[index[g] for g in true], *([index.get(o, none) for o in run] for run in said)])
+    cells, counts = np.unique(table, axis=1, return_counts=True)
+    gold, first, second = cells[0], cells[1 : 1 + count], cells[1 + count :]
+
+    def figures(weights: Floats, swapped: Floats) -> Floats:
+        """a - b per draw where ``weights`` (draws, cells) keep their answers and ``swapped`` change them."""
+        both, twice = np.concatenate([weights, swapped], axis=1), np.concatenate([gold, gold])
+        total = np.zeros(len(weights))
+        for x, y in zip(first, second, strict=True):
+            total += _macro_f1(twice, np.concatenate([x, y]), both, none)
+            total -= _macro_f1(twice, np.concatenate([y, x]), both, none)
+        return total / count
+
+    rng, queries = np.random.default_rng([key, len(golds), count]), len(golds)
+    whole = counts[None].astype(np.float64)
+    value = float(figures(whole, np.zeros_like(whole))[0])
+    swaps = rng.binomial(counts, 0.5, size=(draws, len(counts))).astype(np.float64)
+    p = (1 + int((np.abs(figures(whole - swaps, swaps)) >= abs(value) - 1e-12).sum())) / (1 + draws)
+    drawn = rng.multinomial(queries, counts / queries, size=draws).astype(np.float64)
+    resampled = figures(drawn, np.zeros_like(drawn))
+    low, high = np.quantile(resampled, [alpha / 2, 1 - alpha / 2])
+    least = (_z(alpha) + _z(2 * (1 - POWER))) * float(resampled.std(ddof=1))
+    return Difference(value, min(float(low), value), max(float(high), value), p, least, least, queries)
+
+
 def _macro_f1(gold: NDArray[Any], said: NDArray[Any], weights: Floats, labels: int) -> Floats:
-    """Macro-F1 per row of weights (draws, cells); labels absent from golds and answers of a draw do not count.
+    """Macro-F1 per row of weights (draws, cells) of ``labels`` labels; those absent from a draw do not count.
 
     The answer ``labels`` is none of them and counts as no class.
     """
@@ -301,6 +432,17 @@ def _macro_f1(gold: NDArray[Any], said: NDArray[Any], weights: Floats, labels: i
     seen = (true + claimed) > 0
     f1 = np.divide(2 * hits, true + claimed, out=np.zeros_like(hits), where=seen)
     return np.asarray(f1.sum(axis=1) / np.maximum(seen.sum(axis=1), 1))
+
+
+def student_interval(value: float, error: float, df: float, alpha: float = ALPHA) -> tuple[float, float]:
+    """``value`` with a standard error of ``df`` degrees of freedom: the ends of its two-sided interval."""
+    half = _t(alpha, df) * error
+    return value - half, value + half
+
+
+def student_p(quantile: float, df: float) -> float:
+    """Two-sided p-value of a t-distributed quantile; of a normal one where df is infinite."""
+    return _two_sided(quantile, df)
 
 
 def _z(alpha: float) -> float:
@@ -313,6 +455,13 @@ def _t(alpha: float, df: float) -> float:
     from scipy.stats import t
 
     return _z(alpha) if math.isinf(df) else float(t.isf(alpha / 2, max(df, 1.0)))
+
+
+def _f_tail(above: float, below: float, df_above: int, df_below: int) -> float:
+    """P(F > above / below); 0 where nothing is below."""
+    from scipy.stats import f
+
+    return float(f.sf(above / below, df_above, df_below)) if below > 0 else 0.0
 
 
 def _two_sided(quantile: float, df: float) -> float:

@@ -1,9 +1,10 @@
 """Who won: boards out of runs, and boards as text."""
 
-from iclkit.report._board import Board, Group, Line, leaderboard
+from iclkit.report._board import leaderboard
 from iclkit.report._checks import usable_runs
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
+from iclkit.report._records import Board, Group, Line, Overall, OverallLine
 from iclkit.report._rows import Texts
 from iclkit.report._text import (
     bar,
@@ -13,6 +14,9 @@ from iclkit.report._text import (
     group_notes,
     heads,
     legend,
+    overall_cells,
+    overall_heads,
+    overall_notes,
     plain_words,
     to_csv,
     to_json,
@@ -24,6 +28,8 @@ __all__ = [
     "Board",
     "Group",
     "Line",
+    "Overall",
+    "OverallLine",
     "Texts",
     "bar",
     "cells",
@@ -34,6 +40,9 @@ __all__ = [
     "heads",
     "leaderboard",
     "legend",
+    "overall_cells",
+    "overall_heads",
+    "overall_notes",
     "plain_words",
     "to_csv",
     "to_html",

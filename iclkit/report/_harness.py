@@ -20,8 +20,8 @@ from iclkit import __version__
 from iclkit.errors import DataError
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Message, Query, Run, digest
-from iclkit.report._board import answered
 from iclkit.report._checks import metric_of
+from iclkit.report._drafts import answered
 from iclkit.report._rows import Texts, prompt_parts, values_of
 
 _NAME_BYTES = 160  # of 255 that file systems take; a date and an ending are added

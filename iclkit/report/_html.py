@@ -7,16 +7,15 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
-from statistics import median
 from typing import Any
 
 from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
-from iclkit.report._board import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line
+from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, baseline_of
 from iclkit.report._rows import Texts, pack
-from iclkit.report._text import figure, group_notes, interval, legend, plain_words
+from iclkit.report._text import figure, group_notes, interval, legend, plain_words, points, signed
 
 DRILL_LIMIT = 8_500_000
 """Characters of the page that the rows of single queries may take."""
@@ -51,8 +50,8 @@ def to_html(
 def headline(board: Board) -> dict[str, str]:
     """Does choosing beat the baseline, by how much, for what cost: a short answer, and the evidence in sentences.
 
-    A setting is a group with a baseline and at least one way of choosing; drawing at random and showing nothing are
-    none.
+    The answer is that over all tasks where there are several, else that of the setting that gains most. A setting is a
+    group with a baseline and at least one way of choosing; drawing at random and showing nothing are none.
     """
     base = board.baseline
     settings = [(g, lines) for g in board.groups if (lines := [x for x in g.lines if x.diff and _chosen(x, base)])]
@@ -62,40 +61,74 @@ def headline(board: Board) -> dict[str, str]:
     lines = [line for _, found in settings for line in found]
     best = [(g, next(x for x in found if x.verdict == BETTER)) for g, found in settings
             if any(x.verdict == BETTER for x in found)]  # fmt: skip
-    tally = f"Of {_count(len(lines), 'comparison')} with {base}, {_verdict_counts(lines)}."
+    on = " on single tasks" if board.overall else ""
+    tally = f"Of {_count(len(lines), 'comparison')} with {base}{on}, {_verdict_counts(lines)}."
+    if board.overall:
+        return _over_tasks(board, tally, [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None])
     if not best:
-        missed = [x.diff.least for x in lines if x.diff and math.isfinite(x.diff.least)]
-        about = f"{100 * median(missed):.1f}" if missed else ""
-        size = f"A true gain of less than about {about} points could have been missed." if missed else ""
-        where = "in the one setting" if len(settings) == 1 else f"in any of the {len(settings)} settings"
-        return {
-            "answer": f"No: no way of choosing was shown to beat {base} {where}.",
-            "detail": f"{tally} {size}".strip(),
-        }
+        return {"answer": f"No: no way of choosing was shown to beat {base} {_where(settings)}.",
+                "detail": f"{tally} {_missed([x.diff.smallest_gain for x in lines if x.diff])}".strip()}  # fmt: skip
     group, line = max(best, key=lambda pair: _diff(pair[1]).value)
     top = (f"{line.name} gains {figure(_diff(line).value)} points over {base} "
            f"({interval(_diff(line).low, _diff(line).high)}) on {group.task} with {group.lm} "
            f"and {_count(group.k, 'demonstration')}")  # fmt: skip
     costs = [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None]
-    if len(settings) == 1:
-        cost = f", for {_times(costs, base)}" if costs else ""
-        return {"answer": f"Yes: {top}{cost}.", "detail": tally}
-    gains = sorted(_diff(x).value for _, x in best)
-    low, middle, high = (figure(g) for g in (gains[0], median(gains), gains[-1]))
-    spread = f"gains {low}" if len(best) == 1 else f"gains {low} to {high} (median {middle})"
-    everywhere, some = f"in all {len(settings)} settings", f"in {len(best)} of {len(settings)} settings"
-    answer = f"Yes, {everywhere}." if len(best) == len(settings) else f"Yes {some}; not shown in the others."
     cost = f", for {_times(costs, base)}" if costs else ""
+    if len(settings) == 1:
+        return {"answer": f"Yes: {top}{cost}.", "detail": tally}
+    answer = f"Yes, {_where(settings)}." if len(best) == len(settings) else (
+        f"Yes in {len(best)} of {len(settings)} settings; not shown in the others."
+    )  # fmt: skip
     return {
         "answer": answer,
-        "detail": f"A setting is a task, a model and k. The best way of choosing {spread} points there{cost}. "
-        f"Most: {top}. The largest of many differences is partly luck. {tally}",
+        "detail": f"A setting is a task, a model and k. Most: {top}{cost}. The largest of many differences is partly "
+        f"luck. {tally}",
     }
 
 
+def _where(settings: Sequence[object]) -> str:
+    return "in the one setting" if len(settings) == 1 else f"in any of the {len(settings)} settings"
+
+
+def _missed(gains: Sequence[float]) -> str:
+    """What true gain could have gone unseen."""
+    seen = [g for g in gains if math.isfinite(g)]
+    if not seen:
+        return "So few queries that any true gain could have been missed."
+    low, high = points(min(seen)), points(max(seen))
+    return f"A true gain of less than {low if low == high else f'{low} to {high}'} points could have been missed."
+
+
+def _over_tasks(board: Board, tally: str, costs: list[float]) -> dict[str, str]:
+    """The headline of a board of several tasks: the way of choosing that gains most over all their queries."""
+    rows = [(o, x) for o in board.overall for x in o.lines if x.diff and _is_choosing(x.name)]
+    if not rows:
+        return {"answer": "Nothing can be said over all tasks yet.", "detail": tally}
+    shown = [(x, x.diff) for _, x in rows if x.verdict == BETTER and x.diff]
+    tasks = max(len(o.tasks) for o, _ in rows)
+    if not shown:
+        return {"answer": f"No: no way of choosing was shown to beat {board.baseline} over the {tasks} tasks.",
+                "detail": tally}  # fmt: skip
+    line, diff = max(shown, key=lambda row: row[1].value)
+    new = ""
+    if line.new:
+        new = (f" For new tasks like these the gain is {signed(line.new.value)} points "
+               f"({interval(line.new.low, line.new.high, sign=True)}).")  # fmt: skip
+    cost = f" Cost: {_times(costs, board.baseline)}." if costs else ""
+    return {
+        "answer": f"Yes: over {len(line.tasks)} tasks {line.name} gains {figure(diff.value)} points over "
+        f"{board.baseline} ({interval(diff.low, diff.high)}) with {_count(line.k, 'demonstration')}.",
+        "detail": f"{len(shown)} of {len(rows)} ways of choosing and k were shown to beat {board.baseline} over the "
+        f"tasks.{new}{cost} {tally}",
+    }
+
+
+def _is_choosing(name: str) -> bool:
+    return re.split(r"[ ,]", name)[0] not in _NOT_CHOSEN
+
+
 def _chosen(line: Line, baseline: str) -> bool:
-    name = re.split(r"[ ,]", line.selector)[0]
-    return name not in _NOT_CHOSEN and line.selector != baseline
+    return _is_choosing(line.selector) and line.selector != baseline
 
 
 def _diff(line: Line) -> Difference:
@@ -114,7 +147,7 @@ def _verdict_counts(lines: list[Line]) -> str:
 
 
 def _cost(board: Board, group: Group, line: Line) -> float | None:
-    base = group.baseline_of(line, board.baseline)
+    base = baseline_of(line, group.lines, board.baseline, board.compared)
     return line.tokens / base.tokens if base is not None and base.tokens else None
 
 
@@ -136,10 +169,9 @@ def _group(board: Board, group: Group) -> dict[str, Any]:
 
 def _line(line: Line) -> dict[str, Any]:
     d = line.diff
-    tie = line.verdict == INCONCLUSIVE and d is not None and d.value == 0
     return {
         "name": line.name, "figure": _ends(line.figure), "diff": _ends(d) if d else None,
-        "p": None if math.isnan(line.p) else line.p, "verdict": "tie" if tie else line.verdict,
+        "p": None if math.isnan(line.p) else line.p, "kind": line.kind, "verdict": line.verdict,
         "ranks": line.ranks, "tokens": line.tokens, "seeds": line.seeds,
         "series": [line.selector, line.order, line.calibrate],
     }  # fmt: skip

@@ -15,7 +15,8 @@ from typing import Any
 
 from iclkit.prompts import Template, template_of
 from iclkit.records import Example, Query, Row, Run, canonical_json
-from iclkit.report._board import Board, Group, answered
+from iclkit.report._drafts import answered
+from iclkit.report._records import Board, Group
 
 Texts = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """What ``iclkit.eval.load_texts`` reads of runs, by task hash and then by id of the query or example."""

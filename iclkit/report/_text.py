@@ -9,17 +9,19 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from iclkit.eval import METRICS, Estimate, Metric
 from iclkit.records import Run
-from iclkit.report._board import BASE, Board, Group, Line
+from iclkit.report._axes import USUAL, axis_word
+from iclkit.report._records import BASE, INCONCLUSIVE, Board, Group, Line, Overall, OverallLine
 from iclkit.text import printable
 
 _MARKS = re.compile(r"[\\`*_\[\]|~#]")  # what Markdown reads as markup; < > & are entities
-HEADS = ("rank", "selector", "{metric}", "95 % interval", "vs {base}", "95 % interval", "p (Holm)", "verdict", "seeds",
+HEADS = ("rank", "{line}", "{metric}", "95 % interval", "vs {base}", "95 % interval", "{p}", "verdict", "seeds",
          "tokens")  # fmt: skip
+OVERALL_HEADS = ("k", "{line}", "average rank", "vs {base}", "95 % interval", "{p}", "verdict", "new tasks", "tasks")
 
 
 def figure(value: float, metric: str = "") -> str:
@@ -53,6 +55,12 @@ def ranks(line: Line) -> str:
     return f"{low}" if low == high else f"{low}–{high}"
 
 
+def p_or_q(p: float, kind: str) -> str:
+    """A corrected p-value, a declared question's p-value, or the q-value of an explored comparison."""
+    text = format_p(p)
+    return f"q {text}" if text and kind == "explored" else text
+
+
 def cells(line: Line) -> list[str]:
     """The table row of a line, as texts under ``HEADS``."""
     diff = line.diff
@@ -63,33 +71,73 @@ def cells(line: Line) -> list[str]:
         interval(line.figure.low, line.figure.high),
         signed(diff.value) if diff else "",
         interval(diff.low, diff.high, sign=True) if diff else "",
-        format_p(line.p),
-        line.verdict,
+        p_or_q(line.p, line.kind),
+        f"{line.verdict} (declared)" if line.kind == "declared" else line.verdict,
         str(len(line.seeds)),
         f"{line.tokens:.0f}",
     ]
 
 
+def overall_cells(line: OverallLine) -> list[str]:
+    """The row of a line over all tasks, as texts under ``OVERALL_HEADS``."""
+    rank, diff, new = line.rank, line.diff, line.new
+    return [
+        str(line.k),
+        line.name,
+        f"{rank.value:.1f} ({rank.low:.1f} … {rank.high:.1f})" if rank else "",
+        signed(diff.value) if diff else "",
+        interval(diff.low, diff.high, sign=True) if diff else "",
+        p_or_q(line.p, line.kind),
+        "baseline" if diff is None else f"{line.verdict} (declared)" if line.kind == "declared" else line.verdict,
+        f"{signed(new.value)} ({interval(new.low, new.high, sign=True)})" if new else "",
+        f"{line.better} better, {line.open} not shown, {line.worse} worse" if diff else "",
+    ]
+
+
+_P_HEADS = {"task": "p (Holm)", "board": "p (Holm)", "fdr": "q (BH)", "fdr-any": "q (BY)"}
+
+
+def _head(names: Sequence[str], board: Board, metric: str = "") -> list[str]:
+    p = "p or q" if board.primary else _P_HEADS[board.correction]
+    line = " + ".join(map(axis_word, board.compared[:1] if board.compared == USUAL else board.compared))
+    return [h.format(metric=metric.replace("_", " "), base=board.baseline, p=p, line=line) for h in names]
+
+
 def heads(board: Board, group: Group) -> list[str]:
     """The table's head for a group."""
-    return [h.format(metric=group.metric.replace("_", " "), base=board.baseline) for h in HEADS]
+    return _head(HEADS, board, group.metric)
 
 
-def least(group: Group) -> float | None:
-    """The median of the smallest effects that the group's comparisons would have shown."""
-    found = sorted(line.diff.least for line in group.lines if line.diff)
-    return found[len(found) // 2] if found else None
+def overall_heads(board: Board) -> list[str]:
+    """The head of the table over all tasks."""
+    return _head(OVERALL_HEADS, board)
+
+
+def points(size: float) -> str:
+    """The smallest detectable effect in points; what cannot be detected at all says so."""
+    return f"{100 * size:.1f}" if math.isfinite(size) else "none"
+
+
+def smallest(line: Line) -> str:
+    """What a line's comparison could have shown, in words."""
+    d = line.diff
+    assert d is not None
+    if math.isinf(d.smallest_gain) and math.isinf(d.smallest_drop):
+        return "no gain or drop"
+    up = f"a gain of {points(d.smallest_gain)}" if math.isfinite(d.smallest_gain) else "no gain"
+    down = f"a drop of {points(d.smallest_drop)}" if math.isfinite(d.smallest_drop) else "no drop"
+    return f"{up}, {down}"
 
 
 def group_notes(group: Group) -> list[str]:
     """What a reader must know about a group's table."""
     notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
-    if (size := least(group)) is not None and size >= 1:
+    open_lines = [line for line in group.lines if line.diff and line.verdict == INCONCLUSIVE]
+    if open_lines and all(smallest(line) == "no gain or drop" for line in open_lines):
         notes.append("So few queries that no true difference was sure to be declared.")
-    elif size is not None:
-        notes.append(
-            f"A true difference of about {100 * size:.1f} points would have been declared with a probability of 80 %."
-        )
+    elif open_lines:
+        sizes = "; ".join(f"{line.name} {smallest(line)}" for line in open_lines)
+        notes.append(f"Smallest true differences, in points, that would have been declared in 80 % of tries: {sizes}.")
     return (
         notes
         + [f"{n[0].upper()}{n[1:]}." for n in group.notes]
@@ -97,17 +145,62 @@ def group_notes(group: Group) -> list[str]:
     )
 
 
+def overall_notes(overall: Overall) -> list[str]:
+    """What a reader must know about the table over all tasks."""
+    notes = [f"{len(overall.tasks)} tasks: {', '.join(overall.tasks)}."]
+    notes += [
+        f"{line.name} at k = {line.k}: {signed(d.value)} ({interval(d.low, d.high, sign=True)}, p {format_p(d.p)}) "
+        f"with each task weighed alike."
+        for line in overall.lines
+        if (d := line.by_task)
+    ]
+    some = sorted({line.name for line in overall.lines if len(line.tasks) < len(overall.tasks)})
+    return [*notes, f"Not on all tasks: {', '.join(some)}."] if some else notes
+
+
+def _correction(board: Board) -> str:
+    """How p-values are corrected, in one sentence."""
+    said = f"better or worse is said at {{}} ≤ {board.alpha:g}. Intervals are not corrected."
+    if board.primary:
+        where = "the figures over all tasks" if board.overall else "their tables"
+        return (
+            f"Declared questions ({', '.join(board.primary)}) are tested on {where} first, corrected among themselves "
+            f"(Holm), whatever else is on the board; the rest is explored, with q-values (false discovery rate, "
+            f"Benjamini & Hochberg); {said.format('p or q')}"
+        )
+    if board.correction == "task":
+        sizes = sorted({g.comparisons for g in board.groups if g.comparisons})
+        return (
+            "p is corrected (Holm) over the comparisons of one task"
+            + (", and over those of the table over all tasks" if board.overall else "")
+            + f"{'' if len(sizes) != 1 or len(board.groups) > 1 else f' ({sizes[0]})'}; {said.format('p')}"
+        )
+    if board.correction == "board":
+        return f"p is corrected (Holm) over the {board.comparisons} comparisons of this board; {said.format('p')}"
+    by = "Benjamini & Hochberg" if board.correction == "fdr" else "Benjamini & Yekutieli, under any dependence"
+    return f"q is the false discovery rate ({by}) over all comparisons of this board; {said.format('q')}"
+
+
 def legend(board: Board) -> list[str]:
     """How to read the tables."""
-    tests = f"{board.comparisons} comparison{'s' * (board.comparisons != 1)}"
-    return [
-        "Figures in per cent, differences in points, each with a 95 % interval over queries and seeds.",
-        f"Every selector is compared with {board.baseline} on the same queries; p is corrected (Holm) over the {tests} "
-        f"of this board, and better or worse is said at p ≤ {board.alpha:g}. Intervals are not corrected.",
-        "Rank: the ranks that pairwise comparisons leave open; selectors that share a rank are tied. One seed: the "
-        "seed makes no difference to that selector, so one run stands for all.",
-        *[f"{n[0].upper()}{n[1:]}." for n in board.notes],
+    lines = [line for group in board.groups for line in group.lines]
+    said = [
+        "Figures in per cent, differences in points, each with a 95 % interval over queries, and over seeds where a "
+        "seed draws once for all queries.",
+        f"Every line is compared with {board.baseline or 'nothing'} on the same queries; {_correction(board)}",
+        "Rank: the ranks that pairwise comparisons leave open; lines that share a rank are tied, which says nothing of "
+        "a difference.",
     ]
+    if board.overall:
+        said.append(
+            "All tasks: the difference over all queries of these tasks; new tasks: the mean over tasks with the "
+            "interval for tasks like these (Student, tasks as a sample). The average rank is a description, not a test."
+        )
+    if any(line.scope == "query" and len(line.seeds) > 1 for line in lines):
+        said.append("Seeds of selectors that draw anew for each query are repeats of one line, not treatments.")
+    if any(len(line.seeds) == 1 and line.scope == "none" for line in lines):
+        said.append("One seed: the seed makes no difference to that selector, so one run stands for all.")
+    return [*said, *[f"{n[0].upper()}{n[1:]}." for n in board.notes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +225,7 @@ def curves(board: Board) -> list[Curve]:
     """One curve per task and LM that were run with more than one k."""
     families: dict[str, list[Group]] = {}
     for group in board.groups:
-        families.setdefault(replace(group, k=0).title.replace(" · k = 0", ""), []).append(group)
+        families.setdefault(group.title.replace(f" · k = {group.k}", "", 1), []).append(group)
     found = []
     for title, groups in families.items():
         groups.sort(key=lambda g: g.k)
@@ -153,6 +246,13 @@ def _markdown(text: str) -> str:
 def to_markdown(board: Board) -> str:
     """Every group as a table, figures by k, then how to read them."""
     parts = []
+    for overall in board.overall:
+        rows = [[_markdown(h) for h in overall_heads(board)], ["---"] * len(OVERALL_HEADS)]
+        for one in overall.lines:
+            row = [_markdown(c) for c in overall_cells(one)]
+            rows.append([f"**{c}**" if c else "" for c in row] if one.verdict == "better" else row)
+        parts.append(f"### {_markdown(overall.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in rows))
+        parts.append(_markdown(" ".join(overall_notes(overall))))
     for group in board.groups:
         table = [[_markdown(h) for h in heads(board, group)], ["---"] * len(HEADS)]
         for line in group.lines:
@@ -181,8 +281,8 @@ def _plain(value: Any) -> Any:
 
 
 COLUMNS = ("task", "lm", "k", "selector", "order", "calibrate", "metric", "value", "low", "high", "diff", "diff_low",
-           "diff_high", "p", "p_holm", "verdict", "rank_low", "rank_high", "least", "seeds", "queries", "tokens",
-           "calls", "seconds")  # fmt: skip
+           "diff_high", "p", "p_corrected", "p_kind", "verdict", "rank_low", "rank_high", "smallest_gain",
+           "smallest_drop", "seeds", "queries", "tokens", "calls", "seconds")  # fmt: skip
 
 
 def _cell(text: str) -> str:
@@ -198,12 +298,13 @@ def to_csv(board: Board) -> str:
     for group in board.groups:
         for line in group.lines:
             d = line.diff
-            diff = [d.value, d.low, d.high, d.p, line.p] if d else [""] * 5
+            diff = [d.value, d.low, d.high, d.p, line.p, line.kind] if d else [""] * 6
+            effects = [d.smallest_gain, d.smallest_drop] if d else ["", ""]
             writer.writerow([
                 *map(_cell, (group.task, group.lm)), group.k,
                 *map(_cell, (line.selector, line.order, line.calibrate, group.metric)),
                 line.figure.value, line.figure.low, line.figure.high, *diff, line.verdict, *line.ranks,
-                d.least if d else "", len(line.seeds), group.queries, line.tokens, line.calls, line.seconds,
+                *effects, len(line.seeds), group.queries, line.tokens, line.calls, line.seconds,
             ])  # fmt: skip
     return out.getvalue()
 
@@ -258,10 +359,13 @@ def plain_words(board: Board, group: Group) -> str:
     if by["worse"]:
         said.append(f"{_list([line.name for line in by['worse']]).capitalize()} did worse than {board.baseline}.")
     if by["no difference shown"]:
-        size = least(group)
-        missed = "; with so few queries any could have been missed" if size is not None else ""
-        if size is not None and size < 1:
-            missed = f"; one of less than about {100 * size:.1f} points could have been missed"
+        gains = [line.diff.smallest_gain for line in by["no difference shown"] if line.diff]
+        seen = [g for g in gains if math.isfinite(g)]
+        missed = "; with so few queries any could have been missed"
+        if seen:
+            low, high = points(min(seen)), points(max(seen))
+            span = low if low == high else f"{low} to {high}"
+            missed = f"; a true gain of less than {span} points could have been missed"
         names = _list([line.name for line in by["no difference shown"]])
         said.append(f"For {names} no difference was shown{missed}.")
     return " ".join(said)

@@ -29,7 +29,7 @@ def test_the_table_shows_both_tasks(runs, capsys):
 
 @pytest.mark.parametrize(
     ("flag", "begins"),
-    [("--markdown", "### one"), ("--json", "{"), ("--csv", "task,lm,k"), ("--latex", r"\begin{table}")],
+    [("--markdown", "### all tasks"), ("--json", "{"), ("--csv", "task,lm,k"), ("--latex", r"\begin{table}")],
 )
 def test_each_format_begins_as_it_should(runs, capsys, flag, begins):
     code, stdout, _ = call("leaderboard", str(runs), flag, capsys=capsys)

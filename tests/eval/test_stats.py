@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from iclkit.eval._metrics import macro_f1
-from iclkit.eval._stats import bootstrap_macro_f1, difference, estimate, holm, parts, rank_intervals, sign_flip, wilson
+from iclkit.eval._multiple import false_discovery, holm
+from iclkit.eval._pooled import TaskPair, average_ranks, new_tasks, pooled_difference, rank_estimates
+from iclkit.eval._stats import (
+    bootstrap_macro_f1,
+    difference,
+    estimate,
+    macro_f1_difference,
+    rank_intervals,
+    sign_flip,
+    smallest_effects,
+    variance_components,
+    wilson,
+)
 
 BITS = st.lists(st.integers(0, 1), min_size=2, max_size=12)
 
@@ -82,7 +94,7 @@ def test_variance_parts_equal_the_textbook_sums():
     rest = sum(
         (x[s, q] - x[s].mean() - x[:, q].mean() + x.mean()) ** 2 for s in range(seeds) for q in range(queries)
     ) / ((seeds - 1) * (queries - 1))
-    found = parts(x)
+    found = variance_components(x)
     assert found.query == pytest.approx(ms_query / (seeds * queries))
     assert found.seed == pytest.approx((ms_seed - rest) / (seeds * queries))
     assert found.mean == pytest.approx(x.mean())
@@ -106,8 +118,9 @@ def test_equal_answers_are_no_difference_and_no_certainty():
 
 def test_a_handful_of_queries_could_show_no_effect_whatever():
     x = np.array([[1.0, 0, 1, 0, 1]])
-    assert math.isinf(difference(x, 1 - x, comparisons=20).least)
-    assert math.isfinite(difference(np.tile(x, 20), 1 - np.tile(x, 20), comparisons=20).least)
+    assert smallest_effects(x, 1 - x, alpha=0.05 / 20) == (math.inf, math.inf)
+    many = np.tile(x, 20)
+    assert all(math.isfinite(size) for size in smallest_effects(many, 1 - many, alpha=0.05 / 20))
 
 
 @pytest.mark.parametrize("queries", [0, 1])
@@ -212,7 +225,8 @@ def board(rng: np.random.Generator, *, selectors: int, queries: int, lift: float
     chance = np.clip(rng.beta(1.2, 0.8, queries), 0.02, 0.98 - lift)
     random = draw(rng, chance, 3)
     others = [draw(rng, chance + (lift if i == 0 else 0), 3 if i % 2 else 1) for i in range(selectors)]
-    found = [difference(o, random, comparisons=selectors) for o in others]
+    scopes = [("none" if len(o) == 1 else "query", "query") for o in others]
+    found = [difference(o, random, scopes=pair) for o, pair in zip(others, scopes, strict=True)]
     return found, holm([f.p for f in found])
 
 
@@ -224,7 +238,13 @@ def false_share(boards: int) -> float:
 def power(boards: int) -> tuple[float, float]:
     """(Share of boards that declare a true effect of the stated smallest size, that size)."""
     rng = np.random.default_rng(13)
-    lift = float(np.median([board(rng, selectors=6, queries=200)[0][0].least for _ in range(30)]))
+
+    def smallest() -> float:
+        chance = np.clip(rng.beta(1.2, 0.8, 200), 0.02, 0.98)
+        gain, _ = smallest_effects(draw(rng, chance, 1), draw(rng, chance, 3), alpha=0.05 / 6, scopes=("none", "query"))
+        return gain
+
+    lift = float(np.median([smallest() for _ in range(30)]))
     hits = [board(rng, selectors=6, queries=200, lift=lift)[1][0] <= 0.05 for _ in range(boards)]
     return float(np.mean(hits)), lift
 
@@ -277,3 +297,148 @@ def test_intervals_cover_at_their_nominal_rate(seeds, seed_sd, mean):
     floor = 0.92 if seed_sd and seeds == 3 else 0.935
     assert figure >= floor
     assert both >= floor
+
+
+GOLDEN = np.array([[1.0, 1, 1, 1, 0, 1], [1, 0, 0, 1, 0, 1], [0, 0, 0, 1, 0, 0]])
+
+
+def test_seeds_that_draw_per_query_have_no_seed_part_and_others_do():
+    by_task, by_query = variance_components(GOLDEN, "task"), variance_components(GOLDEN, "query")
+    assert (by_task.query, by_task.seed) == (pytest.approx(0.0203704, abs=1e-6), pytest.approx(0.0296296, abs=1e-6))
+    assert math.sqrt(by_task.query + by_task.seed) == pytest.approx(0.22361, abs=1e-5)
+    assert (by_query.seed, math.sqrt(by_query.query)) == (0, pytest.approx(0.14272, abs=1e-5))
+    assert by_query.seed_p == by_task.seed_p == pytest.approx(scipy_stats.f.sf(5, 2, 10))
+
+
+def test_a_declared_scope_takes_the_cap_from_the_p_value():
+    rng = np.random.default_rng(1)
+    a, b = draw(rng, np.full(120, 0.14), 1), draw(rng, np.full(120, 0.3), 3)
+    b[0, :30] = 1  # by chance one seed stands out
+    assert difference(a, b, scopes=("none", "query")).p == sign_flip((a - b.mean(axis=0))[0], lattice=3)
+    assert difference(a, b, scopes=("none", "task")).p > difference(a, b, scopes=("none", "query")).p
+
+
+def test_two_lines_that_share_their_draws_are_paired_by_seed():
+    rng = np.random.default_rng(4)
+    chance = rng.beta(2, 2, 100)
+    a = draw(rng, chance, 3, seed_sd=1.0)
+    b = np.where(rng.random(a.shape) < 0.05, 1 - a, a)  # another template, the same demonstrations
+    scopes = ("task", "task")
+    paired, apart = difference(a, b, scopes=scopes, shared_draw=True), difference(a, b, scopes=scopes)
+    assert paired.high - paired.low < apart.high - apart.low
+    assert paired.value == apart.value
+
+
+def pair(plus, minus, level):
+    """One seed each: a right alone on ``plus`` queries, b alone on ``minus``."""
+    a = np.array([[1.0] * plus + [0.0] * minus + [1.0] * level])
+    b = np.array([[0.0] * plus + [1.0] * minus + [1.0] * level])
+    return TaskPair(a, b)
+
+
+TASKS = [pair(9, 3, 28), pair(14, 4, 82), pair(5, 5, 10)]
+
+
+def test_pooling_over_these_tasks_gives_the_hand_computed_figures():
+    by_query, by_task = pooled_difference(TASKS), pooled_difference(TASKS, by="task")
+    assert (by_query.value, by_query.p) == (pytest.approx(0.1), pytest.approx(0.016589, abs=1e-6))
+    assert by_query.p == pytest.approx(scipy_stats.binomtest(28, 40).pvalue)
+    assert by_query.error == pytest.approx(0.03907, abs=1e-5)
+    assert (by_task.value, by_task.p) == (pytest.approx(0.08333, abs=1e-5), pytest.approx(0.18878, abs=1e-5))
+    assert by_task.error == pytest.approx(0.06249, abs=1e-5)
+
+
+def test_pooling_one_task_is_that_task_and_equal_sizes_make_both_weights_one():
+    one = pooled_difference(TASKS[:1])
+    alone = difference(TASKS[0].a, TASKS[0].b)
+    assert (one.value, one.p) == (pytest.approx(alone.value), pytest.approx(alone.p))
+    equal = [pair(9, 3, 28), pair(4, 2, 34)]
+    first, second = pooled_difference(equal), pooled_difference(equal, by="task")
+    assert (first.value, first.p, first.error) == pytest.approx((second.value, second.p, second.error))
+
+
+def test_swapping_the_sides_negates_a_pooled_difference_and_keeps_its_p():
+    swapped = [TaskPair(t.b, t.a) for t in TASKS]
+    there, back = pooled_difference(TASKS), pooled_difference(swapped)
+    assert (back.value, back.low, back.high) == pytest.approx((-there.value, -there.high, -there.low))
+    assert back.p == pytest.approx(there.p)
+    same = pooled_difference([TaskPair(t.a, t.a) for t in TASKS])
+    assert (same.value, same.p) == (0, 1)
+
+
+def test_new_tasks_have_the_hand_computed_intervals():
+    found = new_tasks((0.45, 0.12, 0.05, 0.22, -0.03, 0.15), (0.05, 0.06, 0.04, 0.07, 0.05, 0.06))
+    assert (found.value, found.p) == (pytest.approx(0.16), pytest.approx(0.0646, abs=1e-4))
+    assert (found.low, found.high) == (pytest.approx(-0.0141, abs=1e-4), pytest.approx(0.3341, abs=1e-4))
+    assert (found.next_low, found.next_high) == (pytest.approx(-0.318, abs=1e-3), pytest.approx(0.636, abs=1e-3))
+    assert found.tau == pytest.approx(0.1705, abs=1e-4)
+    assert new_tasks((0.1, 0.2), (0.05, 0.05)) is None
+
+
+def test_average_ranks_share_ties_and_have_intervals_around_them():
+    figures = np.array(
+        [
+            (0.80, 0.78, 0.60, 0.55, 0.50),
+            (0.70, 0.74, 0.61, 0.60, 0.52),
+            (0.66, 0.60, 0.62, 0.41, 0.44),
+            (0.90, 0.85, 0.80, 0.82, 0.70),
+            (0.55, 0.56, 0.50, 0.47, 0.48),
+            (0.77, 0.71, 0.70, 0.60, 0.65),
+        ]
+    )
+    assert average_ranks(figures.T) == pytest.approx([1.3333, 1.8333, 3, 4.3333, 4.5], abs=1e-4)
+    rng = np.random.default_rng(0)
+    values = [[draw(rng, np.full(80, c), 1) for c in (0.9, 0.5, 0.5)] for _ in range(3)]
+    best, *rest = rank_estimates(values)
+    assert best.value == best.low == best.high == 1
+    assert all(r.low < r.high for r in rest)
+    assert sum(r.value for r in (best, *rest)) == pytest.approx(6)
+
+
+def test_false_discovery_rates_are_the_published_ones_and_rise_with_p():
+    ps = [0.001, 0.008, 0.021, 0.04, 0.2, 0.5]
+    assert false_discovery(ps) == pytest.approx([0.006, 0.024, 0.042, 0.06, 0.24, 0.5])
+    by = false_discovery(ps, any_dependence=True)
+    assert by == pytest.approx([0.0147, 0.0588, 0.1029, 0.147, 0.588, 1])
+    assert all(b >= a for a, b in zip(false_discovery(ps), by, strict=True))
+    assert false_discovery([]) == []
+
+
+def test_macro_f1_is_tested_by_swapping_the_answers_of_a_query():
+    gold, first, second = "aaabbbcc", "aaabbbca", "aababaaa"
+    found = macro_f1_difference([first], [second], gold)
+    assert found.value == pytest.approx(0.84127 - 0.28148, abs=1e-5)
+    assert found.p == pytest.approx(0.125, abs=0.01)  # all 256 swaps give 0.125
+    same = macro_f1_difference([first], [first], gold)
+    assert (same.value, same.p) == (0, 1)
+    back = macro_f1_difference([second], [first], gold)
+    assert (back.value, back.p) == (pytest.approx(-found.value), pytest.approx(found.p, abs=0.01))
+
+
+def test_smallest_effects_shrink_with_queries_and_no_drop_is_larger_than_the_baseline():
+    rng = np.random.default_rng(2)
+    sizes = []
+    for queries in (60, 240, 960):
+        a, b = draw(rng, np.full(queries, 0.16), 1), draw(rng, np.full(queries, 0.14), 3)
+        gain, drop = smallest_effects(a, b, scopes=("none", "query"))
+        assert drop <= b.mean() or math.isinf(drop)
+        sizes.append(gain)
+    assert sizes == sorted(sizes, reverse=True)
+    assert smallest_effects(np.ones((1, 50)), np.ones((1, 50)))[0] == math.inf  # no room above
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_smallest_effect_is_declared_in_four_of_five_tries(sign):
+    rng = np.random.default_rng(sign + 5)
+    declared, tries = 0, 400
+    for _ in range(tries):
+        chance = np.clip(rng.beta(2, 2, 150), 0.05, 0.95)
+        a, b = draw(rng, chance, 1), draw(rng, chance, 1)
+        gain, drop = smallest_effects(a, b)
+        size = gain if sign > 0 else drop
+        room = 1 - chance.mean() if sign > 0 else chance.mean()
+        share = size / room
+        moved = chance + share * (1 - chance) if sign > 0 else chance * (1 - share)
+        declared += difference(draw(rng, moved, 1), b).p <= 0.05
+    assert 0.74 <= declared / tries <= 0.86

@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from iclkit.errors import DataError
+from iclkit.errors import DataError, UsageError
 from iclkit.eval import Estimate, difference, estimate, holm
 from iclkit.records import Run
 from iclkit.report import bar, leaderboard, plain_words, to_csv, to_json, to_latex, to_markdown
+from iclkit.report._records import baseline_of
 
 from .worlds import draw, make_run, make_runs
 
@@ -32,10 +33,11 @@ def test_a_line_joins_the_seeds_and_is_compared_with_random():
     runs = make_runs()
     board = leaderboard(runs)
     knn = line(board, "knn")
-    assert line(board, "random").figure == estimate(values(runs, "random"))
+    assert line(board, "random").figure == estimate(values(runs, "random"), scope="query")
     assert line(board, "random").seeds == (0, 1, 2)
-    expected = difference(values(runs, "knn"), values(runs, "random"), comparisons=3, key=0)
-    assert (knn.diff.value, knn.diff.low, knn.diff.least) == (expected.value, expected.low, expected.least)
+    expected = difference(values(runs, "knn"), values(runs, "random"), scopes=("none", "query"), key=0)
+    assert (knn.diff.value, knn.diff.low, knn.diff.p) == (expected.value, expected.low, expected.p)
+    assert knn.diff.smallest_gain > expected.smallest_gain  # at the level that Holm asks for
     assert (knn.verdict, line(board, "bm25").verdict) == ("better", "no difference shown")
 
 
@@ -44,12 +46,119 @@ def test_the_order_of_runs_changes_nothing():
     assert leaderboard(runs) == leaderboard(reversed(runs))
 
 
-def test_p_values_are_corrected_over_the_whole_board():
+def test_p_values_are_corrected_within_a_task_and_over_the_board_if_asked():
     runs = [*make_runs(task="a"), *make_runs(task="b", key=1), *make_runs(task="b", k=4, key=2)]
     board = leaderboard(runs)
-    lines = [x for g in board.groups for x in g.lines if x.diff]
+    lines = [(g.task, x) for g in board.groups for x in g.lines if x.diff]
     assert board.comparisons == len(lines) == 9
-    assert [x.p for x in lines] == pytest.approx(holm([x.diff.p for x in lines]))
+    for task, number in (("a", 3), ("b", 6)):
+        own = [x for t, x in lines if t == task]
+        assert len(own) == number
+        assert [x.p for x in own] == pytest.approx(holm([x.diff.p for x in own]))
+    whole = leaderboard(runs, correction="board")
+    pooled = [x.p for o in whole.overall for x in o.lines if x.diff]
+    every = [x for g in whole.groups for x in g.lines if x.diff]
+    assert [x.p for x in every] >= holm([x.diff.p for x in every])
+    assert len(pooled) == 3
+
+
+def test_a_task_alone_is_corrected_as_if_no_other_stood_beside_it():
+    own = make_runs(task="a")
+    alone, beside = leaderboard(own), leaderboard([*own, *make_runs(task="b", key=1)])
+    assert alone.groups[0].lines == beside.groups[0].lines
+
+
+def test_a_declared_question_keeps_its_p_whatever_else_is_on_the_board():
+    own = make_runs(task="a", lift=0.08)
+    more = [*make_runs(task="a", k=4, key=3), *(r for r in make_runs(task="a", key=9) if "bm25" in str(r.spec))]
+    others = [replace(r, spec={**r.spec, "selector": {"name": f"s{n}", "settings": {}, "version": "1"}})
+              for n, r in enumerate(more) if r.spec["selector"]["name"] == "bm25"]  # fmt: skip
+    alone = line(leaderboard(own, primary=["knn@8"]), "knn")
+    crowd = leaderboard([*own, *others, *more[:6]], primary=["knn@8"])
+    beside = next(x for g in crowd.groups if g.k == 8 for x in g.lines if x.name == "knn")
+    assert alone.p == beside.p == alone.diff.p
+    assert (alone.kind, beside.kind) == ("declared", "declared")
+    assert {x.kind for g in crowd.groups for x in g.lines if x.diff and (x.name, g.k) != ("knn", 8)} == {"explored"}
+
+
+def test_a_question_that_nothing_answers_is_refused_with_what_there_is():
+    with pytest.raises(UsageError, match=r"nothing here answers --primary knn@5.*knn@8"):
+        leaderboard(make_runs(), primary=["knn@5"])
+    with pytest.raises(UsageError, match="expected NAME or NAME@K"):
+        leaderboard(make_runs(), primary=["knn@many"])
+
+
+def test_several_tasks_have_one_answer_over_all_their_queries():
+    runs = [r for n in range(4) for r in make_runs(60, task=f"t{n}", key=n, lift=0.2)]
+    board = leaderboard(runs)
+    (overall,) = board.overall
+    assert overall.tasks == ("t0", "t1", "t2", "t3")
+    knn = next(x for x in overall.lines if x.name == "knn")
+    mean = np.mean([x.diff.value for g in board.groups for x in g.lines if x.name == "knn"])
+    assert (knn.queries, knn.diff.value) == (240, pytest.approx(mean))
+    assert knn.verdict == "better"
+    assert knn.better + knn.open + knn.worse == 4
+    assert knn.p < max(x.p for g in board.groups for x in g.lines if x.name == "knn")
+    assert knn.new.low < knn.new.value < knn.new.high
+    assert knn.by_task is None  # equal sizes
+    assert sum(x.rank.value for x in overall.lines) == pytest.approx(10)  # four lines, ranks 1 to 4
+    assert "| 8 |" in to_markdown(board)
+    assert "all tasks" in to_markdown(board)
+
+
+def test_with_several_tasks_the_declared_question_is_the_one_over_all_tasks():
+    runs = [r for n in range(3) for r in make_runs(60, task=f"t{n}", key=n)]
+    board = leaderboard(runs, primary=["knn"])
+    (overall,) = board.overall
+    assert [x.kind for x in overall.lines if x.name == "knn"] == ["declared"]
+    assert {x.kind for g in board.groups for x in g.lines if x.diff} == {"explored"}
+
+
+def test_sizes_that_differ_twofold_are_told_both_ways():
+    runs = [r for n, size in enumerate((40, 200, 60)) for r in make_runs(size, task=f"t{n}", key=n)]
+    knn = next(x for x in leaderboard(runs).overall[0].lines if x.name == "knn")
+    assert knn.by_task is not None
+    assert "with each task weighed alike" in to_markdown(leaderboard(runs))
+
+
+def test_calibrations_are_compared_along_their_own_axis():
+    rng = np.random.default_rng(0)
+    chance = np.full(80, 0.4)
+    runs = [make_run("knn", draw(rng, chance)), make_run("knn", draw(rng, chance + 0.4), calibrate="batch"),
+            make_run("bm25", draw(rng, chance)), make_run("bm25", draw(rng, chance), calibrate="batch")]  # fmt: skip
+    board = leaderboard(runs, compare=["calibrate"])
+    assert [(g.title, [x.name for x in g.lines]) for g in board.groups] == [
+        ("toy · fake · k = 8 · bm25", [x.name for x in board.groups[0].lines]),
+        ("toy · fake · k = 8 · knn", ["batch", "none"]),
+    ]
+    assert line(board, "batch", 1).verdict == "better"
+    assert line(board, "none", 1).verdict == "baseline"
+
+
+def test_templates_that_differ_have_groups_that_say_how():
+    runs = [make_run("random", [1, 0] * 9), make_run("random", [1, 0] * 9, template={"demo": "Q: {input} A: {output}"})]
+    titles = [g.title for g in leaderboard(runs).groups]
+    assert any("template “Q: {input} A: {output}”" in t for t in titles)
+    compared = leaderboard(runs, compare=["template"])
+    assert len(compared.groups) == 1
+    assert compared.groups[0].title == "toy · fake · k = 8 · random"
+
+
+def test_an_axis_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="cannot compare along 'colour'; choose from task, lm, k"):
+        leaderboard(make_runs(), compare=["colour"])
+
+
+def test_a_selector_that_draws_once_is_noted_with_one_seed():
+    runs = [*make_runs(80), make_run("random-fixed", [1, 0] * 40)]
+    assert "of this one set of demonstrations" in " ".join(line(leaderboard(runs), "random-fixed").notes)
+
+
+def test_two_identical_selectors_never_differ():
+    runs = make_runs(200)
+    twin = replace(runs[0], spec={**runs[0].spec, "selector": {"name": "twin", "settings": {}, "version": "1"}})
+    found = line(leaderboard([*runs[:1], twin]), "twin")
+    assert (found.diff.value, found.p, found.verdict) == (0, 1, "no difference shown")
 
 
 def test_zero_stands_beside_every_k():
@@ -90,8 +199,8 @@ def test_settings_orders_and_calibrations_are_lines_of_their_own():
     assert {x.name for x in group.lines} == {
         "random", "random + best-first", "mmr,trade_off=0.3", "mmr,trade_off=0.7 + best-first", "knn + batch",
     }  # fmt: skip
-    assert group.baseline_of(line(board, "mmr,trade_off=0.7 + best-first"), "random").order == "best-first"
-    assert group.baseline_of(line(board, "knn + batch"), "random").order == "best-last"
+    assert baseline_of(line(board, "mmr,trade_off=0.7 + best-first"), group.lines, "random").order == "best-first"
+    assert baseline_of(line(board, "knn + batch"), group.lines, "random").order == "best-last"
     assert board.comparisons == 3
 
 
@@ -230,7 +339,7 @@ def test_markdown_shows_every_line_and_how_to_read_it():
     assert "### toy · fake · k = 8" in text
     assert "| **1** | **knn** |" in text
     assert "no difference shown" in text
-    assert "would have been declared" in text
+    assert "bm25 a gain of" in text or "no true difference" in text
     assert all(line.count("|") == 11 for line in text.splitlines() if line.startswith("|"))
 
 
@@ -253,7 +362,7 @@ def test_json_and_csv_hold_the_same_numbers():
     data = json.loads(to_json(board))
     rows = list(csv.DictReader(io.StringIO(to_csv(board))))
     assert [float(r["value"]) for r in rows] == [x["figure"]["value"] for x in data["groups"][0]["lines"]]
-    assert [r["p_holm"] for r in rows if r["selector"] == "random"] == [""]
+    assert [r["p_corrected"] for r in rows if r["selector"] == "random"] == [""]
     assert next(x for x in data["groups"][0]["lines"] if x["selector"] == "random")["p"] is None
 
 
@@ -319,6 +428,6 @@ def test_a_board_under_the_null_declares_differences_at_most_at_the_nominal_rate
 
 def test_a_board_of_few_queries_claims_no_power():
     board = leaderboard(make_runs(6))
-    assert "would have been declared" not in to_markdown(board)
+    assert "a gain of" not in to_markdown(board)
     assert "So few queries that no true difference was sure to be declared" in to_markdown(board)
     assert "with so few queries any could have been missed" in plain_words(board, board.groups[0])

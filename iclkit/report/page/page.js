@@ -31,7 +31,6 @@
     better: ["▲", "better", "better"],
     worse: ["▼", "worse", "worse"],
     "no difference shown": ["○", "no difference shown", "open"],
-    tie: ["=", "tie", "open"],
     baseline: ["◆", "baseline", "base"],
     "not compared": ["–", "not compared", "none"],
   };

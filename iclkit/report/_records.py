@@ -1,0 +1,135 @@
+"""What a board holds: plain numbers and names, frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from iclkit.eval import Difference, Estimate, LeftOut, NewTasks, PooledDifference
+from iclkit.records import SeedScope
+from iclkit.report._axes import USUAL
+
+ALPHA = 0.05
+BETTER, WORSE, INCONCLUSIVE, BASE, NONE = "better", "worse", "no difference shown", "baseline", "not compared"
+BASELINES = {"selector": "random", "order": "best-last", "calibrate": "none", "chat": "plain"}
+"""What lines are compared with on the first axis, unless the user names another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One way of answering on one task: its figure and how it stands against the baseline of its table.
+
+    ``others`` are further figures by name. ``p`` is corrected as ``kind`` says; for ``explored`` it is a q-value.
+    ``ranks`` are the ranks, best 1, that the data leave open. ``scope`` is what the seeds stand for. ``tokens`` per
+    prompt; ``calls`` and ``seconds`` of LM work per query, as far as recorded (a run served from the cache spends next
+    to none).
+    """
+
+    selector: str
+    order: str
+    calibrate: str
+    figure: Estimate
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    tokens: float
+    calls: float
+    seconds: float
+    name: str = ""
+    scope: SeedScope = "none"
+    others: Mapping[str, Estimate] = field(default_factory=dict)
+    diff: Difference | None = None
+    p: float = math.nan
+    kind: str = ""
+    verdict: str = NONE
+    ranks: tuple[int, int] = (1, 1)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The lines that can be compared with one another, best first: they differ on the compared axes alone.
+
+    ``comparisons`` are those with the baseline of this table.
+    """
+
+    task: str
+    lm: str
+    k: int
+    metric: str
+    queries: int
+    pool: int
+    lines: tuple[Line, ...]
+    notes: tuple[str, ...] = ()
+    tag: str = ""
+    title: str = ""
+    comparisons: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OverallLine:
+    """One way of answering over several tasks.
+
+    ``diff``: against the baseline, over all queries of these tasks. ``by_task``: each task weighed alike, where their
+    numbers of queries differ twofold or more. ``new``: the mean over tasks as a sample of tasks; None under three.
+    ``rank``: the average rank over tasks with its interval, for lines that stand on every task. ``better``, ``open``
+    and ``worse`` count the verdicts of the tasks' own tables.
+    """
+
+    name: str
+    k: int
+    tasks: tuple[str, ...]
+    queries: int
+    diff: PooledDifference | None
+    by_task: PooledDifference | None
+    new: NewTasks | None
+    rank: Estimate | None
+    better: int
+    open: int
+    worse: int
+    p: float = math.nan
+    kind: str = ""
+    verdict: str = NONE
+
+
+@dataclass(frozen=True, slots=True)
+class Overall:
+    """All tasks of one LM together: a line per way of answering and k."""
+
+    title: str
+    lines: tuple[OverallLine, ...]
+    tasks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """All groups, the figures over all tasks, the baseline, and how the p-values are corrected.
+
+    ``comparisons`` counts those of the tasks' tables. ``primary`` are the questions declared beforehand, as typed.
+    ``left_out`` are runs that could not be used, with the reason of each; ``notes`` tell of them too.
+    """
+
+    groups: tuple[Group, ...]
+    baseline: str
+    comparisons: int
+    alpha: float = ALPHA
+    notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    overall: tuple[Overall, ...] = ()
+    correction: str = "task"
+    primary: tuple[str, ...] = ()
+    compared: tuple[str, ...] = USUAL
+
+
+def is_baseline(line: Line, baseline: str, compared: Sequence[str] = USUAL) -> bool:
+    """Whether this is a line that others are compared with: by its name on the first compared axis."""
+    return (line.selector if compared[0] == "selector" else line.name) == baseline
+
+
+def baseline_of(line: Line, lines: Sequence[Line], baseline: str, compared: Sequence[str] = USUAL) -> Line | None:
+    """The line that this one is compared with: same order and calibration if there is one, else the plain one."""
+    bases = [b for b in lines if is_baseline(b, baseline, compared)]
+    same = [b for b in bases if (b.order, b.calibrate) == (line.order, line.calibrate)]
+    plain = [b for b in bases if (b.order, b.calibrate) == ("best-last", "none")]
+    return next(iter([*same, *plain, *bases]), None)
