@@ -1,7 +1,7 @@
-"""What trained retrievers are worth with several demonstrations: the part of the head-room that each captures.
+"""Trained retrievers with several demonstrations: the gain of each, and its share of the oracle's gain.
 
-For each task all choosers choose K demonstrations among the same candidates, and from the whole pool; the oracle adds,
-again and again, the candidate that the LM likes best behind those chosen. Whatever the LM said stays in the ledger.
+For each task all selectors choose K demonstrations among the same candidates, and from the whole pool; the oracle adds,
+one after another, the candidate behind which the right answer is likeliest. All scores stay in the ledger.
 
     python benchmarks/run_sets.py trec -k 3 --retriever EPR=runs/epr-trec-0 --retriever Se2=runs/se2-trec-0
 """
@@ -46,28 +46,29 @@ def main() -> None:
     config = preset("epr", report=args.queries)
     corpus = corpus_of_tasks([load_task(str(args.data / args.task))], config)
     lm = load_lm(args.lm, workers=1, threads=1)
-    training = Training(corpus, lm, args.out / args.task, config, ledger=args.ledger)
-    choosers = {"`bm25`": SelectorSetup("bm25"), "`knn`, untrained": SelectorSetup("knn", training.base)}
+    training = Training(corpus, lm, args.out / args.task, config, ledger=args.ledger).prepare()
+    setups = {"`bm25`": SelectorSetup("bm25"), "`knn`, untrained": SelectorSetup("knn", training.base)}
     for given in args.retriever:
         name, _, folder = given.partition("=")
         selector, retriever = json.loads((Path(folder) / CARD).read_text())["selector"], load_embedder(folder)
-        choosers[name] = SelectorSetup(selector, retriever)
+        setups[name] = SelectorSetup(selector, retriever)
         if selector != "knn":
-            choosers[f"`knn` with {name}"] = SelectorSetup("knn", retriever)
-    print("| task | k | chosen by | among the candidates | right, % | from the whole pool | right, % | captured, % |")
+            setups[f"`knn` with {name}"] = SelectorSetup("knn", retriever)
+    head = "accuracy, % | from the whole pool | accuracy, % | share of the oracle's gain, %"
+    print(f"| task | k | chosen by | among the candidates | {head} |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
-    for name, chooser in choosers.items():
-        report = report_on(training.session, corpus.courses[0], {name: chooser}, name, args.k)
-        random, among, oracle, anywhere = report.ways
+    for name, setup in setups.items():
+        report = report_on(training.session, corpus.tasks[0], {name: setup}, name, args.k)
+        random, among, oracle, anywhere = report.strategies
         start = f"| {args.task} | {args.k} |"
         if name == "`bm25`":
             print(f"{start} random | {cells(random)} | – | – | 0 |")
             print(f"{start} oracle | {cells(oracle)} | – | – | 100 |")
-        print(f"{start} {name} | {cells(among)} | {cells(anywhere)} | {percent(report.captured)} |", flush=True)
+        print(f"{start} {name} | {cells(among)} | {cells(anywhere)} | {percent(report.oracle_share)} |", flush=True)
 
 
-def cells(way: StrategyResult) -> str:
-    return f"{interval(way.gain)} | {percent(way.right) if way.right else '–'}"
+def cells(result: StrategyResult) -> str:
+    return f"{interval(result.gain)} | {percent(result.accuracy) if result.accuracy else '–'}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.command()
 @click.argument("method", type=click.Choice(["epr", "udr", "llm-r", "se2", "ceil"]))
 @click.argument("sources", nargs=-1, required=True, metavar="POOL|TASK...")
-@click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Whose feedback.")
+@click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="The LM whose feedback is "
+              "learned from.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="The folder to make.")
 @click.option("--preset", "preset_name", default="small", show_default=True, help="paper: the paper's settings. small: "
               "for a 2-core CPU and a 135M LM.")  # fmt: skip
@@ -51,7 +52,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.option("--export-scores", type=click.Path(path_type=Path), help="Write all scores to this JSONL and stop.")
 @click.option("--layout", default="iclkit", show_default=True, help="Of exported scores: iclkit, llm-r or "
               "flagembedding.")  # fmt: skip
-@click.option("--score-only", is_flag=True, help="Ask the LM all that the first iteration needs, and stop.")
+@click.option("--score-only", is_flag=True, help="Score all prompts of the first iteration, and stop.")
 @click.option("--restart", is_flag=True, help="Begin again after a change of settings; scores are kept.")
 @click.option("--tracker", default="none", show_default=True, help="wandb, mlflow, tensorboard …, as transformers "
               "names them.")  # fmt: skip
@@ -91,21 +92,23 @@ def command(
     POOL is a pool file; TASK a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name. Several
     tasks train one retriever. A killed training goes on with the same command.
     """
-    from iclkit.trainers import Training, check_extra, parse_settings, preset
+    from iclkit.trainers import Training, check_extra, preset
 
-    changed = {key: str(value) for key, value in conditions(settings, "--set").items()}
-    config = preset(method, preset_name, **{"seed": seed, **parse_settings(changed)})
+    config = preset(method, preset_name, **{"seed": seed, **conditions(settings, "--set")})
     if list_settings:
         emit_json(config.as_dict(), indent=2)
         return
     check_extra()
-    told = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
-    corpus = _corpus(sources, config, template_text, told)
+    wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
+    corpus = _corpus(sources, config, template_text, wording)
     lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads)
-    with _bars() as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(_bars())
         look = dry_run or bool(export_scores and not import_scores)
-        training = Training(
-            corpus, lm, out, config, ledger=ledger, restart=restart, dry=look, tracker=tracker, say=say, bar=bar
+        training = stack.enter_context(
+            Training(
+                corpus, lm, out, config, ledger=ledger, restart=restart, dry=look, tracker=tracker, say=say, bar=bar
+            )
         )
         if import_scores:
             from iclkit.trainers import import_scores as take
@@ -119,21 +122,21 @@ def command(
         if training.finished:
             say(f"{out} is finished; nothing to do")
         else:
-            price = training.price()
+            cost = training.estimate()
             say(
-                f"{lm.name}: {price.prompts:,} prompts to score for a start, {price.prompts - price.unknown:,} of them "
-                f"known; about {price.tokens:,} tokens, less where prompts share a beginning; judging and the report "
-                f"ask up to {training.later():,} more"
-                + (", later iterations what they mine" if config.iterations > 1 else "")
+                f"{lm.name}: {cost.prompts:,} prompts to score for a start, {cost.prompts - cost.unknown:,} of them "
+                f"known; about {cost.tokens:,} tokens, less where prompts share a beginning; evaluations and the "
+                f"report have up to {training.later():,} more"
+                + (", and later iterations those that they mine" if config.iterations > 1 else "")
             )
             say(f"disk: {training.disk}")
         if dry_run:
             return
         start = time.monotonic()
         if score_only:
-            asked = training.score()
+            scored = training.score()
             say(
-                f"the ledger holds {asked.prompts - asked.unknown:,} of these {asked.prompts:,} scores, after "
+                f"the ledger holds {scored.prompts - scored.unknown:,} of these {scored.prompts:,} scores, after "
                 f"{time.monotonic() - start:,.0f} s"
             )
             return
@@ -154,7 +157,7 @@ def say(text: str) -> None:
 
 
 def _corpus(
-    sources: tuple[str, ...], config: TrainConfig, template_text: str | None, told: dict[str, str]
+    sources: tuple[str, ...], config: TrainConfig, template_text: str | None, instructions: dict[str, str]
 ) -> TrainingData:
     from dataclasses import replace
 
@@ -168,16 +171,19 @@ def _corpus(
     if pools and len(sources) > 1:
         raise UsageError(f"{pools[0]} is a pool; give one pool alone, or tasks")
     if pools:
-        corpus = corpus_of_pool(Pool.open(pools[0], create=False).view(), config, template=template, instructions=told)
+        corpus = corpus_of_pool(
+            Pool.open(pools[0], create=False).view(), config, template=template, instructions=instructions
+        )
     else:
         tasks = [load_task(name, template=template) for name in dedupe(sources)]
         corpus = corpus_of_tasks(tasks, config)
-    names = [c.name for c in corpus.courses]
-    for name in told:
+    names = [task.name for task in corpus.tasks]
+    for name in instructions:
         if name not in names:
             raise UsageError(f"--instruction is for {name!r}, and the tasks here are {', '.join(names)}")
     return replace(
-        corpus, courses=tuple(replace(c, instruction=told.get(c.name, c.instruction)) for c in corpus.courses)
+        corpus,
+        tasks=tuple(replace(task, instruction=instructions.get(task.name, task.instruction)) for task in corpus.tasks),
     )
 
 
@@ -224,9 +230,10 @@ def _show(result: Trained, as_json: bool) -> None:
     out = console()
     for report in result.reports:
         table = Table(title=headline(report), title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for head in ("chosen by", "pool", "gain, nats", "right, %"):
+        for head in ("chosen by", "pool", "gain, nats", "accuracy, %"):
             table.add_column(head, no_wrap=True)
-        for way in report.ways:
-            table.add_row(way.name, way.pool, interval(way.gain), percent(way.right) if way.right else "-")
+        for each in report.strategies:
+            accuracy = percent(each.accuracy) if each.accuracy else "-"
+            table.add_row(each.name, each.pool, interval(each.gain), accuracy)
         out.print(table)
-        out.print(f"captured share of the head-room, %: {percent(report.captured)}\n", style="dim")
+        out.print(f"share of the oracle's gain, %: {percent(report.oracle_share)}\n", style="dim")

@@ -1,4 +1,4 @@
-"""What a trained folder says of itself: ``iclkit.json`` for programs, ``README.md`` for people."""
+"""The card of a trained folder: ``iclkit.json`` for programs, ``README.md`` for people."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from typing import Any
 from iclkit import __version__
 from iclkit.embed import CARD
 from iclkit.eval import Estimate
+from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._method import Method, Session
 from iclkit.trainers._report import TaskReport
 
 
 def card_of(
-    s: Session,
-    method: Method,
+    s: Session[TrainConfig],
+    method: Method[Any],
     history: Sequence[Mapping[str, Any]],
     reports: Sequence[TaskReport],
     key: str,
 ) -> dict[str, Any]:
-    """Everything that decided the training and everything it measured."""
+    """Everything that decided the training, and all its figures."""
     return {
         "format": 1,
         "iclkit": __version__,
         "key": key,
         "method": s.config.method,
         "source": method.source,
-        "selector": method.chooser(s.config).spec,
+        "selector": method.selector(s.config).spec,
         "lm": {"name": s.feedback.lm.name, "fingerprint": s.feedback.lm.fingerprint},
         "rendering": s.rendering.identity(),
         "tasks": [
-            {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.courses
+            {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.tasks
         ],
         "pool": {"hash": s.corpus.view.hash, "size": len(s.corpus.view)},
         "config": s.config.as_dict(),
@@ -64,7 +65,7 @@ def _plain(value: Any) -> Any:
 
 def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
     config, tasks = card["config"], card["tasks"]
-    seen = ", ".join(f"{t['name']} ({t['queries']} of {t['rows']} rows asked about)" for t in tasks)
+    trained_on = ", ".join(f"{t['name']} ({t['queries']} queries from {t['rows']} rows)" for t in tasks)
     lines = [
         "---",
         "library_name: sentence-transformers",
@@ -77,7 +78,7 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         f"the feedback of {card['lm']['name']}, starting at {config['base']}, seed {config['seed']}, preset "
         f"{config['preset']}.",
         "",
-        f"- Tasks seen in training: {seen}. Figures on these tasks are not those of unseen tasks.",
+        f"- Tasks of the training: {trained_on}. Figures on these tasks are not those of other tasks.",
         f"- Pool: {card['pool']['size']} examples, hash `{card['pool']['hash']}`.",
         f"- Feedback: {card['feedback']['prompts computed']} prompts scored, {card['feedback']['prompts known']} known "
         "before.",
@@ -91,8 +92,8 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         "",
         "## Before and after",
         "",
-        "Gain in nats over random candidates, and right answers, each with its 95 % interval over queries; among the "
-        "candidates, the oracle shows those that the LM likes best, found one after another.",
+        "Gain in nats over random candidates, and accuracy, each with its 95 % interval over queries. The oracle adds, "
+        "one after another, the candidates with which the right answer is likeliest.",
         "",
         *markdown(reports),
         "",
@@ -107,30 +108,30 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
 
 def markdown(reports: Sequence[TaskReport]) -> list[str]:
     """The report as Markdown tables, one per task."""
-    out: list[str] = []
+    lines: list[str] = []
     for report in reports:
-        share = percent(report.captured)
-        out += [f"{headline(report)}; captured share of the head-room, %: {share}.", ""]
-        out += ["| chosen by | pool | gain, nats | right, % |", "|---|---|---|---|"]
-        out += [
-            f"| {w.name} | {w.pool} | {interval(w.gain)} | {percent(w.right) if w.right else '-'} |"
-            for w in report.ways
+        share = percent(report.oracle_share)
+        lines += [f"{headline(report)}; share of the oracle's gain, %: {share}.", ""]
+        lines += ["| chosen by | pool | gain, nats | accuracy, % |", "|---|---|---|---|"]
+        lines += [
+            f"| {s.name} | {s.pool} | {interval(s.gain)} | {percent(s.accuracy) if s.accuracy else '-'} |"
+            for s in report.strategies
         ]
-        out.append("")
-    return out[:-1]
+        lines.append("")
+    return lines[:-1]
 
 
 def headline(report: TaskReport) -> str:
-    """What a report is about."""
+    """Task, number of demonstrations and number of queries of a report."""
     shots = "one demonstration" if report.shots == 1 else f"{report.shots} demonstrations"
     return f"{report.task} · {shots} · {report.queries} queries"
 
 
 def interval(e: Estimate) -> str:
-    """A number of nats with its interval."""
+    """A gain in nats with its interval."""
     return f"{e.value:+.3f} ({e.low:+.3f} … {e.high:+.3f})"
 
 
 def percent(e: Estimate) -> str:
-    """A share in per cent with its interval."""
-    return f"{100 * e.value:.1f} ({100 * e.low:.1f} … {100 * e.high:.1f})" if math.isfinite(e.value) else "no head-room"
+    """A share in per cent with its interval; "no gain" for nan, a share of nothing."""
+    return f"{100 * e.value:.1f} ({100 * e.low:.1f} … {100 * e.high:.1f})" if math.isfinite(e.value) else "no gain"

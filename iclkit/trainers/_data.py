@@ -23,9 +23,9 @@ IntArray = NDArray[np.int64]
 class TaskData:
     """One task's part in a training. All rows are rows of the corpus's view.
 
-    ``rows``: demonstrations. ``queries``: rows asked about in training. ``held_out``: rows asked about for early
-    stopping. ``report``: examples asked about at the end, test rows where the task has them; no training query is
-    among either.
+    ``rows``: demonstrations. ``queries``: rows that are training queries. ``held_out``: rows that are queries for early
+    stopping. ``report``: examples that are queries of the report, test rows where the task has them; no training query
+    is among either.
     """
 
     name: str
@@ -41,10 +41,10 @@ class TaskData:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A view of all demonstrations, and the courses over it."""
+    """A view of all demonstrations, and the tasks in it."""
 
     view: PoolView
-    courses: tuple[TaskData, ...]
+    tasks: tuple[TaskData, ...]
 
     @property
     def examples(self) -> tuple[Example, ...]:
@@ -55,12 +55,17 @@ class TrainingData:
         """Folded inputs, one per row: equal ones are the same question."""
         return [fold_text(e.text) for e in self.examples]
 
-    def course_of(self) -> IntArray:
-        """(n,) number of each row's course."""
+    def task_numbers(self) -> IntArray:
+        """(n,) number of each row's task."""
         numbers = np.full(len(self.view), -1, dtype=np.int64)
-        for n, course in enumerate(self.courses):
-            numbers[course.rows] = n
+        for n, task in enumerate(self.tasks):
+            numbers[task.rows] = n
         return numbers
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether some task has held-out queries, by which models can be evaluated."""
+        return any(len(task.held_out) for task in self.tasks)
 
 
 def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:") -> TrainingData:
@@ -74,13 +79,13 @@ def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path 
     pool = Pool.open(pool_file)
     for task in tasks:
         pool.add(task.train)
-    view, courses, taken = pool.view(), list[TaskData](), set[int]()
+    view, parts, taken = pool.view(), list[TaskData](), set[int]()
     for task in tasks:
         known = {*view.positions_of_ids(e.id for e in task.train)}
         rows = np.array(sorted(known - taken), dtype=np.int64)
         taken.update(rows.tolist())
-        courses.append(_course(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
-    return TrainingData(view, tuple(courses))
+        parts.append(_task_data(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
+    return TrainingData(view, tuple(parts))
 
 
 def corpus_of_pool(
@@ -90,22 +95,22 @@ def corpus_of_pool(
     template: Template | None = None,
     instructions: Mapping[str, str] | None = None,
 ) -> TrainingData:
-    """A pool's examples, a course per task named in it. Outputs that come often enough are taken as labels."""
+    """A pool's examples, by the task named in each. Outputs that come often enough are taken as labels."""
     by_task: dict[str, list[int]] = {}
     for row, example in enumerate(view.examples):
         by_task.setdefault(example.task, []).append(row)
-    courses = []
-    for name, found in by_task.items():
-        labels = infer_labels(view.examples[r].output for r in found)
-        said = (instructions or {}).get(name, "")
-        rows = np.array(found, dtype=np.int64)
-        courses.append(_course(name or "pool", template or Template(), labels, said, view, rows, config, None))
-    if not courses:
+    parts = []
+    for name, numbers in by_task.items():
+        labels = infer_labels(view.examples[r].output for r in numbers)
+        instruction = (instructions or {}).get(name, "")
+        rows = np.array(numbers, dtype=np.int64)
+        parts.append(_task_data(name or "pool", template or Template(), labels, instruction, view, rows, config, None))
+    if not parts:
         raise DataError("the pool is empty; add examples with: iclkit pool add POOL FILE")
-    return TrainingData(view, tuple(courses))
+    return TrainingData(view, tuple(parts))
 
 
-def _course(
+def _task_data(
     name: str,
     template: Template,
     labels: tuple[str, ...],
@@ -123,19 +128,18 @@ def _course(
         if folded not in seen:
             seen.add(folded)
             distinct.append(row)
-    tested = task is not None and bool(task.test)
-    apart = config.held_out + (0 if tested else config.report)
-    wanted = config.queries or max(0, len(distinct) - apart)
-    if len(distinct) < apart + 8:
+    has_test = task is not None and bool(task.test)
+    set_apart = config.held_out + (0 if has_test else config.report)
+    wanted = config.queries or max(0, len(distinct) - set_apart)
+    if len(distinct) < set_apart + 8:
         raise DataError(
-            f"task {name!r} has {len(distinct)} different inputs; {apart} are set apart for judging, and at least "
-            f"8 more are needed to learn from; add examples, or lower held_out and report"
+            f"task {name!r} has {len(distinct)} different inputs; {set_apart} are set apart for evaluation, and at "
+            f"least 8 more are needed to learn from; add examples, or lower held_out and report"
         )
-    held, rest = distinct[: config.held_out], distinct[config.held_out :]
-    report = _sample(task.test, config.report, config.data_seed) if task is not None and tested else ()
-    if not tested:
+    held_out, rest = distinct[: config.held_out], distinct[config.held_out :]
+    report = _sample(task.test, config.report, config.data_seed) if task is not None and has_test else ()
+    if not has_test:
         report, rest = tuple(view.examples[r] for r in rest[: config.report]), rest[config.report :]
-    mark = task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()])
     return TaskData(
         name,
         replace(template, chat=False, system=""),
@@ -143,9 +147,9 @@ def _course(
         " ".join(instruction.split()) or name,
         rows,
         np.array(rest[:wanted], dtype=np.int64),
-        np.array(held, dtype=np.int64),
+        np.array(held_out, dtype=np.int64),
         report,
-        mark,
+        task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()]),
     )
 
 

@@ -3,148 +3,191 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from iclkit.embed import Embedder
 from iclkit.errors import DataError
-from iclkit.trainers._config import TrainConfig
+from iclkit.settings import setting
+from iclkit.trainers._batch import RetrieverBatch, TrainingRow
+from iclkit.trainers._config import BERT, TrainConfig, check_cosine_temperature
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._feedback import FeedbackPrompt
 from iclkit.trainers._method import (
-    TRIED,
+    CHECKED_QUERIES,
     HeldOutQueries,
     Method,
     RankedCandidates,
     Session,
-    asks_of,
     candidate_gain,
+    candidate_prompts,
     held_out,
     in_batches,
-    mined,
+    mine_candidates,
     score_candidates,
 )
 from iclkit.trainers._processes import batches_for
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from torch import Tensor
 
-    from iclkit.trainers._fit import Loss, TrainingRow
+
+@dataclass(frozen=True)
+class CandidateConfig(TrainConfig):
+    """The settings that EPR, UDR and LLM-R share: candidates are scored one at a time."""
+
+    positives: int = setting(3, "best candidates that can be positives", ge=1)
+    negatives: int = setting(3, "worst candidates that can be negatives", ge=1)
+    temperature: float = setting(0.05, "similarities are divided by it", gt=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_cosine_temperature(self)
+
+    @property
+    def exported_positives(self) -> int:
+        """As many as can be positives."""
+        return self.positives
 
 
-class CandidateMethod(Method):
+@dataclass(frozen=True)
+class EPRConfig(CandidateConfig):
+    """EPR (Rubin, Herzig & Berant 2022); defaults for a small machine, ``paper`` for the paper's."""
+
+    method: ClassVar[str] = "epr"
+    paper: ClassVar[Mapping[str, Any]] = {
+        **BERT, "queries": 44_000, "candidates": "bm25@output:50", "value": "gold", "positives": 5, "negatives": 5,
+        "batch_size": 120, "learning_rate": 1e-4, "epochs": 30.0, "max_tokens": 256, "patience": 0, "keep": "last",
+        "checkpoints": 10,
+    }  # fmt: skip
+
+    hard_negatives: int = setting(1, "negatives of each training row", ge=0)
+    positive_sampling: Literal["topk", "top1"] = setting("topk", "draw a positive from the best, or take the best")
+
+
+CandidateT = TypeVar("CandidateT", bound=CandidateConfig)
+
+
+class CandidateMethod(Method[CandidateT], Generic[CandidateT]):
     """What EPR, UDR and LLM-R share: candidates scored one at a time; later iterations add the retriever's own."""
 
     power: ClassVar[float] = 1.0
     """How a task's share of the batches grows with its share of the queries."""
 
-    wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives")
-    """Settings that say how many candidates a query must have to teach."""
+    needed: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives")
+    """Settings that say how many candidates a query must have."""
 
     def __init__(self) -> None:
         self._candidates: dict[int, list[int]] = {}
         self._held_out: list[HeldOutQueries] | None = None
 
-    def plan(self, s: Session) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
+    def prompts(self, s: Session[CandidateT]) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """All candidates of all training and held-out queries."""
-        out = []
-        for course in s.corpus.courses:
-            queries = [s.corpus.examples[int(r)] for r in (*course.queries, *course.held_out)]
-            out.append((course, asks_of(s, queries, mined(s, course, queries))))
-        return out
+        result = []
+        for task in s.corpus.tasks:
+            queries = [s.corpus.examples[int(r)] for r in (*task.queries, *task.held_out)]
+            result.append((task, candidate_prompts(s, queries, mine_candidates(s, task, queries))))
+        return result
 
-    def check(self, s: Session) -> None:
-        """That some of the training queries have candidates enough for a lesson; some of each course are tried."""
+    def check(self, s: Session[CandidateT]) -> None:
+        """That some training query has enough candidates for a training row; some queries of each task are tried."""
         most = 0
-        for course in s.corpus.courses:
-            rows = course.queries[:TRIED].tolist()
-            for row, found in zip(rows, mined(s, course, [s.corpus.examples[r] for r in rows]), strict=True):
-                if self.teaches(s, row, [(r, -float(n)) for n, r in enumerate(found)]):
+        for task in s.corpus.tasks:
+            rows = task.queries[:CHECKED_QUERIES].tolist()
+            mined = mine_candidates(s, task, [s.corpus.examples[r] for r in rows])
+            for row, candidates in zip(rows, mined, strict=True):
+                if self.can_learn(s, row, [(r, -float(n)) for n, r in enumerate(candidates)]):
                     return
-                most = max(most, len(found))
-        wanted = ", ".join(f"{name}={getattr(s.config, name)}" for name in self.wants)
+                most = max(most, len(candidates))
+        settings = s.config.as_dict()
+        wanted = ", ".join(f"{name}={settings[name]}" for name in self.needed)
         raise DataError(
             f"no training query has candidates enough for {self.name}: at most {most} are found by "
             f"candidates={s.config.candidates}, with {wanted}; lower these, mine more, or add examples"
         )
 
-    def teaches(self, s: Session, row: int, ranked: list[tuple[int, float]]) -> bool:
-        """Whether a query's candidates, ranked somehow without ties, can make what is trained on."""
-        return self.lesson(s, row, ranked, 0) is not None
+    def can_learn(self, s: Session[CandidateT], row: int, ranked: list[tuple[int, float]]) -> bool:
+        """Whether a query's candidates, ranked somehow without ties, make what is trained on."""
+        return self.training_row(s, row, ranked, 0) is not None
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> RankedCandidates:
+    def gather(self, s: Session[CandidateT], iteration: int, retriever: Embedder | None) -> RankedCandidates:
         """Every training query's candidates with their values, best first; candidates of all iterations together."""
         ranked: RankedCandidates = {}
-        for course in s.corpus.courses:
-            rows = course.queries.tolist()
+        for task in s.corpus.tasks:
+            rows = task.queries.tolist()
             queries = [s.corpus.examples[r] for r in rows]
-            for row, found in zip(rows, mined(s, course, queries, retriever), strict=True):
+            for row, mined in zip(rows, mine_candidates(s, task, queries, retriever), strict=True):
                 known = self._candidates.setdefault(row, [])
-                known += [r for r in found if r not in {*known}]
-            own = [self._candidates[r] for r in rows]
-            title = f"{course.name}: feedback" + (f", iteration {iteration + 1}" if iteration else "")
-            ranked |= dict(zip(rows, score_candidates(s, course, queries, own, title), strict=True))
+                known += [r for r in mined if r not in {*known}]
+            candidates = [self._candidates[r] for r in rows]
+            title = f"{task.name}: feedback" + (f", iteration {iteration + 1}" if iteration else "")
+            ranked |= dict(zip(rows, score_candidates(s, task, queries, candidates, title), strict=True))
         return ranked
 
-    def measure(self, s: Session, model: SentenceTransformer) -> float:
-        """Choosing among scored candidates of the held-out queries; no LM call after the first time."""
+    def gain(self, s: Session[CandidateT], model: SentenceTransformer) -> float:
+        """The gain among scored candidates of the held-out queries; no LM call after the first time."""
         if self._held_out is None:
             self._held_out = held_out(s)
         return candidate_gain(s, model, self._held_out)
 
-    def batches(self, s: Session, gathered: RankedCandidates) -> list[list[TrainingRow]]:
-        """Epoch after epoch of lessons, drawn anew in each."""
-        out: list[list[TrainingRow]] = []
+    def batches(self, s: Session[CandidateT], gathered: RankedCandidates) -> list[list[TrainingRow]]:
+        """Epoch after epoch of training rows, drawn anew in each."""
+        batches: list[list[TrainingRow]] = []
         wanted, epoch = batches_for(s.config.max_steps), 0
-        while (len(out) < wanted) if wanted else (epoch < s.config.epochs):
-            made: dict[str, list[TrainingRow]] = {}
-            for row, own in gathered.items():
-                if lesson := self.lesson(s, row, own, epoch):
-                    made.setdefault(s.course_of(row).name, []).append(lesson)
-            s.facts["queries"] = {"scored": len(gathered), "used": sum(map(len, made.values()))}
-            if not made:
+        while (len(batches) < wanted) if wanted else (epoch < s.config.epochs):
+            by_task: dict[str, list[TrainingRow]] = {}
+            for row, ranked in gathered.items():
+                if training_row := self.training_row(s, row, ranked, epoch):
+                    by_task.setdefault(s.task_of(row).name, []).append(training_row)
+            s.facts["queries"] = {"scored": len(gathered), "used": sum(map(len, by_task.values()))}
+            if not by_task:
                 break
-            out += in_batches(s, made, s.config.batch_size, epoch, power=self.power)
+            batches += in_batches(s, by_task, s.config.batch_size, epoch, power=self.power)
             epoch += 1
-        return out[: wanted or None]
+        return batches[: wanted or None]
 
     @abstractmethod
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
-        """What one query teaches in an epoch; None when too few of its candidates could be scored."""
+    def training_row(
+        self, s: Session[CandidateT], row: int, ranked: list[tuple[int, float]], epoch: int
+    ) -> TrainingRow | None:
+        """What is learned from one query in an epoch; None when too few of its candidates were scored."""
 
 
-class EPR(CandidateMethod):
+class EPR(CandidateMethod[EPRConfig]):
     """one positive of the best k candidates against hard negatives of the worst k and the batch"""
 
     name: ClassVar[str] = "epr"
     source: ClassVar[str] = "Rubin, Herzig & Berant 2022, NAACL, arXiv 2112.08633"
+    config_class: ClassVar[type[TrainConfig]] = EPRConfig
 
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
+    def training_row(
+        self, s: Session[EPRConfig], row: int, ranked: list[tuple[int, float]], epoch: int
+    ) -> TrainingRow | None:
         """A positive drawn from the best, hard negatives from the worst; the two never overlap."""
-        from iclkit.trainers._fit import TrainingRow
-
         best, worst = extremes(ranked, s.config.positives, s.config.negatives)
         if not best or len(worst) < s.config.hard_negatives:
             return None
         rng = s.rng("epr", s.corpus.examples[row].id, epoch)
-        first = best[0] if s.config.positive_sampling == "top1" else best[int(rng.integers(len(best)))]
-        against = rng.choice(worst, s.config.hard_negatives, replace=False).tolist()
-        return TrainingRow(row, (first, *against))
+        positive = best[0] if s.config.positive_sampling == "top1" else best[int(rng.integers(len(best)))]
+        negatives = rng.choice(worst, s.config.hard_negatives, replace=False).tolist()
+        return TrainingRow(row, (positive, *negatives))
 
-    def objective(self, config: TrainConfig) -> Loss:
+    def loss(self, config: EPRConfig, queries: Tensor, documents: Tensor, batch: RetrieverBatch) -> Tensor:
         """InfoNCE over all documents of the batch (section 3.2)."""
         from iclkit.trainers._losses import info_nce, similarities
 
-        def loss(queries: Any, documents: Any, values: Any, mask: Any) -> Any:  # noqa: ARG001
-            return info_nce(similarities(queries, documents) / config.temperature, mask=mask)
-
-        return loss
+        return info_nce(similarities(queries, documents) / config.temperature, mask=batch.mask)
 
 
 def extremes(ranked: list[tuple[int, float]], positives: int, negatives: int) -> tuple[list[int], list[int]]:
-    """The best ``positives`` and the worst ``negatives`` candidates, never overlapping: few candidates are shared out
-    in proportion. What ties with the other end stands in neither: a tie is no preference.
+    """The best ``positives`` and the worst ``negatives`` candidates, never overlapping.
 
-    >>> ends([(7, -1.0), (8, -2.0), (9, -3.0)], 2, 2)
+    Where there are fewer, both numbers shrink in proportion. A candidate that ties with the other end is in neither: a
+    tie is no preference.
+
+    >>> extremes([(7, -1.0), (8, -2.0), (9, -3.0)], 2, 2)
     ([7], [9])
     """
     n = len(ranked)
@@ -164,7 +207,7 @@ def ranks_of(values: list[float]) -> list[int]:
     >>> ranks_of([-1.0, -1.0, -3.0])
     [1, 1, 3]
     """
-    out: list[int] = []
+    ranks: list[int] = []
     for n, v in enumerate(values):
-        out.append(out[-1] if n and abs(v - values[n - 1]) < 1e-6 else n + 1)
-    return out
+        ranks.append(ranks[-1] if n and abs(v - values[n - 1]) < 1e-6 else n + 1)
+    return ranks

@@ -20,22 +20,23 @@ from typing import Any, NoReturn
 from iclkit.errors import DataError, UnknownName
 from iclkit.files import parse_json, read_text, replace_file, split_lines
 from iclkit.records import Example
+from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData
-from iclkit.trainers._feedback import ROUNDING, FeedbackPrompt, value
+from iclkit.trainers._feedback import ROUNDING, feedback_value
 from iclkit.trainers._ledger import LabelScores
 from iclkit.trainers._method import Session
 
 LAYOUTS = ("iclkit", "llm-r", "flagembedding")
 
 
-def export_scores(s: Session, path: Path, layout: str = "iclkit") -> int:
+def export_scores(s: Session[TrainConfig], path: Path, layout: str = "iclkit") -> int:
     """Write what the ledger holds for this training's LM and tasks; the number of lines.
 
     UnknownName for a layout, DataError when the file cannot be written.
     """
     if layout not in LAYOUTS:
         raise UnknownName("layout", layout, LAYOUTS)
-    lines = [line for course in s.corpus.courses for line in _lines(s, course, layout)]
+    lines = [line for task in s.corpus.tasks for line in _lines(s, task, layout)]
     try:
         replace_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     except OSError as error:
@@ -43,7 +44,7 @@ def export_scores(s: Session, path: Path, layout: str = "iclkit") -> int:
     return len(lines)
 
 
-def import_scores(s: Session, path: Path) -> int:
+def import_scores(s: Session[TrainConfig], path: Path) -> int:
     """Put a file's scores into the ledger, under this training's LM; the number of scores. The layout is seen from the
     fields.
 
@@ -51,30 +52,31 @@ def import_scores(s: Session, path: Path) -> int:
     """
     reader = _Reader(s, path)
     for number, line in split_lines(read_text(path)):
-        reader.take(number, line)
-    for course in s.corpus.courses:
-        if rows := reader.rows.get(course.name):
-            s.feedback.ledger.put(s.feedback.scope(course), rows)
+        reader.read(number, line)
+    for task in s.corpus.tasks:
+        if rows := reader.rows.get(task.name):
+            s.feedback.ledger.put(s.feedback.scope(task), rows)
     return sum(map(len, reader.rows.values()))
 
 
-def _lines(s: Session, course: TaskData, layout: str) -> Iterable[dict[str, Any]]:
-    known = {e.id: e for e in (*s.corpus.examples, *course.report)}
-    own = {e.id for e in _asked_about(s, course)}  # courses with one template and label set share a scope
+def _lines(s: Session[TrainConfig], task: TaskData, layout: str) -> Iterable[dict[str, Any]]:
+    known = {e.id: e for e in (*s.corpus.examples, *task.report)}
+    queries = {e.id for e in _possible_queries(s, task)}  # tasks with one template and label set share a scope
     by_query: dict[str, list[tuple[str, float]]] = {}
-    for query, shown, told in s.feedback.ledger.rows(s.feedback.scope(course)):
-        if query not in own or any(i not in known for i in shown):
+    for query, shown, scores in s.feedback.ledger.rows(s.feedback.scope(task)):
+        if query not in queries or any(i not in known for i in shown):
             continue
         if layout == "iclkit":
             yield {
-                "task": course.name, "query": query, "shown": [*shown], "options": [*s.feedback.scope(course).options],
-                "logprobs": [*told.logprobs], "tokens": [*told.tokens], "gold": told.gold,
+                "task": task.name, "query": query, "shown": [*shown], "options": [*s.feedback.scope(task).options],
+                "logprobs": [*scores.logprobs], "tokens": [*scores.tokens], "gold": scores.gold,
             }  # fmt: skip
         elif len(shown) == 1:
-            by_query.setdefault(query, []).append((shown[0], value(told, s.config.value, s.config.normalise)))
-    for query, found in by_query.items():
-        ranked = sorted(found, key=lambda f: (-f[1], f[0]))
-        best, rest = ranked[: s.config.positives], ranked[s.config.positives :]
+            value = feedback_value(scores, s.config.value, s.config.normalize)
+            by_query.setdefault(query, []).append((shown[0], value))
+    for query, candidates in by_query.items():
+        ranked = sorted(candidates, key=lambda iv: (-iv[1], iv[0]))
+        best, rest = ranked[: s.config.exported_positives], ranked[s.config.exported_positives :]
         if layout == "llm-r":
             parts = {
                 name: {"doc_id": [i for i, _ in part], "score": [v for _, v in part]}
@@ -82,7 +84,7 @@ def _lines(s: Session, course: TaskData, layout: str) -> Iterable[dict[str, Any]
             }
             yield {
                 "query_id": query, "query": known[query].text, "answers": [known[query].output],
-                "task_name": course.name, **parts,
+                "task_name": task.name, **parts,
             }  # fmt: skip
         else:
             yield {
@@ -92,12 +94,12 @@ def _lines(s: Session, course: TaskData, layout: str) -> Iterable[dict[str, Any]
             }  # fmt: skip
 
 
-def _asked_about(s: Session, course: TaskData) -> list[Example]:
-    """What can be a query of a course: its training queries, held-out ones, report rows, then its other rows."""
-    rows = dict.fromkeys([*course.queries.tolist(), *course.held_out.tolist(), *course.rows.tolist()])
-    some = [s.corpus.examples[r] for r in rows]
-    drawn = len(course.queries) + len(course.held_out)
-    return [*some[:drawn], *course.report, *some[drawn:]]
+def _possible_queries(s: Session[TrainConfig], task: TaskData) -> list[Example]:
+    """What can be a query of a task: its training queries, held-out ones, report rows, then its other rows."""
+    rows = dict.fromkeys([*task.queries.tolist(), *task.held_out.tolist(), *task.rows.tolist()])
+    examples = [s.corpus.examples[r] for r in rows]
+    drawn = len(task.queries) + len(task.held_out)
+    return [*examples[:drawn], *task.report, *examples[drawn:]]
 
 
 def _document(example: Example) -> str:
@@ -105,12 +107,12 @@ def _document(example: Example) -> str:
 
 
 class _Reader:
-    """Lines of any layout to ledger rows, by course; texts and ids are looked up in the pool.
+    """Lines of any layout to ledger rows, by task; texts and ids are looked up in the pool.
 
-    A text that stands there more than once means the row that is asked about, and a document of the query's task.
+    A text that stands there more than once means the row that is a query, and a document of the query's task.
     """
 
-    def __init__(self, s: Session, path: Path) -> None:
+    def __init__(self, s: Session[TrainConfig], path: Path) -> None:
         self.s, self.path = s, path
         self.rows: dict[str, list[tuple[str, list[str], LabelScores]]] = {}
         self._query: dict[str, tuple[TaskData, Example]] = {}
@@ -118,15 +120,15 @@ class _Reader:
         self._document: dict[str, str] = {}
         self._shown: dict[tuple[str, str], str] = {}
         self._ids = {e.id for e in s.corpus.examples}
-        for course in s.corpus.courses:
-            for e in _asked_about(s, course):
-                self._query.setdefault(e.id, (course, e))
+        for task in s.corpus.tasks:
+            for e in _possible_queries(s, task):
+                self._query.setdefault(e.id, (task, e))
                 self._text.setdefault(e.text, e.id)
-            for e in (s.corpus.examples[r] for r in course.rows.tolist()):
+            for e in (s.corpus.examples[r] for r in task.rows.tolist()):
                 self._document.setdefault(_document(e), e.id)
-                self._shown.setdefault((course.name, _document(e)), e.id)
+                self._shown.setdefault((task.name, _document(e)), e.id)
 
-    def take(self, number: int, line: str) -> None:
+    def read(self, number: int, line: str) -> None:
         """One line. DataError for one that cannot be used."""
         where = f"{self.path}, line {number}"
         data = parse_json(line, where)
@@ -142,13 +144,13 @@ class _Reader:
             raise DataError(f"{where}: has neither field logprobs, positives nor pos; see the layouts of scores")
 
     def _own(self, line: _Line) -> None:
-        course, query = self._asked(line, "query")
-        if line.text("task") != course.name:
-            line.fail("task", f"is {line.text('task')!r}, and the query is of task {course.name!r}")
-        options = [*self.s.feedback.scope(course).options]
+        task, query = self._query_of(line, "query")
+        if line.text("task") != task.name:
+            line.fail("task", f"is {line.text('task')!r}, and the query is of task {task.name!r}")
+        options = [*self.s.feedback.scope(task).options]
         if line.get("options") != options:
-            line.fail("options", f"is {line.get('options')!r}, and for task {course.name!r} it is {options}")
-        answers = self.s.feedback.options(course, FeedbackPrompt(query, ()))
+            line.fail("options", f"is {line.get('options')!r}, and for task {task.name!r} it is {options}")
+        answers = self.s.feedback.options(task, query)
         logprobs, tokens = line.numbers("logprobs", len(answers)), line.numbers("tokens", len(answers))
         if any(not 1 <= t < 1 << 32 or t != int(t) for t in tokens):
             line.fail("tokens", f"is {line.get('tokens')!r}; give whole numbers from 1 on")
@@ -157,40 +159,40 @@ class _Reader:
         gold = answers.index(query.output)
         if line.get("gold") != gold:
             line.fail("gold", f"is {line.get('gold')!r}, and the query's output is option {gold}")
-        self._keep(course, query, self._documents(line, "shown"), LabelScores((*logprobs,), (*map(int, tokens),), gold))
+        self._keep(task, query, self._documents(line, "shown"), LabelScores((*logprobs,), (*map(int, tokens),), gold))
 
     def _llm_r(self, line: _Line) -> None:
-        course, query = self._asked(line, "query_id")
+        task, query = self._query_of(line, "query_id")
         for name in ("positives", "negatives"):
             part = _Line(line.where, line.get(name), f"{name}.")
             shown = self._documents(part, "doc_id")
             for example_id, score in zip(shown, part.numbers("score", len(shown)), strict=True):
-                self._keep(course, query, [example_id], LabelScores((score,), (1,), 0))
+                self._keep(task, query, [example_id], LabelScores((score,), (1,), 0))
 
     def _flagembedding(self, line: _Line) -> None:
         if "query_id" in line.data:
-            course, query = self._asked(line, "query_id")
+            task, query = self._query_of(line, "query_id")
         else:
             text = line.text("query")
             if text not in self._text:
                 line.fail("query", f"is {text[:60]!r}, which the pool does not hold")
-            course, query = self._query[self._text[text]]
+            task, query = self._query[self._text[text]]
         for name in ("pos", "neg"):
             documents = line.texts(name)
             for text, score in zip(documents, line.numbers(f"{name}_scores", len(documents)), strict=True):
-                found = self._shown.get((course.name, text)) or self._document.get(text)
+                found = self._shown.get((task.name, text)) or self._document.get(text)
                 if found is None:
                     line.fail(name, f"names {text[:60]!r}, which the pool does not hold")
-                self._keep(course, query, [found], LabelScores((score,), (1,), 0))
+                self._keep(task, query, [found], LabelScores((score,), (1,), 0))
 
-    def _keep(self, course: TaskData, query: Example, shown: Sequence[str], told: LabelScores) -> None:
-        self.rows.setdefault(course.name, []).append((query.id, [*shown], told))
+    def _keep(self, task: TaskData, query: Example, shown: Sequence[str], scores: LabelScores) -> None:
+        self.rows.setdefault(task.name, []).append((query.id, [*shown], scores))
 
-    def _asked(self, line: _Line, field: str) -> tuple[TaskData, Example]:
-        found = self._query.get(line.text(field))
-        if found is None:
+    def _query_of(self, line: _Line, field: str) -> tuple[TaskData, Example]:
+        query = self._query.get(line.text(field))
+        if query is None:
             line.fail(field, f"names {line.text(field)[:60]!r}, which the pool does not hold")
-        return found
+        return query
 
     def _documents(self, line: _Line, field: str) -> list[str]:
         shown = line.texts(field)

@@ -7,8 +7,9 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,25 +28,17 @@ from transformers import PrinterCallback, TrainerCallback, TrainerState
 from iclkit.errors import ModelError, RunError, UsageError
 from iclkit.files import replace_file
 from iclkit.records import Progress
-from iclkit.trainers._config import TrainConfig, judged_every
+from iclkit.trainers._batch import RetrieverBatch, TrainingRow
+from iclkit.trainers._config import TrainConfig, evaluation_interval
+from iclkit.trainers._losses import false_negatives
 from iclkit.trainers._processes import main_process_first, main_process_only, processes, shard_batches
 from iclkit.trainers._whole import drop, last_checkpoint, seal
 
 log = logging.getLogger(__name__)
 GAIN_METRIC = "lm_gain"
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(queries (b, d), documents (b, m, d) positives first, values (b, v), mask (b, b * m)) -> scalar."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingRow:
-    """One training row, by pool rows: a query behind the ``chosen`` demonstrations (first chosen first), documents with
-    the positive first, and the numbers that the method's objective wants."""
-
-    query: int
-    documents: tuple[int, ...]
-    values: tuple[float, ...] = ()
-    chosen: tuple[int, ...] = ()
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+Loss = Callable[[Tensor, Tensor, RetrieverBatch], Tensor]
+"""(queries (b, d), documents (b, m, d) positives first, batch) -> scalar."""
 
 
 @dataclass(frozen=True)
@@ -96,23 +89,21 @@ _BEST, _ROWS = "best.safetensors", "rows.txt"
 
 
 class RetrieverLoss(torch.nn.Module):
-    """An objective over what the model makes of a batch; see ``Collator`` for the layout of ``labels``."""
+    """The loss of what the model makes of a batch from ``Collator``. ``freeze``: no gradient through documents."""
 
-    def __init__(self, model: SentenceTransformer, objective: Loss, width: int, config: TrainConfig) -> None:
+    def __init__(self, model: SentenceTransformer, loss: Loss, *, freeze: bool) -> None:
         super().__init__()
         self.model = model
-        self._objective, self._width, self._frozen = objective, width, config.freeze_documents
+        self._loss, self._frozen = loss, freeze
 
-    def forward(self, features: Sequence[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        """The objective's mean over the batch."""
+    def forward(self, features: Sequence[dict[str, Tensor]], labels: Mapping[str, Tensor]) -> Tensor:
+        """A scalar; RunError for a loss that is not finite. ``labels``: the fields of a ``RetrieverBatch``."""
         query, documents = features
         queries = self.model(query)["sentence_embedding"].float()
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
             unique = self.model(documents)["sentence_embedding"].float()
-        b, m = len(labels), self._width
-        columns, rest = labels[:, :m].long(), labels[:, m:]
-        values, mask = rest[:, : rest.shape[1] - b * m], rest[:, rest.shape[1] - b * m :].bool()
-        loss = self._objective(queries, unique[columns], values, mask)
+        batch = RetrieverBatch(**labels)
+        loss = self._loss(queries, unique[batch.columns], batch)
         if not bool(loss.isfinite()):
             raise diverged(f"a loss of {float(loss)}")
         return loss
@@ -121,8 +112,7 @@ class RetrieverLoss(torch.nn.Module):
 class Collator:
     """Rows of a batch to token ids. Equal documents of a batch are encoded once.
 
-    ``label`` (b, m + v + b * m): the column of each document among the unique ones, the lesson's values, and the mask
-    of documents that are no negatives for the row: its own positive met again, and what repeats the query.
+    ``label``: the three tensors of a ``RetrieverBatch`` by name, since the trainer moves tensors and mappings only.
     """
 
     valid_label_columns = ("label",)
@@ -132,18 +122,17 @@ class Collator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         number = {d: n for n, d in enumerate(dict.fromkeys(d for row in rows for d in row["documents"]))}
-        every = [d for row in rows for d in row["documents"]]
-        label = []
-        for n, row in enumerate(rows):
-            own = row["documents"]
-            bad = {own[0], *self._texts.forbidden(row["query"])}
-            start = n * len(own)
-            mask = [d in bad and not start <= at < start + len(own) for at, d in enumerate(every)]
-            label.append([*(number[d] for d in own), *row["values"], *map(float, mask)])
-        batch: dict[str, Any] = {"label": torch.tensor(label, dtype=torch.float32)}
-        asked = [self._texts.query(row["query"], row["chosen"]) for row in rows]
-        shown = [self._texts.document(d) for d in number]
-        for name, texts in (("query", asked), ("document", shown)):
+        label = {
+            "columns": torch.tensor([[number[d] for d in row["documents"]] for row in rows]),
+            "values": torch.tensor([[*row["values"]] for row in rows], dtype=torch.float32),
+            "mask": false_negatives(
+                [row["documents"] for row in rows], [self._texts.forbidden(row["query"]) for row in rows]
+            ),
+        }
+        batch: dict[str, Any] = {"label": label}
+        queries = [self._texts.query(row["query"], row["chosen"]) for row in rows]
+        documents = [self._texts.document(d) for d in number]
+        for name, texts in (("query", queries), ("document", documents)):
             task = {"task": name} if self._routed else {}
             batch |= {f"{name}_{key}": value for key, value in self._preprocess(texts, **task).items()}
             if self._routed:
@@ -168,16 +157,16 @@ class SequentialSampler(DefaultBatchSampler):
 
 
 class GainEvaluator(SentenceEvaluator):
-    """Early stopping on what matters: ``measure(model)`` gives the LM gain on held-out queries, in nats."""
+    """Evaluates a model in training by ``gain(model)``, the LM gain on held-out queries in nats."""
 
-    def __init__(self, measure: Callable[[SentenceTransformer], float]) -> None:
+    def __init__(self, gain: Callable[[SentenceTransformer], float]) -> None:
         super().__init__()
         self.greater_is_better, self.primary_metric = True, GAIN_METRIC
-        self._measure = measure
+        self._gain = gain
 
     def __call__(self, model: SentenceTransformer, *_: Any, **__: Any) -> dict[str, float]:
         with main_process_only():
-            return {GAIN_METRIC: self._measure(model)}
+            return {GAIN_METRIC: self._gain(model)}
 
 
 class _Trainer(SentenceTransformerTrainer):
@@ -197,7 +186,7 @@ class Progressing(TrainerCallback):
 
 
 class Guard(TrainerCallback):
-    """Stops a training whose gradients are no numbers, and whose weights are none before they are judged or saved."""
+    """Stops a training with gradients that are not finite, or weights before they are evaluated or saved."""
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
         """RunError for gradients that are not finite; in fp16 the scaler leaves out such a step by itself."""
@@ -212,24 +201,23 @@ class Guard(TrainerCallback):
 
 
 class Keeper(TrainerCallback):
-    """Follows the judgements: keeps the best weights in memory and in each checkpoint, stops when patience is out, and
-    seals checkpoints.
+    """Keeps the best weights in memory and in each checkpoint, stops when patience is out, and seals checkpoints.
 
     All it knows comes from the trainer's own history, which checkpoints hold, so that a training that goes on decides
     as one that never stopped.
     """
 
-    def __init__(self, model: SentenceTransformer | CrossEncoder, config: TrainConfig, judged: bool) -> None:
-        self._model, self.config, self._judged = model, config, judged
+    def __init__(self, model: SentenceTransformer | CrossEncoder, config: TrainConfig, evaluated: bool) -> None:
+        self._model, self.config, self._evaluated = model, config, evaluated
         self.best: dict[str, Tensor] | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        """The model that is kept as the last one is judged at its last step, too."""
-        if self._judged and self.config.keep == "last" and state.global_step >= state.max_steps:
+        """Where the last model is kept, it is evaluated too."""
+        if self._evaluated and self.config.keep == "last" and state.global_step >= state.max_steps:
             control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        gains = [gain for _, gain in judgements(state.log_history)]
+        gains = [gain for _, gain in gains_by_step(state.log_history)]
         if gains and gains[-1] > max(gains[:-1], default=-math.inf) and self.config.keep == "best":
             self.best = {
                 name: value.detach().cpu().clone().contiguous() for name, value in self._model.state_dict().items()
@@ -256,13 +244,13 @@ class Keeper(TrainerCallback):
             self._model.load_state_dict(self.best)
 
 
-def judgements(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
-    """(step, LM gain) of each judgement in a trainer's history."""
+def gains_by_step(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+    """(step, LM gain) of each evaluation in a trainer's history."""
     return [(int(h["step"]), float(h[f"eval_{GAIN_METRIC}"])) for h in history if f"eval_{GAIN_METRIC}" in h]
 
 
 def out_of_patience(gains: Sequence[float], patience: int) -> bool:
-    """Whether the last ``patience`` judgements were no better than the best before them; never for a patience of 0.
+    """Whether the last ``patience`` evaluations were no better than the best before them; never for a patience of 0.
 
     >>> out_of_patience([0.1, 0.3, 0.2, 0.3], 2), out_of_patience([0.1, 0.3, 0.2], 2), out_of_patience([0.1, 0.1], 0)
     (True, False, False)
@@ -271,7 +259,7 @@ def out_of_patience(gains: Sequence[float], patience: int) -> bool:
 
 
 def diverged(what: str) -> RunError:
-    """The error of a training that has gone astray."""
+    """The error of a training that diverges."""
     return RunError(
         f"the training gives {what}: lower learning_rate (or reward_learning_rate), raise temperature, or start from "
         f"another base, with --restart; scores are kept, and no such weights are"
@@ -286,75 +274,74 @@ def check_finite(model: torch.nn.Module) -> None:
 
 
 def fit_retriever(
-    config: TrainConfig,
+    config: ConfigT,
     model: SentenceTransformer,
     batches: Sequence[Sequence[TrainingRow]],
     texts: TrainingTexts,
-    objective: Loss,
+    loss: Callable[[ConfigT, Tensor, Tensor, RetrieverBatch], Tensor],
     work: Path,
     *,
-    measure: Callable[[SentenceTransformer], float] | None = None,
+    gain: Callable[[SentenceTransformer], float] | None = None,
     tracker: str = "none",
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
 ) -> dict[str, Any]:
-    """Train ``model`` on the batches in order, going on from the last whole checkpoint in ``work``; it ends as
-    ``config.keep`` says, without ``measure`` as the last.
+    """Train ``model`` on the batches in order, going on from the last whole checkpoint in ``work``.
 
-    Returns ``steps``, ``judged`` ((step, LM gain) pairs), ``kept`` (the step of the model that is kept), ``best`` (its
-    gain, None where it was not judged) and ``loss`` (step, loss) pairs. RunError when there is nothing to train on, and
-    for a training whose loss, gradients or weights are no numbers.
+    ``loss``: the method's. ``gain``: evaluates the model; the model that is kept is then the one of
+    ``config.keep``, else the last. Returns ``steps``, ``judged`` ((step, LM gain) pairs), ``kept`` (the step of the
+    model that is kept), ``best`` (its gain, None where it was not evaluated) and ``loss`` (step, loss) pairs. RunError
+    when there is nothing to train on, and for a loss, gradients or weights that are not finite.
     """
     from datasets import Dataset
     from sentence_transformers.sentence_transformer.modules import Router
 
     batches = shard_batches(batches, config.batch_size)
-    rows = [(lesson, n) for n, batch in enumerate(batches) for lesson in batch]
+    rows = [(row, n) for n, batch in enumerate(batches) for row in batch]
     if not rows:
         raise RunError("no training query has enough scored candidates; lower positives and negatives, or mine more")
-    widths = {(len(lesson.documents), len(lesson.values)) for lesson, _ in rows}
-    assert len(widths) == 1, f"lessons of several shapes: {widths}"
-    ((width, _),) = widths
+    widths = {(len(row.documents), len(row.values)) for row, _ in rows}
+    assert len(widths) == 1, f"training rows of several shapes: {widths}"
     data = Dataset.from_dict(
         {
-            "query": [lesson.query for lesson, _ in rows],
-            "chosen": [[*lesson.chosen] for lesson, _ in rows],
-            "documents": [[*lesson.documents] for lesson, _ in rows],
-            "values": [[*lesson.values] for lesson, _ in rows],
+            "query": [row.query for row, _ in rows],
+            "chosen": [[*row.chosen] for row, _ in rows],
+            "documents": [[*row.documents] for row, _ in rows],
+            "values": [[*row.values] for row, _ in rows],
             "batch": [n for _, n in rows],
         }
     )
-    judge = GainEvaluator(measure) if measure else None
+    evaluator = GainEvaluator(gain) if gain else None
     steps = len(batches) // processes().num_processes
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         router_mapping={"query": "query", "document": "document"},
-        eval_strategy="steps" if judge else "no",
-        eval_steps=judged_every(config, steps),
+        eval_strategy="steps" if evaluator else "no",
+        eval_steps=evaluation_interval(config, steps),
         **common_arguments(config, work, steps, tracker),
     )
-    keeper = Keeper(model, config, judge is not None)
+    keeper = Keeper(model, config, evaluator is not None)
     routed = any(isinstance(m, Router) for m in model)
     trainer = _Trainer(
         model=model,
         args=args,
         train_dataset=data,
-        loss=RetrieverLoss(model, objective, width, config),
-        evaluator=judge,
+        loss=RetrieverLoss(model, partial(loss, config), freeze=config.freeze_documents),
+        evaluator=evaluator,
         data_collator=Collator(model, texts, routed=routed),
         callbacks=[Progressing(progress), Guard(), keeper],
     )
     state = run_trainer(trainer, keeper, rows, work, say)
-    judged = judgements(state.log_history)
+    gains = gains_by_step(state.log_history)
     kept = state.global_step
-    if config.keep == "best" and judged:
-        kept = max(judged, key=lambda each: (each[1], -each[0]))[0]
+    if config.keep == "best" and gains:
+        kept = max(gains, key=lambda each: (each[1], -each[0]))[0]
     return {
         "steps": state.global_step,
-        "judged": judged,
+        "judged": gains,
         "kept": kept,
-        "best": dict(judged).get(kept),
+        "best": dict(gains).get(kept),
         "loss": losses(state.log_history),
     }
 
@@ -365,18 +352,18 @@ def run_trainer(trainer: Any, keeper: Keeper, rows: Sequence[Any], work: Path, s
     trainer.remove_callback(PrinterCallback)  # stdout is for data
     checkpoints, note = work / "checkpoints", work / _ROWS
     with main_process_first():
-        mark = hashlib.blake2b(digest_size=16)
+        key = hashlib.blake2b(digest_size=16)
         for row in rows:
-            mark.update(repr(row).encode())
-        if not note.is_file() or note.read_bytes() != mark.hexdigest().encode():
+            key.update(repr(row).encode())
+        if not note.is_file() or note.read_bytes() != key.hexdigest().encode():
             drop(checkpoints)  # of other scores: a prompt that was refused then has been answered since
             work.mkdir(parents=True, exist_ok=True)
-            replace_file(note, mark.hexdigest())
+            replace_file(note, key.hexdigest())
         last = last_checkpoint(checkpoints, say)
     if last is not None:
         keeper.resume(last)
         state = TrainerState.load_from_json(str(last / "trainer_state.json"))
-        if out_of_patience([gain for _, gain in judgements(state.log_history)], keeper.config.patience):
+        if out_of_patience([gain for _, gain in gains_by_step(state.log_history)], keeper.config.patience):
             keeper.restore()
             return state
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -391,8 +378,8 @@ def losses(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
 
 
 def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) -> dict[str, Any]:
-    """What the trainers of retriever and reward model are told alike: one pass over batches that are laid out already,
-    and ``config.checkpoints`` checkpoints on the way, of which two are kept."""
+    """The arguments that the trainers of retriever and reward model share: one pass over batches that are laid out
+    already, and ``config.checkpoints`` checkpoints on the way, of which two are kept."""
     return {
         "output_dir": str(work / "checkpoints"),
         "num_train_epochs": 1,
@@ -408,7 +395,7 @@ def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) 
         "save_strategy": "steps",
         "save_steps": math.ceil(steps / config.checkpoints),
         "save_total_limit": KEPT,
-        "logging_steps": max(1, min(config.judge_every, steps) // 5),
+        "logging_steps": max(1, min(config.evaluate_every, steps) // 5),
         "logging_nan_inf_filter": False,
         "report_to": [] if tracker == "none" else [tracker],
         "disable_tqdm": True,
@@ -417,7 +404,7 @@ def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) 
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write a model's folder whole or not at all, sealed. RunError for one with weights that are no numbers."""
+    """Write a model's folder whole or not at all, sealed. RunError for weights that are not finite."""
     check_finite(model)
     part = folder.with_name(folder.name + ".part")
     drop(part)

@@ -21,7 +21,7 @@ _ONE = struct.Struct("<dI")
 
 @dataclass(frozen=True, slots=True)
 class LabelScores:
-    """What the LM said of one prompt: for each option the summed log-probability (nats) and the tokens it has.
+    """The LM's scores of one prompt: for each option the summed log-probability (nats) and its number of tokens.
 
     ``gold`` is the index of the right option; a generated answer is the only option.
     """
@@ -33,7 +33,7 @@ class LabelScores:
 
 @dataclass(frozen=True, slots=True)
 class ScoreScope:
-    """Under which LM, template and answer options scores hold; those of one scope can be compared."""
+    """The LM, template and answer options that scores hold for; the scores of one scope can be compared."""
 
     lm: str
     """The LM's fingerprint."""
@@ -42,7 +42,7 @@ class ScoreScope:
     """The label set; empty for free answers and for choices that belong to a query."""
 
     @property
-    def mark(self) -> str:
+    def key_text(self) -> str:
         """Canonical text that names the scope in the file."""
         return canonical_json([self.lm, self.template.identity(), [*self.options]])
 
@@ -64,15 +64,15 @@ FORMAT = Format(
     },
     proves_writable=True,
 )
-Asked = tuple[str, Sequence[str]]
+PromptKey = tuple[str, Sequence[str]]
 """A query's id, and demonstrations' ids in prompt order."""
 
 
 class Ledger:
     """Scores by scope, query id and ids of the demonstrations in prompt order, and prompts that an LM refused.
 
-    A stored score that is damaged or not finite (an earlier version let NaN in) counts as not there: it is asked again
-    and replaced. DataError for a file that is no ledger, is damaged or cannot be written.
+    A stored score that is damaged or not finite (an earlier version let NaN in) counts as not there: it is
+    computed again and replaced. DataError for a file that is no ledger, is damaged or cannot be written.
     """
 
     def __init__(self, path: Path | str, database: Database | None = None) -> None:
@@ -97,17 +97,17 @@ class Ledger:
         """How many of the scores looked up so far are damaged or not finite."""
         return len(self._unusable)
 
-    def get(self, scope: ScoreScope, asked: Sequence[Asked]) -> dict[int, LabelScores]:
-        """What is known, by position in ``asked``, a list of (query id, demonstration ids in prompt order)."""
-        mark = scope.mark
-        keys = [_key(mark, query, shown) for query, shown in asked]
-        found = dict[bytes, LabelScores]()
+    def get(self, scope: ScoreScope, prompts: Sequence[PromptKey]) -> dict[int, LabelScores]:
+        """The scores that are known, by position in ``prompts``."""
+        key_text = scope.key_text
+        keys = [_key(key_text, query, shown) for query, shown in prompts]
+        known = dict[bytes, LabelScores]()
         for key, gold, data in self._db.read_each("SELECT key, gold, told FROM scores WHERE key IN ({values})", keys):
-            if (told := _unpack(data, gold)) is None:
+            if (scores := _unpack(data, gold)) is None:
                 self._unusable.add(key)
             else:
-                found[key] = told
-        return {n: found[key] for n, key in enumerate(keys) if key in found}
+                known[key] = scores
+        return {n: known[key] for n, key in enumerate(keys) if key in known}
 
     def put(self, scope: ScoreScope, rows: Iterable[tuple[str, Sequence[str], LabelScores]]) -> None:
         """Store scores in one transaction; a score that is there already stays, unless it is unusable.
@@ -115,13 +115,13 @@ class Ledger:
         ModelError, with nothing stored, for one that is not finite. RunError, with what was stored before kept, where
         the disk is full or the file cannot be written.
         """
-        mark, kept = scope.mark, list[tuple[bytes, str, str, int, bytes]]()
-        for query, shown, told in rows:
-            if not all(map(math.isfinite, told.logprobs)):
-                raise ModelError(f"example {query} got the score {told.logprobs}, and a log-probability is finite")
-            kept.append((_key(mark, query, shown), query, json.dumps([*shown]), told.gold, _pack(told)))
+        key_text, kept = scope.key_text, list[tuple[bytes, str, str, int, bytes]]()
+        for query, shown, scores in rows:
+            if not all(map(math.isfinite, scores.logprobs)):
+                raise ModelError(f"example {query} got the score {scores.logprobs}, and a log-probability is finite")
+            kept.append((_key(key_text, query, shown), query, json.dumps([*shown]), scores.gold, _pack(scores)))
         with self._db.writing() as connection:
-            number = _number(connection, mark)
+            number = _number(connection, key_text)
             for key, *rest in kept:
                 how = "REPLACE" if key in self._unusable else "IGNORE"
                 connection.execute(f"INSERT OR {how} INTO scores VALUES (?, ?, ?, ?, ?, ?)", (key, number, *rest))
@@ -129,14 +129,16 @@ class Ledger:
         self._unusable -= {key for key, *_ in kept}
 
     def fail(self, scope: ScoreScope, rows: Iterable[tuple[str, Sequence[str], str]]) -> None:
-        """Record prompts that the LM refused, with its reasons. They count as not known, so that they are asked again
-        when the same is wanted once more; a score takes the record's place."""
-        mark = scope.mark
+        """Record prompts that the LM refused, with its reasons.
+
+        They count as not known, so that they are tried again; a score takes the record's place.
+        """
+        key_text = scope.key_text
         with self._db.writing() as connection:
-            number = _number(connection, mark)
+            number = _number(connection, key_text)
             connection.executemany(
                 "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, ?)",
-                [(_key(mark, q, s), number, q, json.dumps([*s]), reason) for q, s, reason in rows],
+                [(_key(key_text, q, s), number, q, json.dumps([*s]), reason) for q, s, reason in rows],
             )
 
     def failures(self, scope: ScoreScope) -> list[tuple[str, tuple[str, ...], str]]:
@@ -144,7 +146,7 @@ class Ledger:
         rows = self._db.read(
             "SELECT query, shown, reason FROM failed JOIN scopes ON scopes.id = scope WHERE mark = ? "
             "ORDER BY query, shown",
-            (scope.mark,),
+            (scope.key_text,),
         )
         with self._parsed():
             return [(query, tuple(json.loads(shown)), reason) for query, shown, reason in rows]
@@ -159,16 +161,16 @@ class Ledger:
 
     def scopes(self) -> list[ScoreScope]:
         """The scopes that scores were put under, oldest first."""
-        marks = self._db.read("SELECT mark FROM scopes ORDER BY id")
+        rows = self._db.read("SELECT mark FROM scopes ORDER BY id")
         with self._parsed():
-            return [_scope(mark) for (mark,) in marks]
+            return [_scope(key_text) for (key_text,) in rows]
 
     def rows(self, scope: ScoreScope) -> Iterator[tuple[str, tuple[str, ...], LabelScores]]:
-        """(query id, demonstration ids in prompt order, what was told), by query, then by demonstrations."""
+        """(query id, demonstration ids in prompt order, scores), by query, then by demonstrations."""
         rows = self._db.read(
             "SELECT key, query, shown, gold, told FROM scores JOIN scopes ON scopes.id = scope WHERE mark = ? "
             "ORDER BY query, shown",
-            (scope.mark,),
+            (scope.key_text,),
         )
         for key, query, shown, gold, data in rows:
             if (scores := _unpack(data, gold)) is None:
@@ -190,7 +192,7 @@ def _explain(path: Path) -> Explain:
         if failure.kind == "damaged":
             return DataError(
                 f"the ledger {path} is damaged ({failure.reason}); put a copy in its place, or move it away: what it "
-                f"held is then asked again"
+                f"held is then computed again"
             )
         return RunError(
             f"the ledger {path} cannot be used ({failure.reason}); free space or make it writable, then give the same "
@@ -200,19 +202,19 @@ def _explain(path: Path) -> Explain:
     return error
 
 
-def _number(connection: Connection, mark: str) -> int:
+def _number(connection: Connection, key_text: str) -> int:
     """The scope's number in the file, given to it with its first score."""
-    connection.execute("INSERT OR IGNORE INTO scopes (mark) VALUES (?)", (mark,))
-    (number,) = connection.execute("SELECT id FROM scopes WHERE mark = ?", (mark,)).fetchone()
+    connection.execute("INSERT OR IGNORE INTO scopes (mark) VALUES (?)", (key_text,))
+    (number,) = connection.execute("SELECT id FROM scopes WHERE mark = ?", (key_text,)).fetchone()
     return int(number)
 
 
-def _key(mark: str, query: str, shown: Sequence[str]) -> bytes:
-    return hashlib.blake2b(canonical_json([mark, query, [*shown]]).encode(), digest_size=20).digest()
+def _key(key_text: str, query: str, shown: Sequence[str]) -> bytes:
+    return hashlib.blake2b(canonical_json([key_text, query, [*shown]]).encode(), digest_size=20).digest()
 
 
-def _pack(told: LabelScores) -> bytes:
-    return b"".join(_ONE.pack(v, t) for v, t in zip(told.logprobs, told.tokens, strict=True))
+def _pack(scores: LabelScores) -> bytes:
+    return b"".join(_ONE.pack(v, t) for v, t in zip(scores.logprobs, scores.tokens, strict=True))
 
 
 def _unpack(data: object, gold: object) -> LabelScores | None:
@@ -225,11 +227,11 @@ def _unpack(data: object, gold: object) -> LabelScores | None:
     return LabelScores(tuple(v for v, _ in values), tuple(t for _, t in values), gold)
 
 
-def _scope(mark: str) -> ScoreScope:
+def _scope(key_text: str) -> ScoreScope:
     """ValueError for a text that names no scope."""
     try:
-        lm, template, options = json.loads(mark)
-        told: Mapping[str, object] = {**template, "stop": tuple(template.get("stop") or ())}
-        return ScoreScope(lm, Template(**told), tuple(options))  # type: ignore[arg-type]
+        lm, template, options = json.loads(key_text)
+        fields: Mapping[str, object] = {**template, "stop": tuple(template.get("stop") or ())}
+        return ScoreScope(lm, Template(**fields), tuple(options))  # type: ignore[arg-type]
     except (TypeError, AttributeError) as error:
-        raise ValueError(f"{mark[:60]!r} names no scope of scores") from error
+        raise ValueError(f"{key_text[:60]!r} names no scope of scores") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,64 +12,94 @@ from iclkit.embed import Embedder
 from iclkit.errors import DataError
 from iclkit.files import read_json, replace_file
 from iclkit.records import Example, digest
-from iclkit.trainers._config import TrainConfig
-from iclkit.trainers._epr import CandidateMethod, extremes
-from iclkit.trainers._method import RankedCandidates, Session, in_batches
+from iclkit.settings import setting
+from iclkit.trainers._batch import RetrieverBatch, TrainingRow
+from iclkit.trainers._config import TrainConfig, other_default
+from iclkit.trainers._epr import CandidateConfig, CandidateMethod, extremes
+from iclkit.trainers._method import OTHER, RankedCandidates, Session, in_batches
 from iclkit.trainers._processes import batches_for, processes
 from iclkit.trainers._whole import drop
 
 if TYPE_CHECKING:
-    from iclkit.trainers._fit import Loss, TrainingRow
+    from torch import Tensor
+
     from iclkit.trainers._reward import Group
 
-OTHER = -100.0
-"""What a candidate of another task, or by the released code's label rule of another label, is worth less (nats)."""
+
+@dataclass(frozen=True)
+class LLMRConfig(CandidateConfig):
+    """LLM-R (Wang, Yang & Wei 2024); defaults for a small machine, ``paper`` for the paper's."""
+
+    method: ClassVar[str] = "llm-r"
+    paper: ClassVar[Mapping[str, Any]] = {
+        "base": "intfloat/e5-base-v2", "similarity": "cos", "temperature": 0.01, "queries": 30_000,
+        "candidates": "bm25:100", "cross_task": True, "value": "gold", "positives": 3, "negatives": 16,
+        "iterations": 2, "hard_negatives": 3, "batch_size": 256, "learning_rate": 3e-5, "epochs": 8.0,
+        "max_steps": 6000, "max_tokens": 256, "reward_base": "google/electra-base-discriminator",
+        "reward_negatives": 7, "reward_learning_rate": 1e-5, "reward_max_steps": 3000, "reward_batch_size": 128,
+        "patience": 0, "instruct": "none", "keep": "last", "checkpoints": 10,
+    }  # fmt: skip
+
+    negatives: int = other_default(CandidateConfig, "negatives", 8)
+    batch_size: int = other_default(CandidateConfig, "batch_size", 12)
+    epochs: float = other_default(CandidateConfig, "epochs", 6.0)
+    hard_negatives: int = setting(3, "negatives of each training row", ge=0)
+    contrastive_weight: float = setting(0.2, "of the contrastive loss beside the distillation", ge=0)
+    label_rule: bool = setting(False, "as the released code: a candidate of another label is never a positive")
+    reward_base: str = setting("all-minilm-l6-v2", "the encoder that the reward model starts from")
+    reward_negatives: int = setting(5, "negatives of each row of the reward model", ge=1)
+    reward_learning_rate: float = setting(5e-5, "of the reward model", gt=0)
+    reward_epochs: float = setting(4.0, "passes of the reward model; reward_max_steps goes first", ge=0)
+    reward_max_steps: int = setting(0, "steps of the reward model; 0: as reward_epochs say", ge=0)
+    reward_batch_size: int = setting(8, "rows per step of the reward model", ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_length("reward_epochs", "reward_max_steps")
 
 
-class LLMR(CandidateMethod):
+class LLMR(CandidateMethod[LLMRConfig]):
     """a cross-encoder that sees the answer learns the LM's preferences; a bi-encoder is distilled from it"""
 
     name: ClassVar[str] = "llm-r"
     source: ClassVar[str] = "Wang, Yang & Wei 2024, EACL, arXiv 2307.07164"
-    wants: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives", "reward_negatives")
+    config_class: ClassVar[type[TrainConfig]] = LLMRConfig
+    needed: ClassVar[tuple[str, ...]] = ("positives", "negatives", "hard_negatives", "reward_negatives")
 
-    def teaches(self, s: Session, row: int, ranked: list[tuple[int, float]]) -> bool:
+    def can_learn(self, s: Session[LLMRConfig], row: int, ranked: list[tuple[int, float]]) -> bool:
         """Whether reward model and retriever both can learn from the candidates."""
         once = replace(s, config=replace(s.config, reward_epochs=1.0, reward_max_steps=0), facts={})
-        return super().teaches(s, row, ranked) and bool(self._groups(once, {row: ranked}))
+        return super().can_learn(s, row, ranked) and bool(self._groups(once, {row: ranked}))
 
-    def gather(self, s: Session, iteration: int, retriever: Embedder | None) -> RankedCandidates:
+    def gather(self, s: Session[LLMRConfig], iteration: int, retriever: Embedder | None) -> RankedCandidates:
         """The LM's values, then a reward model trained on them, then its logit for every candidate."""
         return self._rewarded(s, super().gather(s, iteration, retriever), iteration)
 
-    def lesson(self, s: Session, row: int, ranked: list[tuple[int, float]], epoch: int) -> TrainingRow | None:
+    def training_row(
+        self, s: Session[LLMRConfig], row: int, ranked: list[tuple[int, float]], epoch: int
+    ) -> TrainingRow | None:
         """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits."""
-        from iclkit.trainers._fit import TrainingRow
-
         best, worst = eligible_extremes(s, row, ranked, s.config.positives, s.config.negatives)
         count = s.config.hard_negatives
         if not best or len(worst) < count:
             return None
         rng, rewards = s.rng("llm-r", s.corpus.examples[row].id, epoch), dict(ranked)
-        against = rng.choice(worst, count, replace=False).tolist()
-        shown = (best[0], *against)  # the paper's positive is the one of the highest reward
-        return TrainingRow(row, shown, tuple(rewards[r] for r in shown))
+        negatives = rng.choice(worst, count, replace=False).tolist()
+        documents = (best[0], *negatives)  # the paper's positive is the one of the highest reward
+        return TrainingRow(row, documents, tuple(rewards[r] for r in documents))
 
-    def objective(self, config: TrainConfig) -> Loss:
+    def loss(self, config: LLMRConfig, queries: Tensor, documents: Tensor, batch: RetrieverBatch) -> Tensor:
         """KL from the reward's softmax plus ``contrastive_weight`` times the contrastive loss (equations 3 to 5)."""
         from iclkit.trainers._losses import llm_r_loss
 
-        def loss(queries: Any, documents: Any, values: Any, mask: Any) -> Any:
-            return llm_r_loss(
-                queries, documents, values, tau=config.temperature, alpha=config.contrastive_weight, mask=mask
-            )
+        return llm_r_loss(
+            queries, documents, batch.values, tau=config.temperature, alpha=config.contrastive_weight, mask=batch.mask
+        )
 
-        return loss
-
-    def _rewarded(self, s: Session, ranked: RankedCandidates, iteration: int) -> RankedCandidates:
+    def _rewarded(self, s: Session[LLMRConfig], ranked: RankedCandidates, iteration: int) -> RankedCandidates:
         """The same candidates by the reward model, which is trained unless this iteration's rewards are there."""
         work = s.work / f"reward-{iteration}"
-        key = digest([[row, own] for row, own in sorted(ranked.items())])
+        key = digest([[row, candidates] for row, candidates in sorted(ranked.items())])
         kept = work / "rewards.json"
         if (known := _read_rewards(kept, key)) is not None:
             return known
@@ -87,57 +118,60 @@ class LLMR(CandidateMethod):
             say=s.say,
         )
         s.facts[f"reward model {iteration + 1}"] = {"steps": facts["steps"], "last loss": facts["loss"][-1][1]}
-        pairs = [(asked(s, row), s.document_text(r)) for row, own in ranked.items() for r, _ in own]
+        pairs = [
+            (reward_query_text(s, row), s.document_text(r)) for row, candidates in ranked.items() for r, _ in candidates
+        ]
         logits = iter(reward_of(model, pairs, s.bar("rewards")).tolist())
-        out = {
-            row: sorted(((r, float(next(logits))) for r, _ in own), key=lambda rv: (-rv[1], rv[0]))
-            for row, own in ranked.items()
+        rewarded = {
+            row: sorted(((r, float(next(logits))) for r, _ in candidates), key=lambda rv: (-rv[1], rv[0]))
+            for row, candidates in ranked.items()
         }
         if processes().is_main_process:
-            told = [[row, own] for row, own in out.items()]
-            replace_file(kept, json.dumps({"key": key, "check": digest(told), "ranked": told}))
+            stored = [[row, candidates] for row, candidates in rewarded.items()]
+            replace_file(kept, json.dumps({"key": key, "check": digest(stored), "ranked": stored}))
             drop(work / "checkpoints")
         processes().wait_for_everyone()
-        return out
+        return rewarded
 
-    def _groups(self, s: Session, ranked: RankedCandidates) -> list[list[Group]]:
+    def _groups(self, s: Session[LLMRConfig], ranked: RankedCandidates) -> list[list[Group]]:
         """All batches for the reward model: a positive against several of the worst."""
-        out: list[list[Group]] = []
+        batches: list[list[Group]] = []
         wanted, epoch, count = batches_for(s.config.reward_max_steps), 0, s.config.reward_negatives
-        while (len(out) < wanted) if wanted else (epoch < s.config.reward_epochs):
-            made: dict[str, list[Group]] = {}
-            for row, own in ranked.items():
-                best, worst = eligible_extremes(s, row, own, s.config.positives, max(count, s.config.negatives))
+        while (len(batches) < wanted) if wanted else (epoch < s.config.reward_epochs):
+            by_task: dict[str, list[Group]] = {}
+            for row, candidates in ranked.items():
+                best, worst = eligible_extremes(s, row, candidates, s.config.positives, max(count, s.config.negatives))
                 if not best or len(worst) < count:
                     continue
                 rng = s.rng("reward", s.corpus.examples[row].id, epoch)
-                shown = [best[int(rng.integers(len(best)))], *rng.choice(worst, count, replace=False).tolist()]
-                group = asked(s, row), tuple(s.document_text(r) for r in shown)
-                made.setdefault(s.course_of(row).name, []).append(group)
-            if not made:
+                positive = best[int(rng.integers(len(best)))]
+                documents = [positive, *rng.choice(worst, count, replace=False).tolist()]
+                group = reward_query_text(s, row), tuple(s.document_text(r) for r in documents)
+                by_task.setdefault(s.task_of(row).name, []).append(group)
+            if not by_task:
                 break
-            out += in_batches(s, made, s.config.reward_batch_size, epoch)
+            batches += in_batches(s, by_task, s.config.reward_batch_size, epoch)
             epoch += 1
-        return out[: wanted or None]
+        return batches[: wanted or None]
 
 
 def eligible_extremes(
-    s: Session, row: int, ranked: list[tuple[int, float]], positives: int, negatives: int
+    s: Session[LLMRConfig], row: int, ranked: list[tuple[int, float]], positives: int, negatives: int
 ) -> tuple[list[int], list[int]]:
-    """``extremes``, with positives of the query's task and, by ``label_rule``, of its label, which no negative has.
+    """``extremes``, with positives of the query's task only.
 
-    The rule is for tasks with labels.
+    By ``label_rule``, in tasks with labels, positives have the query's label and negatives have not.
     """
-    course, examples = s.course_of(row), s.corpus.examples
-    strict = s.config.label_rule and bool(course.labels)
-    told = {r: examples[r].output == examples[row].output for r, _ in ranked}
-    near = {r: s.course_of(r).name == course.name and (told[r] or not strict) for r, _ in ranked}
-    judged = [(r, v if near[r] else v + OTHER) for r, v in ranked]
-    best, worst = extremes(sorted(judged, key=lambda rv: (-rv[1], rv[0])), positives, negatives)
-    return [r for r in best if near[r]], [r for r in worst if not (strict and told[r])]
+    task, examples = s.task_of(row), s.corpus.examples
+    by_label = s.config.label_rule and bool(task.labels)
+    same_label = {r: examples[r].output == examples[row].output for r, _ in ranked}
+    eligible = {r: s.task_of(r).name == task.name and (same_label[r] or not by_label) for r, _ in ranked}
+    adjusted = [(r, v if eligible[r] else v + OTHER) for r, v in ranked]
+    best, worst = extremes(sorted(adjusted, key=lambda rv: (-rv[1], rv[0])), positives, negatives)
+    return [r for r in best if eligible[r]], [r for r in worst if not (by_label and same_label[r])]
 
 
-def asked(s: Session, row: int) -> str:
+def reward_query_text(s: Session[LLMRConfig], row: int) -> str:
     """What the reward model reads of a query: with its answer, which the bi-encoder never sees."""
     example: Example = s.corpus.examples[row]
     return f"{example.text}\n{example.output}"
@@ -146,9 +180,9 @@ def asked(s: Session, row: int) -> str:
 def _read_rewards(file: Path, key: str) -> RankedCandidates | None:
     """The rewards kept in a file for these candidates; None where there are none, or the file is damaged."""
     try:
-        told = read_json(file)
-        if told["key"] != key or told["check"] != digest(told["ranked"]):
+        stored = read_json(file)
+        if stored["key"] != key or stored["check"] != digest(stored["ranked"]):
             return None
-        return {int(row): [(int(r), float(v)) for r, v in own] for row, own in told["ranked"]}
+        return {int(row): [(int(r), float(v)) for r, v in candidates] for row, candidates in stored["ranked"]}
     except (DataError, LookupError, TypeError, ValueError):
         return None

@@ -8,7 +8,7 @@ that wants a temperature divides by it. Every loss is a scalar in nats, differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -30,19 +30,22 @@ def own_candidates(scores: Tensor) -> Tensor:
     return scores.gather(1, first[:, None] + torch.arange(scores.shape[1] // len(scores), device=scores.device))
 
 
-def false_negatives(columns: Sequence[str], positives: Sequence[str], queries: Sequence[str] = ()) -> Tensor:
-    """(b, c) bool: which columns show, to which row, an item that is no negative there.
+def false_negatives(documents: Sequence[Sequence[int]], repeats: Sequence[Collection[int]]) -> Tensor:
+    """(b, b m) bool: which documents of a batch are no negatives for which row.
 
-    That is the row's own positive, met again in another query's block, or the query itself, if it is a pool item.
-    columns (c,), positives (b,) and queries (b,), if given, are item ids.
+    These are the row's own positive, met again in another row's block, and items that repeat its query. documents
+    (b, m): item numbers, each row's positive first; repeats: for each row the items that repeat its query. A row's own
+    block is never masked.
+
+    >>> false_negatives([(5, 6), (6, 5)], [(), (5,)]).int().tolist()
+    [[0, 0, 0, 1], [1, 1, 0, 0]]
     """
-    numbers = {name: n for n, name in enumerate(dict.fromkeys([*columns, *positives, *queries]))}
-    shown = torch.tensor([numbers[name] for name in columns])
-    mask = torch.zeros(len(positives), len(columns), dtype=torch.bool)
-    for names in (positives, queries):
-        if names:
-            mask |= torch.tensor([numbers[name] for name in names])[:, None] == shown
-    return mask
+    items = torch.tensor([[*row] for row in documents])
+    mask = torch.stack(
+        [torch.isin(items, torch.tensor([row[0], *same])) for row, same in zip(documents, repeats, strict=True)]
+    )  # (b, b, m)
+    mask[torch.arange(len(items)), torch.arange(len(items))] = False
+    return mask.flatten(1)
 
 
 def info_nce(scores: Tensor, positive: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -230,15 +233,6 @@ def ceil_margin(scores: Tensor, gamma: float | None = None, ranks: Tensor | None
     if ranks is not None:
         lack = lack * (ranks[better] < ranks[worse])
     return lack.div(count - gap).sum()
-
-
-def ceil_info_nce(scores: Tensor) -> Tensor:
-    """The LM's best subset against the others of one query (CEIL's alternative loss).
-
-    scores (M,), the LM's best first; those of -inf are left out. 0 with fewer than two.
-    """
-    scores = scores[scores.isfinite()]
-    return reward_loss(scores[None]) if len(scores) else scores.sum()
 
 
 def _first_of_block(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a training needs, all of it looked at before the first prompt is scored and the first file is made."""
+"""What a training needs: checked before the first prompt is scored and the first file is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iclkit.errors import DataError, NeedError, UnknownName, UsageError
 from iclkit.lm import LM, ranks_only
 from iclkit.selectors import make_selector
 from iclkit.trainers._config import TrainConfig, sources
-from iclkit.trainers._feedback import FeedbackPrompt
+from iclkit.trainers._llm_r import LLMRConfig
 from iclkit.trainers._method import Method, Session
 
 _ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
@@ -22,7 +22,7 @@ _ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What a training takes of the disk, in bytes: ``peak`` at a time, ``written`` in all. Both are upper bounds."""
+    """The bytes that a training takes of the disk, ``peak`` at a time and ``written`` in all. Both are upper bounds."""
 
     peak: int
     written: int
@@ -32,7 +32,7 @@ class Disk:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as people say it.
+    """A number of bytes for people.
 
     >>> in_words(880_000_000), in_words(35_200_000_000), in_words(10_000)
     ('880 MB', '35.2 GB', '0.01 MB')
@@ -49,7 +49,7 @@ def check_extra() -> None:
 
 
 def check_settings(config: TrainConfig, lm: LM, tracker: str = "none") -> None:
-    """That the settings, the LM and the tracker can be trained with, without a look at data or models."""
+    """Check the settings, the LM and the tracker, without a look at data or models."""
     check_extra()
     if ranks_only(lm):
         raise UsageError(
@@ -68,25 +68,26 @@ def check_settings(config: TrainConfig, lm: LM, tracker: str = "none") -> None:
         _check_tracker(tracker)
 
 
-def check_data(s: Session, method: Method) -> None:
-    """That every row that will be asked about has an answer that can be scored, and that there is enough to learn from.
+def check_data(s: Session[Any], method: Method[Any]) -> None:
+    """Check that every query has an answer that can be scored, and that there is enough to learn from.
 
     DataError names the example or the task.
     """
-    for course in s.corpus.courses:
-        rows = [s.corpus.examples[int(r)] for r in (*course.queries, *course.held_out)]
-        for example in (*rows, *course.report):
-            if not course.template.answer(example.output, example.choices).strip():
+    for task in s.corpus.tasks:
+        rows = [s.corpus.examples[int(r)] for r in (*task.queries, *task.held_out)]
+        for example in (*rows, *task.report):
+            if not task.template.answer(example.output, example.choices).strip():
                 raise DataError(
-                    f"task {course.name!r}, example {example.id}: the output is empty, and there is nothing to score; "
+                    f"task {task.name!r}, example {example.id}: the output is empty, and there is nothing to score; "
                     f"fix or remove the example"
                 )
-            s.feedback.options(course, FeedbackPrompt(example, ()))
+            s.feedback.options(task, example)
     method.check(s)
 
 
-def check_models(s: Session, method: Method, base: Path) -> Disk:
-    """Load what will be trained, as it will be, and make the trainers' settings; what that takes of the disk."""
+def check_models(s: Session[Any], method: Method[Any], base: Path) -> Disk:
+    """Load the models that will be trained and make the trainers' arguments; returns what the training takes of the
+    disk."""
     from iclkit.trainers._fit import KEPT, common_arguments, load_encoder
 
     peak = written = models_kept = 0
@@ -98,7 +99,7 @@ def check_models(s: Session, method: Method, base: Path) -> Disk:
         written += runs * (config.checkpoints * checkpoint + size)
         models_kept += runs * size
         _check_arguments(config, s.tracker, common_arguments(config, s.work, 1, s.tracker))
-    if s.config.method == "llm-r":
+    if isinstance(s.config, LLMRConfig):
         from iclkit.trainers._reward import load_reward
 
         size = _size(load_reward(s.config, models.resolve(s.config.reward_base, "embedder")))

@@ -15,8 +15,8 @@ from torch import Tensor
 from iclkit import models
 from iclkit.errors import ModelError, RunError
 from iclkit.records import Progress
-from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._fit import Guard, Keeper, Progressing, common_arguments, diverged, losses, run_trainer
+from iclkit.trainers._llm_r import LLMRConfig
 from iclkit.trainers._losses import reward_loss
 from iclkit.trainers._processes import processes, shard_batches
 
@@ -24,7 +24,7 @@ Group = tuple[str, tuple[str, ...]]
 """A query with its answer, and demonstrations with the positive first."""
 
 
-def load_reward(config: TrainConfig, folder: Path) -> CrossEncoder:
+def load_reward(config: LLMRConfig, folder: Path) -> CrossEncoder:
     """A cross-encoder with one output; its head is new where the folder holds a bare encoder, and seeded."""
     try:
         with models.quiet_transformers():
@@ -85,7 +85,7 @@ class _Trainer(CrossEncoderTrainer):
 
 
 def fit_reward(
-    config: TrainConfig,
+    config: LLMRConfig,
     model: CrossEncoder,
     batches: Sequence[Sequence[Group]],
     work: Path,
@@ -120,7 +120,7 @@ def fit_reward(
         learning_rate=config.reward_learning_rate,
         **common_arguments(config, work, steps, tracker),
     )
-    keeper = Keeper(model, config, judged=False)
+    keeper = Keeper(model, config, evaluated=False)
     trainer = _Trainer(
         model=model,
         args=args,

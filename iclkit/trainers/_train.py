@@ -1,4 +1,4 @@
-"""The pipeline: mine, score, label, train, report, save; every step resumes where a killed one stopped."""
+"""The pipeline: mine, score, train, report, save; every step resumes where a killed one stopped."""
 
 from __future__ import annotations
 
@@ -7,71 +7,54 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from iclkit import models
-from iclkit.embed import CARD, RetrieverFormat, load_embedder
+from iclkit.embed import CARD, Embedder, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
-from iclkit.eval import Estimate
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, as_lm
 from iclkit.records import Progress, digest
-from iclkit.trainers._config import BEFORE, TrainConfig
+from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
 from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt
 from iclkit.trainers._ledger import Ledger
-from iclkit.trainers._method import Method, Session, checkpoint_retriever
+from iclkit.trainers._method import Session, checkpoint_retriever
+from iclkit.trainers._mine import Miner
 from iclkit.trainers._prepare import Disk, check_data, check_models, check_place, check_settings
 from iclkit.trainers._processes import processes
-from iclkit.trainers._report import SelectorSetup, StrategyResult, TaskReport, prompts_of_report, report_on
+from iclkit.trainers._registry import make_method
+from iclkit.trainers._report import SelectorSetup, TaskReport, report_on, report_prompts
 from iclkit.trainers._whole import SEAL, drop, is_whole
 
-_METHODS = {
-    "epr": ("_epr", "EPR"),
-    "udr": ("_udr", "UDR"),
-    "llm-r": ("_llm_r", "LLMR"),
-    "se2": ("_se2", "Se2"),
-    "ceil": ("_ceil", "CEIL"),
-}
 _NOTE = "training.json"
 _FACTS = {"iteration", "before", "steps", "judged", "kept", "best", "loss"}
-"""What is known of a trained iteration."""
+"""What is stored of a trained iteration."""
+_INSTRUCTED = {"none": (), "both": ("query", "document"), "document": ("document",)}
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished training: its folder, its card, and what it is worth, task by task."""
+    """A finished training: its folder, its card, and the report of each task."""
 
     folder: Path
     card: Mapping[str, Any]
     reports: tuple[TaskReport, ...]
 
 
-def make_method(config: TrainConfig) -> Method:
-    """The method that a config names."""
-    module, name = _METHODS[config.method]
-    method: Method = getattr(import_module(f"iclkit.trainers.{module}"), name)()
-    return method
-
-
 class Training:
-    """One training, prepared: ``price`` and ``disk`` say what it will cost, ``score`` asks the LM, ``run`` does
-    everything.
+    """One training: ``estimate`` and ``disk`` give its cost, ``score`` has the LM score prompts, ``run`` does all.
 
     Work is kept in ``OUT.work`` beside ``out``: the ledger (or ``ledger``, which trainings may share), checkpoints and
-    models of iterations. The same call again goes on where the last one stopped. ``dry``: for a look at the price or
-    at the scores; no file is made or changed, and what is scored is forgotten.
+    models of iterations. The same call again goes on where the last one stopped. ``dry``: for the estimate or for a
+    look at the scores; no file is written, and new scores are forgotten.
 
-    Whatever a training needs is looked at here, before anything is asked or written: DataError when ``out`` holds
-    something else, no file can be made there or the disk is too full, and for data that nothing can be learnt from;
-    UsageError when its work was begun with other settings and ``restart`` is not given, and for settings or an LM that
-    cannot be trained with; NeedError without the extra or the tracker that is asked for; ModelError for a base model
-    that cannot be trained.
+    Nothing is opened before ``prepare``, which the methods call themselves; ``close`` (or a ``with`` block) closes the
+    ledger.
     """
 
-    @models.without_bars()
     def __init__(
         self,
         corpus: TrainingData,
@@ -86,68 +69,107 @@ class Training:
         say: Callable[[str], None] = lambda text: None,  # noqa: ARG005
         bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
     ) -> None:
-        lm = as_lm(lm)
-        check_settings(config, lm, tracker)
-        self.out, self.config, self.say = out, config, say
+        self.corpus, self.lm, self.out, self.config = corpus, as_lm(lm), out, config
+        self.say, self.method = say, make_method(config)
         self.work = _beside(out, ".work")
-        self._kept = ledger or self.work / "ledger.db"
-        self.key = digest(
-            [config.identity(), corpus.view.hash, [c.hash for c in corpus.courses], lm.fingerprint,
-             [[c.instruction, [*c.labels]] for c in corpus.courses]]
-        )  # fmt: skip
-        self.finished = self._finished()
-        if not self.finished:
-            self._check_work(restart)
-        instructions = {c.name: c.instruction.rstrip(":") + ":" for c in corpus.courses}
-        sides = {"none": (), "both": ("query", "document"), "document": ("document",)}[config.instruct]
-        rendering = RetrieverFormat(config.document, "\t", instructions if sides else {}, sides)
-        self._base_folder = models.resolve(config.base, "embedder")
-        self.base = load_embedder(str(self._base_folder), dtype="fp32")
-        from iclkit.trainers._mine import Miner
+        self._ledger_file = ledger or self.work / "ledger.db"
+        self._restart, self._dry, self._tracker, self._bar = restart, dry, tracker, bar
+        self._noted = set[str]()
+        self._estimate: CostEstimate | None = None
+        self._session: Session[Any] | None = None
 
-        self.method, self._noted = make_method(config), set[str]()
-        self.disk = Disk(0, 0)
-        self._announced: CostEstimate | None = None
-        self.session = Session(
-            config,
-            corpus,
-            Feedback(lm, Ledger.copy(self._kept) if dry else Ledger(":memory:"), labels=config.value == "share"),
-            Miner(corpus, config.data_seed, self.base),
-            rendering,
-            self.work,
-            say,
-            bar,
-            tracker,
-        )
-        if not self.finished:
-            check_data(self.session, self.method)
-            self.disk = check_models(self.session, self.method, self._base_folder)
-            check_place(self.work, self.disk)
-        if not dry:
-            if not self.finished:
-                self._open_work(restart)
-            self.session.feedback = Feedback(lm, Ledger(self._kept), labels=config.value == "share")
+    @property
+    def session(self) -> Session[Any]:
+        """Data, feedback and settings of the prepared training."""
+        assert self._session is not None, "call prepare() first"
+        return self._session
 
-    def price(self) -> CostEstimate:
-        """What scoring the first iteration will cost, each prompt counted once.
+    @models.without_bars()
+    def prepare(self) -> Self:
+        """Check all that the training needs, then open its work folder and ledger. Once prepared, it does nothing.
 
-        Later iterations, judging (Se2, CEIL) and the report ask what cannot be named before: see ``later``.
+        Before any prompt is scored or file written it raises: DataError when ``out`` holds something else, no file can
+        be made there or the disk is too full, and for data that nothing can be learned from; UsageError when the work
+        was begun with other settings and ``restart`` is not given, and for settings or an LM that cannot be trained
+        with; NeedError without the extra or the tracker that is asked for; ModelError for a base model that cannot be
+        trained.
         """
-        asks: dict[str, tuple[TaskData, list[FeedbackPrompt]]] = {}
-        for course, some in self.method.plan(self.session):
-            asks.setdefault(course.name, (course, []))[1].extend(some)
-        parts = [self.session.feedback.price(course, own) for course, own in asks.values()]
-        self._announced = CostEstimate(*(sum(getattr(p, n) for p in parts) for n in ("prompts", "unknown", "tokens")))
-        return self._announced
+        if self._session is not None:
+            return self
+        check_settings(self.config, self.lm, self._tracker)
+        self.key = digest(
+            [self.config.identity(), self.corpus.view.hash, [task.hash for task in self.corpus.tasks],
+             self.lm.fingerprint, [[task.instruction, [*task.labels]] for task in self.corpus.tasks]]
+        )  # fmt: skip
+        self.finished = self._is_finished()
+        if not self.finished:
+            self._check_work()
+        self._base_folder = models.resolve(self.config.base, "embedder")
+        self.base: Embedder = load_embedder(str(self._base_folder), dtype="fp32")
+        session = Session(
+            self.config,
+            self.corpus,
+            self._feedback(Ledger.copy(self._ledger_file) if self._dry else Ledger(":memory:")),
+            Miner(self.corpus, self.config.data_seed, self.base),
+            self._text_format(),
+            self.work,
+            self.say,
+            self._bar,
+            self._tracker,
+        )
+        self.disk = Disk(0, 0)
+        if not self.finished:
+            check_data(session, self.method)
+            self.disk = check_models(session, self.method, self._base_folder)
+            check_place(self.work, self.disk)
+        if not self._dry:
+            if not self.finished:
+                self._open_work()
+            session.feedback = self._feedback(Ledger(self._ledger_file))
+        self._session = session
+        return self
+
+    def close(self) -> None:
+        """Close the ledger; what was scored stays."""
+        if self._session is not None:
+            self._session.feedback.ledger.close()
+            self._session = None
+
+    def __enter__(self) -> Self:
+        return self.prepare()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def estimate(self) -> CostEstimate:
+        """The cost of scoring the first iteration, each prompt counted once.
+
+        Later iterations, evaluations (Se2, CEIL) and the report have prompts that cannot be named before: see
+        ``later``.
+        """
+        self.prepare()
+        by_task: dict[str, tuple[TaskData, list[FeedbackPrompt]]] = {}
+        for task, prompts in self.method.prompts(self.session):
+            by_task.setdefault(task.name, (task, []))[1].extend(prompts)
+        parts = [self.session.feedback.estimate(task, prompts) for task, prompts in by_task.values()]
+        estimate = CostEstimate(
+            sum(p.prompts for p in parts), sum(p.unknown for p in parts), sum(p.tokens for p in parts)
+        )
+        self._estimate = estimate
+        return estimate
 
     def later(self) -> int:
-        """At most how many prompts judging and the report ask beside those of ``price``; a later iteration's are not
-        among them."""
-        return self.method.judging(self.session) + prompts_of_report(self.session, self.method.chooser(self.config))
+        """The most prompts that evaluations and the report have scored beside those of ``estimate``, without those of
+        later iterations."""
+        self.prepare()
+        selector = self.method.selector(self.config)
+        return self.method.evaluation_prompts(self.session) + report_prompts(self.session, selector)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """The work folder is this training's while it runs; RunError when another process is at it.
+        """Lock the work folder; RunError when another process has it.
 
         The lock ends with the process, however it ends. Of several processes of one training the first holds it.
         """
@@ -162,20 +184,21 @@ class Training:
 
     @models.without_bars()
     def score(self) -> CostEstimate:
-        """Ask the LM what ``price`` names, no more and no less; the same prompts, with those that are still unknown:
-        they do not fit its context, or it refused them.
+        """Score the prompts of ``estimate``, no more and no less; returns them, with those that are still unknown:
+        they do not fit the LM's context, or it refused them.
 
-        No model is trained for that, but the EPR that CEIL starts from, whose neighbours the sets are of. What was
-        scored is not asked again by a training afterwards, e.g. under ``accelerate launch`` on several GPUs; judging
-        and the report at its end ask more (``later``).
+        No model is trained for that, but the EPR that CEIL starts from, whose neighbors the sets are of. A training
+        afterwards, e.g. under ``accelerate launch`` on several GPUs, scores none of these again; evaluations and the
+        report at its end have more (``later``).
         """
-        announced, feedback = self._announced or self.price(), self.session.feedback
+        self.prepare()
+        estimate, feedback = self._estimate or self.estimate(), self.session.feedback
         if self.finished:
-            return announced
+            return estimate
         with self._alone():
             self.method.score(self.session)
         self._notes()
-        return CostEstimate(announced.prompts, feedback.skipped + len(feedback.failed), 0)
+        return CostEstimate(estimate.prompts, feedback.skipped + len(feedback.failed), 0)
 
     def _notes(self) -> None:
         for note in self.session.feedback.notes():
@@ -186,10 +209,11 @@ class Training:
     @models.without_bars()
     def run(self) -> Trained:
         """Everything up to the finished folder; returns at once when it is there."""
+        self.prepare()
         if self.finished:
             return self._read()
         with self._alone():
-            return self._read() if self._finished() else self._run()  # another process may have been at it until now
+            return self._read() if self._is_finished() else self._run()  # another process may have had it until now
 
     def _run(self) -> Trained:
         from iclkit.trainers._card import card_of, write_card
@@ -200,13 +224,13 @@ class Training:
         model = self.work / f"model-{self.config.iterations - 1}"
         retriever = checkpoint_retriever(model, s)
         s.rendering = retriever.rendering
-        meant = self.method.chooser(self.config)
-        choosers = {"bm25": SelectorSetup("bm25"), "knn, untrained": SelectorSetup("knn", self.base)}
-        if meant.spec != "knn":
-            choosers["knn, trained"] = SelectorSetup("knn", retriever)
-        choosers[self.config.method] = SelectorSetup(meant.spec, retriever)
+        selector = self.method.selector(self.config)
+        setups = {"bm25": SelectorSetup("bm25"), "knn, untrained": SelectorSetup("knn", self.base)}
+        if selector.spec != "knn":
+            setups["knn, trained"] = SelectorSetup("knn", retriever)
+        setups[self.config.method] = SelectorSetup(selector.spec, retriever)
         reports = tuple(
-            report_on(s, c, choosers, self.config.method, meant.count) for c in s.corpus.courses if c.report
+            report_on(s, task, setups, self.config.method, selector.count) for task in s.corpus.tasks if task.report
         )
         if not processes().is_main_process:
             return Trained(self.out, {}, reports)
@@ -222,7 +246,7 @@ class Training:
         return Trained(self.out, card, reports)
 
     def _iterate(self, iteration: int) -> dict[str, Any]:
-        """Gather, train, save one iteration; what it measured."""
+        """Gather, train and save one iteration; returns its facts."""
         import torch
 
         from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
@@ -231,46 +255,56 @@ class Training:
         before = checkpoint_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
         gathered = self.method.gather(s, iteration, before)
         self._notes()
-        facts = self.work / f"fit-{iteration}.json"
-        if is_whole(folder) and (known := _read_json(facts)) is not None and known.keys() >= _FACTS:
+        file = self.work / f"fit-{iteration}.json"
+        if is_whole(folder) and (known := _read_json(file)) is not None and known.keys() >= _FACTS:
             return known
         torch.manual_seed(self.config.seed)
-        again = iteration and not self.config.restart
-        start = self.work / f"model-{iteration - 1}" if again else self.method.start(s, self._base_folder)
+        goes_on = iteration and not self.config.from_base
+        start = self.work / f"model-{iteration - 1}" if goes_on else self.method.start_from(s, self._base_folder)
         model = load_encoder(self.config, start)
-        before_gain = self.method.measure(s, model)
+        before_gain = self.method.gain(s, model)
         self.say(f"LM gain before training: {before_gain:+.4f} nats over a random candidate, on held-out queries")
-        told = fit_retriever(
+        fitted = fit_retriever(
             self.config,
             model,
             self.method.batches(s, gathered),
             TrainingTexts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
-            self.method.objective(self.config),
+            self.method.loss,
             self.work / f"fit-{iteration}",
-            measure=(lambda m: self.method.measure(s, m)) if any(len(c.held_out) for c in s.corpus.courses) else None,
+            gain=(lambda m: self.method.gain(s, m)) if s.corpus.has_held_out else None,
             tracker=s.tracker,
             progress=s.bar(f"training, iteration {iteration + 1}" if self.config.iterations > 1 else "training"),
             say=self.say,
         )
-        told = dict(json.loads(json.dumps({"iteration": iteration + 1, "before": before_gain, **told})))  # as read back
-        if told["best"] is not None:
+        facts = dict(json.loads(json.dumps({"iteration": iteration + 1, "before": before_gain, **fitted})))  # as read
+        if facts["best"] is not None:
             self.say(
-                f"LM gain after {told['steps']} steps: {told['best']:+.4f} nats with the model of step {told['kept']}"
+                f"LM gain after {facts['steps']} steps: {facts['best']:+.4f} nats with the model of step "
+                f"{facts['kept']}"
             )
-            if told["best"] <= before_gain:
+            if facts["best"] <= before_gain:
                 self.say("note: that is not more than before training; see in the report whether it helps at all")
         if processes().is_main_process:
             save_model(model, folder)
-            replace_file(facts, json.dumps(told))
+            replace_file(file, json.dumps(facts))
             drop(self.work / f"fit-{iteration}" / "checkpoints")
         processes().wait_for_everyone()
-        return told
+        return facts
 
-    def _finished(self) -> bool:
+    def _feedback(self, ledger: Ledger) -> Feedback:
+        return Feedback(self.lm, ledger, labels=self.config.value == "share")
+
+    def _text_format(self) -> RetrieverFormat:
+        """How queries and demonstrations are written for the encoder, in training and in use."""
+        sides = _INSTRUCTED[self.config.instruct]
+        instructions = {task.name: task.instruction.rstrip(":") + ":" for task in self.corpus.tasks}
+        return RetrieverFormat(self.config.document, "\t", instructions if sides else {}, sides)
+
+    def _is_finished(self) -> bool:
         if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
             return False
-        told = _read_json(self.out / CARD)
-        key = told.get("key") if told else None
+        card = _read_json(self.out / CARD)
+        key = card.get("key") if card else None
         if key != self.key:
             what = "a retriever of another training" if key else "something else"
             raise DataError(f"{self.out} holds {what}; give another --out, or remove it")
@@ -278,26 +312,8 @@ class Training:
 
     def _read(self) -> Trained:
         card = _read_json(self.out / CARD) or {}
-
-        def number(e: Mapping[str, float | None]) -> Estimate:
-            return Estimate(**{k: float("nan") if v is None else v for k, v in e.items()})
-
         try:
-            reports = tuple(
-                TaskReport(
-                    r["task"],
-                    r["queries"],
-                    r.get("shots", 1),
-                    tuple(
-                        StrategyResult(
-                            w["name"], w["pool"], number(w["gain"]), number(w["right"]) if w["right"] else None
-                        )
-                        for w in r["ways"]
-                    ),
-                    number(r["captured"]),
-                )
-                for r in card["report"]
-            )
+            reports = tuple(TaskReport.from_dict(report) for report in card["report"])
         except (LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{self.out / CARD} is damaged ({type(error).__name__}: {error}); remove {self.out} and give the same "
@@ -305,30 +321,34 @@ class Training:
             ) from error
         return Trained(self.out, card, reports)
 
-    def _check_work(self, restart: bool) -> None:
-        if restart or not (self.work / _NOTE).is_file():
+    def _check_work(self) -> None:
+        if self._restart or not (self.work / _NOTE).is_file():
             return
-        told = _read_json(self.work / _NOTE) or {}
-        if told.get("key") == self.key:
+        note = _read_json(self.work / _NOTE) or {}
+        if note.get("key") == self.key:
             return
-        config = told.get("config")
-        if isinstance(config, dict):
-            was = {
-                k: config.get(k, BEFORE.get(k)) for k, v in self.config.identity().items() if k in config or k in BEFORE
-            }
-            differs = {k: v for k, v in was.items() if v != getattr(self.config, k)}
-            how = ", ".join(f"{k} was {v}" for k, v in differs.items()) or "other data, LM or instructions"
+        begun, config = note.get("config"), self.config.identity()
+        if isinstance(begun, dict):
+            if begun.keys() - {"checkpoints"} == config.keys():
+                different = {k: begun[k] for k, value in config.items() if begun[k] != value}
+                how = ", ".join(f"{k} was {v}" for k, v in different.items()) or "other data, LM or instructions"
+            else:
+                how = f"method was {begun.get('method')}" if begun.get("method") != self.config.method else (
+                    "those of an earlier version")  # fmt: skip
             what = f"holds a training begun with other settings ({how})"
         else:
             what = f"holds a {_NOTE} that cannot be read"
         raise UsageError(f"{self.work} {what}; give --restart to begin again (scores are kept), or another --out")
 
-    def _open_work(self, restart: bool) -> None:
+    def _open_work(self) -> None:
         note = self.work / _NOTE
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            if restart and note.is_file():
-                keep = ["ledger.db", *([self._kept.name] if self._kept.absolute().parent == self.work else [])]
+            if self._restart and note.is_file():
+                keep = [
+                    "ledger.db",
+                    *([self._ledger_file.name] if self._ledger_file.absolute().parent == self.work else []),
+                ]
                 for path in self.work.iterdir():
                     if path.is_dir():
                         shutil.rmtree(path)
@@ -348,7 +368,7 @@ def _beside(out: Path, ending: str) -> Path:
 def _read_json(file: Path) -> dict[str, Any] | None:
     """An object of JSON; None where there is no such file, or one that is something else."""
     try:
-        told = read_json(file)
+        content = read_json(file)
     except DataError:
         return None
-    return told if isinstance(told, dict) else None
+    return content if isinstance(content, dict) else None

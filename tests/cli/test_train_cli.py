@@ -226,12 +226,12 @@ def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsy
 def test_settings_are_printed_as_json_without_looking_at_anything(home, tmp_path, capsys) -> None:
     code, stdout, _ = call(
         "train", "udr", "none.db", "--out", str(tmp_path / "out"), "--settings", "--preset", "paper", "--seed", "7",
-        "--set", "queries=30", "--set", "label_rule=true", "--set", "learning_rate=2e-4", capsys=capsys,
+        "--set", "queries=30", "--set", "cross_task=true", "--set", "learning_rate=2e-4", capsys=capsys,
     )  # fmt: skip
     told = json.loads(stdout)
     assert code == 0
     assert (told["method"], told["preset"], told["seed"], told["queries"]) == ("udr", "paper", 7, 30)
-    assert (told["label_rule"], told["learning_rate"], told["iterations"]) == (True, 2e-4, 3)
+    assert (told["cross_task"], told["learning_rate"], told["iterations"]) == (True, 2e-4, 3)
     assert [*tmp_path.iterdir()] == []
 
 
@@ -271,24 +271,24 @@ def test_a_restart_keeps_the_users_own_ledger(light, task, tmp_path, capsys) -> 
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["--set", "querys=3"], 2, "no training setting named 'querys'. Did you mean 'queries'?"),
-        (["--set", "queries=many"], 2, "queries is 'many'; give a number like 200"),
+        (["--set", "querys=3"], 2, "no setting of training method 'epr' named 'querys'. Did you mean 'queries'?"),
+        (["--set", "trade_off=0.1"], 2, "no setting of training method 'epr' named 'trade_off'"),
+        (["--set", "queries=many"], 2, "training method 'epr': queries is many; give a whole number of 0 or more"),
         (["--set", "queries"], 2, "--set 'queries' is not KEY=VALUE"),
-        (["--set", "label_rule=perhaps"], 2, "label_rule is 'perhaps'; give true or false"),
-        (["--set", "method=udr"], 2, "no training setting named 'method'"),
-        (["--set", "preset=paper"], 2, "no training setting named 'preset'"),
-        (["--set", "similarity=cosine"], 2, "similarity is 'cosine'; choose from cos, dot"),
-        (["--set", "hard_negatives=-1"], 2, "hard_negatives is -1; it must be at least 0"),
-        (["--set", "max_steps=-5"], 2, "max_steps is -5; it must be at least 0"),
-        (["--set", "top_sampled=0"], 2, "top_sampled is 0; it must be at least 1"),
-        (["--set", "reward_negatives=0"], 2, "reward_negatives is 0; it must be at least 1"),
-        (["--set", "warmup=5"], 2, "warmup is 5.0; it is a share, at most 1"),
-        (["--set", "learning_rate=NaN"], 2, "learning_rate is nan; it must be above 0"),
-        (["--set", "max_steps=0", "--set", "epochs=-1"], 2, "epochs is -1.0 and max_steps 0; give one of them above 0"),
+        (["--set", "cross_task=perhaps"], 2, "cross_task is perhaps; give true or false"),
+        (["--set", "method=udr"], 2, "no setting of training method 'epr' named 'method'"),
+        (["--set", "preset=paper"], 2, "no setting of training method 'epr' named 'preset'"),
+        (["--set", "similarity=cosine"], 2, "similarity is cosine; choose from cos, dot"),
+        (["--set", "hard_negatives=-1"], 2, "hard_negatives is -1; give a whole number of 0 or more"),
+        (["--set", "max_steps=-5"], 2, "max_steps is -5; give a whole number of 0 or more"),
+        (["--set", "positives=0"], 2, "positives is 0; give a whole number of 1 or more"),
+        (["--set", "warmup=5"], 2, "warmup is 5.0; give a number from 0 to 1"),
+        (["--set", "learning_rate=NaN"], 2, "learning_rate is nan; give a finite number above 0"),
+        (["--set", "max_steps=0", "--set", "epochs=-1"], 2, "epochs is -1.0; give a finite number of 0 or more"),
         (["--set", "candidates=bm25"], 2, "write SELECTOR:COUNT"),
         (["--set", "candidates=bm26:3"], 2, "no selector named 'bm26'. Did you mean 'bm25'?"),
         (["--set", "held_out=100"], 1, "add examples, or lower held_out and report"),
-        (["--seed", "-1"], 2, "seed is -1; it must be at least 0"),
+        (["--seed", "-1"], 2, "seed is -1; give a whole number of 0 or more"),
         (["--preset", "big"], 2, "no preset named 'big'"),
         (["--instruction", "other=Say"], 2, "--instruction is for 'other', and the tasks here are things"),
         (["--instruction", "Say"], 2, "--instruction 'Say' is not KEY=VALUE"),
@@ -302,6 +302,14 @@ def test_what_is_wrong_is_one_line_and_the_right_exit_code(words, code, says, li
     assert says in stderr.splitlines()[-1]
     assert stderr.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_takes_the_methods_of_the_room() -> None:
+    from iclkit.cli._train import command
+    from iclkit.trainers import METHODS
+
+    (choice,) = [p.type.choices for p in command.params if p.name == "method"]
+    assert tuple(choice) == tuple(METHODS)
 
 
 def test_a_method_that_does_not_exist_is_a_usage_error(light, task, tmp_path, capsys) -> None:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 WORDS = {"animal": ["owl", "cat", "dog", "eel", "fox", "hen"], "food": ["pie", "ham", "jam", "egg", "fig", "nut"]}
-QUICK = {"candidates": "random:4", "learning_rate": 2e-2, "max_steps": 6, "judge_every": 2, "patience": 0,
+QUICK = {"candidates": "random:4", "learning_rate": 2e-2, "max_steps": 6, "evaluate_every": 2, "patience": 0,
          "queries": 16, "held_out": 6, "report": 6, "batch_size": 4, "iterations": 1}  # fmt: skip
 METHODS: dict[str, dict[str, Any]] = {
     "epr": {},
-    "udr": {"candidates": "random:8", "hard_negatives": 1, "list_size": 4, "negatives": 3, "positives": 2},
+    "udr": {"candidates": "random:8", "list_size": 4, "negatives": 3, "positives": 2},
     "llm-r": {
         "candidates": "random:8",
         "reward_max_steps": 4,
@@ -27,7 +27,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "positives": 2,
     },
     "se2": {"shots": 2, "random_negatives": 2},
-    "ceil": {"shots": 2, "neighbours": 4, "subsets": 4},
+    "ceil": {"shots": 2, "neighbors": 4, "subsets": 4},
 }
 
 

@@ -77,6 +77,16 @@ def tiny_bert(folder: Path, texts: list[str]) -> Path:
     return folder
 
 
+def config_for(method: str, **settings):
+    """The config of a method, with those of the settings that it has."""
+    from dataclasses import fields
+
+    from iclkit.trainers import METHODS, preset
+
+    known = {f.name for f in fields(METHODS[method].config_class)}
+    return preset(method, **{name: value for name, value in settings.items() if name in known})
+
+
 @pytest.fixture(scope="session")
 def mode_task():
     return hidden_mode_task(200, 60, modes=4, forms=3)

@@ -19,12 +19,10 @@ from iclkit.pool import Pool
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder, redundancy_task
-from iclkit.trainers import Training, corpus_of_tasks, parse_settings, preset
-from iclkit.trainers._ceil import CEIL, ScoredSets, draw_subsets, first_stage
-from iclkit.trainers._feedback import Feedback
-from iclkit.trainers._ledger import Ledger
-from iclkit.trainers._method import Session
-from iclkit.trainers._mine import Miner
+from iclkit.trainers import CEIL, Feedback, Ledger, Miner, RetrieverBatch, Session, Training, corpus_of_tasks, preset
+from iclkit.trainers._ceil import ScoredSets, draw_subsets, first_stage
+
+from .conftest import config_for
 
 torch = pytest.importorskip("torch")
 
@@ -32,7 +30,7 @@ torch = pytest.importorskip("torch")
 def session(folder, lm=None, document="input", **changes):
     """A training of CEIL on top of a retriever, up to where a model would be loaded."""
     task, judge = redundancy_task(48, 8)
-    given = {"queries": 10, "held_out": 6, "report": 4, "neighbours": 8, "subsets": 7, "document": "input"}
+    given = {"queries": 10, "held_out": 6, "report": 4, "neighbors": 8, "subsets": 7, "document": "input"}
     config = preset("ceil", **{**given, **changes})
     corpus = corpus_of_tasks([task], config)
     feedback = Feedback(lm or judge, Ledger(folder / "ledger.db"))
@@ -57,8 +55,8 @@ def test_subsets_are_of_the_querys_neighbours_and_never_give_it_away(tmp_path):
     s = session(tmp_path, FakeLM())
     for one in CEIL().gather(s, 0, None):
         question = fold_text(s.corpus.examples[one.query].text)
-        assert all(fold_text(s.corpus.examples[r].text) != question for r in one.neighbours)
-        assert len(one.neighbours) == len({*one.neighbours}) == 8
+        assert all(fold_text(s.corpus.examples[r].text) != question for r in one.neighbors)
+        assert len(one.neighbors) == len({*one.neighbors}) == 8
         assert (0, 1, 2) in {some for some, _ in one.subsets}
         values = [v for _, v in one.subsets]
         assert values == sorted(values, reverse=True)
@@ -71,7 +69,7 @@ def test_the_most_relevant_stands_next_to_the_query(tmp_path):
     asked = {r.context for r in CEIL().gather(s, 0, None) and lm.scored}
     (one, *_) = CEIL().gather(s, 0, None)
     for some, _ in one.subsets:
-        shown = [s.corpus.examples[one.neighbours[p]].text for p in some]
+        shown = [s.corpus.examples[one.neighbors[p]].text for p in some]
         (prompt,) = [
             a for a in asked if s.corpus.examples[one.query].text in a.split("\n\n")[-1] and all(t in a for t in shown)
         ]
@@ -104,7 +102,7 @@ def test_a_batchs_loss_is_the_mean_of_a_naive_one_and_padding_is_left_out(small_
     size, dim = 2, 12
     s.config = preset("ceil", shots=size, trade_off=trade_off, queries=10, held_out=6, report=4, max_steps=1,
                       batch_size=8, document="input")  # fmt: skip
-    rows = s.corpus.courses[0].rows
+    rows = s.corpus.tasks[0].rows
     gathered = []
     for query in rng.choice(rows, b, replace=False).tolist():
         n = int(rng.integers(4, 7))
@@ -123,12 +121,13 @@ def test_a_batchs_loss_is_the_mean_of_a_naive_one_and_padding_is_left_out(small_
     asked = {r: np.random.default_rng([seed, r, 1]).standard_normal(dim) for r in rows.tolist()}
     queries = torch.tensor(np.stack([asked[x.query] for x in lessons]), requires_grad=True)
     documents = torch.tensor(np.stack([[vector[d] for d in x.documents] for x in lessons]))
-    loss = CEIL().objective(s.config)(queries, documents, torch.tensor([x.values for x in lessons]), None)
+    batch = RetrieverBatch(torch.zeros(0), torch.tensor([x.values for x in lessons]), torch.zeros(0))
+    loss = CEIL().loss(s.config, queries, documents, batch)
     expected = []
     for one in used:
         values = [v for _, v in one.subsets]
         ranks = [1 + sum(w > v for w in values) for v in values]
-        items = np.stack([vector[d] for d in one.neighbours])
+        items = np.stack([vector[d] for d in one.neighbors])
         expected.append(naive_loss(asked[one.query], items, [x for x, _ in one.subsets], ranks, trade_off))
     assert loss.item() == pytest.approx(np.mean(expected), abs=1e-5)
     loss.backward()
@@ -146,9 +145,9 @@ def test_what_was_scored_is_never_asked_again(tmp_path):
     again = session(tmp_path, FakeLM())
     assert CEIL().gather(again, 0, None) == scored
     assert not again.feedback.lm.scored
-    ((course, asks),) = CEIL().plan(again)
+    ((course, asks),) = CEIL().prompts(again)
     assert first.feedback.computed == 10 * 7
-    assert again.feedback.price(course, asks).unknown == 6 * 3  # the random sets of held-out queries
+    assert again.feedback.estimate(course, asks).unknown == 6 * 3  # the random sets of held-out queries
 
 
 def test_a_base_that_reads_documents_in_another_way_is_refused(tmp_path):
@@ -160,7 +159,7 @@ def test_the_first_stage_is_epr_on_the_same_data_with_the_same_encoder():
     config = preset("ceil", seed=3, queries=17, base="somewhere", candidates="random:9", document="input")
     epr = first_stage(config)
     assert (epr.method, epr.seed, epr.queries, epr.base) == ("epr", 3, 17, "somewhere")
-    assert (epr.candidates, epr.document, epr.shots, epr.towers) == ("random:9", "input", 1, 1)
+    assert (epr.candidates, epr.document, epr.towers) == ("random:9", "input", 1)
     assert not epr.freeze_documents
     paper = preset("ceil", "paper")
     assert first_stage(paper).freeze_documents  # as the released code does
@@ -177,9 +176,9 @@ def test_the_documented_command_for_epr_at_full_size_runs_what_ceil_would_run():
     made = {}
     for _, *words in commands:
         given = command.make_context("train", words).params
-        changed = {key: str(value) for key, value in conditions(given["settings"], "--set").items()}
+        changed = conditions(given["settings"], "--set")
         made[given["method"], given["out"].name] = preset(
-            given["method"], given["preset_name"], seed=given["seed"], **parse_settings(changed)
+            given["method"], given["preset_name"], seed=given["seed"], **changed
         )
     assert {*made} == {("se2", "se2-paper"), ("epr", "epr-paper"), ("ceil", "ceil-paper")}
     assert made["se2", "se2-paper"] == preset("se2", "paper")
@@ -187,15 +186,15 @@ def test_the_documented_command_for_epr_at_full_size_runs_what_ceil_would_run():
     assert made["epr", "epr-paper"] == first_stage(preset("ceil", "paper"))
 
 
-TINY = {"learning_rate": 2e-2, "temperature": 0.1, "batch_size": 16, "judge_every": 100, "patience": 0, "held_out": 20,
-        "report": 4, "document": "input"}  # fmt: skip
+TINY = {"learning_rate": 2e-2, "temperature": 0.1, "batch_size": 16, "evaluate_every": 100, "patience": 0,
+        "held_out": 20, "report": 4, "document": "input"}  # fmt: skip
 
 
 def test_it_trains_epr_first_goes_on_from_it_and_leaves_the_documents_where_they_were(encoders, tmp_path):
     task, judge = redundancy_task(80, 8)
     base = encoders.bag_encoder(tmp_path / "bag", encoders.texts_of(task))
-    config = preset("ceil", **{**TINY, "base": str(base), "queries": 40, "shots": 2, "max_steps": 6,
-                               "candidates": "random:12", "judge_every": 3})  # fmt: skip
+    config = config_for("ceil", **{**TINY, "base": str(base), "queries": 40, "shots": 2, "max_steps": 6,
+                               "candidates": "random:12", "evaluate_every": 3})  # fmt: skip
     said: list[str] = []
     training = Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config, say=said.append)
     trained = training.run()
@@ -214,12 +213,12 @@ def test_where_redundancy_hurts_ceil_beats_epr_and_plain_dpp(encoders, tmp_path)
     base = encoders.bag_encoder(tmp_path / "bag", encoders.texts_of(task))
 
     def train(method, base, **changes):
-        config = preset(method, base=str(base), **{**TINY, "queries": 260, "candidates": "random:40", **changes})
+        config = config_for(method, base=str(base), **{**TINY, "queries": 260, "candidates": "random:40", **changes})
         Training(corpus_of_tasks([task], config), judge, tmp_path / method, config).run()
         return load_embedder(str(tmp_path / method), dtype="fp32")
 
     epr = train("epr", base, epochs=20, positives=3, negatives=20, hard_negatives=4)
-    ceil = train("ceil", tmp_path / "epr", shots=2, neighbours=24, subsets=40, learning_rate=1e-2, epochs=15)
+    ceil = train("ceil", tmp_path / "epr", shots=2, neighbors=24, subsets=40, learning_rate=1e-2, epochs=15)
     view = Pool.of(task.train).view()
 
     def chance(spec, embedder):

@@ -23,16 +23,17 @@ from iclkit.trainers import (
     Feedback,
     FeedbackPrompt,
     Ledger,
+    Miner,
+    Session,
     TrainingData,
     corpus_of_pool,
     corpus_of_tasks,
     export_scores,
+    feedback_value,
     import_scores,
     preset,
 )
-from iclkit.trainers._feedback import value
-from iclkit.trainers._method import Session, asks_of
-from iclkit.trainers._mine import Miner
+from iclkit.trainers._method import candidate_prompts
 
 SMALL = {"queries": 4, "held_out": 2, "report": 2, "positives": 2}
 
@@ -48,23 +49,23 @@ def session(corpus: TrainingData, **changes: Any) -> Session:
     return Session(config, corpus, feedback, Miner(corpus, 0), RetrieverFormat(), Path("work"))
 
 
-def asked(s: Session, count: int = 5) -> Session:
+def reward_query_text(s: Session, count: int = 5) -> Session:
     """The session with a few scores of each course's queries and report rows."""
-    for course in s.corpus.courses:
+    for course in s.corpus.tasks:
         queries = [*(s.corpus.examples[r] for r in course.queries.tolist()), *course.report]
         rows = course.rows.tolist()[:count]
-        s.feedback.tell(course, asks_of(s, queries, [[r for r in rows if s.corpus.examples[r].id != q.id]
+        s.feedback.score(course, candidate_prompts(s, queries, [[r for r in rows if s.corpus.examples[r].id != q.id]
                                                      for q in queries]))  # fmt: skip
     return s
 
 
 def held(s: Session) -> list[list[Any]]:
-    return [[*s.feedback.ledger.rows(s.feedback.scope(c))] for c in s.corpus.courses]
+    return [[*s.feedback.ledger.rows(s.feedback.scope(c))] for c in s.corpus.tasks]
 
 
 def values(s: Session) -> dict[tuple[str, tuple[str, ...]], float]:
     return {
-        (query, shown): value(told, s.config.value, s.config.normalise)
+        (query, shown): feedback_value(told, s.config.value, s.config.normalize)
         for own in held(s)
         for query, shown, told in own
     }  # fmt: skip
@@ -80,7 +81,7 @@ def corpus() -> TrainingData:
 
 @pytest.mark.parametrize("changes", [{}, {"value": "gold"}])
 def test_our_own_layout_loses_nothing(changes, corpus, tmp_path) -> None:
-    first, second = asked(session(corpus, **changes)), session(corpus, **changes)
+    first, second = reward_query_text(session(corpus, **changes)), session(corpus, **changes)
     lines = export_scores(first, tmp_path / "s.jsonl")
     assert lines == len(first.feedback.ledger) == import_scores(second, tmp_path / "s.jsonl")
     assert held(second) == held(first)
@@ -89,10 +90,10 @@ def test_our_own_layout_loses_nothing(changes, corpus, tmp_path) -> None:
 
 
 def test_imported_scores_are_not_asked_again(corpus, tmp_path) -> None:
-    first, second = asked(session(corpus)), session(corpus)
+    first, second = reward_query_text(session(corpus)), session(corpus)
     export_scores(first, tmp_path / "s.jsonl")
     import_scores(second, tmp_path / "s.jsonl")
-    asked(second)
+    reward_query_text(second)
     assert second.feedback.lm.scored == []
 
 
@@ -100,9 +101,11 @@ def test_prompts_of_several_demonstrations_keep_their_order_in_our_layout_and_st
     corpus, tmp_path
 ) -> None:
     s, again = session(corpus), session(corpus)
-    course = corpus.courses[0]
+    course = corpus.tasks[0]
     query, a, b = (corpus.examples[int(r)] for r in (course.queries[0], *course.rows[:2]))
-    s.feedback.tell(course, [FeedbackPrompt(query, (a, b)), FeedbackPrompt(query, (b, a)), FeedbackPrompt(query, (a,))])
+    s.feedback.score(
+        course, [FeedbackPrompt(query, (a, b)), FeedbackPrompt(query, (b, a)), FeedbackPrompt(query, (a,))]
+    )
     export_scores(s, tmp_path / "s.jsonl")
     import_scores(again, tmp_path / "s.jsonl")
     assert held(again) == held(s)
@@ -116,18 +119,18 @@ def test_prompts_of_several_demonstrations_keep_their_order_in_our_layout_and_st
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("how", ["share", "gold"])
 def test_other_layouts_keep_values_and_so_the_ranking(layout, how, corpus, tmp_path) -> None:
-    first, second = asked(session(corpus, value=how)), session(corpus, value=how)
+    first, second = reward_query_text(session(corpus, value=how)), session(corpus, value=how)
     lines = export_scores(first, tmp_path / "s.jsonl", layout)
-    assert lines == sum(len(c.queries) + len(c.report) for c in corpus.courses)
+    assert lines == sum(len(c.queries) + len(c.report) for c in corpus.tasks)
     assert import_scores(second, tmp_path / "s.jsonl") == len(first.feedback.ledger)
     assert values(second) == pytest.approx(values(first), abs=1e-12)
 
 
 def test_the_best_are_positives_and_the_rest_negatives(corpus, tmp_path) -> None:
-    s = asked(session(corpus))
+    s = reward_query_text(session(corpus))
     export_scores(s, tmp_path / "a.jsonl", "llm-r")
     export_scores(s, tmp_path / "b.jsonl", "flagembedding")
-    examples = {e.id: e for c in corpus.courses for e in (*corpus.examples, *c.report)}
+    examples = {e.id: e for c in corpus.tasks for e in (*corpus.examples, *c.report)}
     worth, tasks = values(s), []
     a, b = ([json.loads(x) for x in (tmp_path / f"{n}.jsonl").read_text().splitlines()] for n in "ab")
     for one, other in zip(a, b, strict=True):
@@ -149,11 +152,11 @@ def test_the_best_are_positives_and_the_rest_negatives(corpus, tmp_path) -> None
 def test_tasks_that_share_template_and_labels_are_kept_apart(layout, tmp_path) -> None:
     """They share a scope of the ledger; each line must be written once, under its own task."""
     both = corpus_of_tasks([some_task("a"), some_task("b")], preset("epr", **SMALL))
-    s, again = asked(session(both)), session(both)
-    assert s.feedback.scope(both.courses[0]) == s.feedback.scope(both.courses[1])
+    s, again = reward_query_text(session(both)), session(both)
+    assert s.feedback.scope(both.tasks[0]) == s.feedback.scope(both.tasks[1])
     lines = export_scores(s, tmp_path / "s.jsonl", layout)
     rows = [json.loads(x) for x in (tmp_path / "s.jsonl").read_text().splitlines()]
-    queries = {e.id: c.name for c in both.courses for e in (*(both.examples[int(r)] for r in c.rows), *c.report)}
+    queries = {e.id: c.name for c in both.tasks for e in (*(both.examples[int(r)] for r in c.rows), *c.report)}
     for row in rows:
         query = row.get("query_id", row["query"])
         assert row.get("task", row.get("task_name", queries[query])) == queries[query]
@@ -166,7 +169,7 @@ def test_tasks_that_share_template_and_labels_are_kept_apart(layout, tmp_path) -
 def test_inputs_that_stand_in_the_pool_with_several_outputs_find_their_own_row(layout, tmp_path) -> None:
     rows = [Example(f"the same {i % 12}", ("yes", "no", "both")[i // 12]) for i in range(36)]
     twice = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=4, held_out=1, report=1))
-    s, again = asked(session(twice), 30), session(twice)
+    s, again = reward_query_text(session(twice), 30), session(twice)
     export_scores(s, tmp_path / "s.jsonl", layout)
     import_scores(again, tmp_path / "s.jsonl")
     assert values(again) == pytest.approx(values(s), abs=1e-12)
@@ -175,7 +178,7 @@ def test_inputs_that_stand_in_the_pool_with_several_outputs_find_their_own_row(l
 def test_lines_of_others_without_ids_mean_the_row_that_is_asked_about(tmp_path) -> None:
     rows = [Example(f"the same {i % 12}", ("yes", "no", "both")[i // 12]) for i in range(36)]
     twice = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=8, held_out=1, report=1))
-    s, again = asked(session(twice), 30), session(twice)
+    s, again = reward_query_text(session(twice), 30), session(twice)
     export_scores(s, tmp_path / "s.jsonl", "flagembedding")
     lines = [json.loads(x) for x in (tmp_path / "s.jsonl").read_text().splitlines()]
     bare = [json.dumps({k: v for k, v in line.items() if k != "query_id"}) for line in lines]
@@ -194,14 +197,14 @@ def test_any_text_survives_a_round_trip(texts, tmp_path) -> None:
     rows = [Example(f"{i} {t}\u2028\x85{t}", t) for i, t in enumerate(texts * 6)]
     corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=1, held_out=1, report=1, value="gold"))
     for layout in LAYOUTS:
-        s, again = asked(session(corpus, value="gold"), 3), session(corpus, value="gold")
+        s, again = reward_query_text(session(corpus, value="gold"), 3), session(corpus, value="gold")
         export_scores(s, tmp_path / "s.jsonl", layout)
         import_scores(again, tmp_path / "s.jsonl")
         assert values(again) == pytest.approx(values(s), abs=1e-12)
 
 
 def test_a_file_that_was_made_elsewhere_may_have_blank_lines_and_scores_known_already(corpus, tmp_path) -> None:
-    s = asked(session(corpus))
+    s = reward_query_text(session(corpus))
     before = held(s)
     export_scores(s, tmp_path / "s.jsonl")
     (tmp_path / "s.jsonl").write_text("\n" + (tmp_path / "s.jsonl").read_text() + "\n\n")
@@ -256,9 +259,9 @@ BAD: list[tuple[str, Any, Any, str]] = [
 def test_a_bad_line_names_file_line_and_field_and_nothing_is_taken(
     layout, field, instead, says, corpus, tmp_path
 ) -> None:
-    alone = replace(corpus, courses=corpus.courses[:1])
+    alone = replace(corpus, tasks=corpus.tasks[:1])
     file = tmp_path / "scores.jsonl"
-    export_scores(asked(session(alone)), file, layout)
+    export_scores(reward_query_text(session(alone)), file, layout)
     lines = [json.loads(x) for x in file.read_text().splitlines()]
     if layout == "flagembedding":
         lines = [{k: v for k, v in line.items() if k != "query_id"} for line in lines]
@@ -269,7 +272,7 @@ def test_a_bad_line_names_file_line_and_field_and_nothing_is_taken(
         spoilt[last] = instead
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     s = session(corpus)
-    asked(s, 2)
+    reward_query_text(s, 2)
     before = held(s)
     with pytest.raises(DataError) as caught:
         import_scores(s, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,25 @@ from iclkit.embed import RetrieverFormat
 from iclkit.prompts import Template
 from iclkit.records import Example, fold_text
 from iclkit.testing import FakeLM, HashEmbedder
-from iclkit.trainers import Feedback, Ledger, corpus_of_tasks, preset
-from iclkit.trainers._epr import EPR
-from iclkit.trainers._fit import Collator, RetrieverLoss, SequentialSampler, TrainingRow, TrainingTexts, load_encoder
-from iclkit.trainers._llm_r import LLMR, asked, eligible_extremes
-from iclkit.trainers._method import HeldOutQueries, Session, candidate_gain, in_batches
-from iclkit.trainers._mine import Miner
-from iclkit.trainers._report import share
-from iclkit.trainers._udr import UDR
+from iclkit.trainers import (
+    EPR,
+    LLMR,
+    UDR,
+    Feedback,
+    Ledger,
+    Miner,
+    Session,
+    TrainingRow,
+    corpus_of_tasks,
+    oracle_share,
+    preset,
+)
+from iclkit.trainers._fit import Collator, RetrieverLoss, SequentialSampler, TrainingTexts, load_encoder
+from iclkit.trainers._llm_r import eligible_extremes, reward_query_text
+from iclkit.trainers._method import HeldOutQueries, candidate_gain, in_batches
 from iclkit.trainers._whole import SEAL, last_checkpoint, seal
+
+from .conftest import config_for
 
 SMALL = {"queries": 10, "held_out": 2, "report": 2}
 LABELS = ("a", "b", "c")
@@ -41,14 +52,14 @@ TASKS = (some_task("small", 33), some_task("large", 93), some_task("free", 33, (
 
 
 def session(method: str = "epr", **changes: Any) -> Session:
-    config = preset(method, **{**SMALL, **changes})
+    config = config_for(method, **{**SMALL, **changes})
     corpus = corpus_of_tasks(TASKS, config)
     feedback = Feedback(FakeLM(), Ledger(":memory:"))
     return Session(config, corpus, feedback, Miner(corpus, 0, HashEmbedder()), RetrieverFormat(), Path("work"))
 
 
 S = session()
-ROW = int(S.corpus.courses[0].queries[0])
+ROW = int(S.corpus.tasks[0].queries[0])
 
 
 def ranked(values: list[float], rows: list[int] | None = None) -> list[tuple[int, float]]:
@@ -68,7 +79,7 @@ valued = st.lists(st.integers(-60, 0).map(lambda v: v / 4), min_size=0, max_size
 def test_udr_takes_some_of_the_best_one_of_the_worst_and_keeps_the_lms_order(values, size, best, worst, top, epoch):
     s = replace(S, config=preset("udr", list_size=size, positives=best, negatives=worst, top_sampled=top))
     own = ranked(values)
-    lesson = UDR().lesson(s, ROW, own, epoch)
+    lesson = UDR().training_row(s, ROW, own, epoch)
     if len(own) < max(size, best + worst):
         assert lesson is None
         return
@@ -85,20 +96,20 @@ def test_udr_takes_some_of_the_best_one_of_the_worst_and_keeps_the_lms_order(val
     assert any(p >= len(own) - worst for p in at)
     drawn = [worth[r] for r in lesson.documents]
     assert lesson.values == tuple(1 + sum(w > v for w in drawn) for v in drawn)
-    assert lesson == UDR().lesson(s, ROW, own, epoch)
+    assert lesson == UDR().training_row(s, ROW, own, epoch)
 
 
 def test_udr_learns_nothing_from_candidates_that_all_tie() -> None:
     config = preset("udr", list_size=4, positives=2, negatives=2)
     s = replace(S, config=config)
-    assert UDR().lesson(s, ROW, ranked([-1.0] * 20), 0) is None
-    assert UDR().lesson(s, ROW, ranked([-float(n) for n in range(20)]), 0) is not None
+    assert UDR().training_row(s, ROW, ranked([-1.0] * 20), 0) is None
+    assert UDR().training_row(s, ROW, ranked([-float(n) for n in range(20)]), 0) is not None
 
 
 def test_udr_draws_other_candidates_in_each_epoch() -> None:
     s = replace(S, config=preset("udr"))
     own = ranked([-float(n) for n in range(30)])
-    lessons = [UDR().lesson(s, ROW, own, epoch) for epoch in range(40)]
+    lessons = [UDR().training_row(s, ROW, own, epoch) for epoch in range(40)]
     shown = Counter(r for lesson in lessons for r in lesson.documents)
     assert len({lesson.documents for lesson in lessons}) > 30
     assert {*range(100, 130)} == {*shown}
@@ -112,7 +123,7 @@ def test_udr_draws_other_candidates_in_each_epoch() -> None:
 def test_epr_sets_one_of_the_best_against_some_of_the_worst(values, positives, negatives, hard, epoch) -> None:
     s = replace(S, config=preset("epr", positives=positives, negatives=negatives, hard_negatives=hard))
     own = ranked(values)
-    lesson = EPR().lesson(s, ROW, own, epoch)
+    lesson = EPR().training_row(s, ROW, own, epoch)
     if lesson is None:
         distinct = len({*values}) == len(values)
         assert not (distinct and len(values) >= positives + negatives and hard <= negatives)
@@ -128,7 +139,7 @@ def test_top1_always_takes_the_best_and_topk_takes_each_in_turn() -> None:
     own = ranked([-float(n) for n in range(20)])
     firsts = {
         how: {
-            EPR().lesson(replace(S, config=preset("epr", positive_sampling=how)), ROW, own, e).documents[0]
+            EPR().training_row(replace(S, config=preset("epr", positive_sampling=how)), ROW, own, e).documents[0]
             for e in range(30)
         }
         for how in ("top1", "topk")
@@ -140,7 +151,7 @@ def test_top1_always_takes_the_best_and_topk_takes_each_in_turn() -> None:
 
 
 def in_pool(course: str, output: str | None = None) -> list[int]:
-    rows = next(c for c in S.corpus.courses if c.name == course).rows.tolist()
+    rows = next(c for c in S.corpus.tasks if c.name == course).rows.tolist()
     return [r for r in rows if r != ROW and output in (None, S.corpus.examples[r].output)]
 
 
@@ -149,7 +160,7 @@ def in_pool(course: str, output: str | None = None) -> list[int]:
 def test_llm_rs_positive_has_the_highest_reward_and_its_teacher_are_the_rewards(values, epoch) -> None:
     s = replace(S, config=preset("llm-r", hard_negatives=2, negatives=5, positives=3))
     own = ranked(values, in_pool("small")[: len(values)])
-    lesson = LLMR().lesson(s, ROW, own, epoch)
+    lesson = LLMR().training_row(s, ROW, own, epoch)
     first, *against = lesson.documents
     assert first == own[0][0]
     assert {*against} <= {r for r, _ in own[-5:]}
@@ -168,7 +179,7 @@ def test_by_the_label_rule_positives_have_the_querys_label_and_no_negative_has_i
     best, worst = eligible_extremes(s, ROW, own, 3, 6)
     assert {of[r] for r in best} <= {label}
     assert label not in {of[r] for r in worst}
-    lesson = LLMR().lesson(s, ROW, own, 0)
+    lesson = LLMR().training_row(s, ROW, own, 0)
     same = [(r, v) for r, v in own if of[r] == label]
     if len(same) < len(own) and same:
         assert lesson is not None
@@ -185,10 +196,10 @@ def test_by_the_label_rule_positives_have_the_querys_label_and_no_negative_has_i
 
 def test_the_label_rule_is_for_tasks_with_labels_only() -> None:
     config = preset("llm-r", label_rule=True, negatives=5, hard_negatives=3)
-    course = S.corpus.courses[2]
+    course = S.corpus.tasks[2]
     own = ranked([-float(n) for n in range(20)], course.rows.tolist()[:20])
     s = replace(S, config=config)
-    ruled, free = LLMR().lesson(s, int(course.rows[25]), own, 0), LLMR().lesson(
+    ruled, free = LLMR().training_row(s, int(course.rows[25]), own, 0), LLMR().training_row(
         replace(s, config=replace(config, label_rule=False)), int(course.rows[25]), own, 0
     )  # fmt: skip
     assert ruled == free
@@ -199,9 +210,9 @@ def test_a_demonstration_of_another_task_is_never_a_positive() -> None:
     s = replace(S, config=preset("llm-r", cross_task=True, hard_negatives=1, negatives=8, positives=3))
     mixed = in_pool("large")[:10] + in_pool("small")[:10]
     own = ranked([-float(n) for n in range(20)], mixed)  # the foreign ones look best
-    lesson = LLMR().lesson(s, ROW, own, 0)
+    lesson = LLMR().training_row(s, ROW, own, 0)
     assert lesson.documents[0] == in_pool("small")[0]
-    assert LLMR().lesson(s, ROW, own[:10], 0) is None
+    assert LLMR().training_row(s, ROW, own[:10], 0) is None
 
 
 # -- batches --
@@ -244,10 +255,10 @@ def test_udr_evens_tasks_out_and_epr_does_not() -> None:
         s = session(name, queries=0, epochs=4, batch_size=4, list_size=4, positives=2, negatives=2)
         gathered = {
             row: ranked([-float(n) for n in range(12)], course.rows.tolist()[:12])
-            for course in s.corpus.courses
+            for course in s.corpus.tasks
             for row in course.queries.tolist()
         }
-        return Counter(s.course_of(x.query).name for batch in method.batches(s, gathered) for x in batch)
+        return Counter(s.task_of(x.query).name for batch in method.batches(s, gathered) for x in batch)
 
     epr, udr = seen(EPR(), "epr"), seen(UDR(), "udr")
     assert epr["large"] / epr["small"] == pytest.approx(88 / 28)
@@ -259,7 +270,7 @@ def test_max_steps_is_the_number_of_batches_and_epochs_follow_each_other() -> No
     s = session("epr", max_steps=17, batch_size=4)
     gathered = {
         row: ranked([-float(n) for n in range(12)], course.rows.tolist()[:12])
-        for course in s.corpus.courses
+        for course in s.corpus.tasks
         for row in course.queries.tolist()
     }
     batches = EPR().batches(s, gathered)
@@ -284,7 +295,7 @@ def test_the_query_side_never_reads_the_answer_and_the_reward_model_does() -> No
     assert [one.query_text(r) for r in rows] == [two.query_text(r) for r in rows]
     assert one.query_text(ROW).startswith("Say: small text")
     assert all(one.document_text(r) != two.document_text(r) for r in rows)
-    assert all(asked(one, r) != asked(two, r) for r in rows)
+    assert all(reward_query_text(one, r) != reward_query_text(two, r) for r in rows)
 
 
 class Batch:
@@ -306,8 +317,11 @@ def test_equal_documents_of_a_batch_are_read_once() -> None:
     assert batch["query_texts"] == ["q0+9+8", "q1"]
     assert batch["document_texts"] == ["d5", "d6", "d7"]
     label = batch["label"]
-    assert label.shape == (2, 2 + 2 + 2 * 2)
-    assert label[:, :4].tolist() == [[0, 1, 1, 2], [1, 2, 1, 2]]
+    assert {name: tuple(tensor.shape) for name, tensor in label.items()} == {
+        "columns": (2, 2), "values": (2, 2), "mask": (2, 4),
+    }  # fmt: skip
+    assert label["columns"].tolist() == [[0, 1], [1, 2]]
+    assert label["values"].tolist() == [[1.0, 2.0], [1.0, 2.0]]
     routed = collate([TrainingRow(0, (5, 6))], routed=True)
     assert (routed["query_texts"], routed["document_texts"]) == (["query|q0"], ["document|d5", "document|d6"])
     assert (routed["query_task"], routed["document_task"]) == ("query", "document")
@@ -316,7 +330,7 @@ def test_equal_documents_of_a_batch_are_read_once() -> None:
 def test_the_own_positive_in_another_block_and_duplicates_of_the_query_are_no_negatives() -> None:
     # columns:          5  6      6  5      7  20     5  8
     lessons = [TrainingRow(0, (5, 6)), TrainingRow(1, (6, 5)), TrainingRow(2, (7, 20)), TrainingRow(3, (5, 8))]
-    mask = collate(lessons, {1: [20, 7], 3: [6]})["label"][:, 2:].bool()
+    mask = collate(lessons, {1: [20, 7], 3: [6]})["label"]["mask"]
     assert mask.int().tolist() == [
         [0, 0, 0, 1, 0, 0, 1, 0],  # 5 again; its own block is never masked
         [0, 1, 0, 0, 1, 1, 0, 0],  # 6 again, and 7 and 20, which repeat the query
@@ -332,7 +346,7 @@ def test_the_mask_is_what_a_plain_loop_says(data) -> None:
     row = st.lists(st.integers(0, 9), min_size=m, max_size=m, unique=True)
     lessons = [TrainingRow(n, tuple(data.draw(row))) for n in range(b)]
     forbidden = {n: data.draw(st.lists(st.integers(0, 9), max_size=3)) for n in range(b)}
-    mask = collate(lessons, forbidden)["label"][:, m:]
+    mask = collate(lessons, forbidden)["label"]["mask"]
     for i, lesson in enumerate(lessons):
         for j, other in enumerate(lessons):
             for k, d in enumerate(other.documents):
@@ -346,7 +360,7 @@ def test_no_duplicate_of_a_query_is_ever_a_negative_of_it_in_training() -> None:
     config = preset("epr", queries=8, held_out=1, report=1)
     corpus = corpus_of_tasks([task], config)
     miner = Miner(corpus, 0)
-    for row in corpus.courses[0].queries.tolist():
+    for row in corpus.tasks[0].queries.tolist():
         same = {r for r, e in enumerate(corpus.examples) if fold_text(e.text) == fold_text(corpus.examples[row].text)}
         assert {*miner.forbidden(corpus.examples[row])} == same
         assert len(same) == 3
@@ -364,7 +378,7 @@ def test_the_gradient_reaches_both_towers_unless_documents_are_frozen(towers, fr
         {k.removeprefix(f"{side}_"): v for k, v in batch.items() if k.startswith(f"{side}_")}
         for side in ("query", "document")
     ]
-    loss = RetrieverLoss(model, EPR().objective(config), 2, config)(parts, batch["label"])
+    loss = RetrieverLoss(model, partial(EPR().loss, config), freeze=frozen)(parts, batch["label"])
     loss.backward()
     if towers == 1:
         assert _moved(model)
@@ -432,7 +446,7 @@ class Table:
 @settings(max_examples=30, deadline=None)
 def test_the_gain_is_that_of_a_plain_loop_over_queries(data) -> None:
     parts, gains = [], []
-    for course in S.corpus.courses[:2]:
+    for course in S.corpus.tasks[:2]:
         queries = [S.corpus.examples[int(r)] for r in course.held_out]
         lists = []
         for query in queries:
@@ -453,7 +467,7 @@ def test_a_tie_of_the_model_goes_to_the_lower_row_not_to_what_the_lm_likes_best(
         def encode_document(self, texts: list[str], **_: Any) -> np.ndarray:
             return np.ones((len(texts), self.dim))
 
-    course = S.corpus.courses[0]
+    course = S.corpus.tasks[0]
     low, high = course.rows[:2].tolist()
     query = S.corpus.examples[int(course.held_out[0])]
     parts = [HeldOutQueries(course, [query], [[(high, -1.0), (low, -3.0)]])]
@@ -461,7 +475,7 @@ def test_a_tie_of_the_model_goes_to_the_lower_row_not_to_what_the_lm_likes_best(
 
 
 def test_without_held_out_queries_the_gain_is_nothing() -> None:
-    assert candidate_gain(S, Table(), [HeldOutQueries(S.corpus.courses[0], [], [])]) == 0.0
+    assert candidate_gain(S, Table(), [HeldOutQueries(S.corpus.tasks[0], [], [])]) == 0.0
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.125, 4)), min_size=1, max_size=30), st.integers(0, 5))
@@ -469,7 +483,7 @@ def test_without_held_out_queries_the_gain_is_nothing() -> None:
 def test_the_captured_share_is_a_ratio_of_means_within_its_interval(pairs, seed) -> None:
     best = np.array([b for _, b in pairs])
     gain = np.array([part * b for part, b in pairs])
-    found = share(gain, best, seed)
+    found = oracle_share(gain, best, seed)
     assert found.value == pytest.approx(sum(gain) / sum(best))
     assert -1e-9 <= found.low <= found.high <= 1 + 1e-9
     draws = np.random.default_rng(seed).integers(len(best), size=(2000, len(best)))
@@ -480,7 +494,7 @@ def test_the_captured_share_is_a_ratio_of_means_within_its_interval(pairs, seed)
 
 def test_all_of_the_head_room_is_one_none_is_nought_and_without_any_there_is_no_share() -> None:
     best = np.array([1.0, 2.0, 0.0])
-    assert [share(best, best, 0).value, share(0 * best, best, 0).value] == [1.0, 0.0]
-    assert share(-best, best, 0).value == -1.0
-    assert np.isnan(share(best * 0, best * 0, 0).value)
-    assert np.isnan(share(np.array([]), np.array([]), 0).value)
+    assert [oracle_share(best, best, 0).value, oracle_share(0 * best, best, 0).value] == [1.0, 0.0]
+    assert oracle_share(-best, best, 0).value == -1.0
+    assert np.isnan(oracle_share(best * 0, best * 0, 0).value)
+    assert np.isnan(oracle_share(np.array([]), np.array([]), 0).value)

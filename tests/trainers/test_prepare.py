@@ -20,23 +20,25 @@ from iclkit.testing import FakeLM
 from iclkit.trainers import METHODS, Training, corpus_of_tasks, preset
 from iclkit.trainers._ceil import first_stage
 from iclkit.trainers._fit import load_encoder, out_of_patience
-from iclkit.trainers._report import prompts_of_report
+from iclkit.trainers._report import report_prompts
+
+from .conftest import config_for
 
 FEW = {"candidates": "random:8", "queries": 12, "held_out": 3, "report": 4, "max_steps": 4, "batch_size": 4,
-       "learning_rate": 1e-2, "judge_every": 2, "temperature": 0.1, "list_size": 4, "positives": 2, "negatives": 2,
-       "hard_negatives": 1, "reward_negatives": 2, "reward_max_steps": 2, "reward_batch_size": 4, "neighbours": 6,
+       "learning_rate": 1e-2, "evaluate_every": 2, "temperature": 0.1, "list_size": 4, "positives": 2, "negatives": 2,
+       "hard_negatives": 1, "reward_negatives": 2, "reward_max_steps": 2, "reward_batch_size": 4, "neighbors": 6,
        "subsets": 5, "random_negatives": 2, "iterations": 1}  # fmt: skip
 
 
 def settings(method: str, base: Path, reward: Path, **more: Any) -> Any:
     shots = {"shots": 2} if method in ("se2", "ceil") else {}
-    return preset(method, **{**FEW, **shots, "base": str(base), "reward_base": str(reward), **more})
+    return config_for(method, **{**FEW, **shots, "base": str(base), "reward_base": str(reward), **more})
 
 
-def training(method: str, task: Any, lm: Any, out: Path, base: Path, reward: Path, **more: Any) -> Training:
+def prepared(method: str, task: Any, lm: Any, out: Path, base: Path, reward: Path, **more: Any) -> Training:
     changes = {k: more.pop(k) for k in [*more] if k not in ("dry", "restart", "tracker", "say", "bar", "ledger")}
     config = settings(method, base, reward, **changes)
-    return Training(corpus_of_tasks([task], config), lm, out, config, **more)
+    return Training(corpus_of_tasks([task], config), lm, out, config, **more).prepare()
 
 
 # -- what is announced is what is asked and kept --
@@ -45,17 +47,17 @@ def training(method: str, task: Any, lm: Any, out: Path, base: Path, reward: Pat
 @pytest.mark.parametrize("method", METHODS)
 def test_the_number_announced_is_asked_and_kept_and_asked_no_more(method, mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
-    first = training(method, task, judge, tmp_path / "out", bag, bert)
-    price = first.price()
+    first = prepared(method, task, judge, tmp_path / "out", bag, bert)
+    cost = first.estimate()
     before = len(judge.scored)
     left = first.score()
     asked = {(r.context, r.continuation) for r in judge.scored[before:]}
     labels = len(task.labels)
-    assert len(judge.scored) - before == len(asked) == price.prompts * labels == price.unknown * labels
-    assert (left.prompts, left.unknown) == (price.prompts, 0)
-    assert len(first.session.feedback.ledger) == price.prompts
-    again = training(method, task, judge, tmp_path / "out", bag, bert)
-    assert again.price().unknown == 0
+    assert len(judge.scored) - before == len(asked) == cost.prompts * labels == cost.unknown * labels
+    assert (left.prompts, left.unknown) == (cost.prompts, 0)
+    assert len(first.session.feedback.ledger) == cost.prompts
+    again = prepared(method, task, judge, tmp_path / "out", bag, bert)
+    assert again.estimate().unknown == 0
     before = len(judge.scored)
     again.run()
     later = {(r.context, r.continuation) for r in judge.scored[before:]}
@@ -69,26 +71,41 @@ def test_prompts_that_do_not_fit_are_counted_as_left_and_not_asked_again(method,
     rows.append(Example("long " * 400, "yes"))
     task = Task("t", "classification", tuple(rows), (), Template(), labels=("yes", "no"))
     lm = FakeLM(context_size=60)
-    some = training(
+    some = prepared(
         method, task, lm, tmp_path / "out", bag, bert, candidates="random:40", queries=8, learning_rate=1e-3
     )
-    price = some.price()
+    cost = some.estimate()
     left = some.score()
-    assert left.prompts == price.prompts == len(some.session.feedback.ledger) + left.unknown
+    assert left.prompts == cost.prompts == len(some.session.feedback.ledger) + left.unknown
     assert left.unknown == some.session.feedback.skipped
 
 
 def test_the_report_asks_no_more_than_was_said(mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
     for method in ("epr", "se2"):
-        made = training(method, task, judge, tmp_path / method, bag, bert, max_steps=1)
-        s, meant = made.session, made.method.chooser(made.config)
+        made = prepared(method, task, judge, tmp_path / method, bag, bert, max_steps=1)
+        s, meant = made.session, made.method.selector(made.config)
         made.score()
         known = len(s.feedback.ledger)
         made.run()
         asked = len(s.feedback.ledger) - known
-        assert asked <= prompts_of_report(s, meant) + made.method.judging(s) == made.later()
+        assert asked <= report_prompts(s, meant) + made.method.evaluation_prompts(s) == made.later()
         assert asked > made.later() / 3
+
+
+def test_nothing_is_opened_before_prepare_and_the_ledger_is_closed_at_the_end(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    config = settings("epr", bag, bert)
+    training = Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config)
+    assert not list(tmp_path.iterdir())
+    with training:
+        ledger = training.session.feedback.ledger
+        assert training.prepare().session.feedback.ledger is ledger
+        assert (tmp_path / "out.work" / "ledger.db").is_file()
+        assert training.estimate().unknown > 0
+    with pytest.raises(RunError, match="closed"):
+        len(ledger)
+    assert training.estimate().unknown > 0  # opened again
 
 
 # -- everything is found out before the first prompt --
@@ -105,7 +122,7 @@ WRONG: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("epr", {"hard_negatives": 20, "negatives": 20}, DataError, "hard_negatives=20; lower these, mine more"),
     ("udr", {"list_size": 9}, DataError, "at most 8 are found by candidates=random:8.*list_size=9"),
     ("se2", {"candidates": "random:1"}, DataError, "at most 1 candidates for a query.*needs two candidates"),
-    ("ceil", {"shots": 7, "neighbours": 6}, DataError, "at most 6 neighbours for a query, and ceil needs two sets"),
+    ("ceil", {"shots": 7, "neighbors": 6}, DataError, "at most 6 neighbors for a query, and ceil needs two sets"),
     ("ceil", {"candidates": "random:1"}, DataError, "no training query has candidates enough for epr"),
     ("epr", {"candidates": "mdl:5"}, UsageError, "'mdl', which needs an LM"),
     ("epr", {"candidates": "rerank:5"}, UsageError, "'rerank', which needs a reranker"),
@@ -121,7 +138,7 @@ def test_what_will_fail_fails_before_anything_is_asked(
 ) -> None:
     lm = FakeLM()
     with pytest.raises(error, match=says):
-        training(method, mode_task[0], lm, tmp_path / "out", bag, bert, dry=dry, **changes)
+        prepared(method, mode_task[0], lm, tmp_path / "out", bag, bert, dry=dry, **changes)
     untouched(tmp_path, lm)
 
 
@@ -131,7 +148,7 @@ def test_a_precision_that_this_machine_has_not_is_found_before_anything_is_asked
 ) -> None:
     lm = FakeLM()
     with pytest.raises(UsageError, match="dtype=fp16"):
-        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert, dtype="fp16")
+        prepared("epr", mode_task[0], lm, tmp_path / "out", bag, bert, dtype="fp16")
     untouched(tmp_path, lm)
 
 
@@ -146,7 +163,7 @@ def test_a_damaged_base_is_found_before_anything_is_asked(method, how, mode_task
     (tmp_path / "work").mkdir()
     models = (bag, broken) if method == "llm-r" else (broken, bag)
     with pytest.raises(ModelError, match="broken"):
-        training(method, mode_task[0], lm, tmp_path / "work" / "out", *models)
+        prepared(method, mode_task[0], lm, tmp_path / "work" / "out", *models)
     untouched(tmp_path / "work", lm)
 
 
@@ -156,16 +173,16 @@ def test_a_place_that_cannot_be_written_or_is_too_full_is_found_before_anything_
     lm = FakeLM()
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file is a file\); give another --out"):
-        training("epr", mode_task[0], lm, tmp_path / "file" / "out", bag, bert)
+        prepared("epr", mode_task[0], lm, tmp_path / "file" / "out", bag, bert)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("iclkit.trainers._prepare.shutil.disk_usage", lambda _: usage(10**12, 10**12, 10_000_000))
     with pytest.raises(
         DataError, match=r"has 10 MB free, and the training takes at most .* written in all; free space"
     ):
-        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+        prepared("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
     monkeypatch.setattr("iclkit.trainers._prepare.os.access", lambda *_: False)
     with pytest.raises(DataError, match=r"is not writable\); give another --out"):
-        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+        prepared("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
     (tmp_path / "file").unlink()
     untouched(tmp_path, lm)
 
@@ -175,10 +192,10 @@ def test_an_answer_that_cannot_be_scored_is_found_before_anything_is_asked(bag, 
     odd = Task("t", "classification", tuple(rows), (Example("x", "perhaps"),), Template(), labels=("yes", "no"))
     lm = FakeLM()
     with pytest.raises(DataError, match=r"output 'perhaps' is none of the labels yes, no.*fix or remove the example"):
-        training("epr", odd, lm, tmp_path / "out", bag, bert)
+        prepared("epr", odd, lm, tmp_path / "out", bag, bert)
     choices = replace(odd, labels=(), test=(Example("x", "c", choices=("a", "b")),))
     with pytest.raises(DataError, match="output 'c' is none of the labels a, b"):
-        training("epr", choices, lm, tmp_path / "out", bag, bert)
+        prepared("epr", choices, lm, tmp_path / "out", bag, bert)
     untouched(tmp_path, lm)
 
 
@@ -186,19 +203,19 @@ def test_a_server_without_log_probabilities_teaches_nothing_and_says_so(mode_tas
     lm = FakeLM()
     lm.scoring = "generate"
     with pytest.raises(UsageError, match="tells no log-probabilities"):
-        training("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
+        prepared("epr", mode_task[0], lm, tmp_path / "out", bag, bert)
     untouched(tmp_path, lm)
 
 
 def test_a_base_that_reads_documents_otherwise_is_found_in_a_dry_run(mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
-    epr = training("epr", task, judge, tmp_path / "epr", bag, bert, document="input").run()
+    epr = prepared("epr", task, judge, tmp_path / "epr", bag, bert, document="input").run()
     for dry in (True, False):
         with pytest.raises(UsageError, match=r"reads documents as 'input'.*set document=input"):
-            training("ceil", task, FakeLM(), tmp_path / "ceil", epr.folder, bert, dry=dry)
-    two = training("epr", task, judge, tmp_path / "two", bag, bert, towers=2).run()
+            prepared("ceil", task, FakeLM(), tmp_path / "ceil", epr.folder, bert, dry=dry)
+    two = prepared("epr", task, judge, tmp_path / "two", bag, bert, towers=2).run()
     with pytest.raises(UsageError, match="two towers trained for similarity=cos; set similarity=cos"):
-        training("epr", task, FakeLM(), tmp_path / "next", two.folder, bert, similarity="dot")
+        prepared("epr", task, FakeLM(), tmp_path / "next", two.folder, bert, similarity="dot")
     assert not list(tmp_path.glob("ceil*"))
 
 
@@ -225,19 +242,18 @@ def test_the_papers_are_followed_in_what_is_kept_and_how_often_is_judged() -> No
         "epr": "last", "udr": "last", "llm-r": "last", "se2": "best", "ceil": "best",
     }  # fmt: skip
     assert {m: c.patience for m, c in papers.items()} == {"epr": 0, "udr": 0, "llm-r": 0, "se2": 0, "ceil": 5}
-    assert (papers["ceil"].judge_every, papers["ceil"].judgements) == (100, 0)
-    assert papers["se2"].judgements == papers["se2"].epochs  # once an epoch
+    assert (papers["ceil"].evaluate_every, papers["ceil"].evaluations) == (100, 0)
+    assert papers["se2"].evaluations == papers["se2"].epochs  # once an epoch
     assert all(c.checkpoints <= 10 for c in papers.values())
     stage = first_stage(papers["ceil"])
     assert (stage.freeze_documents, stage.towers, stage.keep, stage.patience) == (True, 1, "best", 5)
     assert not first_stage(replace(papers["ceil"], freeze_documents=False)).freeze_documents
 
 
-def test_settings_that_came_later_leave_the_keys_of_finished_trainings_as_they_were() -> None:
+def test_the_number_of_checkpoints_alone_makes_no_other_training() -> None:
     config = preset("epr")
-    assert {"judgements", "keep", "checkpoints"} & config.identity().keys() == set()
     assert preset("epr", checkpoints=9).identity() == config.identity()
-    for changed in ({"keep": "last"}, {"judgements": 7}):
+    for changed in ({"keep": "last"}, {"evaluations": 7}, {"hard_negatives": 2}):
         assert preset("epr", **changed).identity() == config.identity() | changed
 
 
@@ -255,7 +271,7 @@ def test_the_model_that_is_kept_is_the_best_or_the_last(keep, mode_task, bag, be
         return gain
 
     monkeypatch.setattr(_epr, "candidate_gain", measured)
-    some = training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=8, patience=0, keep=keep)
+    some = prepared("epr", task, judge, tmp_path / "out", bag, bert, max_steps=8, patience=0, keep=keep)
     card = some.run().card
     kept = {"best": 0.5, "last": 0.2}[keep]
     (facts,) = card["training"]
@@ -267,7 +283,7 @@ def test_the_model_that_is_kept_is_the_best_or_the_last(keep, mode_task, bag, be
 
 def test_the_last_model_is_judged_though_no_judgement_is_due(mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
-    some = training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=5, patience=0, keep="last")
+    some = prepared("epr", task, judge, tmp_path / "out", bag, bert, max_steps=5, patience=0, keep="last")
     (facts,) = some.run().card["training"]
     assert [step for step, _ in facts["judged"]] == [2, 4, 5]
     assert facts["best"] == facts["judged"][-1][1]
@@ -276,7 +292,7 @@ def test_the_last_model_is_judged_though_no_judgement_is_due(mode_task, bag, ber
 def test_without_held_out_queries_the_last_model_is_kept(mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
     (facts,) = (
-        training("epr", task, judge, tmp_path / "out", bag, bert, max_steps=20, held_out=0).run().card["training"]
+        prepared("epr", task, judge, tmp_path / "out", bag, bert, max_steps=20, held_out=0).run().card["training"]
     )
     assert (facts["steps"], facts["kept"], facts["judged"], facts["best"]) == (20, 20, [], None)
 
@@ -295,8 +311,8 @@ def test_a_long_training_writes_few_checkpoints_and_judges_a_bounded_number_of_t
     sealed: list[str] = []
     seal = _fit.seal
     monkeypatch.setattr(_fit, "seal", lambda folder: (sealed.append(folder.name), seal(folder)))
-    changes = {"max_steps": 120, "judge_every": 1, "judgements": 6, "checkpoints": 3, "patience": 0}
-    some = training("epr", task, judge, tmp_path / "out", bag, bert, **changes)
+    changes = {"max_steps": 120, "evaluate_every": 1, "evaluations": 6, "checkpoints": 3, "patience": 0}
+    some = prepared("epr", task, judge, tmp_path / "out", bag, bert, **changes)
     (facts,) = some.run().card["training"]
     assert [step for step, _ in facts["judged"]] == [20, 40, 60, 80, 100, 120]
     assert sealed == ["checkpoint-40", "checkpoint-80", "checkpoint-120", "model-0.part"]
@@ -313,7 +329,7 @@ def test_the_disk_that_was_said_is_not_exceeded(mode_task, bag, bert, tmp_path, 
         most = [0]
         place = tmp_path / method
         changes = {"iterations": 2} if method == "llm-r" else {}
-        some = training(method, mode_task[0], mode_task[1], place / "out", bert, bert, learning_rate=1e-4, **changes)
+        some = prepared(method, mode_task[0], mode_task[1], place / "out", bert, bert, learning_rate=1e-4, **changes)
 
         def looked(real: Any, place: Path = place, most: list[int] = most) -> Any:
             def look(*args: Any) -> Any:
@@ -338,7 +354,7 @@ def test_the_disk_that_was_said_is_not_exceeded(mode_task, bag, bert, tmp_path, 
 def test_a_training_that_diverges_stops_and_saves_nothing(method, mode_task, bag, bert, tmp_path) -> None:
     task, judge = mode_task
     rates = {"learning_rate": 1e38, "temperature": 0.1}
-    some = training(method, task, judge, tmp_path / "out", bag, bert, max_steps=12, similarity="dot", **rates)
+    some = prepared(method, task, judge, tmp_path / "out", bag, bert, max_steps=12, similarity="dot", **rates)
     with pytest.raises(RunError, match=r"not finite|a loss of"):
         some.run()
     assert not (tmp_path / "out").exists()
@@ -352,7 +368,7 @@ def test_a_reward_model_that_diverges_stops_and_saves_nothing(mode_task, bag, be
     task, judge = mode_task
     changes = {"reward_learning_rate": 1e38, "reward_max_steps": 8}
     with pytest.raises(RunError, match="reward_learning_rate"):
-        training("llm-r", task, judge, tmp_path / "out", bag, bert, **changes).run()
+        prepared("llm-r", task, judge, tmp_path / "out", bag, bert, **changes).run()
     assert not list((tmp_path / "out.work").rglob("rewards.json"))
 
 

@@ -13,12 +13,19 @@ from iclkit.prompts import assemble
 from iclkit.records import Query, fold_text
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder, pair_task
-from iclkit.trainers import Training, corpus_of_tasks, preset
-from iclkit.trainers._feedback import Feedback, right, value
-from iclkit.trainers._ledger import Ledger
-from iclkit.trainers._method import Session
-from iclkit.trainers._mine import Miner
-from iclkit.trainers._se2 import Se2, SequenceStep, greedy, rank_probabilities
+from iclkit.trainers import (
+    Feedback,
+    Ledger,
+    Miner,
+    Se2,
+    Session,
+    Training,
+    corpus_of_tasks,
+    feedback_value,
+    is_correct,
+    preset,
+)
+from iclkit.trainers._se2 import SequenceStep, greedy, rank_probabilities
 from iclkit.trainers._sets import HeldOutSets, held_out_sets
 
 
@@ -75,7 +82,7 @@ def test_values_are_those_of_the_prompt_with_the_newest_on_the_left(tmp_path):
     lm = FakeLM()
     s = session(tmp_path, lm)
     steps = Se2().gather(s, 0, None)
-    (course,) = s.corpus.courses
+    (course,) = s.corpus.tasks
     asked = {r.context for r in lm.scored}
     for step in steps[::5]:
         query = s.corpus.examples[step.query]
@@ -85,12 +92,12 @@ def test_values_are_those_of_the_prompt_with_the_newest_on_the_left(tmp_path):
             assert prompt.text in asked  # the prompt that a selection in this order is shown with
             assert prompt.shown[0] == s.corpus.examples[candidate].id
             one = s.feedback.ledger.get(s.feedback.scope(course), [(query.id, prompt.shown)])[0]
-            assert value(one, s.config.value, s.config.normalise) == worth
+            assert feedback_value(one, s.config.value, s.config.normalize) == worth
 
 
 def test_a_positive_is_the_best_candidate_with_a_right_answer(tmp_path):
     s = session(tmp_path)
-    (course,) = s.corpus.courses
+    (course,) = s.corpus.tasks
     without = 0
     for step in Se2().gather(s, 0, None):
         query = s.corpus.examples[step.query]
@@ -98,10 +105,10 @@ def test_a_positive_is_the_best_candidate_with_a_right_answer(tmp_path):
         for candidate, _ in step.ranked:
             shown = [s.corpus.examples[r].id for r in (candidate, *reversed(step.chosen))]
             told[candidate] = s.feedback.ledger.get(s.feedback.scope(course), [(query.id, shown)])[0]
-        fine = [c for c, _ in step.ranked if right(told[c])]
+        fine = [c for c, _ in step.ranked if is_correct(told[c])]
         assert step.positive == (fine[0] if fine else None)
         without += step.positive is None
-        assert (Se2().lesson(s, step, 0) is None) >= (step.positive is None)
+        assert (Se2().training_row(s, step, 0) is None) >= (step.positive is None)
     assert without  # the pair judge often has no right answer to offer
 
 
@@ -109,13 +116,13 @@ def test_a_positive_is_the_best_candidate_with_a_right_answer(tmp_path):
 @given(seed=st.integers(0, 10**6), count=st.integers(2, 12), tied=st.booleans(), turn=st.integers(0, 2))
 def test_negatives_are_worse_and_never_the_positive_or_what_is_chosen(small_session, seed, count, tied, turn):
     s, rng = small_session, np.random.default_rng(seed)
-    rows = s.corpus.courses[0].rows
+    rows = s.corpus.tasks[0].rows
     query, *drawn = rng.choice(rows, count + turn + 1, replace=False).tolist()
     chosen, candidates = tuple(drawn[:turn]), drawn[turn:]
     values = np.sort(rng.integers(0, 3, count) if tied else rng.standard_normal(count))[::-1].tolist()
     ranked = tuple(zip(candidates, values, strict=True))
     positive = candidates[int(rng.integers(count))]
-    lesson = Se2().lesson(s, SequenceStep(query, chosen, ranked, positive), int(rng.integers(3)))
+    lesson = Se2().training_row(s, SequenceStep(query, chosen, ranked, positive), int(rng.integers(3)))
     worth = dict(ranked)
     if worth[positive] == min(values):
         assert lesson is None
@@ -157,14 +164,14 @@ def test_a_killed_scoring_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
 def test_the_price_names_every_prompt_and_nothing_is_left_to_pay_when_all_is_known(tmp_path):
     s = session(tmp_path)
     method = Se2()
-    ((course, asks),) = method.plan(s)
-    price = s.feedback.price(course, asks)
+    ((course, asks),) = method.prompts(s)
+    price = s.feedback.estimate(course, asks)
     assert price.prompts == price.unknown == 12 * 6 * 3 + 6 * 3
     method.gather(s, 0, None)
     held_out_sets(s, course)
     assert s.feedback.computed == price.prompts
-    ((course, asks),) = Se2().plan(s)
-    assert s.feedback.price(course, asks).unknown == 0
+    ((course, asks),) = Se2().prompts(s)
+    assert s.feedback.estimate(course, asks).unknown == 0
 
 
 class Model:
@@ -181,7 +188,7 @@ class Model:
 
 def test_a_model_is_judged_by_the_sequences_that_the_selector_would_choose(tmp_path):
     s = session(tmp_path)
-    (course,) = s.corpus.courses
+    (course,) = s.corpus.tasks
     part = held_out_sets(s, course)
     found = greedy(s, Model(), part)
     chooser = make_selector("se2,width=1")
@@ -191,12 +198,12 @@ def test_a_model_is_judged_by_the_sequences_that_the_selector_would_choose(tmp_p
         picks = chooser.select(Query(query.input, exclude=hidden), s.config.shots)
         assert [s.corpus.examples[r].id for r in rows] == [*picks.ids]
     gains = part.gains(s, found)
-    assert Se2().measure(s, Model()) == pytest.approx(np.mean(gains))
+    assert Se2().gain(s, Model()) == pytest.approx(np.mean(gains))
     twice = HeldOutSets(course, part.queries, tuple(c - 1.0 for c in part.chance))
     assert twice.gains(s, found) == pytest.approx([g + 1 for g in gains])
 
 
-SETTINGS = {"learning_rate": 2e-2, "temperature": 0.1, "batch_size": 16, "epochs": 14, "judge_every": 120,
+SETTINGS = {"learning_rate": 2e-2, "temperature": 0.1, "batch_size": 16, "epochs": 14, "evaluate_every": 120,
             "patience": 0, "held_out": 24, "report": 4, "queries": 300, "negatives": 8}  # fmt: skip
 SE2 = {"shots": 2, "towers": 2, "candidates": "random:16", "hard_negatives": 6, "random_negatives": 6}
 EPR = {"candidates": "random:32", "positives": 3, "hard_negatives": 4}
