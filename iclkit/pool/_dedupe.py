@@ -79,7 +79,8 @@ def near_pairs(texts: Sequence[str], kinds: Sequence[Hashable], near: float) -> 
     pairs, compared = list[tuple[int, int]](), 0
     mine = np.zeros(len(unique), dtype=np.bool_)  # marks the pieces of the current row
     for row, (stored, asked) in enumerate(zip(keys.stored, keys.asked, strict=True)):
-        others = np.array(sorted({o for key in asked for o in holders.get(key, ())}), dtype=np.int64)
+        meetings = Counter(chain.from_iterable(holders.get(key, ()) for key in asked))
+        others = np.array(sorted(o for o, count in meetings.items() if count >= keys.shared), dtype=np.int64)
         if len(others):
             small, large = np.minimum(sizes[others], sizes[row]), np.maximum(sizes[others], sizes[row])
             others = others[(small >= near * large - _ROUNDING) & [kinds[o] == kinds[row] for o in others]]
@@ -101,10 +102,11 @@ def near_pairs(texts: Sequence[str], kinds: Sequence[Hashable], near: float) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """Per row the keys that it is stored under and those that it asks for: near rows have one in common."""
+    """Per row the keys that it is stored under and those that it asks for: near rows have ``shared`` in common."""
 
     stored: list[list[int]]
     asked: list[list[int]]
+    shared: int
 
     def meetings(self) -> int:
         """How often rows would come together under a key."""
@@ -127,7 +129,7 @@ def _rare_piece_keys(
     for row, own in enumerate(pieces):
         first = np.sort(rank[own])[: len(own) - math.ceil(near * len(own) - _ROUNDING) + 1]
         keys.append((first * (int(kind.max()) + 1) + kind[row]).tolist())
-    return _Keys(keys, keys)
+    return _Keys(keys, keys, 1)
 
 
 def _part_keys(sets: Sequence[Pieces], sizes: NDArray[np.int64], kind: NDArray[np.int64], near: float) -> _Keys:
@@ -135,9 +137,9 @@ def _part_keys(sets: Sequence[Pieces], sizes: NDArray[np.int64], kind: NDArray[n
 
     Pieces are dealt into m parts by their hash (Arasu, Ganti & Kaushik, VLDB 2006, PartEnum). Sets that overlap by
     ``near`` differ in at most d = (1 - near) / (1 + near) * (|x| + |y|) pieces, so in at most d parts; of the others
-    each holds the same pieces in both. With a set's parts ordered from rare to common, one of these equal parts is
-    among the first d + 1 of both. m depends on the sizes, so rows are stored by size class, and ask every class that
-    may hold a near row.
+    each holds the same pieces in both. With a set's parts ordered from rare to common, two of these equal parts are
+    among the first d + 2 of both (Wang, Li & Feng, SIGMOD 2012). m depends on the sizes, so rows are stored by size
+    class, and ask every class that may hold a near row.
     """
     stored: list[list[int]] = [[] for _ in sets]
     asked: list[list[int]] = [[] for _ in sets]
@@ -159,12 +161,12 @@ def _part_keys(sets: Sequence[Pieces], sizes: NDArray[np.int64], kind: NDArray[n
         most = np.floor((1 - near) / (1 + near) * (sizes[rows] + np.minimum(high, sizes[rows] / near)) + _ROUNDING)
         for keys, chosen, reach in ((stored, own[rows], own_most), (asked, np.ones(len(rows), np.bool_), most)):
             # a key that no second row has leads nowhere
-            wanted = common[ranked] & (np.arange(parts) <= reach[:, None]) & chosen[:, None]
+            wanted = common[ranked] & (np.arange(parts) <= reach[:, None] + 1) & chosen[:, None]
             at, column = np.nonzero(wanted)
             for row, key in zip(rows[at].tolist(), (ranked[at, column] + offset).tolist(), strict=True):
                 keys[row].append(key)
         offset += len(counts)
-    return _Keys(stored, asked)
+    return _Keys(stored, asked, 2)
 
 
 def _signatures(sets: Sequence[Pieces], kind: NDArray[np.int64], parts: int) -> NDArray[np.uint64]:

@@ -325,7 +325,7 @@ class Pool:
 
         Inputs are compared with case, punctuation and white space folded; with ``near`` in (0, 1], also those whose
         sets of four-character pieces overlap by at least that much (Jaccard) with an older one that is kept. From about
-        0.8 on the pairs of inputs compared grow with the pool; below, with many words in common, faster.
+        0.75 on the pairs of inputs compared grow with the pool; below, with many words in common, faster.
         """
         examples = self.view().examples
         groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
