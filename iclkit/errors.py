@@ -5,6 +5,7 @@
     │   ├── UnknownName       a selector, order, model or task that is not registered; offers the nearest name
     │   └── NeedError         a selector was not given what it declares in ``needs``
     ├── DataError (1)         a file, a row or a pool is not what it should be
+    │   ├── OverBudget        instruction and query alone are more than a prompt may hold
     │   ├── PoolError         the pool file cannot be used (newer version, not a pool, corrupted)
     │   └── LeakError         test rows were found in the pool and the user asked to stop
     ├── ModelError (1)        a model cannot be found, fetched, verified or loaded, or gives what is no score
@@ -71,6 +72,10 @@ class NeedError(UsageError):
 
 class DataError(IclkitError):
     """A file, a row or a value is not what it should be; the text names file, line, field and remedy."""
+
+
+class OverBudget(DataError):
+    """Instruction and query alone take more tokens than a prompt may hold."""
 
 
 class PoolError(DataError):

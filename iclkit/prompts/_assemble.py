@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import OverBudget, UsageError
 from iclkit.prompts._orders import order_picks
 from iclkit.prompts._template import Piece, Template
 from iclkit.records import Dropped, Example, Message, Prompt, Query, Span
@@ -33,8 +33,8 @@ def assemble(
     answer. Over budget, whole demonstrations go, worst rank first; the best m are kept for the largest m that fits,
     found in a few counts of whole prompts. ``render_chat`` turns messages into text for a chat template.
 
-    DataError when instruction and query alone do not fit, or a field is missing; UsageError when a budget comes
-    without ``count_tokens`` or a chat template without ``render_chat``.
+    OverBudget when instruction and query alone do not fit, DataError for a missing field; UsageError when a budget
+    comes without ``count_tokens`` or a chat template without ``render_chat``.
     """
     if template.chat and render_chat is None:
         raise UsageError("a chat template is rendered by a model; give an LM (render_chat), or set chat=False")
@@ -64,7 +64,7 @@ def assemble(
         sizes = list(accumulate(lengths, initial=len(text_of(0))))
         kept, tokens = _most_that_fit(sizes, budget - reserve, lambda m: count_tokens(text_of(m)))
         if kept < 0:
-            raise DataError(
+            raise OverBudget(
                 f"query {query.id}: instruction and query take {tokens} tokens"
                 + (f" and the answer {reserve}" if reserve else "")
                 + f", and the budget is {budget}; shorten them or use a model with a longer context"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from iclkit import __version__
 from iclkit.embed import Retriever, encode_checked
 from iclkit.errors import DataError, NeedError
+from iclkit.lm import ranks_only
 from iclkit.records import Example, Json, Pick, Query, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Needs:
     lm: bool = False
     labels: bool = False
     reranker: bool = False
+    log_probs: bool = False
+    """Whether it computes with the LM's log-probabilities, so that an LM that only ranks answers will not do."""
     pool: bool = True
     """False for a selector that has an answer on an empty pool."""
     lm_calls_per_query: str = "0"
@@ -155,6 +158,10 @@ class BaseSelector(ABC):
         for part, label in (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker")):
             if getattr(self.needs, part) and getattr(kit, part) is None:
                 raise NeedError(f"selector {self.name!r} needs {label}; give one with --{part}")
+        if self.needs.log_probs and kit.lm is not None and ranks_only(kit.lm):
+            raise NeedError(
+                f"selector {self.name!r} computes with log-probabilities, and {kit.lm.name} tells none; use another LM"
+            )
         if self.needs.pool and not len(pool):
             raise DataError(
                 f"the pool is empty and selector {self.name!r} has nothing to choose from; add examples first"

@@ -72,6 +72,7 @@ def combined_needs(needs: Sequence[Needs]) -> Needs:
         lm=any(n.lm for n in needs),
         labels=any(n.labels for n in needs),
         reranker=any(n.reranker for n in needs),
+        log_probs=any(n.log_probs for n in needs),
         lm_calls_per_query=joined([n.lm_calls_per_query for n in needs]),
         lm_calls_per_task=joined([n.lm_calls_per_task for n in needs]),
         seed_scope=max((n.seed_scope for n in needs), key=SEED_SCOPES.index, default="none"),

@@ -9,7 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Prompt, Query, ScoreRequest
+from iclkit.lm import ask_each
+from iclkit.records import Example, Prompt, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import top_rows
@@ -38,7 +39,9 @@ class ConESelector(BaseSelector):
     """of the nearest, those after which the LM finds the query itself most likely (conditional entropy)"""
 
     name: ClassVar[str] = "cone"
-    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, lm_calls_per_query="max(candidates, k) * input fields")
+    needs: ClassVar[Needs] = Needs(
+        embedder=True, lm=True, log_probs=True, lm_calls_per_query="max(candidates, k) * input fields"
+    )
     source: ClassVar[str] = "Peng et al. 2024, arXiv 2401.12087"
 
     candidates: int = 30  # how many of the nearest are tried, each alone; k when k is larger
@@ -63,23 +66,53 @@ class ConESelector(BaseSelector):
 
     def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """Encode and search together, then ask about all candidates of all queries in one call of the LM."""
-        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
-        asked = [(q, example) for q, (rows, _) in zip(queries, found, strict=True) for example in self._examples(rows)]
-        requests = [input_requests(self.scorer_.prompt(q, [e])) if _says(q) else [] for q, e in asked]
-        scores = iter(self.scorer_.lm.score([r for own in requests for r in own]))
-        totals = np.array([sum(next(scores).logprob for _ in own) for own in requests])
-        cuts = np.cumsum([len(rows) for rows, _ in found])[:-1]
+        nearest = [rows for rows, _ in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)]
+        pairs = [(q, e) for q, rows in zip(queries, nearest, strict=True) if _has_text(q) for e in self._examples(rows)]
+        likelihood = iter(self._likelihood(pairs))
         return [
-            self._best(query, rows, own, k)
-            for query, (rows, _), own in zip(queries, found, np.split(totals, cuts), strict=True)
+            self._best(rows, np.array([next(likelihood) for _ in rows]), k)
+            if _has_text(query)
+            else Choice(rows[:k], np.zeros(len(rows[:k])), notes=(_EMPTY,))
+            for query, rows in zip(queries, nearest, strict=True)
         ]
 
+    def _likelihood(self, pairs: Sequence[tuple[Query, Example]]) -> FloatArray:
+        """(pairs,): log p(input | demonstration) in nats; NaN where the LM cannot read the two together."""
+        requests, owners = list[ScoreRequest](), list[int]()
+        totals = np.full(len(pairs), np.nan)
+        for number, (query, example) in enumerate(pairs):
+            prompt = self.scorer_.prompt_or_none(query, [example])
+            if prompt is not None and not prompt.dropped:
+                own = input_requests(prompt)
+                requests += own
+                owners += [number] * len(own)
+                totals[number] = 0
+        scores, failed = ask_each(self.scorer_.lm.score, requests, owners)
+        totals[[*failed]] = np.nan
+        for position, owner in enumerate(owners):
+            if owner not in failed:
+                totals[owner] += scores[position].logprob
+        return totals
+
     @staticmethod
-    def _best(query: Query, rows: IntArray, likelihood: FloatArray, k: int) -> Choice:
-        best = top_rows(likelihood, k)  # ties go to the nearer candidate, which comes first
-        notes = () if _says(query) else ("the query is empty, so the LM was not asked: these are the nearest",)
-        return Choice(rows[best], likelihood[best], notes=notes)
+    def _best(rows: IntArray, likelihood: FloatArray, k: int) -> Choice:
+        """The k candidates of highest likelihood, ties to the nearer, which come first.
+
+        Candidates without one are taken only where there are not enough others, nearest first, and score as the last.
+        """
+        known, unknown = np.flatnonzero(~np.isnan(likelihood)), np.flatnonzero(np.isnan(likelihood))
+        best = known[top_rows(likelihood[known], k)]
+        scores = likelihood[best]
+        more = unknown[: k - len(best)]
+        scores = np.r_[scores, np.full(len(more), scores.min(initial=0.0))]
+        left_out = f"{len(unknown)} of {len(rows)} candidates were left out: the LM cannot read the query after them"
+        notes = () if not len(unknown) else (left_out,) if len(known) else (_UNREADABLE,)
+        return Choice(rows[np.r_[best, more]], scores, notes=notes)
 
 
-def _says(query: Query) -> bool:
+_EMPTY = "the query is empty, so the LM was not asked: these are the nearest"
+_UNREADABLE = "the LM cannot read the query after any of the candidates: these are the nearest"
+
+
+def _has_text(query: Query) -> bool:
     return bool(query.text.strip())

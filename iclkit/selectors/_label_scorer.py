@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from iclkit.errors import NeedError
-from iclkit.lm import LM
+from iclkit.errors import NeedError, OverBudget
+from iclkit.lm import LM, ask_each
 from iclkit.pool import PoolView
 from iclkit.prompts import (
     Template,
@@ -67,6 +67,15 @@ class LabelScorer:
         render = self.lm.render_chat if template.chat else None
         return assemble(template, query, examples, render_chat=render, **self._settings(self.reserve))
 
+    def prompt_or_none(
+        self, query: Query, examples: Sequence[Example], template: Template | None = None
+    ) -> Prompt | None:
+        """As ``prompt``; None where instruction and query alone are more than the LM can read."""
+        try:
+            return self.prompt(query, examples, template)
+        except OverBudget:
+            return None
+
     def open_prompt(self, examples: Sequence[Example], reserve: int) -> str:
         """A text to be continued by ``reserve`` tokens of further demonstrations."""
         return open_prompt(self.template, examples, **self._settings(reserve))
@@ -84,15 +93,21 @@ class LabelScorer:
             )
         return options
 
-    def label_logprobs(self, asked: Sequence[PromptQuery], normalise: str) -> list[FloatArray]:
+    def label_logprobs(self, prompts: Sequence[PromptQuery], normalise: str) -> list[FloatArray | None]:
         """For each prompt (labels,): log-probability in nats of each option, in one call of the LM.
 
-        ``sum`` adds up a label's tokens, ``mean`` divides by their number.
+        ``sum`` adds up a label's tokens, ``mean`` divides by their number. None for a prompt that the LM cannot answer.
         """
-        requests, sizes = list[ScoreRequest](), list[int]()
-        for query, examples in asked:
-            options = self.options(query)
-            requests += answer_requests(self.prompt(query, examples), self.template, options, query.choices)
-            sizes.append(len(options))
-        values = log_probs(self.lm.score(requests), normalise)
-        return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []
+        requests, owners = list[ScoreRequest](), list[int]()
+        for number, (query, examples) in enumerate(prompts):
+            options, prompt = self.options(query), self.prompt_or_none(query, examples)
+            if prompt is not None:
+                requests += answer_requests(prompt, self.template, options, query.choices)
+                owners += [number] * len(options)
+        scores, failed = ask_each(self.lm.score, requests, owners)
+        answered = [position for position, owner in enumerate(owners) if owner not in failed]
+        values = dict(zip(answered, log_probs([scores[p] for p in answered], normalise).tolist(), strict=True))
+        by_prompt = [list[float]() for _ in prompts]
+        for position, value in values.items():
+            by_prompt[owners[position]].append(value)
+        return [np.array(own) if own else None for own in by_prompt]

@@ -16,6 +16,7 @@ from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
 
 _PREFER = {"lowest": -1.0, "highest": 1.0}
+_UNANSWERED = "the LM cannot answer after any of the subsets: these are the nearest"
 
 
 def ordered_subsets(ids: Sequence[str], k: int, window: int, *salt: str | int) -> IntArray:
@@ -35,7 +36,7 @@ class MDLSelector(BaseSelector):
 
     name: ClassVar[str] = "mdl"
     needs: ClassVar[Needs] = Needs(
-        embedder=True, lm=True, labels=True, lm_calls_per_query="window * labels", seed_scope="query"
+        embedder=True, lm=True, log_probs=True, labels=True, lm_calls_per_query="window * labels", seed_scope="query"
     )
     source: ClassVar[str] = "Wu et al. 2023, arXiv 2212.10375"
 
@@ -70,15 +71,20 @@ class MDLSelector(BaseSelector):
         """Encode and search together, then ask about all subsets of all queries in one call of the LM."""
         found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
         subsets = [rows[self._subsets(q, rows, k)] for q, (rows, _) in zip(queries, found, strict=True)]
-        asked = [(q, self._examples(rows)) for q, own in zip(queries, subsets, strict=True) for rows in own]
-        unsure = np.array([entropy(logp) for logp in self.scorer_.label_logprobs(asked, self.normalise)])
-        return [
-            self._best(own, mine) for own, mine in zip(subsets, unsure.reshape(len(queries), self.window), strict=True)
-        ]
+        prompts = [(q, self._examples(rows)) for q, own in zip(queries, subsets, strict=True) for rows in own]
+        logprobs = self.scorer_.label_logprobs(prompts, self.normalise)
+        entropies = np.array([np.nan if values is None else float(entropy(values)) for values in logprobs])
+        entropies = entropies.reshape(len(queries), self.window)
+        return [self._best(rows, values) for rows, values in zip(subsets, entropies, strict=True)]
 
     def _subsets(self, query: Query, rows: IntArray, k: int) -> IntArray:
         return ordered_subsets([self.pool_.ids[r] for r in rows], k, self.window, "mdl", self.kit_.seed, query.id)
 
-    def _best(self, subsets: IntArray, unsure: FloatArray) -> Choice:
-        best = int(np.argmax(_PREFER[self.prefer] * rounded(unsure)))  # ties go to the plain list, which comes first
-        return Choice(subsets[best], np.full(subsets.shape[1], -unsure[best]))
+    def _best(self, subsets: IntArray, entropies: FloatArray) -> Choice:
+        """Ties go to the plain list, which comes first; so does the choice where the LM can answer after none (NaN)."""
+        failed = np.isnan(entropies)
+        best = int(np.argmax(np.where(failed, -np.inf, _PREFER[self.prefer] * rounded(entropies))))
+        left_out = f"{failed.sum()} of {len(subsets)} subsets were left out: the LM cannot answer after them"
+        notes = () if not failed.any() else (_UNANSWERED,) if failed.all() else (left_out,)
+        score = 0.0 if failed.all() else -entropies[best]
+        return Choice(subsets[best], np.full(subsets.shape[1], score), notes=notes)

@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.lm import GenerateRequest
-from iclkit.prompts import NORMALIZATIONS, parse_continuation
+from iclkit.lm import GenerateRequest, ask_each
+from iclkit.prompts import NORMALIZATIONS, best_option, parse_continuation
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._label_scorer import LabelScorer, entropy
-from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys, smallest_rows
+from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, rounded, shuffled_keys, smallest_rows
 from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
@@ -26,11 +26,16 @@ _PROBES = ("generated", "pool")
 def global_entropy(logprobs: FloatArray) -> float:
     """Entropy in nats of the labels predicted over a probing set; logprobs (probes, labels), in [0, log labels].
 
-    0 for an LM that always says the same; a tie within a row goes to the first label.
+    0 for an LM that always says the same; a tie within a row goes to the first label. A row in which all labels score
+    the same is no answer: it is none of the labels, and the entropy counts for the share of rows that are answered.
     """
-    counts = np.bincount(np.argmax(logprobs, axis=1), minlength=logprobs.shape[1])
+    answers = [best_option(row) for row in np.round(logprobs, SCORE_DECIMALS).tolist()]
+    given = [answer for answer in answers if answer is not None]
+    if not given:
+        return 0.0
+    counts = np.bincount(given, minlength=logprobs.shape[1])
     with np.errstate(divide="ignore"):
-        return float(entropy(np.log(counts)))
+        return float(entropy(np.log(counts))) * len(given) / len(answers)
 
 
 def local_entropy(logprobs: FloatArray) -> float:
@@ -123,11 +128,18 @@ class _OrderSearchSelector(BaseSelector):
                 self.found_[k] = orders[0], 0.0, note
                 return self.found_[k]
             ranked = [[demos[i] for i in order] for order in orders]
-            asked = [(Query(text), shown) for shown in ranked for text in inputs]
-            logprobs = np.stack(self.scorer_.label_logprobs(asked, self.normalise)).reshape(
-                len(orders), len(inputs), -1
-            )
-            values = np.array([self.value(own) for own in logprobs])
+            prompts = [(Query(text), demonstrations) for demonstrations in ranked for text in inputs]
+            scores = self.scorer_.label_logprobs(prompts, self.normalise)
+            by_order = [scores[at : at + len(inputs)] for at in range(0, len(scores), len(inputs))]
+            # an input that cannot be answered after one order is left out after all, so that orders stay comparable
+            complete = [column for column in zip(*by_order, strict=True) if all(one is not None for one in column)]
+            if len(complete) < len(inputs):
+                lost = f"{len(inputs) - len(complete)} of {len(inputs)} probing inputs were left out"
+                note = "; ".join(n for n in (note, f"{lost}: the LM cannot answer them") if n)
+            if not complete:
+                self.found_[k] = orders[0], 0.0, f"the plain order: {note}"
+                return self.found_[k]
+            values = np.array([self.value(np.stack(own)) for own in zip(*complete, strict=True)])
             best = int(np.argmax(rounded(values)))  # ties go to the plain order, which comes first
             self.found_[k] = orders[best], float(values[best]), note
         return self.found_[k]
@@ -153,7 +165,8 @@ class _OrderSearchSelector(BaseSelector):
             )
             for n, order in enumerate(orders)
         ]
-        texts = (g.text for g in self.scorer_.lm.generate(requests))
+        answers, _ = ask_each(self.scorer_.lm.generate, requests)
+        texts = (answers[number].text for number in sorted(answers))  # an order that cannot be continued adds none
         known = {fold_text(e.text) for e in demos}
         found = list[Fields]()
         for block in (b for text in texts for b in parse_continuation(self.scorer_.template, text) if b.asks):
@@ -189,7 +202,7 @@ class LocalESelector(_OrderSearchSelector):
 
     name: ClassVar[str] = "locale"
     needs: ClassVar[Needs] = Needs(
-        lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
+        lm=True, log_probs=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
     )
 
     def value(self, logprobs: FloatArray) -> float:

@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
+from iclkit.lm import ask_each
 from iclkit.pool import PoolView
-from iclkit.prompts import Template, answer_requests, infer_labels, log_probs
+from iclkit.prompts import Template, answer_requests, infer_labels
 from iclkit.records import Example, Query, ScoreRequest
 from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs
 from iclkit.selectors._composite import CompositeSelector
@@ -35,38 +36,49 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
 
     (sets, n) float64 in nats, a row per demonstration set: log p(y | D, x) - log p(y | D0), where D are ``shots``
     random examples without the one in question and D0 are their answers alone. Low or negative: hard, ambiguous or
-    mislabelled. Average over the rows for one number per example; divide by ln 2 for bits. All 2 * sets * n requests
-    go to the LM in one call; those of the second term repeat a lot and are computed once.
+    mislabelled; NaN where the LM cannot read one of the two prompts. Average over the rows for one number per example;
+    divide by ln 2 for bits. All 2 * sets * n requests go to the LM in one call; those of the second term repeat a lot
+    and are computed once.
     """
-    asker, keys = LabelScorer.of(pool, kit), hash_keys(pool.ids)
-    asker = replace(asker, reserve=max(asker.lm.count_tokens(e.output) for e in pool.examples))
-    null = null_template(asker.template)
-    everything, requests = np.ones(len(pool), np.bool_), list[ScoreRequest]()
+    scorer, keys = LabelScorer.of(pool, kit), hash_keys(pool.ids)
+    scorer = replace(scorer, reserve=max(scorer.lm.count_tokens(e.output) for e in pool.examples))
+    null = null_template(scorer.template)
+    everything, requests, places = np.ones(len(pool), np.bool_), list[ScoreRequest](), list[tuple[int, int, int]]()
     for number in range(sets):
         drawn = smallest_rows(shuffled_keys(keys, "pvi", kit.seed, number), shots + 1, everything)
         for row, example in enumerate(pool.examples):
             demos = [pool.examples[r] for r in drawn if r != row][:shots]
-            for template in (asker.template, null):
-                requests += _gold_request(asker, template, example, demos)
-    values = log_probs(asker.lm.score(requests)).reshape(sets, len(pool), 2)
+            for term, template in enumerate((scorer.template, null)):
+                asked = _gold_request(scorer, template, example, demos)
+                requests += asked
+                places += [(number, row, term)] * len(asked)
+    scores, _ = ask_each(scorer.lm.score, requests)
+    values = np.full((sets, len(pool), 2), np.nan)
+    for position, score in scores.items():
+        values[places[position]] = score.logprob
     gain: FloatArray = values[:, :, 0] - values[:, :, 1]
     return gain
 
 
 def _gold_request(
-    asker: LabelScorer, template: Template, example: Example, demos: Sequence[Example]
+    scorer: LabelScorer, template: Template, example: Example, demos: Sequence[Example]
 ) -> list[ScoreRequest]:
+    """One request, or none where the prompt does not fit."""
     # without its inputs every query is the same, so that equal prompts are seen to be equal
     query = Query(example.input, example.choices, id="pvi")
-    return answer_requests(asker.prompt(query, demos, template), template, [example.output], example.choices)
+    prompt = scorer.prompt_or_none(query, demos, template)
+    return answer_requests(prompt, template, [example.output], example.choices) if prompt else []
 
 
 def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) -> IntArray:
-    """Rows of the lowest ``share`` of each label's values (rounded down), ascending; ties go to the higher row."""
+    """Rows of the lowest ``share`` of each label's values (rounded down), ascending; ties go to the higher row.
+
+    What has no value (NaN) is neither among them nor counted.
+    """
     names, of = np.unique(np.asarray(labels), return_inverse=True)
     out = list[int]()
     for label in range(len(names)):
-        rows = np.flatnonzero(of == label)[::-1]
+        rows = np.flatnonzero((of == label) & ~np.isnan(values))[::-1]
         worst = rows[np.argsort(np.round(values[rows], SCORE_DECIMALS), kind="stable")]
         out += worst[: math.floor(share * len(rows) + 1e-9)].tolist()
     return np.array(sorted(out), dtype=np.int64)
@@ -75,14 +87,15 @@ def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) ->
 def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
     """(n,) in (0, 1): where each value stands among those of its label; equal values (to 1e-6) stand together.
 
-    The share of the label's values below, and half of those equal.
+    The share of the label's values below, and half of those equal; 0.5 for what has no value (NaN).
     """
-    rounded, out = np.round(values, SCORE_DECIMALS), np.empty(len(values))
+    rounded, out = np.round(values, SCORE_DECIMALS), np.full(len(values), 0.5)
     names, of = np.unique(np.asarray(labels), return_inverse=True)
     for label in range(len(names)):
-        own = np.sort(rounded[of == label])
-        ends = np.searchsorted(own, rounded[of == label], "left"), np.searchsorted(own, rounded[of == label], "right")
-        out[of == label] = (ends[0] + ends[1]) / (2 * len(own))
+        rows = np.flatnonzero((of == label) & ~np.isnan(values))
+        ordered = np.sort(rounded[rows])
+        below, upto = (np.searchsorted(ordered, rounded[rows], side) for side in ("left", "right"))
+        out[rows] = (below + upto) / (2 * max(1, len(rows)))
     return out
 
 
@@ -90,7 +103,7 @@ def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
 class _PVISelector(CompositeSelector):
     """What filter and weight share: the PVI of the pool, asked for when the first query comes."""
 
-    needs: ClassVar[Needs] = Needs(lm=True, lm_calls_per_task="2 * sets * n", seed_scope="task")
+    needs: ClassVar[Needs] = Needs(lm=True, log_probs=True, lm_calls_per_task="2 * sets * n", seed_scope="task")
     source: ClassVar[str] = "the signal: Lu et al. 2023, arXiv 2310.12300; its use here: ours"
 
     of: str = "knn"  # the selector
@@ -115,10 +128,19 @@ class _PVISelector(CompositeSelector):
         return task + 2 * self.sets * len(self.pool_), query
 
     def values(self) -> FloatArray:
-        """(n,): mean PVI of each pool example over the demonstration sets, in nats."""
+        """(n,): mean PVI of each pool example over the demonstration sets that the LM can read with it, in nats; NaN
+        where there are none."""
         if self.pvi_ is None:
-            self.pvi_ = pvi(self.pool_, self.kit_, shots=self.shots, sets=self.sets).mean(axis=0)
+            values = pvi(self.pool_, self.kit_, shots=self.shots, sets=self.sets)
+            counts = np.count_nonzero(~np.isnan(values), axis=0)
+            self.pvi_ = np.where(counts > 0, np.nansum(values, axis=0) / np.maximum(counts, 1), np.nan)
         return self.pvi_
+
+    def unreadable_note(self) -> tuple[str, ...]:
+        """When some examples have no PVI."""
+        missing = int(np.isnan(self.values()).sum())
+        note = f"{missing} of the pool's {len(self.pool_)} examples have no PVI: the LM cannot read them"
+        return (note,) if missing else ()
 
     def labels(self) -> list[str]:
         """The label of each example; all alike where the outputs are no labels."""
@@ -148,7 +170,8 @@ class PVIFilterSelector(_PVISelector):
         gone = frozenset(self.pool_.ids[row] for row in self.dropped())
         selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in queries], k)
         note = f"{len(gone)} of the pool's {len(self.pool_)} examples are left out for their low PVI"
-        return [replace(self._choice(s), notes=(note,) if gone else ()) for s in selections]
+        notes = ((note,) if gone else ()) + self.unreadable_note()
+        return [replace(self._choice(s), notes=notes) for s in selections]
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k or not k:
@@ -182,5 +205,5 @@ class PVIWeightSelector(_PVISelector):
             rows = self._rows(selection)
             scores = np.array([p.score for p in selection]) + bonus[rows]
             best = top_rows(scores, k, significant=True)
-            chosen.append(Choice(rows[best], scores[best]))
+            chosen.append(Choice(rows[best], scores[best], notes=self.unreadable_note()))
         return chosen

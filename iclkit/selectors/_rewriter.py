@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from iclkit.errors import DataError, UnknownName
-from iclkit.lm import LM, GenerateRequest
+from iclkit.lm import LM, GenerateRequest, ask_each
 from iclkit.records import Fields, digest
 
 _SHIPPED = Path(__file__).with_name("rewriters.toml")
@@ -89,9 +89,14 @@ class LMRewriter:
     def write(self, inputs: Sequence[Fields], number: int) -> list[str]:
         """One line per input, without the stem; empty where nothing could be written."""
         prompts = [self.prompt(i, number) for i in inputs]
-        requests = [GenerateRequest(p, self.max_tokens, stop=("\n",)) for p in prompts if p]
-        answers = iter(self.lm.generate(requests) if requests else [])
-        return [self.clean(next(answers).text) if p else "" for p in prompts]
+        places = [place for place, prompt in enumerate(prompts) if prompt]
+        answers, _ = ask_each(
+            self.lm.generate, [GenerateRequest(prompts[place], self.max_tokens, stop=("\n",)) for place in places]
+        )
+        texts = [""] * len(inputs)
+        for position, answer in answers.items():
+            texts[places[position]] = self.clean(answer.text)
+        return texts
 
     def prompt(self, given: Fields, number: int) -> str:
         """Everything up to the stem; empty when even that and an answer do not fit into the LM's context."""
@@ -107,12 +112,13 @@ class LMRewriter:
         return ""
 
     def clean(self, answer: str) -> str:
-        """The first line, without a stem that was said again."""
+        """The first line, without a stem that was said again; empty for one of signs alone, which tells nothing."""
         line = answer.strip().split("\n")[0].strip()
-        return line[len(self.style.stem) :].strip() if line.lower().startswith(self.style.stem.lower()) else line
+        line = line[len(self.style.stem) :].strip() if line.lower().startswith(self.style.stem.lower()) else line
+        return line if any(c.isalnum() for c in line) else ""
 
 
 def _lines(given: Fields) -> str:
-    """An input on as many lines as it has fields, so that blank lines part the pairs."""
+    """An input on as many lines as it has fields, by name, so that blank lines separate the pairs."""
     fields = {"Input": given} if isinstance(given, str) else given
-    return "\n".join(f"{name}: {' '.join(text.split())}" for name, text in fields.items())
+    return "\n".join(f"{name}: {' '.join(fields[name].split())}" for name in sorted(fields))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
 
@@ -12,11 +12,14 @@ import numpy as np
 
 from iclkit.embed import vector_key
 from iclkit.errors import UsageError
-from iclkit.prompts import log_probs
+from iclkit.lm import ask_each
+from iclkit.prompts import answer_stops
 from iclkit.records import GenerateRequest, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
+
+_ANSWER_TOKENS = 64  # length of an answer where nothing says how long answers are
 
 
 def neighbor_rows(vectors: FloatArray, k: int) -> IntArray:
@@ -105,6 +108,11 @@ class _AnnotationSelector(BaseSelector):
                 f"{self.name}: budget is {self.budget}, neighbours {self.neighbours}; give 1 or more for both"
             )
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to know of the annotated examples."""
+        return ()
+
     @abstractmethod
     def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
         """At most ``budget`` rows, in the order in which to label them."""
@@ -138,7 +146,7 @@ class _AnnotationSelector(BaseSelector):
         for vector, mask in zip(_unit(self._query_vectors(queries) - self.mean_), allowed, strict=True):
             scores = np.round(labelled @ vector, SCORE_DECIMALS)
             best = top_rows(scores, k, mask[rows])
-            chosen.append(Choice(rows[best], scores[best]))
+            chosen.append(Choice(rows[best], scores[best], notes=self.notes))
         return chosen
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
@@ -172,15 +180,24 @@ class VoteKConfidenceSelector(_AnnotationSelector):
     """vote-k that also asks the LM, so that sure and unsure examples are both labelled"""
 
     name: ClassVar[str] = "vote-k-confidence"
-    needs: ClassVar[Needs] = Needs(embedder=True, lm=True, lm_calls_per_task="(n - seeds) * labels", seed_scope="task")
+    needs: ClassVar[Needs] = Needs(
+        embedder=True, lm=True, log_probs=True, lm_calls_per_task="(n - seeds) * labels", seed_scope="task"
+    )
     source: ClassVar[str] = "vote-k; Su et al. 2023, arXiv 2209.01975"
 
+    unread_: int = field(init=False, repr=False, compare=False, default=0)
     seeds: int = 10  # how many are labelled by fast vote-k before the LM is asked about the rest
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.seeds < 1:
             raise UsageError(f"vote-k-confidence: seeds is {self.seeds}; give 1 or more")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How many examples the LM could not be asked about."""
+        note = f"{self.unread_} examples were not considered for a label: the LM cannot read them"
+        return (note,) if self.unread_ else ()
 
     def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
         """Each unlabelled example with each label, once."""
@@ -198,37 +215,46 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         if not wanted or not len(rest):
             return order
         confidence = self._confidence(rest, np.array(order))
+        answered = ~np.isnan(confidence)
+        self.unread_ = int(np.count_nonzero(~answered))
+        rest, confidence = rest[answered], confidence[answered]
         rest = rest[np.lexsort((rest, np.round(confidence, SCORE_DECIMALS)))]
         size = int(0.9 * len(rest) / wanted)
         for bucket in range(wanted if size else 0):
             among = np.zeros(len(near), dtype=np.bool_)
             among[rest[bucket * size : (bucket + 1) * size]] = True
             order += fast_vote_order(near, 1, density, first=np.array(order), among=among)
-        left = np.ones(len(near), dtype=np.bool_)
+        left = np.zeros(len(near), dtype=np.bool_)
+        left[rest] = True
         left[order] = False
         keys = shuffled_keys(hash_keys(self.pool_.ids), "vote-k-confidence", self.kit_.seed)
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
     def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
         """(rows,): the LM's highest label log-probability, or the mean token log-probability of what it generates,
-        -inf where that is nothing.
+        -inf where that is nothing, NaN where the LM cannot read the prompt.
 
         Each example is asked about with the seeds shown, the nearest best.
         """
-        asker = LabelScorer.of(self.pool_, self.kit_)
+        scorer = LabelScorer.of(self.pool_, self.kit_)
         queries, shots = list[Query](), list[IntArray]()
         for row in rows.tolist():
             example = self.pool_.examples[row]
             queries.append(Query(example.input, example.choices, id=example.id))
             shots.append(shown[top_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
         asked = [(q, self._examples(s)) for q, s in zip(queries, shots, strict=True)]
-        if asker.labels or all(q.choices for q in queries):
-            return np.array([scores.max() for scores in asker.label_logprobs(asked, "mean")])
-        prompts = [asker.prompt(q, examples) for q, examples in asked]
-        stop = asker.template.stop_strings
-        answers = asker.lm.generate([GenerateRequest(p.text, asker.reserve or 64, stop) for p in prompts])
-        said = np.array([bool(a.text.strip()) for a in answers])
-        pairs = [ScoreRequest(p.text, a.text) for p, a, some in zip(prompts, answers, said, strict=True) if some]
-        confidence = np.full(len(rows), -np.inf)  # of an LM that says nothing
-        confidence[said] = log_probs(asker.lm.score(pairs), "mean")
+        if scorer.labels or all(q.choices for q in queries):
+            logprobs = scorer.label_logprobs(asked, "mean")
+            return np.array([np.nan if values is None else values.max() for values in logprobs])
+        prompts = {n: p.text for n, one in enumerate(asked) if (p := scorer.prompt_or_none(*one)) is not None}
+        stop = answer_stops(scorer.template, {e.output for e in self.pool_.examples})
+        tokens = scorer.reserve or _ANSWER_TOKENS
+        generations, _ = ask_each(scorer.lm.generate, [GenerateRequest(p, tokens, stop) for p in prompts.values()])
+        texts = {[*prompts][position]: answer.text for position, answer in generations.items()}
+        confidence = np.full(len(rows), np.nan)
+        confidence[[n for n, text in texts.items() if not text.strip()]] = -np.inf
+        written = [n for n, text in texts.items() if text.strip()]
+        scores, _ = ask_each(scorer.lm.score, [ScoreRequest(prompts[n], texts[n]) for n in written])
+        for position, score in scores.items():
+            confidence[written[position]] = score.logprob / max(1, score.tokens)
         return confidence

@@ -175,11 +175,12 @@ def test_a_prompt_shows_every_pair_once_in_its_order_and_ends_with_the_stem(styl
     assert prompt.count(shipped.stem) == len(shipped.pairs) + 1 + shipped.instruction.count(shipped.stem)
 
 
-def test_fields_are_shown_by_name() -> None:
-    prompt = LMRewriter(Says(None), RewriteStyle.load("parsing")).prompt(
-        {"schema": "a(b, c)", "question": "how many?"}, 0
-    )
-    assert "\n\nschema: a(b, c)\nquestion: how many?\nTo answer it, one needs to" in prompt
+def test_fields_are_shown_by_name_whatever_the_order_they_are_given_in() -> None:
+    fields = {"schema": "a(b, c)", "question": "how many?"}
+    rewriter = LMRewriter(Says(None), RewriteStyle.load("parsing"))
+    prompt = rewriter.prompt(fields, 0)
+    assert "\n\nquestion: how many?\nschema: a(b, c)\nTo answer it, one needs to" in prompt
+    assert rewriter.prompt(dict(reversed(fields.items())), 0) == prompt
 
 
 def test_pairs_give_way_to_a_small_context_and_an_input_that_does_not_fit_stands_for_itself() -> None:
