@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from iclkit.lm import LM
     from iclkit.pool import PoolView
     from iclkit.prompts import Template
-    from iclkit.selectors import Reranker
+    from iclkit.selectors import Reranker, Selector
 
 
 class _Shots(click.ParamType[int | None]):
@@ -96,12 +96,12 @@ def command(
     from iclkit.datasets import read_queries
     from iclkit.pool import Pool
     from iclkit.prompts import ORDERS, Template
-    from iclkit.selectors import Kit, make_selector, template_for
+    from iclkit.selectors import Kit, make_selector
 
     chooser = make_selector(selector)
     ORDERS.get(order)
     given = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
-    template = replace(template_for(chooser, given) or Template(), chat=chat)
+    template = replace(chooser.template_for(given), chat=chat)
     asked = [Query(t) for t in texts] + (read_queries(queries) if queries else [])
     if not asked:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
@@ -217,11 +217,10 @@ def _assemble(template: Template, chosen: Selection, view: PoolView, lm: LM | No
     )
 
 
-def _say_cost(chooser: Any, queries: int, k: int) -> None:
-    per_task, per_query = chooser.cost(k) if hasattr(chooser, "cost") else (0, 0)
-    if per_task or per_query:
-        total = per_task + per_query * queries
-        echo(f"the LM reads at most {total:,} texts ({per_task:,} once, {per_query:,} per query)", err=True)
+def _say_cost(chooser: Selector, queries: int, k: int) -> None:
+    cost = chooser.cost(k)
+    if total := cost.per_task + cost.per_query * queries:
+        echo(f"the LM reads at most {total:,} texts ({cost.per_task:,} once, {cost.per_query:,} per query)", err=True)
 
 
 def _load_lm(name: str) -> LM:

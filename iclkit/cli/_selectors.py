@@ -20,16 +20,16 @@ def command() -> None:
 def ls(as_json: bool, markdown: bool) -> None:
     """List every selector, those of installed packages included."""
     from iclkit.errors import UsageError
-    from iclkit.selectors import BUILTINS, SELECTORS, describe, selectors_table
+    from iclkit.selectors import BUILTINS, SELECTORS, selector_info, selectors_table
 
     if markdown:
         echo(selectors_table())
         return
     plugins = [n for n in SELECTORS.names() if n not in BUILTINS]
-    rows = [describe(SELECTORS.get(name)) for name in BUILTINS]
+    rows = [selector_info(SELECTORS.get(name)) for name in BUILTINS]
     for name in plugins:
         try:
-            rows.append({**describe(SELECTORS.get(name)), "name": name})
+            rows.append({**selector_info(SELECTORS.get(name)), "name": name})
         except UsageError as error:  # one broken package must not hide the others
             echo(f"warning: {error}", err=True)
     if as_json:

@@ -2,7 +2,7 @@
 
 from iclkit.eval._advise import Advice, Finding, advise, decide
 from iclkit.eval._diagnose import Diagnosis, diagnose
-from iclkit.eval._evaluate import Bench, Settings, cautions, evaluate, make_bench, prompt_of, seed_matters, task_pool
+from iclkit.eval._evaluate import Bench, Settings, cautions, evaluate, make_bench, prompt_of, task_pool
 from iclkit.eval._explain import (
     DemonstrationEffect,
     DemonstrationInfluence,
@@ -25,7 +25,7 @@ from iclkit.eval._labels import (
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._multiple import false_discovery, holm
-from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, dry_run, plan
+from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, differs_by_seed, dry_run, plan
 from iclkit.eval._pooled import (
     NewTasks,
     PooledDifference,
@@ -81,6 +81,7 @@ __all__ = [
     "decide",
     "diagnose",
     "difference",
+    "differs_by_seed",
     "dry_run",
     "estimate",
     "evaluate",
@@ -103,7 +104,6 @@ __all__ = [
     "rank_estimates",
     "rank_intervals",
     "reliability",
-    "seed_matters",
     "smallest_effects",
     "suspects",
     "task_pool",

@@ -63,7 +63,7 @@ from iclkit.records import (
     digest,
     fold_text,
 )
-from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, describe, make_selector, template_for
+from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, make_selector, selector_info
 
 ON_LEAK = ("exclude", "stop", "ignore")
 ON_ERROR = ("record", "stop")
@@ -290,13 +290,13 @@ def evaluate(
         raise UsageError(f"on_error is {on_error!r}; choose from {', '.join(ON_ERROR)}")
     lm = as_lm(lm)
     bench = task if isinstance(task, Bench) else make_bench(task, pool, limit=limit, on_leak=on_leak)
-    chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
+    chooser = make_selector(selector)
     if k == 0 or chooser.spec.name == "zero":
         k, seed, order = 0, 0, "best-last"  # nothing is shown: neither matters, and all such runs are one
     given = tuple(sorted((prior or {}).items()))
     stops = None if stop is None else tuple(stop)
     settings = Settings(k, seed, order, budget, normalise, calibrate, given, answer_tokens, stops)
-    shown = template_for(chooser, template or bench.task.template)
+    shown = chooser.template_for(template or bench.task.template)
     kit = Kit(embedder, lm, shown, bench.task.labels, seed, order, reranker=reranker, task=bench.task.name)
     work = _Work(bench, chooser, kit, settings, on_error, progress)
     total = len(bench.queries)
@@ -432,7 +432,7 @@ def short_name(spec: Spec) -> str:
     """A selector's spec without the settings that are its defaults."""
     if spec.name not in SELECTORS.names():
         return str(spec)
-    defaults: Any = describe(SELECTORS.get(spec.name))["settings"]
+    defaults: Any = selector_info(SELECTORS.get(spec.name))["settings"]
     return str(Spec(spec.name, {k: v for k, v in spec.settings.items() if k not in defaults or defaults[k] != v}))
 
 
@@ -842,18 +842,3 @@ def cautions(runs: Sequence[Run]) -> list[str]:
             f"an end with --stop"
         )
     return said
-
-
-def seed_matters(bench: Bench, selector: str | Spec, kit: Kit, k: int, order: str, probes: int = 16) -> bool:
-    """Whether another seed gives other prompts: the order is random, or the picks of the first queries differ.
-
-    Fits the selector with two seeds and compares what it picks for ``probes`` queries. A selector that asks the LM is
-    taken to depend on the seed, as finding out would cost what only a run should.
-    """
-    if (k > 1 and order == "random") or make_selector(selector).needs.lm:
-        return True
-    chosen = []
-    for seed in (0, 1):
-        fitted = make_selector(selector).fit(bench.view, replace(kit, seed=seed))
-        chosen.append([s.ids for s in fitted.select_many(bench.queries[:probes], k)])
-    return chosen[0] != chosen[1]

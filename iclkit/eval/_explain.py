@@ -35,7 +35,7 @@ from iclkit.prompts import (
     template_of,
 )
 from iclkit.records import Example, GenerateRequest, Progress, Prompt, Query, Row, Run, Spec
-from iclkit.selectors import Kit, make_selector, story_of
+from iclkit.selectors import Kit, make_selector
 
 Texts = Mapping[str, Mapping[str, Any]]
 
@@ -228,7 +228,7 @@ def with_runner_up(
     )
     query = next((q for q in bench.queries if q.id == explanation.row.query_id), explanation.query)
     picked = {i for i, _ in explanation.row.picks}
-    explanation = replace(explanation, story=story_of(chooser, query, spec["k"]))
+    explanation = replace(explanation, story=chooser.explain(query, spec["k"]))
     more = [p for p in chooser.select(query, spec["k"] + 1) if p.example_id not in picked]
     if not more or not picked:
         return explanation

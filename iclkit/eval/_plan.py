@@ -8,18 +8,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from iclkit.embed import Embedder
 from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
-from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec, seed_matters
+from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec
 from iclkit.eval._runs import finished
 from iclkit.lm import LM, ModelShape, as_lm, break_even
 from iclkit.pool import PoolView
 from iclkit.prompts import Template, assemble
 from iclkit.records import CostEstimate, Progress, Run, digest
-from iclkit.selectors import BaseSelector, Kit, Reranker, make_selector, template_for
+from iclkit.selectors import RANDOM_FILL, Kit, Reranker, SelectorCost, make_selector
 
 _PROBES = 8
 
@@ -84,7 +83,7 @@ class PlannedRun:
     @property
     def kit(self) -> Kit:
         """What the selector is given."""
-        template = template_for(make_selector(self.selector), self.template or self.bench.task.template)
+        template = make_selector(self.selector).template_for(self.template or self.bench.task.template)
         s = self.settings
         task = self.bench.task
         return Kit(
@@ -135,13 +134,27 @@ def plan(
             if way not in seeds_of:
                 shown = template or bench.task.template
                 kit = Kit(embedder, lm, shown, bench.task.labels, order=order, reranker=reranker, task=bench.task.name)
-                many = k > 0 and grid.seeds > 1 and seed_matters(bench, selector, kit, k, order)
+                many = k > 0 and grid.seeds > 1 and differs_by_seed(bench, selector, kit, k, order)
                 seeds_of[way] = grid.seeds if many else 1
             for seed in range(seeds_of[way]):
                 settings = grid.settings(k, seed, order, calibrate)
                 job = PlannedRun(bench, selector, lm, embedder, settings, template, reranker)
                 jobs.setdefault((at, selector, settings), job)
     return list(jobs.values())
+
+
+def differs_by_seed(bench: Bench, selector: str, kit: Kit, k: int, order: str) -> bool:
+    """Whether another seed can give other prompts: the order is random, or the selector says that it draws.
+
+    A selector that draws only where it has nothing to go by is asked for its picks, to see whether it does here.
+    """
+    needs = make_selector(selector).needs
+    if needs.seed_scope != "none" or (k > 1 and order == "random"):
+        return True
+    if not needs.random_fill:
+        return False
+    selections = make_selector(selector).fit(bench.view, kit).select_many(bench.queries, k)
+    return any(pick.why == RANDOM_FILL for selection in selections for pick in selection)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +224,7 @@ def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
     for job in jobs:
         chooser = make_selector(job.selector)
         k = job.settings.k
-        part, k = (chooser.shared(k), chooser.shown(k)) if isinstance(chooser, BaseSelector) else (0, k)
+        part, k = chooser.shared(k), chooser.capacity(k)
         if k:
             kinds.setdefault((id(job.bench), part, k), []).append(job)
     lines = []
@@ -248,16 +261,15 @@ def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own:
 def _notes(todo: Sequence[PlannedRun]) -> Iterator[str]:
     """What each selector that asks the LM will ask at most; fitting one asks nothing."""
     for name in dict.fromkeys(job.selector for job in todo if make_selector(job.selector).needs.lm):
-        jobs, found = [job for job in todo if job.selector == name], dict[tuple[int, int], tuple[int, int]]()
+        jobs, found = [job for job in todo if job.selector == name], dict[tuple[int, int], SelectorCost]()
         for job in jobs:
             if (key := (id(job.bench), job.settings.k)) not in found:
-                fitted: Any = make_selector(name).fit(job.bench.view, job.kit)
-                found[key] = fitted.cost(job.settings.k) if hasattr(fitted, "cost") else (0, 0)
-        asked = [(*found[id(job.bench), job.settings.k], len(job.bench.queries)) for job in jobs]
-        total = sum(once + each * queries for once, each, queries in asked)
+                found[key] = make_selector(name).fit(job.bench.view, job.kit).cost(job.settings.k)
+        costs = [found[id(job.bench), job.settings.k] for job in jobs]
+        total = sum(c.per_task + c.per_query * len(job.bench.queries) for c, job in zip(costs, jobs, strict=True))
         yield (
-            f"{name} asks the LM itself: at most {total:,} texts more ({max(a[0] for a in asked):,} once a run "
-            f"and {max(a[1] for a in asked):,} per query), less what was asked before"
+            f"{name} asks the LM itself: at most {total:,} texts more ({max(c.per_task for c in costs):,} once a run "
+            f"and {max(c.per_query for c in costs):,} per query), less what was asked before"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from iclkit.selectors._base import (
+    RANDOM_FILL,
     BaseSelector,
     BoolArray,
     Choice,
@@ -12,9 +13,9 @@ from iclkit.selectors._base import (
     Needs,
     Reranker,
     Selector,
-    describe,
-    story_of,
-    template_for,
+    SelectorCost,
+    TokenEmbedder,
+    selector_info,
 )
 from iclkit.selectors._dpp import dpp_order
 from iclkit.selectors._fixed import FixedSelector, SelectorFile
@@ -25,6 +26,7 @@ from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, ma
 
 __all__ = [
     "BUILTINS",
+    "RANDOM_FILL",
     "SELECTORS",
     "BaseSelector",
     "BoolArray",
@@ -36,15 +38,15 @@ __all__ = [
     "Needs",
     "Reranker",
     "Selector",
+    "SelectorCost",
     "SelectorFile",
-    "describe",
+    "TokenEmbedder",
     "dpp_order",
     "import_selectors",
     "label_recall",
     "make_selector",
     "pvi",
+    "selector_info",
     "selectors_table",
-    "story_of",
-    "template_for",
     "top_rows",
 ]

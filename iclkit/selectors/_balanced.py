@@ -38,7 +38,7 @@ class BalancedSelector(BaseSelector):
     """random, with equal counts of every label (give or take one)"""
 
     name: ClassVar[str] = "balanced"
-    needs: ClassVar[Needs] = Needs(labels=True, seed_scope="query")
+    needs: ClassVar[Needs] = Needs(labels=True, whole_pool=True, seed_scope="query")
     source: ClassVar[str] = "baseline"
 
     def prepare(self) -> None:

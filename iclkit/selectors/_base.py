@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ from iclkit import __version__
 from iclkit.embed import Retriever, encode_checked
 from iclkit.errors import DataError, NeedError
 from iclkit.lm import ranks_only
+from iclkit.prompts import Template
 from iclkit.records import Example, Json, Pick, Query, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder
     from iclkit.lm import LM
     from iclkit.pool import PoolView
-    from iclkit.prompts import Template
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -50,9 +50,21 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
+SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least
+
+
+def strongest(scopes: Iterable[SeedScope]) -> SeedScope:
+    """The scope of a selector made of parts with these.
+
+    >>> strongest(["none", "task", "query"])
+    'task'
+    """
+    return max(scopes, key=SEED_SCOPES.index, default="none")
+
+
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a selector must be given, and what it costs to ask it."""
+    """What a selector must be given, and what its results depend on."""
 
     embedder: bool = False
     lm: bool = False
@@ -60,13 +72,27 @@ class Needs:
     reranker: bool = False
     log_probs: bool = False
     """Whether it computes with the LM's log-probabilities, so that an LM that only ranks answers will not do."""
+    token_vectors: bool = False
+    """Whether the embedder has to give a vector per token (``encode_tokens``)."""
     pool: bool = True
     """False for a selector that has an answer on an empty pool."""
+    whole_pool: bool = False
+    """Whether it is defined on all candidates at once and asks for ``Candidates.rows``, which costs O(pool) a query."""
+    seed_scope: SeedScope = "none"
+    """What a seed draws: nothing, something for each query by itself, or something once for all queries of a task."""
+    random_fill: bool = False
+    """Whether it fills up with random picks where it has nothing to go by: then, and then only, seeds differ too."""
     lm_calls_per_query: str = "0"
     """A number or a formula in k, n (pool size), labels and the selector's settings; "0" for none."""
     lm_calls_per_task: str = "0"
-    seed_scope: SeedScope = "none"
-    """What a seed draws: nothing, something for each query by itself, or something once for all queries of a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorCost:
+    """Texts that the LM is asked to read, at most: once for the task, and for each query."""
+
+    per_task: int = 0
+    per_query: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +126,29 @@ class Reranker(Protocol):
         ...
 
 
-@runtime_checkable
-class Selector(Protocol):
-    """All that eval, trainers and the command line rely on."""
+class TokenEmbedder(Protocol):
+    """An embedder that also gives a vector per token, without the special ones at the ends."""
 
-    needs: ClassVar[Needs]
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
+        """Per text its tokens and their contextual vectors (tokens, dim), unit rows."""
+        ...
+
+
+class Selector(Protocol):
+    """All that eval, trainers and the command line rely on. ``make_selector`` completes an object that has less."""
 
     @property
     def spec(self) -> Spec:
-        """Name and settings."""
+        """Name and settings: enough to build it again."""
+        ...
+
+    @property
+    def needs(self) -> Needs:
+        """What ``fit`` must be given, and what results depend on."""
         ...
 
     def fit(self, pool: PoolView, kit: Kit) -> Self:
-        """Look at the pool once; touches models and indexes as needed."""
+        """Look at the pool once; touches models and indexes as needed, and asks an LM nothing."""
         ...
 
     def select(self, query: Query, k: int) -> Selection:
@@ -121,6 +157,26 @@ class Selector(Protocol):
 
     def select_many(self, queries: Sequence[Query], k: int) -> list[Selection]:
         """Equal to ``[select(q, k) for q in queries]``, faster."""
+        ...
+
+    def cost(self, k: int) -> SelectorCost:
+        """How many texts the LM is asked to read, at most."""
+        ...
+
+    def shared(self, k: int) -> int:
+        """How many of k picks are the same for every query, so that prompts can begin alike and that is read once."""
+        ...
+
+    def capacity(self, k: int) -> int:
+        """How many of k it can pick, however large the pool."""
+        ...
+
+    def explain(self, query: Query, k: int) -> tuple[str, ...]:
+        """How one choice came about, in lines for ``iclkit explain``: steps, their scores, what came next."""
+        ...
+
+    def template_for(self, given: Template | None) -> Template:
+        """The template to show the picks with: the one given, changed where the selector has words of its own."""
         ...
 
 
@@ -137,12 +193,17 @@ class BaseSelector(ABC):
     """
 
     name: ClassVar[str] = ""
-    needs: ClassVar[Needs] = Needs()
     source: ClassVar[str] = ""
     """Where the method comes from: authors, venue or arXiv number."""
 
     pool_: PoolView = field(init=False, repr=False, compare=False)
     kit_: Kit = field(init=False, repr=False, compare=False)
+    fitted_: bool = field(init=False, repr=False, compare=False, default=False)
+
+    @property
+    def needs(self) -> Needs:
+        """What ``fit`` must be given. Subclasses set a class attribute, ``needs: ClassVar[Needs] = Needs(…)``."""
+        return Needs()
 
     @property
     def spec(self) -> Spec:
@@ -162,6 +223,11 @@ class BaseSelector(ABC):
             raise NeedError(
                 f"selector {self.name!r} computes with log-probabilities, and {kit.lm.name} tells none; use another LM"
             )
+        if self.needs.token_vectors and "encode_tokens" not in dir(kit.embedder):
+            assert kit.embedder is not None
+            raise NeedError(
+                f"selector {self.name!r} needs token vectors, and embedder {kit.embedder.name!r} gives none"
+            )
         if self.needs.pool and not len(pool):
             raise DataError(
                 f"the pool is empty and selector {self.name!r} has nothing to choose from; add examples first"
@@ -172,6 +238,7 @@ class BaseSelector(ABC):
             kit = replace(kit, embedder=kit.embedder.for_task(kit.task))
         self.pool_, self.kit_ = pool, kit
         self.prepare()
+        self.fitted_ = True
         return self
 
     def prepare(self) -> None:  # noqa: B027
@@ -185,25 +252,25 @@ class BaseSelector(ABC):
         """Batched ``choose``; the default is the loop."""
         return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
 
-    def story(self, query: Query, k: int) -> tuple[str, ...]:  # noqa: ARG002
+    def explain(self, query: Query, k: int) -> tuple[str, ...]:  # noqa: ARG002
         """Hook: how one choice came about, in lines for ``iclkit explain``: steps, their scores, what came next."""
         return ()
 
-    def template_for(self, given: Template | None) -> Template | None:
+    def template_for(self, given: Template | None) -> Template:
         """Hook: the template to show the picks with, where the selector brings words of its own (an instruction)."""
-        return given
+        return given or Template()
 
     def shared(self, k: int) -> int:  # noqa: ARG002
-        """How many of k picks are the same for every query, so that prompts can begin alike and that is read once."""
+        """Hook: how many of k picks are the same for every query, so that prompts can begin alike."""
         return 0
 
-    def shown(self, k: int) -> int:
-        """How many of k it can pick, however large the pool."""
+    def capacity(self, k: int) -> int:
+        """Hook: how many of k it can pick, however large the pool."""
         return k
 
-    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
-        """How many texts the LM is asked to read at most: (once per task, for each query)."""
-        return 0, 0
+    def cost(self, k: int) -> SelectorCost:  # noqa: ARG002
+        """Hook: how many texts the LM is asked to read, at most."""
+        return SelectorCost()
 
     def select(self, query: Query, k: int) -> Selection:
         """The best k demonstrations for a query. DataError before ``fit``, for k < 0."""
@@ -211,7 +278,7 @@ class BaseSelector(ABC):
 
     def select_many(self, queries: Sequence[Query], k: int) -> list[Selection]:
         """One Selection per query, each as ``select`` would give it."""
-        if not hasattr(self, "pool_"):
+        if not self.fitted_:
             raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) first")
         if k < 0:
             raise DataError(f"k is {k}; give 0 or more")
@@ -288,25 +355,12 @@ class BaseSelector(ABC):
         return [self.pool_.examples[int(r)] for r in rows]
 
 
-def story_of(selector: Selector, query: Query, k: int) -> tuple[str, ...]:
-    """How a selector's choice came about, where it has something to tell."""
-    told = getattr(selector, "story", None)
-    lines: tuple[str, ...] = told(query, k) if told else ()
-    return lines
-
-
-def template_for(selector: Selector, given: Template | None) -> Template | None:
-    """The template that a selector's picks are shown with: the one given unless the selector has its own words."""
-    own = getattr(selector, "template_for", None)
-    made: Template | None = own(given) if own else given
-    return made
-
-
-def describe(cls: Any) -> dict[str, Json]:
+def selector_info(cls: Any) -> dict[str, Json]:
     """One row of the table: name, summary, needs, LM calls, settings with their defaults, source."""
     settings = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
-    # a selector made of others has needs of its own settings: ask one as it comes
-    needs = cls.needs if any(v is dataclasses.MISSING for v in settings.values()) else cls().needs
+    # a selector made of others has the needs of its parts: ask one as it comes
+    complete = all(v is not dataclasses.MISSING for v in settings.values())
+    needs: Needs = cls().needs if complete else Needs()
     return {
         "name": cls.name,
         "summary": (cls.__doc__ or "").strip().splitlines()[0],

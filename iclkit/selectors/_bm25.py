@@ -9,7 +9,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
 from iclkit.selectors._maths import hash_keys, shuffled_keys
 from iclkit.selectors._terms import TOKENIZERS, term_index
 
@@ -19,6 +19,7 @@ class BM25Selector(BaseSelector):
     """the inputs that share the rarest words with the query (BM25)"""
 
     name: ClassVar[str] = "bm25"
+    needs: ClassVar[Needs] = Needs(random_fill=True)
     source: ClassVar[str] = "Robertson & Zaragoza 2009; bm25s, Lù 2024, arXiv 2407.03618"
 
     k1: float = 1.5  # how fast repeats of a word stop counting

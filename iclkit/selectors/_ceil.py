@@ -38,7 +38,7 @@ class CEILSelector(NearestReorderSelector):
         order = sorted(dpp_order(sim, near, k, self.trade_off))  # candidates come nearest first
         return order, sim[order]
 
-    def story(self, query: Query, k: int) -> tuple[str, ...]:
+    def explain(self, query: Query, k: int) -> tuple[str, ...]:
         """The steps of the greedy search: what was added, what it added to the log-determinant, what came next."""
         ((rows, sim),) = self._nearest(self._query_vectors([query]), max(k, self.candidates), self._masks([query]))
         vectors = self.vectors_[rows]

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from iclkit.prompts import Template
 from iclkit.records import Query, SeedScope, Selection
 from iclkit.registry import parse_specs
-from iclkit.selectors._base import RANDOM_FILL, BaseSelector, BoolArray, Choice, IntArray, Needs, Selector
+from iclkit.selectors._base import (
+    RANDOM_FILL,
+    BaseSelector,
+    BoolArray,
+    Choice,
+    IntArray,
+    Needs,
+    Selector,
+    SelectorCost,
+    strongest,
+)
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView
@@ -19,19 +31,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompositeSelector(BaseSelector):
-    """A selector that asks others. ``inner`` builds them; they see the same pool and kit."""
+    """A selector that asks others. ``part_specs`` names them; they see the same pool and kit."""
+
+    own_needs: ClassVar[Needs] = Needs()
+    """What it needs besides the needs of its parts."""
+    keeps_fill: ClassVar[bool] = False
+    """Whether the random picks of its parts stay marked as random in its own choices."""
 
     parts_: list[Selector] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         from iclkit.selectors._registry import make_selector
 
-        self.parts_ = [make_selector(spec) for text in self.inner() for spec in parse_specs(text)]
-        self.needs = combined_needs([type(self).needs, *(p.needs for p in self.parts_)])  # type: ignore[misc]
+        self.parts_ = [make_selector(spec) for text in self.part_specs() for spec in parse_specs(text)]
 
-    def inner(self) -> Sequence[str]:
+    @abstractmethod
+    def part_specs(self) -> Sequence[str]:
         """The settings that hold specs of selectors."""
-        return [getattr(self, "of")]  # noqa: B009
+
+    @property
+    def needs(self) -> Needs:
+        """Its own needs and those of its parts, together."""
+        return combined_needs([self.own_needs, *(part.needs for part in self.parts_)], keeps_fill=self.keeps_fill)
 
     def prepare(self) -> None:
         """Fit the parts."""
@@ -41,10 +62,16 @@ class CompositeSelector(BaseSelector):
         for part in self.parts_:
             part.fit(pool, kit)
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> SelectorCost:
         """What the parts ask, together."""
-        calls = [p.cost(k) for p in self.parts_ if isinstance(p, BaseSelector)]
-        return sum(task for task, _ in calls), sum(query for _, query in calls)
+        costs = [part.cost(k) for part in self.parts_]
+        return SelectorCost(sum(c.per_task for c in costs), sum(c.per_query for c in costs))
+
+    def template_for(self, given: Template | None) -> Template:
+        """As the parts want it, one after the other."""
+        for part in self.parts_:
+            given = part.template_for(given)
+        return given or Template()
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """One query as many."""
@@ -60,10 +87,11 @@ class CompositeSelector(BaseSelector):
         return np.array(self.pool_.positions_of_ids(selection.ids), dtype=np.int64)
 
 
-SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least
+def combined_needs(needs: Sequence[Needs], *, keeps_fill: bool) -> Needs:
+    """The needs of a selector that has parts with these; random picks that lose their mark make seeds differ."""
+    fill = any(n.random_fill for n in needs)
+    scopes: list[SeedScope] = [n.seed_scope for n in needs] + (["query"] if fill and not keeps_fill else [])
 
-
-def combined_needs(needs: Sequence[Needs]) -> Needs:
     def joined(costs: Sequence[str]) -> str:
         return " + ".join(c for c in costs if c != "0") or "0"
 
@@ -73,7 +101,9 @@ def combined_needs(needs: Sequence[Needs]) -> Needs:
         labels=any(n.labels for n in needs),
         reranker=any(n.reranker for n in needs),
         log_probs=any(n.log_probs for n in needs),
+        token_vectors=any(n.token_vectors for n in needs),
+        seed_scope=strongest(scopes),
+        random_fill=fill and keeps_fill,
         lm_calls_per_query=joined([n.lm_calls_per_query for n in needs]),
         lm_calls_per_task=joined([n.lm_calls_per_task for n in needs]),
-        seed_scope=max((n.seed_scope for n in needs), key=SEED_SCOPES.index, default="none"),
     )

@@ -11,7 +11,7 @@ import numpy as np
 from iclkit.errors import DataError, UsageError
 from iclkit.lm import ask_each
 from iclkit.records import Example, Prompt, Query, ScoreRequest
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import top_rows
 
@@ -55,10 +55,10 @@ class ConESelector(BaseSelector):
         self._vectors()
         self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> SelectorCost:
         """Each candidate once for each field of the input, for each query."""
         fields = [f for f in self.scorer_.template.fields if f not in ("output", "letter")]
-        return 0, min(max(k, self.candidates), len(self.pool_)) * len(fields)
+        return SelectorCost(per_query=min(max(k, self.candidates), len(self.pool_)) * len(fields))
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """Scores are log p(input | demonstration), the negative conditional entropy, in nats."""

@@ -6,27 +6,18 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, cast
 
 import numpy as np
 
-from iclkit.errors import NeedError, UsageError
+from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked, TokenEmbedder
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 from iclkit.selectors._terms import term_index
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
 _KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
-
-
-@runtime_checkable
-class TokenEmbedder(Protocol):
-    """An embedder that also gives a vector per token, without the special ones at the ends."""
-
-    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
-        """Per text its tokens and their contextual vectors (tokens, dim), unit rows."""
-        ...
 
 
 def coverage_order(cover: FloatArray, k: int) -> list[int]:
@@ -121,7 +112,7 @@ class SetBSRSelector(_CoverageSelector):
     """sets that cover every token of the query by contextual token vectors (BERTScore recall)"""
 
     name: ClassVar[str] = "set-bsr"
-    needs: ClassVar[Needs] = Needs(embedder=True)
+    needs: ClassVar[Needs] = Needs(embedder=True, token_vectors=True)
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
 
     sort: str = "relevance"  # best first by relevance (as the source shows them), or by picks
@@ -133,11 +124,8 @@ class SetBSRSelector(_CoverageSelector):
             raise UsageError(f"set-bsr: weights is {self.weights!r}; give uniform or idf")
 
     def prepare(self) -> None:
-        """NeedError when the embedder gives no token vectors."""
-        embedder = self.kit_.embedder
-        if not isinstance(embedder, TokenEmbedder):
-            raise NeedError(f"set-bsr needs token vectors, and embedder {getattr(embedder, 'name', '')!r} gives none")
-        self.tokens_: TokenEmbedder = embedder
+        """Vectors of the pool; token vectors are made when they are asked for."""
+        self.tokens_ = cast(TokenEmbedder, self.kit_.embedder)  # ``needs`` has made sure of it
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
         self._vectors()
 
@@ -171,6 +159,7 @@ class BM25CoverageSelector(_CoverageSelector):
     """sets that cover every word of the query, rare ones first, by BM25 weight"""
 
     name: ClassVar[str] = "bm25-coverage"
+    needs: ClassVar[Needs] = Needs(random_fill=True)
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
 
     k1: float = 1.5

@@ -57,7 +57,7 @@ class FacilitySelector(FixedRankingSelector):
     """one set for all queries whose members are near to everything in the pool (maximum facility location)"""
 
     name: ClassVar[str] = "mfl"
-    needs: ClassVar[Needs] = Needs(embedder=True)
+    needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True)
     source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
 
     def prepare(self) -> None:
@@ -90,7 +90,7 @@ class DiverseSelector(FixedRankingSelector):
     """one set for all queries whose members are as unlike each other as can be"""
 
     name: ClassVar[str] = "diverse"
-    needs: ClassVar[Needs] = Needs(embedder=True, seed_scope="task")
+    needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
 
     def prepare(self) -> None:
@@ -111,7 +111,7 @@ class KMeansSelector(BaseSelector):
     """one set for all queries: the example nearest to the centre of each of k clusters, large clusters first"""
 
     name: ClassVar[str] = "kmeans"
-    needs: ClassVar[Needs] = Needs(embedder=True, seed_scope="task")
+    needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "diversity baseline; Baek et al. 2024, arXiv 2412.16926"
 
     def prepare(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.records import Example, Json, Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice
+from iclkit.selectors._base import BoolArray, Choice
 from iclkit.selectors._composite import CompositeSelector
 
 
@@ -21,6 +21,7 @@ class FilterSelector(CompositeSelector):
 
     name: ClassVar[str] = "filter"
     source: ClassVar[str] = "plain selection"
+    keeps_fill: ClassVar[bool] = True
 
     of: str = "knn"  # the selector
     where: str = "{}"  # metadata the examples must have, e.g. where={"language":"de"}
@@ -37,6 +38,10 @@ class FilterSelector(CompositeSelector):
         if not isinstance(self.conditions_, dict):
             raise UsageError(f'filter: where is {self.where!r}; give a JSON object, e.g. where={{"language":"de"}}')
         self.where = json.dumps(self.conditions_, sort_keys=True, ensure_ascii=False)
+
+    def part_specs(self) -> Sequence[str]:
+        """The selector."""
+        return [self.of]
 
     def prepare(self) -> None:
         """Fit the selector on the part; DataError when nothing is left of the pool."""
@@ -58,15 +63,17 @@ class FilterSelector(CompositeSelector):
         selections = self.parts_[0].select_many(queries, k)
         return [self._choice(s) for s in selections]
 
-    def shown(self, k: int) -> int:
+    def capacity(self, k: int) -> int:
         """As many as the inner selector."""
-        part = self.parts_[0]
-        return part.shown(k) if isinstance(part, BaseSelector) else k
+        return self.parts_[0].capacity(k)
 
     def shared(self, k: int) -> int:
         """As many as of the inner selector's."""
-        part = self.parts_[0]
-        return part.shared(k) if isinstance(part, BaseSelector) else 0
+        return self.parts_[0].shared(k)
+
+    def explain(self, query: Query, k: int) -> tuple[str, ...]:
+        """As the inner selector explains itself."""
+        return self.parts_[0].explain(query, k)
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         if got == k:

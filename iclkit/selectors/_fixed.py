@@ -166,7 +166,7 @@ class FixedSelector(BaseSelector):
         version = f"{__version__}+{self.content.hash}" if self.file or "content" in self.__dict__ else __version__
         return Spec(self.name, {"file": self.file}, version)
 
-    def template_for(self, given: Template | None) -> Template | None:
+    def template_for(self, given: Template | None) -> Template:
         """The run's template, or the file's where none is given, with the file's instruction."""
         from dataclasses import replace
 
@@ -205,13 +205,13 @@ class FixedSelector(BaseSelector):
         rows = self._ranked(kept[max(0, len(kept) - k) :])
         return Choice(rows, np.zeros(len(rows)))
 
-    def shown(self, k: int) -> int:
+    def capacity(self, k: int) -> int:
         """No more than the list has."""
         return min(k, len(self.content.demonstrations))
 
     def shared(self, k: int) -> int:
         """All of the list."""
-        return self.shown(k)
+        return self.capacity(k)
 
     def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
         size = len(self.rows_)

@@ -11,7 +11,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query, Selection
-from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray, Ranked
+from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray, Ranked, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import rounded, top_rows
 
@@ -57,6 +57,8 @@ def borda_points(lists: Sequence[Ranked], n: int) -> FloatArray:
 
 @dataclass
 class _FusionSelector(CompositeSelector):
+    keeps_fill: ClassVar[bool] = True
+
     of: str = "[bm25,knn]"  # the selectors, e.g. [bm25,mmr,trade_off=0.3]
     depth: int = 100  # how many of each list count; k when k is larger
 
@@ -67,11 +69,15 @@ class _FusionSelector(CompositeSelector):
         if self.depth < 1:
             raise UsageError(f"{self.name}: depth is {self.depth}; give 1 or more")
 
+    def part_specs(self) -> Sequence[str]:
+        """The selectors."""
+        return [self.of]
+
     @abstractmethod
     def points(self, lists: Sequence[Ranked]) -> FloatArray:
         """(n,) of the pool: the more the better, -inf for rows in no list."""
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> SelectorCost:
         """What the parts ask for lists of ``depth``."""
         return super().cost(max(k, self.depth))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Choice
+from iclkit.selectors._base import BoolArray, Choice, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 
 _EVERYBODY = Query("", id="every query")
@@ -34,7 +34,7 @@ class HybridSelector(CompositeSelector):
         if len(self.parts_) != 2:
             raise UsageError("hybrid: give one selector as of and one as fixed")
 
-    def inner(self) -> Sequence[str]:
+    def part_specs(self) -> Sequence[str]:
         """The query's own, and the fixed part."""
         return [self.of, self.fixed]
 
@@ -42,10 +42,10 @@ class HybridSelector(CompositeSelector):
         """The fixed part."""
         return max(0, k - self.near)
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> SelectorCost:
         """The fixed part is asked once."""
-        own, fixed = (p.cost(k) if hasattr(p, "cost") else (0, 0) for p in self.parts_)
-        return own[0] + sum(fixed), own[1]
+        own, fixed = (part.cost(k) for part in self.parts_)
+        return SelectorCost(own.per_task + fixed.per_task + fixed.per_query, own.per_query)
 
     def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
         """The query's own first, so that best-last shows them last; the fixed part in one order for all, with score 0.

@@ -11,7 +11,7 @@ import numpy as np
 from iclkit.errors import UsageError
 from iclkit.prompts import NORMALIZATIONS
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
 
@@ -36,7 +36,7 @@ class MDLSelector(BaseSelector):
 
     name: ClassVar[str] = "mdl"
     needs: ClassVar[Needs] = Needs(
-        embedder=True, lm=True, log_probs=True, labels=True, lm_calls_per_query="window * labels", seed_scope="query"
+        embedder=True, lm=True, labels=True, log_probs=True, seed_scope="query", lm_calls_per_query="window * labels"
     )
     source: ClassVar[str] = "Wu et al. 2023, arXiv 2212.10375"
 
@@ -59,9 +59,9 @@ class MDLSelector(BaseSelector):
         self._vectors()
         self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
 
-    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> SelectorCost:  # noqa: ARG002
         """Each subset with each label, for each query."""
-        return 0, self.window * len(self.scorer_.labels)
+        return SelectorCost(per_query=self.window * len(self.scorer_.labels))
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """The best subset in its order; every score is that subset's negative label entropy in nats."""

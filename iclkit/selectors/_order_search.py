@@ -15,7 +15,7 @@ from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest, ask_each
 from iclkit.prompts import NORMALIZATIONS, best_option, parse_continuation
 from iclkit.records import Example, Fields, Query, fold_text, input_text
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, rounded, shuffled_keys, smallest_rows
 from iclkit.text import count_words, fold
@@ -98,11 +98,11 @@ class _OrderSearchSelector(BaseSelector):
         """All of them."""
         return k
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def cost(self, k: int) -> SelectorCost:
         """A text per order, and each order with each probing input and label."""
         size = min(k, len(self.pool_))
         tried = min(self.orders, math.factorial(min(size, 20)))
-        return tried * (int(self.probe == "generated") + self.probes * len(self.scorer_.labels)), 0
+        return SelectorCost(per_task=tried * (int(self.probe == "generated") + self.probes * len(self.scorer_.labels)))
 
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """The task's demonstrations in the order found; a row that this query excludes makes room for the next.
@@ -188,7 +188,7 @@ class GlobalESelector(_OrderSearchSelector):
 
     name: ClassVar[str] = "globale"
     needs: ClassVar[Needs] = Needs(
-        lm=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
+        lm=True, labels=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
     )
 
     def value(self, logprobs: FloatArray) -> float:
@@ -202,7 +202,7 @@ class LocalESelector(_OrderSearchSelector):
 
     name: ClassVar[str] = "locale"
     needs: ClassVar[Needs] = Needs(
-        lm=True, log_probs=True, labels=True, lm_calls_per_task="orders * (1 + probes * labels)", seed_scope="task"
+        lm=True, labels=True, log_probs=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
     )
 
     def value(self, logprobs: FloatArray) -> float:

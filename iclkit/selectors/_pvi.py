@@ -14,7 +14,7 @@ from iclkit.lm import ask_each
 from iclkit.pool import PoolView
 from iclkit.prompts import Template, answer_requests, infer_labels
 from iclkit.records import Example, Query, ScoreRequest
-from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs
+from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
@@ -103,7 +103,7 @@ def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
 class _PVISelector(CompositeSelector):
     """What filter and weight share: the PVI of the pool, asked for when the first query comes."""
 
-    needs: ClassVar[Needs] = Needs(lm=True, log_probs=True, lm_calls_per_task="2 * sets * n", seed_scope="task")
+    own_needs: ClassVar[Needs] = Needs(lm=True, log_probs=True, seed_scope="task", lm_calls_per_task="2 * sets * n")
     source: ClassVar[str] = "the signal: Lu et al. 2023, arXiv 2310.12300; its use here: ours"
 
     of: str = "knn"  # the selector
@@ -122,10 +122,14 @@ class _PVISelector(CompositeSelector):
         super().prepare()
         self.pvi_: FloatArray | None = None
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def part_specs(self) -> Sequence[str]:
+        """The selector."""
+        return [self.of]
+
+    def cost(self, k: int) -> SelectorCost:
         """The pool twice for each demonstration set, and what the inner selector asks."""
-        task, query = super().cost(k)
-        return task + 2 * self.sets * len(self.pool_), query
+        inner = super().cost(k)
+        return SelectorCost(inner.per_task + 2 * self.sets * len(self.pool_), inner.per_query)
 
     def values(self) -> FloatArray:
         """(n,): mean PVI of each pool example over the demonstration sets that the LM can read with it, in nats; NaN
@@ -153,6 +157,7 @@ class PVIFilterSelector(_PVISelector):
     """another selector on the pool without each label's hardest examples, which are often mislabelled"""
 
     name: ClassVar[str] = "pvi-filter"
+    keeps_fill: ClassVar[bool] = True
 
     drop: float = 0.1  # share of each label's examples, those of lowest PVI, that is never shown
 
@@ -160,6 +165,14 @@ class PVIFilterSelector(_PVISelector):
         super().__post_init__()
         if not 0 <= self.drop < 1:
             raise UsageError(f"pvi-filter: drop is {self.drop}; give a share from 0 to below 1")
+
+    def capacity(self, k: int) -> int:
+        """As many as the inner selector."""
+        return self.parts_[0].capacity(k)
+
+    def shared(self, k: int) -> int:
+        """As many as of the inner selector's: what is dropped is the same for all queries."""
+        return self.parts_[0].shared(k)
 
     def dropped(self) -> IntArray:
         """Rows of the examples that are never shown, ascending."""

@@ -17,8 +17,8 @@ class RandomSelector(BaseSelector):
     """uniform without replacement, fresh for every query"""
 
     name: ClassVar[str] = "random"
+    needs: ClassVar[Needs] = Needs(whole_pool=True, seed_scope="query")
     source: ClassVar[str] = "baseline"
-    needs: ClassVar[Needs] = Needs(seed_scope="query")
 
     def prepare(self) -> None:
         """A key per example."""
@@ -35,8 +35,8 @@ class RandomFixedSelector(RandomSelector):
     """one uniform draw for all queries, so that prompts share a prefix; k=10 is part of k=20"""
 
     name: ClassVar[str] = "random-fixed"
+    needs: ClassVar[Needs] = Needs(whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "baseline of many-shot work; Bertsch et al. 2024, arXiv 2405.00200"
-    needs: ClassVar[Needs] = Needs(seed_scope="task")
 
     def prepare(self) -> None:
         """One shuffle of the pool."""

@@ -10,7 +10,8 @@ from typing import Any
 from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json, Spec
 from iclkit.registry import Registry, parse_spec, parse_specs
-from iclkit.selectors._base import BaseSelector, Selector, describe
+from iclkit.selectors._adapt import adapt
+from iclkit.selectors._base import BaseSelector, Selector, selector_info
 
 _BUILTINS = {
     "zero": "_zero:ZeroSelector",
@@ -54,12 +55,15 @@ BUILTINS = tuple(_BUILTINS)
 """The names of the selectors that come with iclkit, simple ones first."""
 
 
-def make_selector(spec: str | Spec) -> Selector:
+def make_selector(spec: str | Spec | object) -> Selector:
     """The selector of a spec such as ``"mmr,trade_off=0.3"``, or of a selector file's path; not fitted, nothing loaded.
 
-    UnknownName for a name or a setting that is not known (the nearest is offered), UsageError for a value of the wrong
-    kind.
+    An object in place of a spec is taken as the selector; one that is not derived from ``BaseSelector`` is completed
+    (see ``ForeignSelector``), as is what a plug-in's spec makes. UnknownName for a name or a setting that is not known
+    (the nearest is offered), UsageError for a value of the wrong kind or for an object that cannot select.
     """
+    if not isinstance(spec, str | Spec):
+        return adapt(spec, Spec(type(spec).__name__))
     if isinstance(spec, str):
         spec = Spec(spec) if spec.endswith(".json") and "=" not in spec else parse_spec(spec)
     if spec.name.endswith(".json"):
@@ -71,12 +75,12 @@ def make_selector(spec: str | Spec) -> Selector:
     for key in spec.settings:
         if key not in parameters:
             raise UnknownName(f"setting of selector {spec.name!r}", key, parameters)
-    values = {k: _fitting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
+    values = {k: _cast_setting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
     try:
-        selector: Selector = made(**values)
+        selector: object = made(**values)
     except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
         raise UsageError(f"selector {spec.name!r} ends the program when it is made (exit {error.code})") from error
-    return selector
+    return adapt(selector, spec)
 
 
 def import_selectors(text: str) -> str:
@@ -108,7 +112,7 @@ def _imported(name: str) -> str:
     return cls.name
 
 
-def _fitting(name: str, key: str, value: Json, default: object) -> Json:
+def _cast_setting(name: str, key: str, value: Json, default: object) -> Json:
     """The value as the kind its default has: text stays text even where it could be read as a number."""
     if isinstance(default, str):
         return value if isinstance(value, str) else json.dumps(value)
@@ -129,7 +133,7 @@ def selectors_table() -> str:
     rows = ["| selector | chooses | needs | LM calls per query | LM calls per task | settings | source |"]
     rows.append("|---|---|---|---|---|---|---|")
     for name in BUILTINS:
-        about = describe(SELECTORS.get(name))
+        about = selector_info(SELECTORS.get(name))
         cells = (
             f"`{name}`",
             about["summary"],

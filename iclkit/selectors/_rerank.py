@@ -10,7 +10,7 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Choice, Needs
+from iclkit.selectors._base import BoolArray, Choice, Needs, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import top_rows
 
@@ -20,7 +20,7 @@ class RerankSelector(CompositeSelector):
     """another selector's candidates in the order of a cross-encoder"""
 
     name: ClassVar[str] = "rerank"
-    needs: ClassVar[Needs] = Needs(reranker=True)
+    own_needs: ClassVar[Needs] = Needs(reranker=True)
     source: ClassVar[str] = "Nogueira & Cho 2019, arXiv 1901.04085"
 
     of: str = "knn"  # the selector of the candidates
@@ -31,7 +31,11 @@ class RerankSelector(CompositeSelector):
         if len(self.parts_) != 1 or self.depth < 1:
             raise UsageError(f"rerank: of is {self.of!r}, depth {self.depth}; give one selector, and depth 1 or more")
 
-    def cost(self, k: int) -> tuple[int, int]:
+    def part_specs(self) -> Sequence[str]:
+        """The selector."""
+        return [self.of]
+
+    def cost(self, k: int) -> SelectorCost:
         """What the inner selector asks for lists of ``depth``."""
         return super().cost(max(k, self.depth))
 

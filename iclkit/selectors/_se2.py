@@ -158,7 +158,7 @@ class Se2Selector(BaseSelector):
             return ()
         return (f"temperature is {self.temperature:g}, and the retriever was trained with {trained:g}",)
 
-    def story(self, query: Query, k: int) -> tuple[str, ...]:
+    def explain(self, query: Query, k: int) -> tuple[str, ...]:
         """The sequence with its score by step, and the beams that came next."""
         (allowed,) = self._masks([query])
         best, *others = self.beams([query], k, [allowed])[0][: self.width]

@@ -14,7 +14,7 @@ from iclkit.embed import encode_checked
 from iclkit.errors import UsageError
 from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked, SelectorCost
 from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 
@@ -157,9 +157,9 @@ class SkillKNNSelector(_KeyedSelector):
         assert self.kit_.lm is not None
         return LMRewriter(self.kit_.lm, RewriteStyle.load(self.style), self._count())
 
-    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> SelectorCost:  # noqa: ARG002
         """One text per key; keys that the pool has already cost nothing."""
-        return len(self.pool_) * self._count(), self._count()
+        return SelectorCost(len(self.pool_) * self._count(), self._count())
 
     def _kind(self) -> str:
         return self.variant

@@ -15,7 +15,7 @@ from iclkit.errors import UsageError
 from iclkit.lm import ask_each
 from iclkit.prompts import answer_stops
 from iclkit.records import GenerateRequest, Query, ScoreRequest
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
 
@@ -135,6 +135,10 @@ class _AnnotationSelector(BaseSelector):
         assert len(rows) <= self.budget
         return rows
 
+    def capacity(self, k: int) -> int:
+        """No more than are worth a label."""
+        return min(k, self.budget)
+
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
         """The nearest among what is labelled; scores are cosines about the pool's mean."""
         return self.choose_many([query], k, [allowed])[0]
@@ -167,7 +171,7 @@ class VoteKSelector(_AnnotationSelector):
     """the nearest among a budget of labelled examples that vote-k found representative and unlike each other"""
 
     name: ClassVar[str] = "vote-k"
-    needs: ClassVar[Needs] = Needs(embedder=True)
+    needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True)
     source: ClassVar[str] = "fast vote-k; Su et al. 2023, arXiv 2209.01975"
 
     def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
@@ -181,7 +185,12 @@ class VoteKConfidenceSelector(_AnnotationSelector):
 
     name: ClassVar[str] = "vote-k-confidence"
     needs: ClassVar[Needs] = Needs(
-        embedder=True, lm=True, log_probs=True, lm_calls_per_task="(n - seeds) * labels", seed_scope="task"
+        embedder=True,
+        lm=True,
+        log_probs=True,
+        whole_pool=True,
+        seed_scope="task",
+        lm_calls_per_task="(n - seeds) * labels",
     )
     source: ClassVar[str] = "vote-k; Su et al. 2023, arXiv 2209.01975"
 
@@ -199,10 +208,10 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         note = f"{self.unread_} examples were not considered for a label: the LM cannot read them"
         return (note,) if self.unread_ else ()
 
-    def cost(self, k: int) -> tuple[int, int]:  # noqa: ARG002
+    def cost(self, k: int) -> SelectorCost:  # noqa: ARG002
         """Each unlabelled example with each label, once."""
         labels = len(LabelScorer.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
-        return max(0, len(self.pool_) - self.seeds) * labels, 0
+        return SelectorCost(per_task=max(0, len(self.pool_) - self.seeds) * labels)
 
     def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
         """Seeds by fast vote-k; then one of each bucket of the rest, from the least to the most confident.

@@ -19,6 +19,10 @@ class ZeroSelector(BaseSelector):
     needs: ClassVar[Needs] = Needs(pool=False)
     source: ClassVar[str] = "baseline"
 
+    def capacity(self, k: int) -> int:  # noqa: ARG002
+        """None."""
+        return 0
+
     def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
         """Nothing."""
         return Choice(np.empty(0, np.int64), np.empty(0))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from iclkit.errors import DataError, LeakError, NeedError, NothingAnswered, UnknownName, UsageError
-from iclkit.eval import evaluate, make_bench, seed_matters
+from iclkit.eval import differs_by_seed, evaluate, make_bench
 from iclkit.lm import Score
 from iclkit.pool import Pool
 from iclkit.prompts import assemble
@@ -186,11 +186,14 @@ def test_more_shots_than_the_pool_has_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("selector", "order", "matters"),
     [("random", "best-last", True), ("random-fixed", "best-last", True), ("bm25", "best-last", False),
-     ("bm25", "random", True), ("zero", "best-last", False), ("knn", "best-last", False)],
+     ("bm25", "random", True), ("zero", "best-last", False), ("knn", "best-last", False),
+     ("cone", "best-last", False), ("mdl", "best-last", True), ("rerank,of=bm25", "best-last", True)],
 )  # fmt: skip
 def test_seeds_are_run_only_where_they_matter(selector, order, matters):
     bench = make_bench(classification())
-    assert seed_matters(bench, selector, Kit(embedder=HashEmbedder()), 0 if selector == "zero" else 4, order) is matters
+    assert (
+        differs_by_seed(bench, selector, Kit(embedder=HashEmbedder()), 0 if selector == "zero" else 4, order) is matters
+    )
 
 
 def test_the_tasks_own_pool_keeps_its_vectors():

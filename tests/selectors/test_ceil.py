@@ -78,11 +78,11 @@ def test_it_is_dpp_with_the_trade_off_as_scale(world):
     assert ours.select(w.query, 6).picks == dpp.select(w.query, 6).picks
 
 
-def test_its_story_has_the_greedy_steps_and_what_came_second(world):
+def test_its_explanation_has_the_greedy_steps_and_what_came_second(world):
     w = world(9, 20, dim=6)
     chooser = make_selector("ceil,trade_off=0.5").fit(w.view, w.kit)
     query = Query(w.query.input, exclude=frozenset({w.view.ids[0]}))
-    _, *lines = chooser.story(query, 3)
+    _, *lines = chooser.explain(query, 3)
     assert [line.split(":")[0] for line in lines] == ["step 1", "step 2", "step 3"]
     for line in lines:
         gain, second = (float(part.split(":")[0]) for part in (line.split("determinant ")[1], line.split("up ")[1]))

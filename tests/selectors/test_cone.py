@@ -12,7 +12,7 @@ from iclkit.errors import DataError, UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, SelectorCost, make_selector
 from iclkit.selectors._cone import input_requests
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
 
@@ -120,7 +120,7 @@ def test_all_candidates_of_all_queries_go_in_one_call_and_the_cost_is_said():
     view = Pool.of(Example(f"text {n}", "x") for n in range(8)).view()
     one = make_selector("cone,candidates=5").fit(view, Kit(HashEmbedder(), lm))
     one.select_many([Query("a"), Query("b")], 2)
-    assert len(lm.scored) == 2 * one.cost(2)[1] == 10
-    assert one.cost(100) == (0, 8)
+    assert len(lm.scored) == 2 * one.cost(2).per_query == 10
+    assert one.cost(100) == SelectorCost(per_query=8)
     with pytest.raises(UsageError, match="cone"):
         make_selector("cone,candidates=0")

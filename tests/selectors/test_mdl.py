@@ -12,7 +12,7 @@ from iclkit.errors import NeedError, UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, SelectorCost, make_selector
 from iclkit.selectors._label_scorer import entropy
 from iclkit.selectors._mdl import ordered_subsets
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
@@ -104,7 +104,7 @@ def test_the_list_that_makes_the_lm_sure_is_chosen_and_all_labels_of_all_queries
     queries = [Query("q", id="1"), Query("q", id="2")]
     assert all(s.ids[0] == view.ids[0] for s in one.select_many(queries, 2))
     assert calls == [2 * 40 * 2]
-    assert one.cost(2) == (0, 80)
+    assert one.cost(2) == SelectorCost(per_query=80)
 
 
 def test_a_query_brings_its_own_choices():

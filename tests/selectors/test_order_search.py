@@ -12,7 +12,7 @@ from iclkit.errors import UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, SelectorCost, make_selector
 from iclkit.selectors._order_search import distinct_orders, global_entropy, local_entropy, with_replacements
 from iclkit.testing import FakeLM, ScriptedLM
 
@@ -79,11 +79,11 @@ def test_the_search_is_made_once_for_all_queries_and_in_two_calls():
     one = fitted("globale,probe=pool,probes=5", lm)
     first = one.select_many([Query("x"), Query("y")], 4)
     assert len({s.ids for s in first}) == 1
-    assert len(lm.scored) == one.cost(4)[0] == 24 * 5 * 3
+    assert len(lm.scored) == one.cost(4).per_task == 24 * 5 * 3
     one.select(Query("z"), 4)
     assert len(lm.scored) == 24 * 5 * 3
-    assert fitted("globale").cost(4) == (24 * (1 + 100 * 3), 0)
-    assert fitted("globale").cost(2) == (2 * (1 + 100 * 3), 0)
+    assert fitted("globale").cost(4) == SelectorCost(per_task=24 * (1 + 100 * 3))
+    assert fitted("globale").cost(2) == SelectorCost(per_task=2 * (1 + 100 * 3))
 
 
 def test_the_lm_writes_the_probing_inputs_and_its_labels_are_thrown_away():

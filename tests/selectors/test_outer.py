@@ -13,7 +13,7 @@ from iclkit.errors import DataError, NeedError, UnknownName, UsageError
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
 from iclkit.registry import parse_specs
-from iclkit.selectors import Kit, describe, make_selector
+from iclkit.selectors import Kit, make_selector, selector_info
 from iclkit.selectors._fusion import BordaSelector, average_ranks, borda_points, reciprocal_ranks
 from iclkit.testing import FakeLM, HashEmbedder, OverlapReranker
 
@@ -87,12 +87,12 @@ def test_needs_and_costs_are_those_of_the_parts():
     assert make_selector("rrf,of=[bm25,random]").needs.embedder is False
     assert make_selector("rrf,of=[bm25,knn]").needs.embedder is True
     assert make_selector("filter,of=[mdl,window=3]").needs.lm is True
-    assert describe(BordaSelector)["needs"] == ["embedder"]
+    assert selector_info(BordaSelector)["needs"] == ["embedder"]
     with pytest.raises(NeedError, match="--embedder"):
         make_selector("hybrid").fit(VIEW, Kit())
     kit = Kit(embedder=HashEmbedder(), lm=FakeLM(), labels=("x", "y"))
     fused = make_selector("rrf,of=[knn,mdl,window=3]").fit(VIEW, kit)
-    assert fused.cost(4)[1] == 6
+    assert fused.cost(4).per_query == 6
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_examples_are_judged_once_and_only_when_a_query_comes():
     assert not lm.scored
     one.select_many([Query("x"), Query("y")], 3)
     one.select(Query("z"), 3)
-    assert len(lm.scored) == one.cost(3)[0] == 2 * 2 * 20
+    assert len(lm.scored) == one.cost(3).per_task == 2 * 2 * 20
     assert make_selector("pvi-filter").needs.embedder
     assert not make_selector("pvi-filter,of=bm25").needs.embedder
 

@@ -230,11 +230,11 @@ def test_a_plain_embedder_reads_the_chosen_inputs():
     assert seen == ["wine", "wine\n" + view.examples_of([found.ids[0]])[0].text]
 
 
-def test_its_story_has_the_sequence_its_scores_and_the_beams_that_came_next():
+def test_its_explanation_has_the_sequence_its_scores_and_the_beams_that_came_next():
     view = Pool.of(pool_of()).view()
     chooser = make_selector("se2,width=3").fit(view, Kit(retriever()))
     query = Query("a dog in the soup")
-    head, *lines = chooser.story(query, 3)
+    head, *lines = chooser.explain(query, 3)
     picks = chooser.select(query, 3).picks
     assert f"{sum(p.score for p in picks):.4f}" in head
     for n, pick in enumerate(picks, 1):

@@ -14,7 +14,7 @@ from iclkit.lm import GenerateRequest, Generation
 from iclkit.pool import Pool
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, SelectorCost, make_selector
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 from iclkit.selectors._skill_knn import VARIANTS, key_scores
 from iclkit.testing import FakeLM, HashEmbedder, OracleRewriter, hidden_skill_task
@@ -128,9 +128,9 @@ def test_the_rewriter_is_asked_once_per_key_and_never_again(tmp_path: Path) -> N
     with Pool.open(tmp_path / "p.db") as pool:
         pool.add(Example(t, "x") for t in TEXTS)
         selector = fitted(lm, "skill-knn,rewrites=3", pool=pool)
-        assert (len(lm.generated), selector.cost(4)) == (0, (3 * len(TEXTS), 3))
+        assert (len(lm.generated), selector.cost(4)) == (0, SelectorCost(3 * len(TEXTS), 3))
         selector.select(Query("new"), 2)
-        assert len(lm.generated) == 3 * len(TEXTS) + selector.cost(4)[1]
+        assert len(lm.generated) == 3 * len(TEXTS) + selector.cost(4).per_query
         selector.select(Query("new"), 3)
         assert len(lm.generated) == 3 * len(TEXTS) + 3
     with Pool.open(tmp_path / "p.db") as pool:

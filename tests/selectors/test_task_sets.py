@@ -14,7 +14,7 @@ from iclkit.errors import UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import Kit, SelectorCost, make_selector
 from iclkit.selectors._facility import facility_order, spread_order
 from iclkit.selectors._votek import _most_votes, fast_vote_order, neighbor_rows
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM, TableEmbedder
@@ -214,7 +214,7 @@ def test_confident_vote_k_never_labels_the_surest_tenth_and_takes_one_of_each_bu
     kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE, labels=("yes", "no"))
     one = make_selector("vote-k-confidence,budget=8,seeds=3,neighbours=4").fit(view, kit)
     assert lm.scored == []  # fitting is free: the LM is asked with the first query
-    assert one.cost(4) == ((24 - 3) * 2, 0)
+    assert one.cost(4) == SelectorCost(per_task=(24 - 3) * 2)
     one.select(Query("x"), 4)
     assert len(lm.scored) == (24 - 3) * 2
     seeds, rest = one.annotated_[:3].tolist(), one.annotated_[3:].tolist()
@@ -267,7 +267,7 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
     kit = Kit(HashEmbedder(), lm, task.template, task.labels, reserve=24)
     one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbours=5").fit(view, kit)
     selections = one.select_many(task.queries()[:3], 4)
-    assert lm.usage.requests <= one.cost(4)[0]
+    assert lm.usage.requests <= one.cost(4).per_task
     assert len({*one.annotated_.tolist()}) == 10
     assert {i for s in selections for i in s.ids} <= {view.ids[r] for r in one.annotated_}
     rest = np.setdiff1d(np.arange(size), one.annotated_[:4])
