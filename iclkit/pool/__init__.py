@@ -6,6 +6,7 @@ Importing this room loads neither torch nor faiss.
 
 from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope
 from iclkit.pool._export import example_dict, exported_example
+from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
@@ -17,6 +18,7 @@ __all__ = [
     "Candidates",
     "DedupeReport",
     "FieldKey",
+    "FlatIndex",
     "KeyTransform",
     "Pool",
     "PoolStats",

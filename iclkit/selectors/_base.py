@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -12,35 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
-from iclkit.embed import Retriever, encode_checked
+from iclkit.embed import Retriever
 from iclkit.errors import DataError, NeedError
 from iclkit.lm import ranks_only
 from iclkit.prompts import Template
-from iclkit.records import Example, Json, Pick, Query, SeedScope, Selection, Spec
+from iclkit.records import Json, Pick, Query, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder
     from iclkit.lm import LM
-    from iclkit.pool import PoolView
+    from iclkit.pool import CandidateBatch, Candidates, PoolView, Scope
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[Any]
 """float32 or float64."""
-Ranked = tuple[IntArray, FloatArray]
-"""Row numbers of the pool, best first, and their scores."""
-
 RANDOM_FILL = "random"
 """``Pick.why`` of a pick that nothing speaks for."""
 _SHORT = 60  # characters of an input in a line for people
-_MASK_BYTES = 1 << 26  # queries are handled in batches whose masks take no more than this
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a strategy returns for one query: row numbers of the pool, best first, and their scores.
+    """What a strategy returns for one query: row handles of the pool, best first, and their scores.
 
-    ``random`` of the last picks were drawn because nothing told the remaining examples apart; ``notes`` are what the
+    ``random`` of the last picks were drawn because nothing told the remaining candidates apart; ``notes`` are what the
     user should know of this choice.
     """
 
@@ -49,6 +44,8 @@ class Choice:
     random: int = 0
     notes: tuple[str, ...] = ()
 
+
+NOTHING = Choice(np.empty(0, np.int64), np.empty(0))
 
 SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least
 
@@ -181,15 +178,18 @@ class Selector(Protocol):
 
 
 @dataclass
-class BaseSelector(ABC):
-    """Checks needs, turns ``query.exclude`` into a mask, builds the Selection. A strategy is its ``choose``.
+class BaseSelector:
+    """Checks needs, makes the candidates, builds the Selection. A strategy is its ``choose`` or its ``choose_many``.
 
     Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``cost``
     can be told before anything is spent.
 
     Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
-    ``source`` are class attributes. A strategy that works on many queries at once overrides ``choose_many`` and lets
-    ``choose`` call it; results must not depend on which queries come together.
+    ``source`` are class attributes. A strategy that works on many queries at once defines ``choose_many``; results must
+    not depend on which queries come together.
+
+    Rows are handles, which have holes. What is learnt from the whole pool is indexed by position instead: ``pool_.ids``
+    and ``pool_.examples`` stand in the order of ``pool_.rows``, and ``pool_.positions(rows)`` says where handles stand.
     """
 
     name: ClassVar[str] = ""
@@ -241,16 +241,16 @@ class BaseSelector(ABC):
         self.fitted_ = True
         return self
 
-    def prepare(self) -> None:  # noqa: B027
+    def prepare(self) -> None:
         """Hook: learn from ``self.pool_`` and ``self.kit_`` whatever ``choose`` needs."""
 
-    @abstractmethod
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """At most k row numbers of the pool, best first, with their scores. ``allowed`` (n,) masks the pool's rows."""
+    def choose(self, candidates: Candidates, k: int) -> Choice:  # noqa: ARG002
+        """Hook: at most k of the candidates of one query, best first, with their scores."""
+        raise TypeError(f"{type(self).__name__} has neither choose nor choose_many; a selector defines one of them")
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Batched ``choose``; the default is the loop."""
-        return [self.choose(q, k, a) for q, a in zip(queries, allowed, strict=True)]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Hook: a choice for each query of a batch; one after the other by default."""
+        return [self.choose(candidates, k) for candidates in batch]
 
     def explain(self, query: Query, k: int) -> tuple[str, ...]:  # noqa: ARG002
         """Hook: how one choice came about, in lines for ``iclkit explain``: steps, their scores, what came next."""
@@ -282,49 +282,34 @@ class BaseSelector(ABC):
             raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) first")
         if k < 0:
             raise DataError(f"k is {k}; give 0 or more")
-        size = max(1, _MASK_BYTES // max(1, len(self.pool_)))
-        return [s for at in range(0, len(queries), size) for s in self._select_batch(queries[at : at + size], k)]
-
-    def _select_batch(self, queries: Sequence[Query], k: int) -> list[Selection]:
-        masks = self._masks(queries)
-        nothing = Choice(np.empty(0, np.int64), np.empty(0))
-        chosen = self.choose_many(queries, k, masks) if k else [nothing] * len(queries)
+        if not queries:
+            return []
+        embedder = self.kit_.embedder if self.needs.embedder else None
+        batch = self.pool_.candidates(queries, embedder, whole_pool=self.needs.whole_pool)
+        choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
         spec = self.spec
-        return [self._selection(q, k, m, c, spec) for q, m, c in zip(queries, masks, chosen, strict=True)]
+        return [self._selection(c, k, choice, spec) for c, choice in zip(batch, choices, strict=True)]
 
-    def _masks(self, queries: Sequence[Query]) -> list[BoolArray]:
-        everything = np.ones(len(self.pool_), dtype=np.bool_)
-        everything.flags.writeable = False
-        return [self._allowed(q, everything) for q in queries]
-
-    def _allowed(self, query: Query, everything: BoolArray) -> BoolArray:
-        rows = self.pool_.positions_of_ids(query.exclude)
-        if not rows:
-            return everything
-        mask = everything.copy()
-        mask[rows] = False
-        return mask
-
-    def _selection(self, query: Query, k: int, allowed: BoolArray, choice: Choice, spec: Spec) -> Selection:
-        rows = [int(r) for r in choice.rows]
+    def _selection(self, candidates: Candidates, k: int, choice: Choice, spec: Spec) -> Selection:
+        rows = np.asarray(choice.rows, dtype=np.int64)
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
-        assert len(set(rows)) == len(rows), f"{self.name}: an example was picked twice"
-        assert all(allowed[r] for r in rows), f"{self.name}: an excluded example was picked"
+        assert len(np.unique(rows)) == len(rows), f"{self.name}: an example was picked twice"
+        assert candidates.allowed(rows).all(), f"{self.name}: an excluded example was picked"
         picks = tuple(
-            Pick(self.pool_.ids[r], float(s), n, RANDOM_FILL if n > len(rows) - choice.random else "")
-            for n, (r, s) in enumerate(zip(rows, choice.scores, strict=True), start=1)
+            Pick(example_id, float(score), rank, RANDOM_FILL if rank > len(rows) - choice.random else "")
+            for rank, (example_id, score) in enumerate(zip(self.pool_.ids_at(rows), choice.scores, strict=True), 1)
         )
-        notes = self.shortfall_note(k, len(rows), allowed)
+        notes = self.shortfall_note(candidates, k, len(rows))
         if choice.random:
             notes += (f"{choice.random} picks have nothing in common with the query and are random",)
-        return Selection(query, picks, spec, notes + choice.notes)
+        return Selection(candidates.query, picks, spec, notes + choice.notes)
 
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
+        """Hook: why there are not k picks, or nothing where there are."""
         if got == k:
             return ()
-        return (
-            f"{got} of {k} demonstrations: {int(allowed.sum())} of the pool's {len(allowed)} examples were allowed",
-        )
+        total = len(self.pool_)
+        return (f"{got} of {k} demonstrations: {len(candidates)} of the pool's {total} examples were allowed",)
 
     @staticmethod
     def _has_labels(pool: PoolView, kit: Kit) -> bool:
@@ -335,24 +320,25 @@ class BaseSelector(ABC):
         assert self.kit_.embedder is not None
         return self.pool_.vectors(self.kit_.embedder)
 
-    def _query_vectors(self, queries: Sequence[Query]) -> FloatArray:
-        """(q, dim) float32."""
-        assert self.kit_.embedder is not None
-        return encode_checked(self.kit_.embedder, [q.text for q in queries], "query")
+    def _outside(self, scope: Scope) -> IntArray:
+        """Positions of the rows that a scope leaves out; few, unless it holds only part of the pool."""
+        excluded = self.pool_.positions(np.array(sorted(scope.exclude), dtype=np.int64))
+        if scope.within is None:
+            return excluded
+        outside = np.ones(len(self.pool_), dtype=np.bool_)
+        outside[self.pool_.positions(scope.within)] = False
+        outside[excluded] = True
+        return np.flatnonzero(outside)
 
-    def _nearest(self, vectors: FloatArray, k: int, allowed: Sequence[BoolArray]) -> list[Ranked]:
-        """The k nearest allowed rows for each query vector (q, dim), by exact inner product."""
-        assert self.kit_.embedder is not None
-        return [*self.pool_.search(self.kit_.embedder, vectors, k, allowed)]
+    def _inside(self, scope: Scope) -> IntArray:
+        """Positions of the rows in a scope, ascending; O(pool)."""
+        return np.delete(np.arange(len(self.pool_)), self._outside(scope))
 
     def _label(self, row: int) -> str:
         """A row for people: its output and the beginning of its input, on one line."""
-        example = self.pool_.examples[row]
+        (example,) = self.pool_.examples_at(np.array([row]))
         text = " ".join(example.text.split())
         return f"{example.output}: {text if len(text) <= _SHORT else text[: _SHORT - 1] + '…'}"
-
-    def _examples(self, rows: IntArray) -> list[Example]:
-        return [self.pool_.examples[int(r)] for r in rows]
 
 
 def selector_info(cls: Any) -> dict[str, Json]:

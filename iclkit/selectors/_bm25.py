@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
+from iclkit.pool import Candidates
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import hash_keys, shuffled_keys
 from iclkit.selectors._terms import TOKENIZERS, term_index
 
@@ -38,8 +38,13 @@ class BM25Selector(BaseSelector):
         self.index_ = term_index(self.pool_, self.tokenizer, self.stemmer, self.k1, self.b)
         self.keys_ = hash_keys(self.pool_.ids)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """By score; where too few share a word with the query, the rest are random, keyed by the query."""
+        positions, scores = self._nearest(candidates, k)
+        return Choice(self.pool_.rows[positions], scores, random=int(np.count_nonzero(scores == 0)))
+
+    def _nearest(self, candidates: Candidates, k: int) -> tuple[IntArray, FloatArray]:
+        """Positions of the k best, and their scores: 0 for what was drawn."""
+        query = candidates.query
         shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
-        rows, scores = self.index_.nearest(query.text, k, allowed, shuffled)
-        return Choice(rows, scores, random=int(np.count_nonzero(scores == 0)))
+        return self.index_.nearest(query.text, k, self._outside(candidates.scope), shuffled)

@@ -33,6 +33,11 @@ class CEILSelector(NearestReorderSelector):
             raise UsageError(f"ceil: trade_off is {self.trade_off}, candidates {self.candidates}; give trade_off > 0, "
                              f"candidates >= 1")  # fmt: skip
 
+    @property
+    def depth(self) -> int:
+        """The setting ``candidates``."""
+        return self.candidates
+
     def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
         """Greedy set of the candidates, most relevant first; scores are cosines with the query."""
         order = sorted(dpp_order(sim, near, k, self.trade_off))  # candidates come nearest first
@@ -40,11 +45,12 @@ class CEILSelector(NearestReorderSelector):
 
     def explain(self, query: Query, k: int) -> tuple[str, ...]:
         """The steps of the greedy search: what was added, what it added to the log-determinant, what came next."""
-        ((rows, sim),) = self._nearest(self._query_vectors([query]), max(k, self.candidates), self._masks([query]))
-        vectors = self.vectors_[rows]
+        (candidates,) = self.pool_.candidates([query], self.kit_.embedder)
+        nearest = candidates.nearest(max(k, self.candidates))
+        rows, vectors = nearest.rows, candidates.vectors(nearest.rows)
         near = np.round(vectors @ vectors.T, SCORE_DECIMALS)
         lines = [f"greedy over the {len(rows)} nearest, trade-off {self.trade_off:g}; then in order of relevance"]
-        steps = dpp_steps(np.asarray(sim, np.float64), near, k, self.trade_off)
+        steps = dpp_steps(np.asarray(nearest.scores, np.float64), near, k, self.trade_off)
         for n, (row, gains) in enumerate(steps, 1):
             line = f"step {n}: log-determinant {gains[row]:+.4f}: {self._label(int(rows[row]))}"
             gains[row] = -np.inf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from iclkit.prompts import Template
-from iclkit.records import Query, SeedScope, Selection
+from iclkit.records import SeedScope, Selection
 from iclkit.registry import parse_specs
 from iclkit.selectors._base import (
     RANDOM_FILL,
     BaseSelector,
-    BoolArray,
     Choice,
     IntArray,
     Needs,
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CompositeSelector(BaseSelector):
+class CompositeSelector(BaseSelector, ABC):
     """A selector that asks others. ``part_specs`` names them; they see the same pool and kit."""
 
     own_needs: ClassVar[Needs] = Needs()
@@ -73,18 +72,15 @@ class CompositeSelector(BaseSelector):
             given = part.template_for(given)
         return given or Template()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """One query as many."""
-        return self.choose_many([query], k, [allowed])[0]
-
     def _choice(self, selection: Selection) -> Choice:
         """A part's selection as this selector's own choice, its random picks included."""
         random = sum(p.why == RANDOM_FILL for p in selection)
         return Choice(self._rows(selection), np.array([p.score for p in selection]), random)
 
     def _rows(self, selection: Selection) -> IntArray:
-        """Rows of this selector's own pool."""
-        return np.array(self.pool_.positions_of_ids(selection.ids), dtype=np.int64)
+        """Row handles of a part's picks."""
+        rows = (self.pool_.row_of(i) for i in selection.ids)
+        return np.array([row for row in rows if row is not None], dtype=np.int64)
 
 
 def combined_needs(needs: Sequence[Needs], *, keeps_fill: bool) -> Needs:

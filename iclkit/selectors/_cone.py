@@ -10,8 +10,9 @@ import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.lm import ask_each
+from iclkit.pool import CandidateBatch
 from iclkit.records import Example, Prompt, Query, ScoreRequest
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import top_rows
 
@@ -60,20 +61,24 @@ class ConESelector(BaseSelector):
         fields = [f for f in self.scorer_.template.fields if f not in ("output", "letter")]
         return SelectorCost(per_query=min(max(k, self.candidates), len(self.pool_)) * len(fields))
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """Scores are log p(input | demonstration), the negative conditional entropy, in nats."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Encode and search together, then ask about all candidates of all queries in one call of the LM.
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode and search together, then ask about all candidates of all queries in one call of the LM."""
-        nearest = [rows for rows, _ in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)]
-        pairs = [(q, e) for q, rows in zip(queries, nearest, strict=True) if _has_text(q) for e in self._examples(rows)]
+        Scores are log p(input | demonstration), the negative conditional entropy, in nats.
+        """
+        nearest = [near.rows for near in batch.nearest(max(k, self.candidates))]
+        pairs = [
+            (candidates.query, example)
+            for candidates, rows in zip(batch, nearest, strict=True)
+            if _has_text(candidates.query)
+            for example in candidates.examples(rows)
+        ]
         likelihood = iter(self._likelihood(pairs))
         return [
             self._best(rows, np.array([next(likelihood) for _ in rows]), k)
-            if _has_text(query)
+            if _has_text(candidates.query)
             else Choice(rows[:k], np.zeros(len(rows[:k])), notes=(_EMPTY,))
-            for query, rows in zip(queries, nearest, strict=True)
+            for candidates, rows in zip(batch, nearest, strict=True)
         ]
 
     def _likelihood(self, pairs: Sequence[tuple[Query, Example]]) -> FloatArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +11,8 @@ from typing import ClassVar, cast
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked, TokenEmbedder
+from iclkit.pool import CandidateBatch
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, TokenEmbedder
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 from iclkit.selectors._terms import term_index
 
@@ -49,7 +49,7 @@ def coverage_order(cover: FloatArray, k: int) -> list[int]:
 
 
 @dataclass
-class _CoverageSelector(BaseSelector):
+class _CoverageSelector(BaseSelector, ABC):
     candidates: int = 200  # how many are looked at; k when k is larger
     sort: str = "picks"  # best first by picks, or by relevance
 
@@ -59,23 +59,19 @@ class _CoverageSelector(BaseSelector):
         if self.sort not in ("relevance", "picks"):
             raise UsageError(f"{self.name}: sort is {self.sort!r}; give relevance or picks")
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """Greedy cover of the query; scores are each example's own cover."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Candidates together, covers one by one."""
-        return [self._set(rows, cover, k) for rows, cover in self._covers(queries, max(k, self.candidates), allowed)]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Candidates together, covers one by one; scores are each example's own cover."""
+        return [self._set(rows, cover, k) for rows, cover in self._covers(batch, max(k, self.candidates))]
 
     def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:
-        own = cover.sum(axis=1)
+        scores = cover.sum(axis=1)
         order = np.array(coverage_order(cover, k), dtype=np.int64)
         if self.sort == "relevance":
-            order = order[top_rows(own[order], len(order), significant=True)]
-        return Choice(rows[order], own[order])
+            order = order[top_rows(scores[order], len(order), significant=True)]
+        return Choice(rows[order], scores[order])
 
     @abstractmethod
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
+    def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
         """For each query at most k candidate rows, and how they cover its parts (candidates, parts)."""
 
 
@@ -89,12 +85,11 @@ class CosineCoverageSelector(_CoverageSelector):
 
     def prepare(self) -> None:
         """Vectors of the pool."""
-        self.vectors_ = self._vectors()
+        self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
-        targets = self._query_vectors(queries)
-        for (rows, _), target in zip(self._nearest(targets, k, allowed), targets, strict=True):
-            yield rows, self.vectors_[rows] * target
+    def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
+        for candidates, near, target in zip(batch, batch.nearest(k), batch.query_vectors, strict=True):
+            yield near.rows, candidates.vectors(near.rows) * target
 
 
 def token_recall(query: FloatArray, other: FloatArray, weights: FloatArray) -> FloatArray:
@@ -129,14 +124,13 @@ class SetBSRSelector(_CoverageSelector):
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
         self._vectors()
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
-        found = self._nearest(self._query_vectors(queries), k, allowed)
-        asked = self.tokens_.encode_tokens([q.text for q in queries])
-        for (tokens, vectors), (rows, _) in zip(asked, found, strict=True):
-            texts = self._pool_tokens(rows)
+    def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
+        encoded = self.tokens_.encode_tokens([q.text for q in batch.queries])
+        for (tokens, vectors), near in zip(encoded, batch.nearest(k), strict=True):
+            texts = self._pool_tokens(near.rows)
             weights = self._weights(tokens, [words for words, _ in texts])
             parts = [token_recall(vectors, other, weights) for _, other in texts]
-            yield rows, np.array(parts, dtype=np.float64).reshape(len(rows), len(tokens))
+            yield near.rows, np.array(parts, dtype=np.float64).reshape(len(near.rows), len(tokens))
 
     def _weights(self, tokens: Sequence[str], texts: Sequence[Sequence[str]]) -> FloatArray:
         if self.weights == "uniform":
@@ -148,9 +142,9 @@ class SetBSRSelector(_CoverageSelector):
     def _pool_tokens(self, rows: IntArray) -> list[tuple[list[str], FloatArray]]:
         if sum(v.nbytes for _, v in self.kept_.values()) > _KEPT_TOKENS:
             self.kept_.clear()
-        new = [int(r) for r in rows if int(r) not in self.kept_]
-        texts = [self.pool_.examples[r].text for r in new]
-        self.kept_.update(zip(new, self.tokens_.encode_tokens(texts), strict=True))
+        new = np.array([r for r in rows.tolist() if r not in self.kept_], dtype=np.int64)
+        texts = [e.text for e in self.pool_.examples_at(new)]
+        self.kept_.update(zip(new.tolist(), self.tokens_.encode_tokens(texts), strict=True))
         return [self.kept_[int(r)] for r in rows]
 
 
@@ -177,7 +171,10 @@ class BM25CoverageSelector(_CoverageSelector):
         # what shares no word with the query has no weight, and was drawn
         return replace(choice, random=int(np.count_nonzero(choice.scores == 0)))
 
-    def _covers(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> Iterator[Ranked]:
-        for query, mask in zip(queries, allowed, strict=True):
-            rows, _ = self.index_.nearest(query.text, k, mask, shuffled_keys(self.keys_, self.kit_.seed, query.id))
-            yield rows, self.index_.weights(sorted(set(self.index_.term_ids(query.text))), rows)
+    def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
+        for candidates in batch:
+            query = candidates.query
+            shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
+            positions, _ = self.index_.nearest(query.text, k, self._outside(candidates.scope), shuffled)
+            terms = sorted(set(self.index_.term_ids(query.text)))
+            yield self.pool_.rows[positions], self.index_.weights(terms, positions)

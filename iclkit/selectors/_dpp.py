@@ -80,6 +80,11 @@ class DPPSelector(NearestReorderSelector):
         if self.sort not in ("relevance", "picks"):
             raise UsageError(f"dpp: sort is {self.sort!r}; give relevance or picks")
 
+    @property
+    def depth(self) -> int:
+        """The setting ``candidates``."""
+        return self.candidates
+
     def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
         """Greedy set of the candidates; scores are cosines with the query."""
         order = dpp_order(sim, near, k, self.scale)

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
+from iclkit.pool import Candidates, Scope
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._fixed_ranking import FixedRankingSelector
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 
@@ -65,7 +65,7 @@ class FacilitySelector(FixedRankingSelector):
         super().prepare()
         self.vectors_ = self._vectors()
 
-    def rank(self, m: int) -> Ranked:
+    def rank(self, m: int) -> tuple[IntArray, FloatArray]:
         """Greedy; a score is the gain at its step."""
         order, gains = facility_order(self.vectors_, m)
         return np.array(order, dtype=np.int64), np.array(gains)
@@ -100,7 +100,7 @@ class DiverseSelector(FixedRankingSelector):
         keys = shuffled_keys(hash_keys(self.pool_.ids), "diverse", self.kit_.seed)
         self.start_ = int(np.argmin(keys))
 
-    def rank(self, m: int) -> Ranked:
+    def rank(self, m: int) -> tuple[IntArray, FloatArray]:
         """Greedy; a score is minus the sum of cosines at its step."""
         order, values = spread_order(self.vectors_, m, self.start_)
         return np.array(order, dtype=np.int64), np.array(values)
@@ -123,30 +123,35 @@ class KMeansSelector(BaseSelector):
         """All of them."""
         return k
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
-        """Of each cluster the allowed member nearest to its centre, then the nearest to any; scores are cosines."""
+    def choose(self, candidates: Candidates, k: int) -> Choice:
+        """Of each cluster the allowed member nearest to its center, then the nearest to any; scores are cosines."""
         if k not in self.clusters_:
             self.clusters_[k] = self._clusters(k)
-        own, near = self.clusters_[k]
+        clusters, near = self.clusters_[k]
+        left = np.where(self._allowed(candidates.scope), near, -np.inf)
         heads = list[int]()
-        for label in np.argsort(-np.bincount(own), kind="stable"):
-            heads += top_rows(near, 1, allowed & (own == label)).tolist()
-        left = allowed.copy()
-        left[heads] = False
-        rows = np.array([*heads, *top_rows(near, k - len(heads), left)], dtype=np.int64)
-        return Choice(rows, near[rows])
+        for cluster in np.argsort(-np.bincount(clusters), kind="stable"):
+            heads += top_rows(left, 1, clusters == cluster).tolist()
+        left[heads] = -np.inf
+        chosen = np.array([*heads, *top_rows(left, k - len(heads))], dtype=np.int64)
+        return Choice(self.pool_.rows[chosen], near[chosen])
+
+    def _allowed(self, scope: Scope) -> BoolArray:
+        allowed = np.ones(len(self.pool_), dtype=np.bool_)
+        allowed[self._outside(scope)] = False
+        return allowed
 
     def _clusters(self, k: int) -> tuple[IntArray, FloatArray]:
-        """(n,) cluster of each row, and its cosine to the centre."""
+        """(n,) cluster of each row, and its cosine to the center."""
         from sklearn.cluster import KMeans
 
         by_id = np.argsort(self.pool_.ids, kind="stable")  # the start of the search must not depend on the row order
         vectors = self.vectors_[by_id].astype(np.float64)
         k = min(k, len(np.unique(np.round(vectors, SCORE_DECIMALS), axis=0)))
-        found = KMeans(k, n_init=1, random_state=self.kit_.seed).fit(vectors)
-        centres = found.cluster_centers_[found.labels_]
-        norms = np.maximum(np.linalg.norm(centres, axis=1), 1e-12)
-        own, near = np.empty(len(by_id), np.int64), np.empty(len(by_id))
-        own[by_id] = found.labels_
-        near[by_id] = np.round((vectors * centres).sum(axis=1) / norms, SCORE_DECIMALS)
-        return own, near
+        model = KMeans(k, n_init=1, random_state=self.kit_.seed).fit(vectors)
+        centers = model.cluster_centers_[model.labels_]
+        norms = np.maximum(np.linalg.norm(centers, axis=1), 1e-12)
+        clusters, near = np.empty(len(by_id), np.int64), np.empty(len(by_id))
+        clusters[by_id] = model.labels_
+        near[by_id] = np.round((vectors * centers).sum(axis=1) / norms, SCORE_DECIMALS)
+        return clusters, near

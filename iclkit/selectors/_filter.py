@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import DataError, UsageError
+from iclkit.pool import CandidateBatch, Candidates
 from iclkit.records import Example, Json, Query
-from iclkit.selectors._base import BoolArray, Choice
+from iclkit.selectors._base import Choice
 from iclkit.selectors._composite import CompositeSelector
 
 
@@ -45,12 +46,13 @@ class FilterSelector(CompositeSelector):
 
     def prepare(self) -> None:
         """Fit the selector on the part; DataError when nothing is left of the pool."""
-        self.rows_ = np.array([n for n, e in enumerate(self.pool_.examples) if self._fits(e)], dtype=np.int64)
-        if not len(self.rows_):
+        fits = np.array([self._fits(e) for e in self.pool_.examples], dtype=np.bool_)
+        self.part_ = self.pool_.only(self.pool_.rows[fits])
+        if not len(self.part_):
             raise DataError(
                 f"filter: none of the pool's {len(self.pool_)} examples has {self.where} {self.task}".rstrip()
             )
-        self._fit_parts(self.pool_.only(self.pool_.rows[self.rows_]), self.kit_)
+        self._fit_parts(self.part_, self.kit_)
 
     def _fits(self, example: Example) -> bool:
         missing = object()
@@ -58,10 +60,9 @@ class FilterSelector(CompositeSelector):
             example.meta.get(key, missing) == value for key, value in self.conditions_.items()
         )
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """As the inner selector chooses; ids that a query excludes are excluded there too."""
-        selections = self.parts_[0].select_many(queries, k)
-        return [self._choice(s) for s in selections]
+        return [self._choice(s) for s in self.parts_[0].select_many(batch.queries, k)]
 
     def capacity(self, k: int) -> int:
         """As many as the inner selector."""
@@ -75,8 +76,8 @@ class FilterSelector(CompositeSelector):
         """As the inner selector explains itself."""
         return self.parts_[0].explain(query, k)
 
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         if got == k:
             return ()
-        here = int(allowed[self.rows_].sum())
-        return (f"{got} of {k} demonstrations: {here} of the {len(self.rows_)} examples that fit were allowed",)
+        allowed = int(candidates.allowed(self.part_.rows).sum())
+        return (f"{got} of {k} demonstrations: {allowed} of the {len(self.part_)} examples that fit were allowed",)

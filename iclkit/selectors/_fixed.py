@@ -14,10 +14,11 @@ import numpy as np
 from iclkit import __version__
 from iclkit.errors import DataError, IclkitError, UsageError
 from iclkit.files import read_json, replace_file
+from iclkit.pool import Candidates
 from iclkit.prompts import Template, order_picks
-from iclkit.records import Example, Json, Query, Spec, clean_text, digest, input_text
+from iclkit.records import Example, Json, Spec, clean_text, digest, input_text
 from iclkit.schema import read_as
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
+from iclkit.selectors._base import BaseSelector, Choice, IntArray, Needs
 
 FORMAT = 1
 
@@ -181,9 +182,12 @@ class FixedSelector(BaseSelector):
         by_content: dict[tuple[str, ...], int] = {}
         rows = []
         for number, demo in enumerate(self.content.demonstrations, 1):
-            row = next(iter(self.pool_.positions_of_ids([demo.id])), None)
+            row = self.pool_.row_of(demo.id)
             if row is None:
-                by_content = by_content or {_content(e): n for n, e in reversed([*enumerate(self.pool_.examples)])}
+                by_content = by_content or {
+                    _content(e): r
+                    for e, r in reversed([*zip(self.pool_.examples, self.pool_.rows.tolist(), strict=True)])
+                }
                 row = by_content.get(_content(demo))
             if row is None:
                 raise DataError(
@@ -196,12 +200,12 @@ class FixedSelector(BaseSelector):
         if len(rows) > 1:
             self._ranked(self.rows_)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """The list less what the query excludes, ranked so that the run's order policy shows it in its own order.
 
         With k below its length the last k are shown, those nearest to the query. Every score is 0.
         """
-        kept = self.rows_[allowed[self.rows_]]
+        kept = self.rows_[candidates.allowed(self.rows_)]
         rows = self._ranked(kept[max(0, len(kept) - k) :])
         return Choice(rows, np.zeros(len(rows)))
 
@@ -213,23 +217,23 @@ class FixedSelector(BaseSelector):
         """All of the list."""
         return self.capacity(k)
 
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         size = len(self.rows_)
-        held = int(allowed[self.rows_].sum())
+        held = int(candidates.allowed(self.rows_).sum())
         if 0 < k < held:
             return (f"the last {k} of the file's {size} demonstrations: -k is {k}",)
         if got == k or (got == size and k > size):
             return () if got == k else (f"{got} of {k} demonstrations: the file holds {size}",)
         return (f"{got} of {k} demonstrations: the file holds {size}, and {held} of them were allowed",)
 
-    def _ranked(self, rows: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _ranked(self, rows: IntArray) -> IntArray:
         """Rows (m,) in prompt order -> in rank order, best first, such that the order policy gives the prompt order."""
-        shown = [self.pool_.examples[int(r)] for r in rows]
+        examples = self.pool_.examples_at(rows)
         ranked = np.empty_like(rows)
-        position = {e.id: n for n, e in enumerate(shown)}
-        places = [position[e.id] for e in self._ordered(shown)]
+        position = {e.id: n for n, e in enumerate(examples)}
+        places = [position[e.id] for e in self._ordered(examples)]
         ranked[places] = rows
-        if [e.id for e in self._ordered(self._examples(ranked))] != [e.id for e in shown]:
+        if [e.id for e in self._ordered(self.pool_.examples_at(ranked))] != [e.id for e in examples]:
             raise UsageError(
                 f"the order of a selector file is part of what was found, and order policy {self.kit_.order!r} does "
                 f"not keep it; use best-last"

@@ -10,10 +10,14 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query, Selection
-from iclkit.selectors._base import RANDOM_FILL, BoolArray, Choice, FloatArray, Ranked, SelectorCost
+from iclkit.pool import CandidateBatch
+from iclkit.records import Selection
+from iclkit.selectors._base import RANDOM_FILL, Choice, FloatArray, IntArray, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import rounded, top_rows
+
+Ranked = tuple[IntArray, FloatArray]
+"""Numbers of rows, best first, and their scores."""
 
 _POINT_DIGITS = 12  # sums of a few fractions of ranks differ by more or not at all
 
@@ -74,28 +78,32 @@ class _FusionSelector(CompositeSelector):
         return [self.of]
 
     @abstractmethod
-    def points(self, lists: Sequence[Ranked]) -> FloatArray:
-        """(n,) of the pool: the more the better, -inf for rows in no list."""
+    def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
+        """(n,) for rows 0 to n - 1: the more the better, -inf for rows in no list."""
 
     def cost(self, k: int) -> SelectorCost:
         """What the parts ask for lists of ``depth``."""
         return super().cost(max(k, self.depth))
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Every list for all queries together; scores are points."""
-        lists = [part.select_many(queries, max(k, self.depth)) for part in self.parts_]
-        return [self._fused([one[q] for one in lists], k, allowed[q]) for q in range(len(queries))]
+        lists = [part.select_many(batch.queries, max(k, self.depth)) for part in self.parts_]
+        return [self._fused(selections, k) for selections in zip(*lists, strict=True)]
 
-    def _fused(self, selections: Sequence[Selection], k: int, allowed: BoolArray) -> Choice:
-        random = [np.array([p.why == RANDOM_FILL for p in s], dtype=np.bool_) for s in selections]
-        lists = [(self._rows(s), np.array([p.score for p in s])) for s in selections]
-        points = self.points([(rows[~f], scores[~f]) for (rows, scores), f in zip(lists, random, strict=True)])
-        rows = top_rows(points, k, allowed, digits=_POINT_DIGITS, significant=True)
-        if len(rows) < k:  # what only random fill has named comes last, with no points
-            more = [r for (own, _), f in zip(lists, random, strict=True) for r in own[f].tolist()]
-            rows = np.array([*dict.fromkeys([*rows.tolist(), *more])][:k], dtype=np.int64)
-        scores = np.maximum(points[rows], 0)
-        return Choice(rows, scores, random=int(np.count_nonzero(scores == 0)))
+    def _fused(self, selections: Sequence[Selection], k: int) -> Choice:
+        handles = [self._rows(s) for s in selections]
+        union = np.unique(np.concatenate(handles))  # ascending, so that ties still go to the lower handle
+        lists, drawn = list[Ranked](), list[int]()
+        for rows, selection in zip(handles, selections, strict=True):
+            places, random = np.searchsorted(union, rows), np.array([p.why == RANDOM_FILL for p in selection], np.bool_)
+            lists.append((places[~random], np.array([p.score for p in selection])[~random]))
+            drawn += places[random].tolist()
+        points = self.points(lists, len(union))
+        best = top_rows(points, k, digits=_POINT_DIGITS, significant=True)
+        if len(best) < k:  # what only random fill has named comes last, with no points
+            best = np.array([*dict.fromkeys([*best.tolist(), *drawn])][:k], dtype=np.int64)
+        scores = np.maximum(points[best], 0)
+        return Choice(union[best], scores, random=int(np.count_nonzero(scores == 0)))
 
 
 @dataclass
@@ -112,9 +120,9 @@ class RRFSelector(_FusionSelector):
         if self.c < 0:
             raise UsageError(f"rrf: c is {self.c}; give 0 or more")
 
-    def points(self, lists: Sequence[Ranked]) -> FloatArray:
+    def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
         """Reciprocal ranks."""
-        return reciprocal_ranks(lists, len(self.pool_), self.c)
+        return reciprocal_ranks(lists, n, self.c)
 
 
 @dataclass
@@ -124,6 +132,6 @@ class BordaSelector(_FusionSelector):
     name: ClassVar[str] = "borda"
     source: ClassVar[str] = "de Borda 1781; for demonstrations: Zebaze, Sagot & Bawden 2024, arXiv 2408.00397"
 
-    def points(self, lists: Sequence[Ranked]) -> FloatArray:
+    def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
         """Borda points."""
-        return borda_points(lists, len(self.pool_))
+        return borda_points(lists, n)

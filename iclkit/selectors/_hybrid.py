@@ -9,8 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
+from iclkit.pool import CandidateBatch
 from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Choice, SelectorCost
+from iclkit.selectors._base import Choice, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 
 _EVERYBODY = Query("", id="every query")
@@ -47,21 +48,21 @@ class HybridSelector(CompositeSelector):
         own, fixed = (part.cost(k) for part in self.parts_)
         return SelectorCost(own.per_task + fixed.per_task + fixed.per_query, own.per_query)
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """The query's own first, so that best-last shows them last; the fixed part in one order for all, with score 0.
 
         What the fixed part shows is not shown again; a query that excludes some of it gets more of its own instead.
         """
-        own, fixed = self.parts_
+        nearest, fixed = self.parts_
         shared = self._rows(fixed.select(_EVERYBODY, max(0, k - self.near)))
-        shown = frozenset(self.pool_.ids[int(r)] for r in shared)
-        parts = [shared[mask[shared]] for mask in allowed]
-        asked = [replace(q, exclude=q.exclude | shown) for q in queries]
-        sizes = {len(part) for part in parts}
-        found = {size: own.select_many(asked, k - size) for size in sizes}  # nearly always one size
-        chosen = []
-        for q, part in enumerate(parts):
-            picks = found[len(part)][q]
-            scores = np.r_[[p.score for p in picks], np.zeros(len(part))]
-            chosen.append(Choice(np.r_[self._rows(picks), part], scores))
-        return chosen
+        fixed_ids = frozenset(self.pool_.ids_at(shared))
+        kept = [shared[candidates.allowed(shared)] for candidates in batch]
+        queries = [replace(q, exclude=q.exclude | fixed_ids) for q in batch.queries]
+        sizes = {len(rows) for rows in kept}
+        selections = {size: nearest.select_many(queries, k - size) for size in sizes}  # nearly always one size
+        choices = []
+        for number, rows in enumerate(kept):
+            picks = selections[len(rows)][number]
+            scores = np.r_[[p.score for p in picks], np.zeros(len(rows))]
+            choices.append(Choice(np.r_[self._rows(picks), rows], scores))
+        return choices

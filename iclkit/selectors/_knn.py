@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
+from iclkit.pool import CandidateBatch
+from iclkit.selectors._base import BaseSelector, Choice, Needs
 
 
 @dataclass
@@ -22,10 +21,6 @@ class KNNSelector(BaseSelector):
         """Embed what the pool has no vectors of yet."""
         self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Exact search; scores are cosines."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode and search all queries together."""
-        return [Choice(*near) for near in self._nearest(self._query_vectors(queries), k, allowed)]
+        return [Choice(near.rows, near.scores) for near in batch.nearest(k)]

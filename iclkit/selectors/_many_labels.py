@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, IntArray, Needs
+from iclkit.pool import CandidateBatch, Candidates
+from iclkit.selectors._base import BaseSelector, Choice, Needs
 
 
 def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
@@ -23,14 +21,14 @@ def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
     return sum(g in s for s, g in zip(shown, gold, strict=True)) / len(gold) if gold else 0.0
 
 
-def label_cover_order(labels: Sequence[str] | IntArray, k: int, cap: int, least: int) -> list[int]:
+def label_cover_order(labels: Sequence[str], k: int, cap: int, least: int) -> list[int]:
     """Positions of at most k of the ranked candidates, best first, with a cap and a floor on labels.
 
     labels (n,): label of each candidate, nearest first. No label is taken more than ``cap`` times (0: no cap). Where
     the k nearest show fewer than ``least`` different labels, the nearest of each missing label, in order of nearness,
     take the places of the farthest whose label is shown more than once.
     """
-    count, taken = Counter[str | int](), list[int]()
+    count, taken = Counter[str](), list[int]()
     for place, label in enumerate(labels):
         if len(taken) == k:
             break
@@ -69,24 +67,19 @@ class ManyLabelsSelector(BaseSelector):
             raise UsageError("many-labels: give per_label_cap >= 0, min_labels >= 0 and candidates >= 1")
 
     def prepare(self) -> None:
-        """Vectors of the pool, and its labels as numbers."""
+        """Vectors of the pool."""
         self._vectors()
-        self.labels_ = np.unique([e.output for e in self.pool_.examples], return_inverse=True)[1]
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """Scores are cosines."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Encode and search together; scores are cosines."""
+        choices = []
+        for candidates, near in zip(batch, batch.nearest(max(k, self.candidates)), strict=True):
+            places = label_cover_order(candidates.outputs(near.rows), k, self.per_label_cap, self.min_labels)
+            choices.append(Choice(near.rows[places], near.scores[places]))
+        return choices
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode and search together."""
-        chosen = []
-        for rows, scores in self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed):
-            places = label_cover_order(self.labels_[rows].tolist(), k, self.per_label_cap, self.min_labels)
-            chosen.append(Choice(rows[places], scores[places]))
-        return chosen
-
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
-        short = super().shortfall_note(k, got, allowed)
-        if short and self.per_label_cap and got < int(allowed.sum()):
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
+        short = super().shortfall_note(candidates, k, got)
+        if short and self.per_label_cap and got < len(candidates):
             return (f"{got} of {k} demonstrations: at most {self.per_label_cap} of a label are shown",)
         return short

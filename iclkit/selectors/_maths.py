@@ -108,11 +108,10 @@ def shuffled_keys(keys: SortKeys, *salt: str | int) -> SortKeys:
         return z ^ (z >> np.uint64(31))
 
 
-def smallest_rows(keys: SortKeys, k: int, allowed: BoolArray) -> IntArray:
-    """The k allowed rows of smallest key, smallest first: k rows of a keyed shuffle, a prefix of k + 1."""
-    rows = np.flatnonzero(allowed)
-    kept = keys[rows]
+def smallest_rows(keys: SortKeys, k: int, rows: IntArray) -> IntArray:
+    """The k of ``rows`` (ascending) with the smallest key, smallest first: k of a keyed shuffle, a prefix of k + 1."""
+    own = keys[rows]
     if k < len(rows):
-        near = np.argpartition(kept, k)[:k]
-        rows, kept = rows[near], kept[near]
-    return rows[np.argsort(kept, kind="stable")[:k]]
+        near = np.argpartition(own, k)[:k]
+        rows, own = rows[near], own[near]
+    return rows[np.argsort(own, kind="stable")[:k]]

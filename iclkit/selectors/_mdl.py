@@ -9,9 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
+from iclkit.pool import CandidateBatch
 from iclkit.prompts import NORMALIZATIONS
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
 
@@ -63,22 +64,21 @@ class MDLSelector(BaseSelector):
         """Each subset with each label, for each query."""
         return SelectorCost(per_query=self.window * len(self.scorer_.labels))
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """The best subset in its order; every score is that subset's negative label entropy in nats."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Encode and search together, then ask about all subsets of all queries in one call of the LM.
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode and search together, then ask about all subsets of all queries in one call of the LM."""
-        found = self._nearest(self._query_vectors(queries), max(k, self.candidates), allowed)
-        subsets = [rows[self._subsets(q, rows, k)] for q, (rows, _) in zip(queries, found, strict=True)]
-        prompts = [(q, self._examples(rows)) for q, own in zip(queries, subsets, strict=True) for rows in own]
+        The choice is the best subset in its order; every score is that subset's negative label entropy in nats.
+        """
+        nearest = batch.nearest(max(k, self.candidates))
+        subsets = [near.rows[self._subsets(c.query, near.rows, k)] for c, near in zip(batch, nearest, strict=True)]
+        prompts = [(c.query, c.examples(rows)) for c, tried in zip(batch, subsets, strict=True) for rows in tried]
         logprobs = self.scorer_.label_logprobs(prompts, self.normalise)
         entropies = np.array([np.nan if values is None else float(entropy(values)) for values in logprobs])
-        entropies = entropies.reshape(len(queries), self.window)
+        entropies = entropies.reshape(len(batch), self.window)
         return [self._best(rows, values) for rows, values in zip(subsets, entropies, strict=True)]
 
     def _subsets(self, query: Query, rows: IntArray, k: int) -> IntArray:
-        return ordered_subsets([self.pool_.ids[r] for r in rows], k, self.window, "mdl", self.kit_.seed, query.id)
+        return ordered_subsets(self.pool_.ids_at(rows), k, self.window, "mdl", self.kit_.seed, query.id)
 
     def _best(self, subsets: IntArray, entropies: FloatArray) -> Choice:
         """Ties go to the plain list, which comes first; so does the choice where the LM can answer after none (NaN)."""

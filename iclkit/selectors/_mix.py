@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
-from iclkit.selectors._maths import top_rows
-
-_ROUGH = 1e-5  # more than a float32 sum of products of unit rows is off by
-_BLOCK = 1 << 22  # similarities computed at a time
+from iclkit.pool import CandidateBatch, FlatIndex
+from iclkit.selectors._base import BaseSelector, Choice, Needs
+from iclkit.selectors._maths import SCORE_DECIMALS
 
 
 @dataclass
@@ -35,22 +31,10 @@ class MixKNNSelector(BaseSelector):
         """Vectors of inputs and outputs; the embedder must put both into one space (a multilingual one, say)."""
         assert self.kit_.embedder is not None
         outputs = self.pool_.text_vectors(self.kit_.embedder, [e.output for e in self.pool_.examples])
-        self.mixed_ = (self.share * self._vectors() + (1 - self.share) * outputs).astype(np.float32)
+        mixed = (self.share * self._vectors() + (1 - self.share) * outputs).astype(np.float32)
+        self.index_ = FlatIndex.of(mixed, self.pool_.rows)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """Scores are share * cosine with the input + (1 - share) * cosine with the output."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode together; what is near the k-th is compared again in float64, alone."""
-        vectors, chosen, step = self._query_vectors(queries), list[Choice](), max(1, _BLOCK // len(self.pool_))
-        for at in range(0, len(queries), step):
-            rough = vectors[at : at + step] @ self.mixed_.T
-            for vector, near, mask in zip(vectors[at:], rough, allowed[at : at + step], strict=False):
-                rows = np.flatnonzero(mask)
-                if k < len(rows):
-                    rows = rows[near[rows] >= np.partition(near[rows], -k)[-k] - _ROUGH]
-                exact = np.round(self.mixed_[rows].astype(np.float64) @ vector.astype(np.float64), 6)
-                best = top_rows(exact, k)
-                chosen.append(Choice(rows[best], exact[best]))
-        return chosen
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Scores are share * cosine with the input + (1 - share) * cosine with the output; exact search."""
+        ranked = self.index_.nearest(batch.query_vectors, k, [candidates.scope for candidates in batch])
+        return [Choice(best.rows, np.round(best.scores.astype(np.float64), SCORE_DECIMALS)) for best in ranked]

@@ -56,6 +56,11 @@ class MMRSelector(NearestReorderSelector):
         if self.candidates < 1:
             raise UsageError(f"mmr: candidates is {self.candidates}; give 1 or more")
 
+    @property
+    def depth(self) -> int:
+        """The setting ``candidates``."""
+        return self.candidates
+
     def reorder(self, sim: FloatArray, near: FloatArray, k: int) -> tuple[Sequence[int], FloatArray]:
         """Greedy order of the candidates; a score is the marginal relevance at its step."""
         order, values = mmr_order(sim, near, k, self.trade_off)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs
+from iclkit.pool import CandidateBatch, Candidates, Ranked
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS
 
 
 @dataclass
-class NearestReorderSelector(BaseSelector):
-    """A subclass has a setting ``candidates`` and says what becomes of so many of the nearest."""
+class NearestReorderSelector(BaseSelector, ABC):
+    """A subclass says how many of the nearest it looks at, and what becomes of them."""
 
     needs: ClassVar[Needs] = Needs(embedder=True)
 
@@ -27,21 +27,24 @@ class NearestReorderSelector(BaseSelector):
         sim (n,): cosine of each candidate with the query, falling. near (n, n): cosine between candidates.
         """
 
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """How many of the nearest are looked at, at least."""
+
     def prepare(self) -> None:
         """Vectors of the pool."""
-        self.vectors_ = self._vectors()
+        self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """See ``reorder`` for what the scores are."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Encode and search together; the rest is per query, where its matrix stays in the processor's cache.
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode and search together; the rest is per query, where its matrix stays in the processor's cache."""
-        candidates: int = getattr(self, "candidates")  # noqa: B009  a field of the subclass
-        found = self._nearest(self._query_vectors(queries), max(k, candidates), allowed)
-        return [self._chosen(rows, sim, k) for rows, sim in found]
+        See ``reorder`` for what the scores are.
+        """
+        nearest = batch.nearest(max(k, self.depth))
+        return [self._reordered(candidates, near, k) for candidates, near in zip(batch, nearest, strict=True)]
 
-    def _chosen(self, rows: IntArray, sim: FloatArray, k: int) -> Choice:
-        vectors = self.vectors_[rows]
-        order, scores = self.reorder(sim, np.round(vectors @ vectors.T, SCORE_DECIMALS), k)
-        return Choice(rows[np.asarray(order, dtype=np.int64)], scores)
+    def _reordered(self, candidates: Candidates, near: Ranked, k: int) -> Choice:
+        vectors = candidates.vectors(near.rows)
+        order, scores = self.reorder(near.scores, np.round(vectors @ vectors.T, SCORE_DECIMALS), k)
+        return Choice(near.rows[np.asarray(order, dtype=np.int64)], scores)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import ClassVar
@@ -13,11 +13,12 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.lm import GenerateRequest, ask_each
+from iclkit.pool import Candidates
 from iclkit.prompts import NORMALIZATIONS, best_option, parse_continuation
 from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
-from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, rounded, shuffled_keys, smallest_rows
+from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, rounded, shuffled_keys
 from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
@@ -53,18 +54,18 @@ def distinct_orders(n: int, most: int, seed: int) -> IntArray:
     return np.array([*found], dtype=np.int64)
 
 
-def with_replacements(fixed: IntArray, spare: IntArray, allowed: BoolArray) -> IntArray:
+def with_replacements(fixed: IntArray, spare: IntArray, allowed: Callable[[IntArray], BoolArray]) -> IntArray:
     """``fixed`` with every row that is not allowed replaced, where it stands, by the next allowed spare one.
 
     Positions for which no spare row is left are dropped.
     """
-    left = iter(spare[allowed[spare]].tolist())
-    rows = [row if allowed[row] else next(left, None) for row in fixed.tolist()]
+    left = iter(spare[allowed(spare)].tolist())
+    rows = [row if kept else next(left, None) for row, kept in zip(fixed.tolist(), allowed(fixed), strict=True)]
     return np.array([row for row in rows if row is not None], dtype=np.int64)
 
 
 @dataclass
-class _OrderSearchSelector(BaseSelector):
+class _OrderSearchSelector(BaseSelector, ABC):
     """Orders are tried as rank orders, best first, shown through the task's order policy: what is found is shown."""
 
     source: ClassVar[str] = "Lu et al. 2022, ACL, arXiv 2104.08786"
@@ -91,7 +92,8 @@ class _OrderSearchSelector(BaseSelector):
         if self.kit_.order == "random":
             raise UsageError(f"{self.name} finds an order and order policy 'random' loses it; use best-last")
         self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
-        self.shuffled_ = shuffled_keys(hash_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
+        keys = shuffled_keys(hash_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
+        self.shuffled_ = self.pool_.rows[np.argsort(keys, kind="stable")]
         self.found_: dict[int, tuple[IntArray, float, str]] = {}
 
     def shared(self, k: int) -> int:
@@ -104,14 +106,13 @@ class _OrderSearchSelector(BaseSelector):
         tried = min(self.orders, math.factorial(min(size, 20)))
         return SelectorCost(per_task=tried * (int(self.probe == "generated") + self.probes * len(self.scorer_.labels)))
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """The task's demonstrations in the order found; a row that this query excludes makes room for the next.
 
         Every score is the entropy of the order, in nats.
         """
-        shuffled = smallest_rows(self.shuffled_, len(self.pool_), np.ones(len(self.pool_), np.bool_))
-        order, value, note = self._search(shuffled, k)
-        rows = with_replacements(shuffled[:k][order], shuffled[k:], allowed)
+        order, value, note = self._search(self.shuffled_, k)
+        rows = with_replacements(self.shuffled_[:k][order], self.shuffled_[k:], candidates.allowed)
         return Choice(rows, np.full(len(rows), value), notes=(note,) if note else ())
 
     @abstractmethod
@@ -121,7 +122,7 @@ class _OrderSearchSelector(BaseSelector):
     def _search(self, shuffled: IntArray, k: int) -> tuple[IntArray, float, str]:
         """The order found for k (positions), its entropy, and what to note; asked for once per k."""
         if k not in self.found_:
-            demos = self._examples(shuffled[:k])
+            demos = self.pool_.examples_at(shuffled[:k])
             orders = distinct_orders(len(demos), self.orders, self.kit_.seed)
             inputs, note = self._probing_set(demos, orders, shuffled[k:])
             if not inputs or len(orders) == 1:
@@ -149,7 +150,7 @@ class _OrderSearchSelector(BaseSelector):
         written = self._written(demos, orders) if self.probe == "generated" else []
         if written:
             return written, ""
-        inputs = [e.input for e in self._examples(others[: self.probes])]
+        inputs = [e.input for e in self.pool_.examples_at(others[: self.probes])]
         if not inputs:
             return [], "the plain order: there is no input to probe with"
         return inputs, "probed with inputs of the pool: the LM wrote none" if self.probe == "generated" else ""
@@ -188,7 +189,7 @@ class GlobalESelector(_OrderSearchSelector):
 
     name: ClassVar[str] = "globale"
     needs: ClassVar[Needs] = Needs(
-        lm=True, labels=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
+        lm=True, labels=True, whole_pool=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
     )
 
     def value(self, logprobs: FloatArray) -> float:
@@ -202,7 +203,12 @@ class LocalESelector(_OrderSearchSelector):
 
     name: ClassVar[str] = "locale"
     needs: ClassVar[Needs] = Needs(
-        lm=True, labels=True, log_probs=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
+        lm=True,
+        labels=True,
+        log_probs=True,
+        whole_pool=True,
+        seed_scope="task",
+        lm_calls_per_task="orders * (1 + probes * labels)",
     )
 
     def value(self, logprobs: FloatArray) -> float:

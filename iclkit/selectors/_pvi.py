@@ -11,10 +11,10 @@ import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.lm import ask_each
-from iclkit.pool import PoolView
+from iclkit.pool import CandidateBatch, Candidates, PoolView
 from iclkit.prompts import Template, answer_requests, infer_labels
 from iclkit.records import Example, Query, ScoreRequest
-from iclkit.selectors._base import BoolArray, Choice, FloatArray, IntArray, Kit, Needs, SelectorCost
+from iclkit.selectors._base import Choice, FloatArray, IntArray, Kit, Needs, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
@@ -43,7 +43,7 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
     scorer, keys = LabelScorer.of(pool, kit), hash_keys(pool.ids)
     scorer = replace(scorer, reserve=max(scorer.lm.count_tokens(e.output) for e in pool.examples))
     null = null_template(scorer.template)
-    everything, requests, places = np.ones(len(pool), np.bool_), list[ScoreRequest](), list[tuple[int, int, int]]()
+    everything, requests, places = np.arange(len(pool)), list[ScoreRequest](), list[tuple[int, int, int]]()
     for number in range(sets):
         drawn = smallest_rows(shuffled_keys(keys, "pvi", kit.seed, number), shots + 1, everything)
         for row, example in enumerate(pool.examples):
@@ -175,23 +175,22 @@ class PVIFilterSelector(_PVISelector):
         return self.parts_[0].shared(k)
 
     def dropped(self) -> IntArray:
-        """Rows of the examples that are never shown, ascending."""
+        """Positions in the pool of the examples that are never shown, ascending."""
         return lowest_per_label(self.values(), self.labels(), self.drop)
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """As the inner selector chooses when the dropped examples are excluded; its scores."""
-        gone = frozenset(self.pool_.ids[row] for row in self.dropped())
-        selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in queries], k)
+        gone = frozenset(self.pool_.ids[position] for position in self.dropped())
+        selections = self.parts_[0].select_many([replace(q, exclude=q.exclude | gone) for q in batch.queries], k)
         note = f"{len(gone)} of the pool's {len(self.pool_)} examples are left out for their low PVI"
         notes = ((note,) if gone else ()) + self.unreadable_note()
         return [replace(self._choice(s), notes=notes) for s in selections]
 
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         if got == k or not k:
             return ()
-        kept = allowed.copy()
-        kept[self.dropped()] = False
-        return (f"{got} of {k} demonstrations: {int(kept.sum())} of the pool's {len(kept)} examples were allowed",)
+        allowed = len(candidates) - int(candidates.allowed(self.pool_.rows[self.dropped()]).sum())
+        return (f"{got} of {k} demonstrations: {allowed} of the pool's {len(self.pool_)} examples were allowed",)
 
 
 @dataclass
@@ -210,13 +209,13 @@ class PVIWeightSelector(_PVISelector):
                 f"pvi-weight: weight is {self.weight}, candidates {self.candidates}; give at least 0 and 1"
             )
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Score plus weight times where the example's PVI stands in its label, from 0 to 1; ties to the inner order."""
         bonus = self.weight * standing(self.values(), self.labels())
-        chosen = []
-        for selection in self.parts_[0].select_many(queries, max(k, self.candidates)):
+        choices = []
+        for selection in self.parts_[0].select_many(batch.queries, max(k, self.candidates)):
             rows = self._rows(selection)
-            scores = np.array([p.score for p in selection]) + bonus[rows]
+            scores = np.array([p.score for p in selection]) + bonus[self.pool_.positions(rows)]
             best = top_rows(scores, k, significant=True)
-            chosen.append(Choice(rows[best], scores[best], notes=self.unreadable_note()))
-        return chosen
+            choices.append(Choice(rows[best], scores[best], notes=self.unreadable_note()))
+        return choices

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
-from iclkit.selectors._maths import hash_keys, shuffled_keys, smallest_rows
+from iclkit.pool import Candidates
+from iclkit.selectors._base import BaseSelector, Choice, Needs
+from iclkit.selectors._maths import SortKeys, hash_keys, shuffled_keys, smallest_rows
 
 
 @dataclass
@@ -24,10 +24,14 @@ class RandomSelector(BaseSelector):
         """A key per example."""
         self.keys_ = hash_keys(self.pool_.ids)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """A draw determined by seed, query id and example ids; every score is 0."""
-        rows = smallest_rows(shuffled_keys(self.keys_, "random", self.kit_.seed, query.id), k, allowed)
-        return Choice(rows, np.zeros(len(rows)))
+        keys = shuffled_keys(self.keys_, "random", self.kit_.seed, candidates.query.id)
+        return self._drawn(keys, candidates, k)
+
+    def _drawn(self, keys: SortKeys, candidates: Candidates, k: int) -> Choice:
+        drawn = smallest_rows(keys, k, self._inside(candidates.scope))
+        return Choice(self.pool_.rows[drawn], np.zeros(len(drawn)))
 
 
 @dataclass
@@ -47,7 +51,6 @@ class RandomFixedSelector(RandomSelector):
         """All of them."""
         return k
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """The first k of the shuffle; a row that this query excludes makes room for the next."""
-        rows = smallest_rows(self.shuffled_, k, allowed)
-        return Choice(rows, np.zeros(len(rows)))
+        return self._drawn(self.shuffled_, candidates, k)

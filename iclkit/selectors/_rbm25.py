@@ -10,10 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Choice, FloatArray
+from iclkit.pool import Candidates
+from iclkit.selectors._base import Choice, FloatArray
 from iclkit.selectors._bm25 import BM25Selector
-from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, shuffled_keys
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
 from iclkit.selectors._terms import tokenizer
 
 ORDERS = 4
@@ -87,19 +87,18 @@ class RBM25Selector(BM25Selector):
         self.cut_ = tokenizer(self.tokenizer, self.stemmer)
         self.held_: dict[int, Counter[tuple[str, ...]]] = {}
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
+    def choose(self, candidates: Candidates, k: int) -> Choice:
         """Scores are each example's own recall, 0 to 100; 0 for what shares no word with the query."""
-        shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
-        rows, _ = self.index_.nearest(query.text, max(k, self.candidates), allowed, shuffled)
-        wanted = word_ngrams(self.cut_(query.text))
-        held = np.array([[self._ngrams(int(r))[g] for g in wanted] for r in rows], dtype=np.float64)
-        held = held.reshape(len(rows), len(wanted))
+        positions, _ = self._nearest(candidates, max(k, self.candidates))
+        wanted = word_ngrams(self.cut_(candidates.query.text))
+        held = np.array([[self._ngrams(int(p))[g] for g in wanted] for p in positions], dtype=np.float64)
+        held = held.reshape(len(positions), len(wanted))
         weights, sizes = np.array([*wanted.values()], np.float64), np.array([len(g) for g in wanted])
         order = np.array(recall_order(held, weights, sizes, k, self.fade, self.least), dtype=np.int64)
         scores = np.round(ngram_recall(held, weights, sizes)[order], SCORE_DECIMALS)
-        return Choice(rows[order], scores, random=int(np.count_nonzero(scores == 0)))
+        return Choice(self.pool_.rows[positions[order]], scores, random=int(np.count_nonzero(scores == 0)))
 
-    def _ngrams(self, row: int) -> Counter[tuple[str, ...]]:
-        if row not in self.held_:
-            self.held_[row] = word_ngrams(self.cut_(self.pool_.examples[row].text))
-        return self.held_[row]
+    def _ngrams(self, position: int) -> Counter[tuple[str, ...]]:
+        if position not in self.held_:
+            self.held_[position] = word_ngrams(self.cut_(self.pool_.examples[position].text))
+        return self.held_[position]

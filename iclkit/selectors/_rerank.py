@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.records import Query
-from iclkit.selectors._base import BoolArray, Choice, Needs, SelectorCost
+from iclkit.pool import CandidateBatch
+from iclkit.selectors._base import Choice, Needs, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import top_rows
 
@@ -39,15 +39,15 @@ class RerankSelector(CompositeSelector):
         """What the inner selector asks for lists of ``depth``."""
         return super().cost(max(k, self.depth))
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:  # noqa: ARG002
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """All pairs in one call; scores are the reranker's."""
         assert self.kit_.reranker is not None
-        found = [self._rows(s) for s in self.parts_[0].select_many(queries, max(k, self.depth))]
-        texts = [(q.text, e.text) for q, rows in zip(queries, found, strict=True) for e in self._examples(rows)]
+        rows_of = [np.sort(self._rows(s)) for s in self.parts_[0].select_many(batch.queries, max(k, self.depth))]
+        texts = [(c.query.text, e.text) for c, rows in zip(batch, rows_of, strict=True) for e in c.examples(rows)]
         scores = np.asarray(self.kit_.reranker.score(texts), dtype=np.float64)
-        chosen = []
-        for rows, own in zip(found, np.split(scores, np.cumsum([len(r) for r in found])[:-1]), strict=True):
-            rows, own = rows[order := np.argsort(rows)], own[order]  # ties go to the lower row
-            best = top_rows(own, k, significant=True)  # a reranker may give probabilities, most of them tiny
-            chosen.append(Choice(rows[best], own[best]))
-        return chosen
+        choices = []
+        for rows, values in zip(rows_of, np.split(scores, np.cumsum([len(r) for r in rows_of])[:-1]), strict=True):
+            # ties go to the lower row; a reranker may give probabilities, most of them tiny
+            best = top_rows(values, k, significant=True)
+            choices.append(Choice(rows[best], values[best]))
+        return choices

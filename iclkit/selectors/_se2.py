@@ -10,8 +10,9 @@ import numpy as np
 
 from iclkit.embed import Retriever, check_rows, encode_checked
 from iclkit.errors import UsageError
+from iclkit.pool import CandidateBatch, Candidates, Scope
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, top_rows
 
 _NORMS = ("none", "log-softmax")
@@ -113,36 +114,36 @@ class Se2Selector(BaseSelector):
         """Vectors of the pool."""
         self.vectors_ = self._vectors()
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """The best sequence found, first chosen first; scores are those of the steps."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """The best sequence found for each query, first chosen first; scores are those of the steps.
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """All queries and beams of a step are encoded and searched together."""
+        All queries and beams of a step are encoded and searched together.
+        """
         out = list[Choice]()
-        for at in range(0, len(queries), _ENCODED):
-            beams = self.beams(queries[at : at + _ENCODED], k, allowed[at : at + _ENCODED])
+        for at in range(0, len(batch), _ENCODED):
+            beams = self.beams([batch[n] for n in range(len(batch))[at : at + _ENCODED]], batch, k)
             out += [
-                Choice(np.array(own[0].rows, np.int64), np.array(own[0].scores), notes=self._temperature_note())
-                for own in beams
+                Choice(np.array(best.rows, np.int64), np.array(best.scores), notes=self._temperature_note())
+                for best, *_ in beams
             ]
         return out
 
-    def beams(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[list[Beam]]:
-        """For each query the sequences found, best first."""
+    def beams(self, candidates: Sequence[Candidates], batch: CandidateBatch, k: int) -> list[list[Beam]]:
+        """For each of some queries of a batch the sequences found, best first."""
+        queries = [c.query for c in candidates]
 
         def extend(states: Sequence[BeamState], most: int) -> list[tuple[IntArray, FloatArray]]:
             # as many more than wanted as there are chosen rows to skip
             vectors, sizes = self._encode(queries, states)
             wanted = most + max(len(rows) for _, rows in states) + (_SPARE if self._products else 0)
-            found = self._nearest(vectors, wanted, [allowed[q] for q, _ in states])
+            nearest = batch.search(vectors, wanted, [candidates[q].scope for q, _ in states])
             out = []
-            for (q, chosen), vector, size, (rows, near) in zip(states, vectors, sizes, found, strict=True):
-                new = ~np.isin(rows, chosen)
-                rows, scores = self._compared(vector, float(size), rows[new], near[new])
+            for (q, chosen), vector, size, near in zip(states, vectors, sizes, nearest, strict=True):
+                new = ~np.isin(near.rows, chosen)
+                rows, scores = self._compared(vector, float(size), near.rows[new], near.scores[new])
                 rows, scores = rows[:most], scores[:most]
                 if self.normalise == "log-softmax" and len(rows):
-                    mass = self._mass(vector, float(size), chosen, allowed[q])
+                    mass = self._log_partition(vector, float(size), chosen, candidates[q].scope)
                     scores = np.round(scores / self.temperature - mass, SCORE_DECIMALS)
                 out.append((rows, scores))
             return out
@@ -160,8 +161,8 @@ class Se2Selector(BaseSelector):
 
     def explain(self, query: Query, k: int) -> tuple[str, ...]:
         """The sequence with its score by step, and the beams that came next."""
-        (allowed,) = self._masks([query])
-        best, *others = self.beams([query], k, [allowed])[0][: self.width]
+        batch = self.pool_.candidates([query], self.kit_.embedder)
+        best, *others = self.beams([*batch], batch, k)[0][: self.width]
         lines = [f"{self.width} beams, best sum of scores {best.total:.4f}; the first chosen stands next to the query"]
         for n, (row, score) in enumerate(zip(best.rows, best.scores, strict=True), 1):
             lines.append(f"step {n}: score {score:.4f}, sum {sum(best.scores[:n]):.4f}: {self._label(row)}")
@@ -193,30 +194,34 @@ class Se2Selector(BaseSelector):
             vectors = encode_checked(embedder, texts, "query")
         return vectors, np.ones(len(texts))
 
-    def _compared(self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray) -> Ranked:
+    def _compared(
+        self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray
+    ) -> tuple[IntArray, FloatArray]:
         """The rows found with their similarities, best first: cosines as they were found, inner products anew.
 
         Cosines are found to 1e-6, which is too rough for the inner products of long vectors.
         """
         if not self._products:
             return rows, near.astype(np.float64)
-        scores = size * (self.vectors_[rows].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)
+        scores = size * (self.vectors_[self.pool_.positions(rows)].astype(np.float64) * vector.astype(np.float64)).sum(
+            axis=1
+        )
         best = top_rows(scores, len(rows))
         return rows[best], np.round(scores[best], SCORE_DECIMALS)
 
     def _text(self, queries: Sequence[Query], state: BeamState) -> str:
         """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""
-        query, chosen = queries[state[0]].text, [self.pool_.examples[r] for r in state[1]]
+        query, chosen = queries[state[0]].text, self.pool_.examples_at(np.array(state[1], dtype=np.int64))
         embedder = self.kit_.embedder
         if isinstance(embedder, Retriever):
             return embedder.rendering.query(query, embedder.task, chosen)
         return "\n".join([query, *(e.text for e in reversed(chosen))])
 
-    def _mass(self, vector: FloatArray, size: float, chosen: Sequence[int], allowed: BoolArray) -> float:
+    def _log_partition(self, vector: FloatArray, size: float, chosen: Sequence[int], scope: Scope) -> float:
         """Log of the sum of exp(similarity / temperature) over all rows that could be added."""
         logits = (self.vectors_ @ vector).astype(np.float64) * (size / self.temperature)
-        logits[~allowed] = -np.inf
-        logits[[*chosen]] = -np.inf
+        logits[self._outside(scope)] = -np.inf
+        logits[self.pool_.positions(np.array(chosen, dtype=np.int64))] = -np.inf
         if self._products:  # float32 is too rough for long vectors; what lies far below the top does not count
             near = np.flatnonzero(logits > logits.max() - _FAR)
             exact = (self.vectors_[near].astype(np.float64) * vector.astype(np.float64)).sum(axis=1)

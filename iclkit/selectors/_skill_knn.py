@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,9 +12,8 @@ import numpy as np
 
 from iclkit.embed import encode_checked
 from iclkit.errors import UsageError
-from iclkit.pool import FieldKey, KeyTransform, RetrievalKeys
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, Ranked, SelectorCost
+from iclkit.pool import CandidateBatch, FieldKey, KeyTransform, RetrievalKeys
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 
@@ -47,7 +46,7 @@ def _unit(rows: FloatArray) -> FloatArray:
 
 
 @dataclass
-class _KeyedSelector(BaseSelector):
+class _KeyedSelector(BaseSelector, ABC):
     """Keys by ``transform_``; equal key similarities are told apart by the similarity of the inputs themselves."""
 
     source: ClassVar[str] = "Skill-KNN; An et al. 2023, arXiv 2305.14210"
@@ -75,48 +74,47 @@ class _KeyedSelector(BaseSelector):
         assert self.kit_.embedder is not None
         return self._sets(self.keys_, self.pool_.text_vectors(self.kit_.embedder, _flat(self.keys_)))
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """Scores are similarities of keys."""
-        return self.choose_many([query], k, [allowed])[0]
-
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Write the keys of the queries together, then compare."""
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """Write the keys of the queries together, then compare; scores are similarities of keys."""
         assert self.kit_.embedder is not None
-        if not queries:
-            return []
-        keys = self.pool_.keys_of_queries(self.transform_, [q.input for q in queries])
-        asked = self._sets(keys, encode_checked(self.kit_.embedder, _flat(keys), "query"))
-        plain, chosen = self._query_vectors(queries), list[Choice]()
-        for some in self._blocks(len(queries)):
-            rough = key_scores(asked[some], self.key_vectors_, self._kind())
-            batch = zip(asked[some], plain[some], rough, allowed[some], keys.fallback_counts[some], strict=True)
-            for key, own, near, mask, missing in batch:
-                rows, scores = self._best(key, own, near, np.flatnonzero(mask), k)
-                chosen.append(Choice(rows, scores, notes=self._key_notes(missing)))
-        return chosen
+        keys = self.pool_.keys_of_queries(self.transform_, [q.input for q in batch.queries])
+        vectors = self._sets(keys, encode_checked(self.kit_.embedder, _flat(keys), "query"))
+        plain, choices = batch.query_vectors, list[Choice]()
+        for block in self._blocks(len(batch)):
+            rough = key_scores(vectors[block], self.key_vectors_, self._kind())
+            for near, number in zip(rough, range(len(batch))[block], strict=True):
+                positions = self._inside(batch[number].scope)
+                best, scores = self._best(vectors[number], plain[number], near, positions, k)
+                choices.append(Choice(self.pool_.rows[best], scores, notes=self._key_notes(keys.fallback_counts[number])))
+        return choices
 
-    def _best(self, keys: FloatArray, own: FloatArray, rough: FloatArray, rows: IntArray, k: int) -> Ranked:
-        """The best k of ``rows``. What is near the k-th in float32 is compared again in float64, because the last bits
-        of a product of matrices change with the number of queries in it."""
+    def _best(
+        self, keys: FloatArray, plain_query: FloatArray, rough: FloatArray, rows: IntArray, k: int
+    ) -> tuple[IntArray, FloatArray]:
+        """The best k of ``rows`` (positions in the pool), and their scores.
+
+        What is near the k-th in float32 is compared again in float64, because the last bits of a product of matrices
+        change with the number of queries in it.
+        """
         if k < len(rows):
             rows = rows[rough[rows] >= np.partition(rough[rows], -k)[-k] - _ROUGH]
         exact = key_scores(keys[None].astype(np.float64), self.key_vectors_[rows].astype(np.float64), self._kind())
         scores = np.round(exact[0], SCORE_DECIMALS)
-        plain = np.round(self._vectors()[rows].astype(np.float64) @ own.astype(np.float64), SCORE_DECIMALS)
+        plain = np.round(self._vectors()[rows].astype(np.float64) @ plain_query.astype(np.float64), SCORE_DECIMALS)
         order = np.lexsort((rows, -plain, -scores))[:k]
         return rows[order], scores[order]
 
     def _key_notes(self, missing: int) -> tuple[str, ...]:
         """When the keys say little; ``missing`` of the query's could not be written."""
-        found = []
+        notes = []
         if missing:
-            found.append(f"{missing} keys of the query could not be written; its own text stands in")
+            notes.append(f"{missing} keys of the query could not be written; its own text stands in")
         if self.keys_.fallbacks:
-            found.append(f"{self.keys_.fallbacks} keys of the pool could not be written; the inputs stand in")
+            notes.append(f"{self.keys_.fallbacks} keys of the pool could not be written; the inputs stand in")
         if self.keys_.distinct_share < _FEW_KEYS and len(self.pool_) > 1:
             share = f"{self.keys_.distinct_share:.0%}"
-            found.append(f"only {share} of the pool's keys differ from each other: they tell little apart")
-        return tuple(found)
+            notes.append(f"only {share} of the pool's keys differ from each other: they tell little apart")
+        return tuple(notes)
 
     def _kind(self) -> str:
         return self._variant

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
 from iclkit.registry import Registry
-from iclkit.selectors._base import BoolArray, IntArray
+from iclkit.selectors._base import IntArray
 from iclkit.selectors._maths import SortKeys, smallest_rows, top_rows
 from iclkit.text import characters, search_terms
 
@@ -125,22 +125,20 @@ class TermIndex:
             found[at[at >= 0], part] = data[here][at >= 0]
         return found
 
-    def nearest(
-        self, text: str, k: int, allowed: BoolArray, shuffled: SortKeys
-    ) -> tuple[IntArray, NDArray[np.float64]]:
-        """The k allowed rows of highest score with their scores, best first.
+    def nearest(self, text: str, k: int, outside: IntArray, shuffled: SortKeys) -> tuple[IntArray, NDArray[np.float64]]:
+        """The k rows of highest score with their scores, best first, leaving the rows ``outside`` out.
 
         Where fewer share a word with the text, the rest come in the order of the keys ``shuffled`` (n,) and score 0.
         """
         scores = self.scores(text)
-        rows = top_rows(scores, k, None if allowed.all() else allowed, above=0.0, significant=True)
-        found = scores[rows].astype(np.float64)
+        scores[outside] = 0
+        rows = top_rows(scores, k, above=0.0, significant=True)
+        best = scores[rows].astype(np.float64)
         if len(rows) < k:
-            left = allowed.copy()
-            left[rows] = False
+            left = np.delete(np.arange(self._n), np.r_[outside, rows])
             fill = smallest_rows(shuffled, k - len(rows), left)
-            rows, found = np.r_[rows, fill], np.r_[found, np.zeros(len(fill))]
-        return rows, found
+            rows, best = np.r_[rows, fill], np.r_[best, np.zeros(len(fill))]
+        return rows, best
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """(n,): sum over the text's words of their weight in each example; a word said twice counts twice."""

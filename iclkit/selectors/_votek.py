@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -13,6 +12,7 @@ import numpy as np
 from iclkit.embed import vector_key
 from iclkit.errors import UsageError
 from iclkit.lm import ask_each
+from iclkit.pool import CandidateBatch, Candidates
 from iclkit.prompts import answer_stops
 from iclkit.records import GenerateRequest, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
@@ -97,7 +97,7 @@ def _most_votes(neighbours: IntArray, rows: IntArray, voting: BoolArray, heard: 
 
 
 @dataclass
-class _AnnotationSelector(BaseSelector):
+class _AnnotationSelector(BaseSelector, ABC):
     budget: int = 100  # how many examples of the pool are worth a label
     neighbours: int = 150  # how many others each example votes for
     centre: bool = True  # subtract the pool's mean vector first, as the source does
@@ -126,7 +126,7 @@ class _AnnotationSelector(BaseSelector):
 
     @cached_property
     def annotated_(self) -> IntArray:
-        """Row numbers worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
+        """Positions worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
         assert self.kit_.embedder is not None
         graph = f"neighbors {vector_key(self.kit_.embedder, 'document')} {self.neighbours} {self.centre}"
         near = self.pool_.derived(graph, lambda: neighbor_rows(self.vectors_, self.neighbours))
@@ -139,25 +139,22 @@ class _AnnotationSelector(BaseSelector):
         """No more than are worth a label."""
         return min(k, self.budget)
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:
-        """The nearest among what is labelled; scores are cosines about the pool's mean."""
-        return self.choose_many([query], k, [allowed])[0]
+    def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
+        """The nearest among what is labeled; scores are cosines about the pool's mean."""
+        positions = np.sort(self.annotated_)
+        rows, vectors, choices = self.pool_.rows[positions], self.vectors_[positions], []
+        for candidates, vector in zip(batch, _unit(batch.query_vectors - self.mean_), strict=True):
+            scores = np.round(vectors @ vector, SCORE_DECIMALS)
+            best = top_rows(scores, k, candidates.allowed(rows))
+            choices.append(Choice(rows[best], scores[best], notes=self.notes))
+        return choices
 
-    def choose_many(self, queries: Sequence[Query], k: int, allowed: Sequence[BoolArray]) -> list[Choice]:
-        """Encode together."""
-        rows = np.sort(self.annotated_)
-        labelled, chosen = self.vectors_[rows], []
-        for vector, mask in zip(_unit(self._query_vectors(queries) - self.mean_), allowed, strict=True):
-            scores = np.round(labelled @ vector, SCORE_DECIMALS)
-            best = top_rows(scores, k, mask[rows])
-            chosen.append(Choice(rows[best], scores[best], notes=self.notes))
-        return chosen
-
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         if got == k:
             return ()
-        here = int(allowed[self.annotated_].sum())
-        return (f"{got} of {k} demonstrations: {here} of the {len(self.annotated_)} labelled examples were allowed",)
+        allowed = int(candidates.allowed(self.pool_.rows[self.annotated_]).sum())
+        size = len(self.annotated_)
+        return (f"{got} of {k} demonstrations: {allowed} of the {size} labelled examples were allowed",)
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
@@ -233,9 +230,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
             among = np.zeros(len(near), dtype=np.bool_)
             among[rest[bucket * size : (bucket + 1) * size]] = True
             order += fast_vote_order(near, 1, density, first=np.array(order), among=among)
-        left = np.zeros(len(near), dtype=np.bool_)
-        left[rest] = True
-        left[order] = False
+        left = np.setdiff1d(rest, order)
         keys = shuffled_keys(hash_keys(self.pool_.ids), "vote-k-confidence", self.kit_.seed)
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
@@ -251,7 +246,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
             example = self.pool_.examples[row]
             queries.append(Query(example.input, example.choices, id=example.id))
             shots.append(shown[top_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
-        asked = [(q, self._examples(s)) for q, s in zip(queries, shots, strict=True)]
+        asked = [(q, [self.pool_.examples[p] for p in s.tolist()]) for q, s in zip(queries, shots, strict=True)]
         if scorer.labels or all(q.choices for q in queries):
             logprobs = scorer.label_logprobs(asked, "mean")
             return np.array([np.nan if values is None else values.max() for values in logprobs])

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
-from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, Needs
+from iclkit.pool import Candidates
+from iclkit.selectors._base import NOTHING, BaseSelector, Choice, Needs
 
 
 @dataclass
@@ -23,9 +21,9 @@ class ZeroSelector(BaseSelector):
         """None."""
         return 0
 
-    def choose(self, query: Query, k: int, allowed: BoolArray) -> Choice:  # noqa: ARG002
+    def choose(self, candidates: Candidates, k: int) -> Choice:  # noqa: ARG002
         """Nothing."""
-        return Choice(np.empty(0, np.int64), np.empty(0))
+        return NOTHING
 
-    def shortfall_note(self, k: int, got: int, allowed: BoolArray) -> tuple[str, ...]:  # noqa: ARG002
+    def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:  # noqa: ARG002
         return ()

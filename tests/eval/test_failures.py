@@ -193,7 +193,7 @@ class Particular(BaseSelector):
         self.inner = make_selector("random").fit(pool, kit)
         return self
 
-    def choose(self, query, k, allowed):
+    def choose(self, candidates, k):
         raise AssertionError("select_many answers")
 
     @property

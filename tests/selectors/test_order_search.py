@@ -142,8 +142,8 @@ def test_orders_are_distinct_permutations_the_plain_one_first(n, most, seed):
 
 def test_an_excluded_row_is_replaced_where_it_stands():
     allowed = np.array([True, False, True, False, True, True])
-    assert with_replacements(np.array([2, 1, 0]), np.array([3, 4, 5]), allowed).tolist() == [2, 4, 0]
-    assert with_replacements(np.array([1, 3, 0]), np.array([5]), allowed).tolist() == [5, 0]
+    assert with_replacements(np.array([2, 1, 0]), np.array([3, 4, 5]), allowed.__getitem__).tolist() == [2, 4, 0]
+    assert with_replacements(np.array([1, 3, 0]), np.array([5]), allowed.__getitem__).tolist() == [5, 0]
 
 
 @pytest.mark.parametrize("spec", ["globale,orders=0", "locale,probe=none", "globale,normalise=x"])

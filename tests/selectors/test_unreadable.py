@@ -47,8 +47,7 @@ def fitted(selector, lm, texts=TEXTS, labels=("good", "bad"), outputs=("good", "
 
 def picked(one, query, k):
     selection = one.select(Query(query), k)
-    rows = [one.pool_.row_of(i) for i in selection.ids]
-    return [one.pool_.examples[r].text for r in rows], selection
+    return [e.text for e in one.pool_.examples_of(selection.ids)], selection
 
 
 def test_cone_leaves_out_a_candidate_after_which_the_query_cannot_be_read():
@@ -97,7 +96,7 @@ def test_mdl_shows_the_nearest_where_the_lm_can_answer_after_no_subset():
 def test_an_order_search_compares_orders_by_the_inputs_that_can_be_asked_after_all_of_them(name):
     shuffled = fitted("random-fixed", FakeLM()).select(Query("q"), 6).ids
     view = fitted("random-fixed", FakeLM()).pool_
-    probed = [view.examples[view.row_of(i)].text for i in shuffled[2:]]
+    probed = [e.text for e in view.examples_of(shuffled[2:])]
     one = fitted(f"{name},probe=pool", Refusing(f"Text: {probed[0]}\nKind:"))
     clean = fitted(f"{name},probe=pool", FakeLM(), [t for t in TEXTS if t != probed[0]])
     ours, theirs = one.select(Query("q"), 2), clean.select(Query("q"), 2)
@@ -131,7 +130,7 @@ def test_no_answer_is_not_the_first_label():
 def test_pvi_filter_never_drops_what_the_lm_cannot_judge():
     one = fitted("pvi-filter,of=bm25,drop=0.5", Refusing("Text: a soup with salt\nKind:"), [*TEXTS])
     _, selection = picked(one, "soup", 6)
-    refused = one.pool_.row_of(next(e.id for e in one.pool_.examples if "salt" in e.text))
+    refused = next(n for n, e in enumerate(one.pool_.examples) if "salt" in e.text)
     assert refused not in one.dropped()
     assert np.isnan(one.values()[refused])
     assert any("examples have no PVI: the LM cannot read them" in note for note in selection.notes)

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from iclkit.errors import UsageError
 from iclkit.selectors import BaseSelector, Choice, Kit, Needs
 from iclkit.testing import SelectorContract
 
@@ -18,52 +19,73 @@ class Base(BaseSelector):
     """the first rows"""
 
     name: ClassVar[str] = "base"
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(whole_pool=True)
 
-    def choose(self, query, k, allowed):
-        rows = np.flatnonzero(allowed)[:k]
+    def choose(self, candidates, k):
+        rows = candidates.rows()[:k]
         return Choice(rows, np.zeros(len(rows)))
 
 
 class ShowsExcluded(Base):
-    def choose(self, query, k, allowed):
-        return Choice(np.arange(min(k, len(allowed))), np.zeros(min(k, len(allowed))))
+    def choose(self, candidates, k):
+        rows = self.pool_.rows[:k]
+        return Choice(rows, np.zeros(len(rows)))
 
 
 class Repeats(Base):
-    def choose(self, query, k, allowed):
-        rows = np.flatnonzero(allowed)[:1]
+    def choose(self, candidates, k):
+        rows = candidates.rows()[:1]
         return Choice(np.repeat(rows, k if len(rows) else 0), np.zeros(k if len(rows) else 0))
 
 
 class TooFew(Base):
-    def choose(self, query, k, allowed):
-        rows = super().choose(query, k, allowed).rows[:-1]
+    def choose(self, candidates, k):
+        rows = super().choose(candidates, k).rows[:-1]
         return Choice(rows, np.zeros(len(rows)))
 
 
 class NotANumber(Base):
-    def choose(self, query, k, allowed):
-        choice = super().choose(query, k, allowed)
+    def choose(self, candidates, k):
+        choice = super().choose(candidates, k)
         return Choice(choice.rows, choice.scores + np.nan)
 
 
 class DependsOnTheBatch(Base):
-    def choose_many(self, queries, k, allowed):
-        start = len(queries)
-        return [Choice(np.roll(np.flatnonzero(a), -start)[:k], np.zeros(min(k, a.sum()))) for a in allowed]
+    def choose_many(self, batch, k):
+        rolled = [np.roll(candidates.rows(), -len(batch))[:k] for candidates in batch]
+        return [Choice(rows, np.zeros(len(rows))) for rows in rolled]
 
 
 class GlobalRandom(Base):
-    def choose(self, query, k, allowed):
-        rows = np.random.permutation(np.flatnonzero(allowed))[:k]
+    def choose(self, candidates, k):
+        rows = np.random.permutation(candidates.rows())[:k]
         return Choice(rows, np.zeros(len(rows)))
 
 
 class RowOrder(Base):
-    def choose(self, query, k, allowed):
-        rows = super().choose(query, k, allowed).rows
+    def choose(self, candidates, k):
+        rows = super().choose(candidates, k).rows
         return Choice(rows, -np.arange(len(rows), dtype=float))
+
+
+class TakesHandlesForPositions(Base):
+    def choose(self, candidates, k):
+        rows = candidates.rows()[:k]
+        return Choice(rows, np.array([len(self.pool_.examples[row % len(self.pool_)].text) for row in rows], float))
+
+
+class DrawsInSecret(Base):
+    def choose(self, candidates, k):
+        rows = np.random.default_rng(self.kit_.seed).permutation(candidates.rows())[:k]
+        return Choice(rows, np.zeros(len(rows)))
+
+
+class AsksForTheWholePool(Base):
+    needs: ClassVar[Needs] = Needs()
+
+
+class HasNoStrategy(BaseSelector):
+    name: ClassVar[str] = "empty"
 
 
 def run(selector: Base, test: str) -> None:
@@ -91,11 +113,23 @@ def run(selector: Base, test: str) -> None:
         (GlobalRandom, "test_the_same_seed_gives_the_same_picks"),
         (GlobalRandom, "test_global_random_state_is_left_alone"),
         (RowOrder, "test_the_order_of_the_pool_does_not_matter"),
+        (TakesHandlesForPositions, "test_rows_are_handles_and_may_have_holes"),
+        (DrawsInSecret, "test_a_seed_changes_nothing_unless_it_says_so"),
     ],
 )
 def test_a_broken_selector_fails(broken, test):
     with pytest.raises(AssertionError):
         run(broken(), test)
+
+
+def test_all_candidates_are_given_only_to_a_selector_that_declares_it():
+    with pytest.raises(UsageError, match="whole_pool=True"):
+        run(AsksForTheWholePool(), "test_many_queries_are_answered_as_one_by_one")
+
+
+def test_a_selector_without_a_strategy_is_told_what_to_define():
+    with pytest.raises(TypeError, match="HasNoStrategy has neither choose nor choose_many"):
+        run(HasNoStrategy(), "test_many_queries_are_answered_as_one_by_one")
 
 
 @pytest.mark.parametrize("test", [n for n in vars(SelectorContract) if n.startswith("test_many") or "excluded" in n])

@@ -13,7 +13,7 @@ class LongestSelector(BaseSelector):
     """the longest inputs, or the shortest"""
 
     name: ClassVar[str] = "longest"
-    needs: ClassVar[Needs] = Needs()
+    needs: ClassVar[Needs] = Needs(whole_pool=True)
     source: ClassVar[str] = "the tests of iclkit"
 
     sign: float = 1.0
@@ -21,9 +21,11 @@ class LongestSelector(BaseSelector):
     def prepare(self):
         self.lengths_ = self.sign * np.array([len(e.text) for e in self.pool_.examples], dtype=np.float64)
 
-    def choose(self, query, k, allowed):
-        rows = top_rows(self.lengths_, k, allowed)
-        return Choice(rows, self.lengths_[rows])
+    def choose(self, candidates, k):
+        rows = candidates.rows()
+        lengths = self.lengths_[self.pool_.positions(rows)]
+        best = top_rows(lengths, k)
+        return Choice(rows[best], lengths[best])
 
 
 def alphabetic(examples, *, seed, query_id):
