@@ -19,7 +19,6 @@ from iclkit.pool._keys import KeyStore
 from iclkit.pool._vectors import VectorStore
 from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
 
-BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
 T = TypeVar("T")
 MadeBy: TypeAlias = "tuple[Callable[..., PoolView], tuple[Any, ...]]"
@@ -264,21 +263,6 @@ class PoolView:
     def count_missing(self, embedder: Embedder) -> int:
         """How many texts of this view have no stored vector of this embedder."""
         return self._reader.vectors.count_missing(embedder, self._texts)
-
-    def search(
-        self, embedder: Embedder, query_vectors: FloatArray, k: int, allowed: Sequence[BoolArray] | None = None
-    ) -> list[tuple[IntArray, FloatArray]]:
-        """As ``index(embedder).nearest``, with a mask (n,) per query and positions (not handles) in place of rows."""
-        if allowed is not None and (
-            len(allowed) != len(query_vectors) or any(a.shape != (len(self),) for a in allowed)
-        ):
-            raise DataError(f"give one mask of shape ({len(self)},) per query, for {len(query_vectors)} queries")
-        scopes = [
-            EVERYTHING if mask is None or mask.all() else Scope(frozenset(self.rows[~mask].tolist()))
-            for mask in (allowed if allowed is not None else [None] * len(query_vectors))
-        ]
-        ranked = self.index(embedder).nearest(query_vectors, k, scopes)
-        return [(self.positions(r.rows), r.scores) for r in ranked]
 
     def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
         """The keys of each row's input; those the pool has not stored yet are written, and stored."""

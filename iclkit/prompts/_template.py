@@ -116,10 +116,6 @@ class Template:
         """A demonstration as text. DataError names a field that the example has not got."""
         return "".join(p.text for p in self.demo_pieces(example))
 
-    def render_query(self, query: Query) -> str:
-        """The same text up to where the answer begins, without blanks at its end."""
-        return "".join(p.text for p in self.query_pieces(query))
-
     def demo_pieces(self, example: Example) -> list[Piece]:
         """A demonstration as glue, input and output pieces."""
         pieces = []
@@ -133,7 +129,7 @@ class Template:
         return pieces
 
     def query_pieces(self, query: Query) -> list[Piece]:
-        """A query as glue and query pieces; what follows the answer in ``demo`` is left out."""
+        """A query as glue and query pieces up to where the answer begins, without blanks at the end."""
         return [
             Piece("glue", value) if kind == "glue" else Piece("query", self._value(value, query, f"query {query.id}"))
             for kind, value in self._head()[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from iclkit.selectors._base import (
     RANDOM_FILL,
     BaseSelector,
-    BoolArray,
     Choice,
     FloatArray,
     IntArray,
@@ -29,7 +28,6 @@ __all__ = [
     "RANDOM_FILL",
     "SELECTORS",
     "BaseSelector",
-    "BoolArray",
     "Choice",
     "FixedSelector",
     "FloatArray",

@@ -85,7 +85,9 @@ class _KeyedSelector(BaseSelector, ABC):
             for near, number in zip(rough, range(len(batch))[block], strict=True):
                 positions = self._inside(batch[number].scope)
                 best, scores = self._best(vectors[number], plain[number], near, positions, k)
-                choices.append(Choice(self.pool_.rows[best], scores, notes=self._key_notes(keys.fallback_counts[number])))
+                choices.append(
+                    Choice(self.pool_.rows[best], scores, notes=self._key_notes(keys.fallback_counts[number]))
+                )
         return choices
 
     def _best(

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from iclkit.embed import Retriever, RetrieverFormat, load_embedder
 from iclkit.embed._retriever import lift, read_card, retriever_from_card
 from iclkit.errors import ModelError
-from iclkit.pool import Pool
+from iclkit.pool import Pool, Scope
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
@@ -73,8 +73,8 @@ def test_a_retriever_for_inner_products_finds_the_longer_of_two_alike() -> None:
     pool = Pool.of([Example("cat", "a"), Example("cat cat cat cat", "b"), Example("dog", "c")])
     view = pool.view()
     assert retriever.dim == 65
-    ((rows, _),) = view.search(retriever, retriever.encode_queries(["cat"]), 3)
-    assert [view.examples[r].output for r in rows[:2]] == ["b", "a"]
+    (best,) = view.index(retriever).nearest(retriever.encode_queries(["cat"]), 3, [Scope()])
+    assert view.outputs(best.rows[:2]) == ["b", "a"]
 
 
 def test_inner_products_need_an_embedder_that_gives_raw_vectors() -> None:

@@ -130,8 +130,8 @@ def answers(path: Path, embedder: HashEmbedder) -> None:
         expected = embedder.encode_documents([e.text for e in view.examples])
         np.testing.assert_array_equal(view.vectors(embedder), expected)
         queries = embedder.encode_queries(["input number 3", "number", "input"])
-        for query, (rows, _) in zip(queries, view.search(embedder, queries, 5), strict=True):
-            assert rows.tolist() == naive(expected, query, 5, None)[0]
+        for query, best in zip(queries, view.index(embedder).nearest(queries, 5, [Scope()] * 3), strict=True):
+            assert view.positions(best.rows).tolist() == naive(expected, query, 5, None)[0]
 
 
 def test_the_index_file_is_read_and_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,9 +201,9 @@ def test_removed_rows_leave_the_index(tmp_path: Path) -> None:
         gone = pool.ids[3]
         pool.remove([gone])
         view = pool.view()
-        ((rows, _),) = view.search(embedder, embedder.encode_queries(["input number 3"]), 29)
-        assert len(rows) == 29
-        assert gone not in {view.ids[r] for r in rows}
+        (best,) = view.index(embedder).nearest(embedder.encode_queries(["input number 3"]), 29, [Scope()])
+        assert len(best) == 29
+        assert gone not in view.ids_at(best.rows)
     answers(tmp_path / "demos.db", embedder)
 
 
@@ -213,9 +213,9 @@ def test_a_part_of_the_pool_is_searched_alone() -> None:
         view = pool.view(where={"half": 1})
         vectors = embedder.encode_documents([e.text for e in view.examples])
         query = embedder.encode_queries(["input number 4"])
-        ((rows, _),) = view.search(embedder, query, 5)
-        assert rows.tolist() == naive(vectors, query[0], 5, None)[0]
-        assert all(view.examples[r].meta["half"] == 1 for r in rows)
+        (best,) = view.index(embedder).nearest(query, 5, [Scope()])
+        assert view.positions(best.rows).tolist() == naive(vectors, query[0], 5, None)[0]
+        assert all(e.meta["half"] == 1 for e in view.examples_at(best.rows))
 
 
 def test_vectors_are_read_only_and_outlive_pool_and_view() -> None:
@@ -233,10 +233,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with Pool.of([Example("a", "x")]) as pool:
         view, query = pool.view(), embedder.encode_queries(["a"])
         with pytest.raises(DataError, match=r"shape \(1, 15\)"):
-            view.search(embedder, query[:, :-1], 1)
-        with pytest.raises(DataError, match="one mask"):
-            view.search(embedder, query, 1, [np.ones(2, dtype=np.bool_)])
-        assert pool.view(task="none").search(embedder, query, 3)[0][0].tolist() == []
+            view.index(embedder).nearest(query[:, :-1], 1, [Scope()])
+        with pytest.raises(DataError, match="one scope per query"):
+            view.index(embedder).nearest(query, 1, [Scope(), Scope()])
+        assert len(pool.view(task="none").index(embedder).nearest(query, 3, [Scope()])[0]) == 0
 
 
 def test_an_index_that_cannot_be_written_is_no_obstacle(

@@ -166,7 +166,8 @@ def test_set_bsr_equals_token_by_token_recall(lines, query, k, sort, idf):
     else:
         picks = make_selector(spec.replace("relevance", "picks")).fit(view, Kit(embedder=embedder))
         assert set(rows) == set(rows_of(view, picks.select(Query(query), k)))
-        assert [p.score for p in selection] == sorted((p.score for p in selection), reverse=True)
+        scores = [round(p.score, 9) for p in selection]  # what differs in the last bits ties
+        assert scores == sorted(scores, reverse=True)
 
 
 @CASES
