@@ -22,9 +22,9 @@ OPTIONAL = ("spec", "needs", "select_many", "cost", "shared", "capacity", "expla
 class ForeignSelector:
     """Any object with ``fit`` and ``select`` as a whole ``Selector``.
 
-    What the object has of the protocol is its own; the rest is what is true of a selector of which nothing is known:
-    it asks no LM, shares nothing, can pick as many as are asked for and explains nothing. Nobody has checked what it
-    draws, so its results count as different under every seed.
+    Members of the protocol that the object has are used; the others get the answers that fit a selector about which
+    nothing is known: it asks no LM, shares no picks, can pick as many as are wanted, and explains nothing. Whether it
+    draws at random is not known either, so it is run under every seed.
     """
 
     def __init__(self, inner: Any, spec: Spec) -> None:
@@ -78,18 +78,18 @@ class ForeignSelector:
 
     def template_for(self, given: Template | None) -> Template:
         """The one given unless the object has its own."""
-        own: Template | None = self.inner.template_for(given) if "template_for" in self._has else given
-        return own or Template()
+        template: Template | None = self.inner.template_for(given) if "template_for" in self._has else given
+        return template or Template()
 
 
-def adapt(made: object, spec: Spec) -> Selector:
+def adapt(selector: object, spec: Spec) -> Selector:
     """The object as a selector, completed where it is not one of ours. UsageError without ``fit`` or ``select``."""
-    if isinstance(made, BaseSelector | ForeignSelector):
-        return made
-    missing = [name for name in REQUIRED if name not in dir(made)]
+    if isinstance(selector, BaseSelector | ForeignSelector):
+        return selector
+    missing = [name for name in REQUIRED if name not in dir(selector)]
     if missing:
         raise UsageError(
-            f"selector {spec.name!r} is a {type(made).__name__} without {' and '.join(missing)}; derive it from "
+            f"selector {spec.name!r} is a {type(selector).__name__} without {' and '.join(missing)}; derive it from "
             "iclkit.selectors.BaseSelector, or give it fit(pool, kit) and select(query, k)"
         )
-    return ForeignSelector(made, spec)
+    return ForeignSelector(selector, spec)

@@ -35,8 +35,8 @@ _SHORT = 60  # characters of an input in a line for people
 class Choice:
     """What a strategy returns for one query: row handles of the pool, best first, and their scores.
 
-    ``random`` of the last picks were drawn because nothing told the remaining candidates apart; ``notes`` are what the
-    user should know of this choice.
+    ``random``: how many of the last picks were drawn, since nothing distinguished the remaining candidates. ``notes``:
+    what the user should know of this choice.
     """
 
     rows: IntArray
@@ -47,7 +47,7 @@ class Choice:
 
 NOTHING = Choice(np.empty(0, np.int64), np.empty(0))
 
-SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # from what claims most to what claims least
+SEED_SCOPES: tuple[SeedScope, ...] = ("none", "query", "task")  # weakest first
 
 
 def strongest(scopes: Iterable[SeedScope]) -> SeedScope:
@@ -182,7 +182,7 @@ class BaseSelector:
     """Checks needs, makes the candidates, builds the Selection. A strategy is its ``choose`` or its ``choose_many``.
 
     Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``cost``
-    can be told before anything is spent.
+    is known before anything is spent.
 
     Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
     ``source`` are class attributes. A strategy that works on many queries at once defines ``choose_many``; results must
@@ -344,7 +344,7 @@ class BaseSelector:
 def selector_info(cls: Any) -> dict[str, Json]:
     """One row of the table: name, summary, needs, LM calls, settings with their defaults, source."""
     settings = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
-    # a selector made of others has the needs of its parts: ask one as it comes
+    # the needs of a composite depend on its parts, so an instance is asked
     complete = all(v is not dataclasses.MISSING for v in settings.values())
     needs: Needs = cls().needs if complete else Needs()
     return {

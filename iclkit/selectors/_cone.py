@@ -88,9 +88,9 @@ class ConESelector(BaseSelector):
         for number, (query, example) in enumerate(pairs):
             prompt = self.scorer_.prompt_or_none(query, [example])
             if prompt is not None and not prompt.dropped:
-                own = input_requests(prompt)
-                requests += own
-                owners += [number] * len(own)
+                fields = input_requests(prompt)
+                requests += fields
+                owners += [number] * len(fields)
                 totals[number] = 0
         scores, failed = ask_each(self.scorer_.lm.score, requests, owners)
         totals[[*failed]] = np.nan

@@ -26,7 +26,7 @@ def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]
     n, vectors = len(vectors), vectors.astype(np.float64)
     covered = np.full(n, -1.0)
     size = max(1, _BLOCK // max(1, n))
-    gains = np.concatenate([_gains(vectors, slice(at, at + size), covered) for at in range(0, n, size)])
+    gains = np.concatenate([_marginal_gains(vectors, slice(at, at + size), covered) for at in range(0, n, size)])
     order, values = list[int](), list[float]()
     fresh = np.ones(n, dtype=np.bool_)
     while len(order) < min(m, n):
@@ -34,7 +34,7 @@ def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]
         while not fresh[row]:
             stale = np.flatnonzero(~fresh & (gains >= gains[row] - 10.0**-_GAIN_DIGITS))[:32]
             for start in stale.tolist():
-                gains[start] = _gains(vectors, slice(start, start + 1), covered)[0]
+                gains[start] = _marginal_gains(vectors, slice(start, start + 1), covered)[0]
             fresh[stale] = True
             row = argmax_row(gains, _GAIN_DIGITS)
         order.append(row)
@@ -46,7 +46,7 @@ def facility_order(vectors: FloatArray, m: int) -> tuple[list[int], list[float]]
     return order, values
 
 
-def _gains(vectors: FloatArray, rows: slice, covered: FloatArray) -> FloatArray:
+def _marginal_gains(vectors: FloatArray, rows: slice, covered: FloatArray) -> FloatArray:
     """(rows,): what each of these rows would add."""
     gains: FloatArray = np.maximum(vectors[rows] @ vectors.T - covered, 0).sum(axis=1)
     return gains

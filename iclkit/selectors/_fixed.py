@@ -42,7 +42,7 @@ class SelectorFile:
             "iclkit_selector_file": FORMAT,
             "k": len(self.demonstrations),
             "instruction": self.instruction,
-            "demonstrations": [_plain(e) for e in self.demonstrations],
+            "demonstrations": [_example_json(e) for e in self.demonstrations],
             "template": self.template.identity() if self.template else None,
             **self.facts,
         }
@@ -79,7 +79,7 @@ class SelectorFile:
         return digest([[e.id for e in self.demonstrations], self.instruction], 6)
 
 
-def _plain(example: Example) -> dict[str, Any]:
+def _example_json(example: Example) -> dict[str, Any]:
     whole = example.input if isinstance(example.input, str) else dict(example.input)
     return {
         "id": example.id, "input": whole, "output": example.output, "task": example.task, "choices": [*example.choices],
@@ -115,12 +115,12 @@ def _example(path: Path, number: int, value: object) -> Example:
     data = _read(_Demonstration, value, path, where)
     if not data["input"]:
         raise DataError(f"{path}: {where} has an empty `input`; correct it, or make the file again with iclkit tune")
-    made = Example(data["input"], data["output"], data.get("task", ""), data.get("choices", ()))
-    if data.get("id", made.id) != made.id:
+    example = Example(data["input"], data["output"], data.get("task", ""), data.get("choices", ()))
+    if data.get("id", example.id) != example.id:
         raise DataError(
             f"{path}: {where}: `id` is not that of its content; take `id` out if the content was changed on purpose"
         )
-    return made
+    return example
 
 
 def _template(path: Path, data: object) -> Template | None:
@@ -132,7 +132,7 @@ def _template(path: Path, data: object) -> Template | None:
         raise DataError(f"{path}: `template` is none that can be used ({error}); set it to null") from error
 
 
-def _content(example: Example) -> tuple[str, ...]:
+def _content_key(example: Example) -> tuple[str, ...]:
     """What an example shows, whatever task its id was made for."""
     return clean_text(input_text(example.input)), clean_text(example.output), *example.choices
 
@@ -150,9 +150,9 @@ class FixedSelector(BaseSelector):
     @classmethod
     def showing(cls, demonstrations: Sequence[Example], instruction: str | None = None) -> Self:
         """A selector of these, first shown first, without a file."""
-        made = cls()
-        made.content = SelectorFile(tuple(demonstrations), instruction)
-        return made
+        selector = cls()
+        selector.content = SelectorFile(tuple(demonstrations), instruction)
+        return selector
 
     @cached_property
     def content(self) -> SelectorFile:
@@ -185,10 +185,10 @@ class FixedSelector(BaseSelector):
             row = self.pool_.row_of(demo.id)
             if row is None:
                 by_content = by_content or {
-                    _content(e): r
+                    _content_key(e): r
                     for e, r in reversed([*zip(self.pool_.examples, self.pool_.rows.tolist(), strict=True)])
                 }
-                row = by_content.get(_content(demo))
+                row = by_content.get(_content_key(demo))
             if row is None:
                 raise DataError(
                     f"{self.file or 'fixed'}: demonstration {number} ({' '.join(demo.text.split())[:60]!r}) is not in "

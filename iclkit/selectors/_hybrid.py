@@ -45,8 +45,8 @@ class HybridSelector(CompositeSelector):
 
     def cost(self, k: int) -> SelectorCost:
         """The fixed part is asked once."""
-        own, fixed = (part.cost(k) for part in self.parts_)
-        return SelectorCost(own.per_task + fixed.per_task + fixed.per_query, own.per_query)
+        nearest, fixed = (part.cost(k) for part in self.parts_)
+        return SelectorCost(nearest.per_task + fixed.per_task + fixed.per_query, nearest.per_query)
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """The query's own first, so that best-last shows them last; the fixed part in one order for all, with score 0.

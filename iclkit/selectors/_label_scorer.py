@@ -110,4 +110,4 @@ class LabelScorer:
         by_prompt = [list[float]() for _ in prompts]
         for position, value in values.items():
             by_prompt[owners[position]].append(value)
-        return [np.array(own) if own else None for own in by_prompt]
+        return [np.array(scores_of) if scores_of else None for scores_of in by_prompt]

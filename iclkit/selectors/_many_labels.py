@@ -21,11 +21,11 @@ def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
     return sum(g in s for s, g in zip(shown, gold, strict=True)) / len(gold) if gold else 0.0
 
 
-def label_cover_order(labels: Sequence[str], k: int, cap: int, least: int) -> list[int]:
+def label_cover_order(labels: Sequence[str], k: int, cap: int, minimum: int) -> list[int]:
     """Positions of at most k of the ranked candidates, best first, with a cap and a floor on labels.
 
     labels (n,): label of each candidate, nearest first. No label is taken more than ``cap`` times (0: no cap). Where
-    the k nearest show fewer than ``least`` different labels, the nearest of each missing label, in order of nearness,
+    the k nearest show fewer than ``minimum`` different labels, the nearest of each missing label, in order of nearness,
     take the places of the farthest whose label is shown more than once.
     """
     count, taken = Counter[str](), list[int]()
@@ -36,7 +36,7 @@ def label_cover_order(labels: Sequence[str], k: int, cap: int, least: int) -> li
             taken.append(place)
             count[label] += 1
     for place, label in enumerate(labels):
-        if len(count) >= min(least, k):
+        if len(count) >= min(minimum, k):
             break
         if count[label]:
             continue
@@ -52,14 +52,14 @@ def label_cover_order(labels: Sequence[str], k: int, cap: int, least: int) -> li
 
 @dataclass
 class ManyLabelsSelector(BaseSelector):
-    """the nearest inputs, at most so many of a label and at least so many labels"""
+    """the nearest inputs, at most so many of a label and at minimum so many labels"""
 
     name: ClassVar[str] = "many-labels"
     needs: ClassVar[Needs] = Needs(embedder=True, labels=True)
     source: ClassVar[str] = "Milios, Reddy & Bahdanau 2023, arXiv 2309.10954 (nearest only); cap and floor are ours"
 
     per_label_cap: int = 0  # at most so many of one label; 0 for no cap
-    min_labels: int = 0  # at least so many different labels, as far as k and the candidates allow
+    min_labels: int = 0  # at minimum so many different labels, as far as k and the candidates allow
     candidates: int = 1000  # how many of the nearest are looked at; k when k is larger
 
     def __post_init__(self) -> None:

@@ -74,14 +74,14 @@ def rounded(scores: FloatArray, digits: int = SCORE_DECIMALS) -> FloatArray:
     [0.123457, 0.000123457, -inf]
     """
     scores = np.asarray(scores, dtype=np.float64)
-    found = scores.copy()
+    result = scores.copy()
     plain = np.isfinite(scores) & (scores != 0)
     leading = np.floor(np.log10(np.abs(scores[plain]))).astype(np.int64)
     places = digits - np.minimum(leading + 1, 0)
     for number in np.unique(places):
         here = np.flatnonzero(plain)[places == number]
-        found[here] = np.round(scores[here], min(int(number), 300))
-    return found
+        result[here] = np.round(scores[here], min(int(number), 300))
+    return result
 
 
 def stable_key(*parts: str | int) -> int:
@@ -110,8 +110,8 @@ def shuffled_keys(keys: SortKeys, *salt: str | int) -> SortKeys:
 
 def smallest_rows(keys: SortKeys, k: int, rows: IntArray) -> IntArray:
     """The k of ``rows`` (ascending) with the smallest key, smallest first: k of a keyed shuffle, a prefix of k + 1."""
-    own = keys[rows]
+    values = keys[rows]
     if k < len(rows):
-        near = np.argpartition(own, k)[:k]
-        rows, own = rows[near], own[near]
-    return rows[np.argsort(own, kind="stable")[:k]]
+        near = np.argpartition(values, k)[:k]
+        rows, values = rows[near], values[near]
+    return rows[np.argsort(values, kind="stable")[:k]]

@@ -44,14 +44,14 @@ def local_entropy(logprobs: FloatArray) -> float:
     return float(np.mean(entropy(logprobs)))
 
 
-def distinct_orders(n: int, most: int, seed: int) -> IntArray:
-    """(orders, n) distinct permutations of 0 … n - 1, the plain one first: all of them, or ``most`` at random."""
-    if math.factorial(n) <= most:
+def distinct_orders(n: int, limit: int, seed: int) -> IntArray:
+    """(orders, n) distinct permutations of 0 … n - 1, the plain one first: all of them, or ``limit`` at random."""
+    if math.factorial(n) <= limit:
         return np.array([*permutations(range(n))], dtype=np.int64)
-    rng, found = np.random.default_rng([seed, n]), {tuple(range(n)): None}
-    while len(found) < most:
-        found[tuple(rng.permutation(n).tolist())] = None
-    return np.array([*found], dtype=np.int64)
+    rng, orders = np.random.default_rng([seed, n]), {tuple(range(n)): None}
+    while len(orders) < limit:
+        orders[tuple(rng.permutation(n).tolist())] = None
+    return np.array([*orders], dtype=np.int64)
 
 
 def with_replacements(fixed: IntArray, spare: IntArray, allowed: Callable[[IntArray], BoolArray]) -> IntArray:
@@ -94,7 +94,7 @@ class _OrderSearchSelector(BaseSelector, ABC):
         self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
         keys = shuffled_keys(hash_keys(self.pool_.ids), "random-fixed", self.kit_.seed)
         self.shuffled_ = self.pool_.rows[np.argsort(keys, kind="stable")]
-        self.found_: dict[int, tuple[IntArray, float, str]] = {}
+        self.searched_: dict[int, tuple[IntArray, float, str]] = {}
 
     def shared(self, k: int) -> int:
         """All of them."""
@@ -121,13 +121,13 @@ class _OrderSearchSelector(BaseSelector, ABC):
 
     def _search(self, shuffled: IntArray, k: int) -> tuple[IntArray, float, str]:
         """The order found for k (positions), its entropy, and what to note; asked for once per k."""
-        if k not in self.found_:
+        if k not in self.searched_:
             demos = self.pool_.examples_at(shuffled[:k])
             orders = distinct_orders(len(demos), self.orders, self.kit_.seed)
             inputs, note = self._probing_set(demos, orders, shuffled[k:])
             if not inputs or len(orders) == 1:
-                self.found_[k] = orders[0], 0.0, note
-                return self.found_[k]
+                self.searched_[k] = orders[0], 0.0, note
+                return self.searched_[k]
             ranked = [[demos[i] for i in order] for order in orders]
             prompts = [(Query(text), demonstrations) for demonstrations in ranked for text in inputs]
             scores = self.scorer_.label_logprobs(prompts, self.normalise)
@@ -138,12 +138,12 @@ class _OrderSearchSelector(BaseSelector, ABC):
                 lost = f"{len(inputs) - len(complete)} of {len(inputs)} probing inputs were left out"
                 note = "; ".join(n for n in (note, f"{lost}: the LM cannot answer them") if n)
             if not complete:
-                self.found_[k] = orders[0], 0.0, f"the plain order: {note}"
-                return self.found_[k]
-            values = np.array([self.value(np.stack(own)) for own in zip(*complete, strict=True)])
+                self.searched_[k] = orders[0], 0.0, f"the plain order: {note}"
+                return self.searched_[k]
+            values = np.array([self.value(np.stack(scored)) for scored in zip(*complete, strict=True)])
             best = int(np.argmax(rounded(values)))  # ties go to the plain order, which comes first
-            self.found_[k] = orders[best], float(values[best]), note
-        return self.found_[k]
+            self.searched_[k] = orders[best], float(values[best]), note
+        return self.searched_[k]
 
     def _probing_set(self, demos: Sequence[Example], orders: IntArray, others: IntArray) -> tuple[list[Fields], str]:
         """Inputs without labels, and a note when they are not what was asked for."""
@@ -169,13 +169,13 @@ class _OrderSearchSelector(BaseSelector, ABC):
         answers, _ = ask_each(self.scorer_.lm.generate, requests)
         texts = (answers[number].text for number in sorted(answers))  # an order that cannot be continued adds none
         known = {fold_text(e.text) for e in demos}
-        found = list[Fields]()
+        inputs = list[Fields]()
         for block in (b for text in texts for b in parse_continuation(self.scorer_.template, text) if b.asks):
             text = " ".join(input_text(block.input).split())
             if count_words(text) >= self.min_words and _is_readable(text) and fold_text(text) not in known:
                 known.add(fold_text(text))
-                found.append(block.input)
-        return found[: self.probes]
+                inputs.append(block.input)
+        return inputs[: self.probes]
 
 
 def _is_readable(text: str) -> bool:

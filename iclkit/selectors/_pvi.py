@@ -49,9 +49,9 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
         for row, example in enumerate(pool.examples):
             demos = [pool.examples[r] for r in drawn if r != row][:shots]
             for term, template in enumerate((scorer.template, null)):
-                asked = _gold_request(scorer, template, example, demos)
-                requests += asked
-                places += [(number, row, term)] * len(asked)
+                gold = _gold_requests(scorer, template, example, demos)
+                requests += gold
+                places += [(number, row, term)] * len(gold)
     scores, _ = ask_each(scorer.lm.score, requests)
     values = np.full((sets, len(pool), 2), np.nan)
     for position, score in scores.items():
@@ -60,7 +60,7 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
     return gain
 
 
-def _gold_request(
+def _gold_requests(
     scorer: LabelScorer, template: Template, example: Example, demos: Sequence[Example]
 ) -> list[ScoreRequest]:
     """One request, or none where the prompt does not fit."""
@@ -84,7 +84,7 @@ def lowest_per_label(values: FloatArray, labels: Sequence[str], share: float) ->
     return np.array(sorted(out), dtype=np.int64)
 
 
-def standing(values: FloatArray, labels: Sequence[str]) -> FloatArray:
+def label_percentile(values: FloatArray, labels: Sequence[str]) -> FloatArray:
     """(n,) in (0, 1): where each value stands among those of its label; equal values (to 1e-6) stand together.
 
     The share of the label's values below, and half of those equal; 0.5 for what has no value (NaN).
@@ -211,7 +211,7 @@ class PVIWeightSelector(_PVISelector):
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Score plus weight times where the example's PVI stands in its label, from 0 to 1; ties to the inner order."""
-        bonus = self.weight * standing(self.values(), self.labels())
+        bonus = self.weight * label_percentile(self.values(), self.labels())
         choices = []
         for selection in self.parts_[0].select_many(batch.queries, max(k, self.candidates)):
             rows = self._rows(selection)

@@ -68,16 +68,16 @@ def make_selector(spec: str | Spec | object) -> Selector:
         spec = Spec(spec) if spec.endswith(".json") and "=" not in spec else parse_spec(spec)
     if spec.name.endswith(".json"):
         spec = Spec("fixed", {"file": spec.name, **spec.settings})
-    made: Any = SELECTORS.get(spec.name)
-    if not callable(made):
-        raise UsageError(f"selector {spec.name!r} is no class that makes selectors, but {type(made).__name__}")
-    parameters = inspect.signature(made).parameters
+    factory: Any = SELECTORS.get(spec.name)
+    if not callable(factory):
+        raise UsageError(f"selector {spec.name!r} is no class that makes selectors, but {type(factory).__name__}")
+    parameters = inspect.signature(factory).parameters
     for key in spec.settings:
         if key not in parameters:
             raise UnknownName(f"setting of selector {spec.name!r}", key, parameters)
     values = {k: _cast_setting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
     try:
-        selector: object = made(**values)
+        selector: object = factory(**values)
     except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
         raise UsageError(f"selector {spec.name!r} ends the program when it is made (exit {error.code})") from error
     return adapt(selector, spec)

@@ -46,12 +46,12 @@ def beam_search(
     extend: Callable[[Sequence[BeamState], int], Sequence[tuple[Iterable[int], Iterable[float]]]],
     width: int,
     depth: int,
-    same: Callable[[BeamState], object] = lambda state: state,
+    state_key: Callable[[BeamState], object] = lambda state: state,
 ) -> list[list[Beam]]:
     """The sequences that beam search finds for each query, best first: highest sum of scores, then lowest rows.
 
-    ``extend(states, most)``: for each state at most ``most`` rows that are not chosen yet, best first, with their
-    scores; all queries and beams of a step are asked together. ``same``: states of one value are one beam. Sequences
+    ``extend(states, limit)``: for each state at most ``limit`` rows that are not chosen yet, best first, with their
+    scores; all queries and beams of a step are asked together. States of one ``state_key`` are one beam. Sequences
     end at ``depth`` rows, or where nothing is left to add.
 
     Plain beam search can end worse with more beams, because a beam that looks good early can crowd out one that is
@@ -61,29 +61,31 @@ def beam_search(
     """
     nested = [[[Beam()] for _ in range(width)] for _ in range(queries)]
     for _ in range(depth):
-        states = list(dict.fromkeys((q, b.rows) for q, own in enumerate(nested) for beams in own for b in beams))
-        found = dict(zip(states, extend(states, width), strict=True))
+        states = list(
+            dict.fromkeys((q, b.rows) for q, searches in enumerate(nested) for beams in searches for b in beams)
+        )
         longer = {
-            (q, rows): [(int(r), float(s)) for r, s in zip(*own, strict=True)] for (q, rows), own in found.items()
+            state: [(int(r), float(s)) for r, s in zip(*extensions, strict=True)]
+            for state, extensions in zip(states, extend(states, width), strict=True)
         }
         if not any(longer.values()):
             break
-        for q, own in enumerate(nested):
-            if any(longer[q, b.rows] for b in own[0]):
+        for q, searches in enumerate(nested):
+            if any(longer[q, b.rows] for b in searches[0]):
                 nested[q] = [
-                    _best(q, (b.then(r, s) for b in beams for r, s in longer[q, b.rows][:v]), v, same)
-                    for v, beams in enumerate(own, 1)
+                    _best(q, (b.then(r, s) for b in beams for r, s in longer[q, b.rows][:v]), v, state_key)
+                    for v, beams in enumerate(searches, 1)
                 ]
-    every = [[b for beams in own for b in beams] for own in nested]
-    return [_best(q, beams, len(beams), same) for q, beams in enumerate(every)]
+    every = [[b for beams in searches for b in beams] for searches in nested]
+    return [_best(q, beams, len(beams), state_key) for q, beams in enumerate(every)]
 
 
-def _best(q: int, beams: Iterable[Beam], most: int, same: Callable[[BeamState], object]) -> list[Beam]:
+def _best(q: int, beams: Iterable[Beam], limit: int, state_key: Callable[[BeamState], object]) -> list[Beam]:
     """The best of some beams of a query, one of those that are the same."""
     kept: dict[object, Beam] = {}
     for beam in sorted(beams, key=lambda b: (-b.total, b.rows)):
-        kept.setdefault(same((q, beam.rows)), beam)
-        if len(kept) == most:
+        kept.setdefault(state_key((q, beam.rows)), beam)
+        if len(kept) == limit:
             break
     return [*kept.values()]
 
@@ -119,29 +121,29 @@ class Se2Selector(BaseSelector):
 
         All queries and beams of a step are encoded and searched together.
         """
-        out = list[Choice]()
+        choices = list[Choice]()
         for at in range(0, len(batch), _ENCODED):
             beams = self.beams([batch[n] for n in range(len(batch))[at : at + _ENCODED]], batch, k)
-            out += [
+            choices += [
                 Choice(np.array(best.rows, np.int64), np.array(best.scores), notes=self._temperature_note())
                 for best, *_ in beams
             ]
-        return out
+        return choices
 
     def beams(self, candidates: Sequence[Candidates], batch: CandidateBatch, k: int) -> list[list[Beam]]:
         """For each of some queries of a batch the sequences found, best first."""
         queries = [c.query for c in candidates]
 
-        def extend(states: Sequence[BeamState], most: int) -> list[tuple[IntArray, FloatArray]]:
+        def extend(states: Sequence[BeamState], limit: int) -> list[tuple[IntArray, FloatArray]]:
             # as many more than wanted as there are chosen rows to skip
             vectors, sizes = self._encode(queries, states)
-            wanted = most + max(len(rows) for _, rows in states) + (_SPARE if self._products else 0)
+            wanted = limit + max(len(rows) for _, rows in states) + (_SPARE if self._products else 0)
             nearest = batch.search(vectors, wanted, [candidates[q].scope for q, _ in states])
             out = []
             for (q, chosen), vector, size, near in zip(states, vectors, sizes, nearest, strict=True):
                 new = ~np.isin(near.rows, chosen)
                 rows, scores = self._compared(vector, float(size), near.rows[new], near.scores[new])
-                rows, scores = rows[:most], scores[:most]
+                rows, scores = rows[:limit], scores[:limit]
                 if self.normalise == "log-softmax" and len(rows):
                     mass = self._log_partition(vector, float(size), chosen, candidates[q].scope)
                     scores = np.round(scores / self.temperature - mass, SCORE_DECIMALS)

@@ -18,7 +18,7 @@ from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 
 VARIANTS = ("distinctiveness", "consistency", "base")
-_FEW_KEYS = 0.5  # share of different keys below which the user is told
+_FEW_KEYS = 0.5  # share of different keys below which a note says so
 _ROUGH = 1e-5  # more than a float32 sum of products of unit rows is off by
 _BLOCK = 1 << 22  # similarities of keys computed at a time
 

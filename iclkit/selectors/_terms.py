@@ -43,11 +43,11 @@ def trigrams(text: str) -> list[str]:
 
     Where a script puts no spaces between words the terms are those of ``words``: single characters and pairs.
     """
-    found = list[str]()
+    grams = list[str]()
     for word in words(text):
-        own = characters(word)
-        found += ["".join(own[n : n + 3]) for n in range(max(1, len(own) - 2))]
-    return found
+        signs = characters(word)
+        grams += ["".join(signs[n : n + 3]) for n in range(max(1, len(signs) - 2))]
+    return grams
 
 
 def tokenizer(name: str, stemmer: str) -> Tokenizer:
@@ -113,17 +113,17 @@ class TermIndex:
 
     def weights(self, terms: Sequence[int], rows: IntArray) -> NDArray[np.float32]:
         """(rows, terms): the BM25 weight of each word in each of these rows."""
-        found = np.zeros((len(rows), len(terms)), np.float32)
+        weights = np.zeros((len(rows), len(terms)), np.float32)
         if self._columns is None:
-            return found
+            return weights
         data, holders, starts = self._columns
         place = np.full(self._n, -1)
         place[rows] = np.arange(len(rows))
         for part, term in enumerate(terms):
             here = slice(int(starts[term]), int(starts[term + 1]))
             at = place[holders[here]]
-            found[at[at >= 0], part] = data[here][at >= 0]
-        return found
+            weights[at[at >= 0], part] = data[here][at >= 0]
+        return weights
 
     def nearest(self, text: str, k: int, outside: IntArray, shuffled: SortKeys) -> tuple[IntArray, NDArray[np.float64]]:
         """The k rows of highest score with their scores, best first, leaving the rows ``outside`` out.

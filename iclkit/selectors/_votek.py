@@ -28,60 +28,60 @@ def neighbor_rows(vectors: FloatArray, k: int) -> IntArray:
     vectors (n, d): unit rows.
     """
     n = len(vectors)
-    found = np.empty((n, min(k, n - 1)), dtype=np.int64)
+    nearest = np.empty((n, min(k, n - 1)), dtype=np.int64)
     for at in range(0, n, 512):
         near = vectors[at : at + 512] @ vectors.T
         for row, scores in enumerate(near, start=at):
             scores[row] = -np.inf
-            found[row] = top_rows(scores, k)
-    return found
+            nearest[row] = top_rows(scores, k)
+    return nearest
 
 
 def fast_vote_order(
-    neighbours: IntArray, m: int, density: FloatArray, first: IntArray | None = None, among: BoolArray | None = None
+    neighbors: IntArray, m: int, density: FloatArray, first: IntArray | None = None, among: BoolArray | None = None
 ) -> list[int]:
     """Fast vote-k (Su et al. 2023, arXiv 2209.01975): what many others vote for, and those not yet heard.
 
-    neighbours (n, v): the rows that each row votes for. Each step takes the row u with the largest sum, over voters w
+    neighbors (n, v): the rows that each row votes for. Each step takes the row u with the largest sum, over voters w
     of u that are not taken, of 10 ** -h(w), where h(w) counts the rows taken so far that w voted for. Ties go to the
     row of larger ``density`` (n,), then to the lower. ``first``: rows that are already taken; ``among`` (n,): rows that
     may be. Returns at most m new rows in pick order.
     """
-    n = len(neighbours)
+    n = len(neighbors)
     free = np.ones(n, dtype=np.bool_) if among is None else among.copy()
     voting, heard = np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.int64)
     order = list[int]()
 
     def take(row: int) -> None:
         free[row] = voting[row] = False
-        heard[(neighbours == row).any(axis=1)] += 1
+        heard[(neighbors == row).any(axis=1)] += 1
 
     for row in [] if first is None else first.tolist():
         take(row)
     while len(order) < m and free.any():
-        tied = _most_votes(neighbours, np.flatnonzero(free), voting, heard)
+        tied = _most_votes(neighbors, np.flatnonzero(free), voting, heard)
         row = int(tied[top_rows(density[tied], 1)[0]])
         order.append(row)
         take(row)
     return order
 
 
-def _most_votes(neighbours: IntArray, rows: IntArray, voting: BoolArray, heard: IntArray) -> IntArray:
+def _most_votes(neighbors: IntArray, rows: IntArray, voting: BoolArray, heard: IntArray) -> IntArray:
     """Those of ``rows`` whose sum of 10 ** -heard over their voters is largest, ascending, compared exactly.
 
     Votes fade tenfold with each pick, so sums are soon far below 1 and may differ in any digit: floats only sort out
     what cannot win, and what is left is compared as decimal numbers.
     """
-    least = heard[voting].min(initial=heard.max())
-    votes = np.power(10.0, least - heard, out=np.zeros(len(heard)), where=voting)
-    sums = np.bincount(neighbours.ravel(), np.repeat(votes, neighbours.shape[1]), minlength=len(neighbours))[rows]
+    fewest = heard[voting].min(initial=heard.max())
+    votes = np.power(10.0, fewest - heard, out=np.zeros(len(heard)), where=voting)
+    sums = np.bincount(neighbors.ravel(), np.repeat(votes, neighbors.shape[1]), minlength=len(neighbors))[rows]
     if sums.max() > 1e-280:  # below that floats lose digits, and all are compared
         rows = rows[sums >= sums.max() * (1 - 1e-9)]  # more than a float64 sum can be off by
     if len(rows) == 1:
         return rows
-    place = np.full(len(neighbours), -1)
+    place = np.full(len(neighbors), -1)
     place[rows] = np.arange(len(rows))
-    held = place[neighbours]
+    held = place[neighbors]
     counted = (held >= 0) & voting[:, None]
     width = int(heard.max()) + 1
     digit = np.broadcast_to(heard[:, None], held.shape)[counted]
@@ -91,8 +91,8 @@ def _most_votes(neighbours: IntArray, rows: IntArray, voting: BoolArray, heard: 
         digits[:, at - 1] += carry
     kept = np.arange(len(rows))
     for at in range(width):
-        own = digits[kept, at]
-        kept = kept[own == own.max()]
+        column = digits[kept, at]
+        kept = kept[column == column.max()]
     return rows[kept]
 
 
@@ -114,7 +114,7 @@ class _AnnotationSelector(BaseSelector, ABC):
         return ()
 
     @abstractmethod
-    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+    def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """At most ``budget`` rows, in the order in which to label them."""
 
     def prepare(self) -> None:
@@ -131,7 +131,7 @@ class _AnnotationSelector(BaseSelector, ABC):
         graph = f"neighbors {vector_key(self.kit_.embedder, 'document')} {self.neighbours} {self.centre}"
         near = self.pool_.derived(graph, lambda: neighbor_rows(self.vectors_, self.neighbours))
         density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), SCORE_DECIMALS)
-        rows = np.array(self.annotate(near, density), dtype=np.int64)
+        rows = np.array(self.annotation_order(near, density), dtype=np.int64)
         assert len(rows) <= self.budget
         return rows
 
@@ -171,7 +171,7 @@ class VoteKSelector(_AnnotationSelector):
     needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True)
     source: ClassVar[str] = "fast vote-k; Su et al. 2023, arXiv 2209.01975"
 
-    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+    def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """Fast vote-k over the whole pool."""
         return fast_vote_order(near, self.budget, density)
 
@@ -210,7 +210,7 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         labels = len(LabelScorer.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
         return SelectorCost(per_task=max(0, len(self.pool_) - self.seeds) * labels)
 
-    def annotate(self, near: IntArray, density: FloatArray) -> list[int]:
+    def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """Seeds by fast vote-k; then one of each bucket of the rest, from the least to the most confident.
 
         The most confident tenth is never labelled; buckets are of equal size, and what is missing in the end is random.
@@ -234,23 +234,23 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         keys = shuffled_keys(hash_keys(self.pool_.ids), "vote-k-confidence", self.kit_.seed)
         return [*order, *smallest_rows(keys, self.budget - len(order), left).tolist()]
 
-    def _confidence(self, rows: IntArray, shown: IntArray) -> FloatArray:
+    def _confidence(self, rows: IntArray, seeds: IntArray) -> FloatArray:
         """(rows,): the LM's highest label log-probability, or the mean token log-probability of what it generates,
         -inf where that is nothing, NaN where the LM cannot read the prompt.
 
-        Each example is asked about with the seeds shown, the nearest best.
+        Each example is asked about after the seeds, the nearest of them last.
         """
         scorer = LabelScorer.of(self.pool_, self.kit_)
         queries, shots = list[Query](), list[IntArray]()
         for row in rows.tolist():
             example = self.pool_.examples[row]
             queries.append(Query(example.input, example.choices, id=example.id))
-            shots.append(shown[top_rows(self.vectors_[shown] @ self.vectors_[row], len(shown))])
-        asked = [(q, [self.pool_.examples[p] for p in s.tolist()]) for q, s in zip(queries, shots, strict=True)]
+            shots.append(seeds[top_rows(self.vectors_[seeds] @ self.vectors_[row], len(seeds))])
+        pairs = [(q, [self.pool_.examples[p] for p in s.tolist()]) for q, s in zip(queries, shots, strict=True)]
         if scorer.labels or all(q.choices for q in queries):
-            logprobs = scorer.label_logprobs(asked, "mean")
+            logprobs = scorer.label_logprobs(pairs, "mean")
             return np.array([np.nan if values is None else values.max() for values in logprobs])
-        prompts = {n: p.text for n, one in enumerate(asked) if (p := scorer.prompt_or_none(*one)) is not None}
+        prompts = {n: p.text for n, one in enumerate(pairs) if (p := scorer.prompt_or_none(*one)) is not None}
         stop = answer_stops(scorer.template, {e.output for e in self.pool_.examples})
         tokens = scorer.reserve or _ANSWER_TOKENS
         generations, _ = ask_each(scorer.lm.generate, [GenerateRequest(p, tokens, stop) for p in prompts.values()])

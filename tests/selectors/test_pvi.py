@@ -15,7 +15,7 @@ from iclkit.prompts import Template
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.selectors._maths import hash_keys, shuffled_keys
-from iclkit.selectors._pvi import lowest_per_label, null_template, pvi, standing
+from iclkit.selectors._pvi import label_percentile, lowest_per_label, null_template, pvi
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM, SelectorContract
 
 TEMPLATE = Template("Text: {input}\nKind: {output}", instruction="Name the kind.")
@@ -112,7 +112,7 @@ def test_the_lowest_of_each_label_equal_a_plain_sort(labels, seed, share):
         rows = sorted((n for n in range(len(labels)) if labels[n] == label), key=lambda n: (values[n], -n))
         gone += rows[: int(share * len(rows) + 1e-9)]
     assert lowest_per_label(values, labels, share).tolist() == sorted(gone)
-    stands = standing(values, labels)
+    stands = label_percentile(values, labels)
     for n, label in enumerate(labels):
         own = [values[m] for m in range(len(labels)) if labels[m] == label]
         assert stands[n] == pytest.approx(
@@ -137,7 +137,7 @@ def test_the_filter_is_knn_on_a_pool_without_the_dropped(world, seed, n, k, drop
 def test_the_weight_adds_where_an_example_stands(world, seed, n, k, weight):
     w = world(seed, n)
     kit = replace(w.kit, lm=FakeLM(), labels=tuple(sorted({e.output for e in w.view.examples})))
-    stands = standing(pvi(w.view, kit, shots=2, sets=1).mean(axis=0), [e.output for e in w.view.examples])
+    stands = label_percentile(pvi(w.view, kit, shots=2, sets=1).mean(axis=0), [e.output for e in w.view.examples])
     selection = make_selector(f"pvi-weight,weight={weight},candidates=5,shots=2,sets=1").fit(w.view, kit)
     nearest = make_selector("knn").fit(w.view, kit).select(w.query, max(k, 5))
     total = {p.example_id: p.score + weight * stands[w.view.ids.index(p.example_id)] for p in nearest}
