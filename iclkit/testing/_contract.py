@@ -194,6 +194,17 @@ class SelectorContract:
         for k in (3, 8):
             assert spaced.select_many([*queries, *mixed], k) == ours.select_many([*queries, *mixed], k)
 
+    def test_a_filter_of_a_query_is_kept_and_does_not_disturb_other_queries(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        marked = [replace(e, meta={**e.meta, "third": n % 3}) for n, e in enumerate(examples)]
+        fitted = selector.fit(_view(marked), kit)
+        filtered = [replace(q, where={"third": 1}) for q in queries]
+        mixed = fitted.select_many([*filtered, *queries], 4)
+        for selection in mixed[: len(filtered)]:
+            assert {*selection.ids} <= {e.id for e in marked[1::3]}
+        assert mixed == [fitted.select(q, 4) for q in (*filtered, *queries)]
+
     def test_an_empty_pool_is_refused_in_one_line(self, selector: Any, queries: list[Query], kit: Kit) -> None:
         if selector.needs.pool:
             with pytest.raises(DataError, match="pool is empty"):
