@@ -148,7 +148,7 @@ def whole_selectors(a: argparse.Namespace) -> None:
         table.update(zip(texts, embedder.encode_queries(texts), strict=True))
         known = np.stack([table[t] for t in texts])
         calls = {n: lambda f=f: [f(t) for t in texts] for n, f in peers.items()}
-        calls["iclkit search"] = lambda: view.search(embedder, known, a.k)
+        calls["iclkit search"] = lambda: view.index(embedder).nearest(known, a.k, [Scope()] * len(known))
         for peer in peers:
             report("choosing alone", calls, len(texts), a.repeats, peer, rows=len(view))
 

@@ -22,7 +22,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from iclkit.pool import Pool, PoolView
+from iclkit.pool import Pool, PoolView, Scope
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 
@@ -76,10 +76,11 @@ def bench_search(view: PoolView, embedder: Given, queries: list[str], k: int, tu
         faiss.cvar.distance_compute_blas_threshold = ours_threshold
         return found
 
-    slow, fast = fastest(turns, by_default, lambda: view.search(embedder, targets, k))
+    index, scopes = view.index(embedder), [Scope()] * len(targets)
+    slow, fast = fastest(turns, by_default, lambda: index.nearest(targets, k, scopes))
     exact = np.round(targets.astype(np.float64) @ vectors.T.astype(np.float64), 6)
-    for row, (rows, _) in zip(exact, view.search(embedder, targets, k), strict=True):
-        assert rows.tolist() == np.lexsort((np.arange(len(row)), -row))[:k].tolist()
+    for row, best in zip(exact, index.nearest(targets, k, scopes), strict=True):
+        assert view.positions(best.rows).tolist() == np.lexsort((np.arange(len(row)), -row))[:k].tolist()
     return {
         "faiss_default_us": us(slow, queries),
         "iclkit_us": us(fast, queries),

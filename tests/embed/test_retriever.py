@@ -154,7 +154,8 @@ def test_a_pool_embeds_what_the_retriever_writes() -> None:
     texts = ["Weather question: is it raining\tyes", "Sentiment of the film: a dull film\tbad",
              "Weather question: some words\tsome answer"]  # fmt: skip
     np.testing.assert_array_equal(pool.view().vectors(retriever), HashEmbedder().encode_documents(texts))
-    ((rows, scores),) = pool.view().search(retriever, retriever.encode_queries(["some words answer"]), 1)
+    (best,) = pool.view().index(retriever).nearest(retriever.encode_queries(["some words answer"]), 1, [Scope()])
+    rows, scores = pool.view().positions(best.rows), best.scores
     assert (rows.tolist(), scores.shape) == ([2], (1,))
 
 
