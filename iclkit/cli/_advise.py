@@ -26,6 +26,8 @@ from iclkit.secrets import redact
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
+              "GPU as its memory allows]")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -37,6 +39,7 @@ def command(
     pool_path: Path | None,
     dtype: str,
     device: str | None,
+    batch_tokens: int | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -50,7 +53,7 @@ def command(
     task = load_task(task_name)
     pool = open_pool(pool_path) if pool_path else None
     vectors = load_vectors(Grid(("knn",)), embedder, device) if embedder != "none" else None
-    lm = load_reader(lm_name, dtype, device, cache=not no_cache)
+    lm = load_reader(lm_name, dtype, device, cache=not no_cache, batch_tokens=batch_tokens)
     say(f"pilot on {task.name}: at most {prompts:,} prompts, with up to {max(shots, default=0)} demonstrations each")
     step = iter(range(1, 1000))
     found = advise(

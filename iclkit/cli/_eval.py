@@ -122,6 +122,8 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
+              "GPU as its memory allows]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), help="Processes that share the work.  [default: one per GPU, or "
               "on CPU per core for a small LM]")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.  [default: cores / workers]")
@@ -155,6 +157,7 @@ def command(
     on_leak: str,
     dtype: str,
     device: str | None,
+    batch_tokens: int | None,
     workers: int | None,
     threads: int | None,
     out: Path,
@@ -206,7 +209,9 @@ def command(
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[CostEstimate, list[str]]] = {}
     for name in dedupe(lms):
-        lm = load_reader(name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
+        lm = load_reader(
+            name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
+        )
         jobs = announce(benches, lm, grid, vectors, out, reranker)
         if dry_run:
             prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
@@ -293,13 +298,22 @@ def load_reader(
     cache: bool = True,
     workers: int | None = None,
     threads: int | None = None,
+    batch_tokens: int | None = None,
 ) -> LM:
     """The LM, fetched with a progress bar if it is not here. Says how a server is asked, where that matters."""
     from iclkit.lm import load_lm
 
     fetch(name, "lm")
     say(f"loading {name} …")
-    lm: LM = load_lm(name, dtype=dtype, device=device, cache=cache, workers=workers, threads=threads)
+    lm: LM = load_lm(
+        name,
+        dtype=dtype,
+        device=device,
+        cache=cache,
+        workers=workers,
+        threads=threads,
+        batch_tokens=batch_tokens,
+    )
     tell_notes(lm)
     return lm
 

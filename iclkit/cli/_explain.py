@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 @click.option("--embedder", "embedder_name", help="The embedder, likewise.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
+              "GPU as its memory allows]")  # fmt: skip
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
@@ -59,6 +61,7 @@ def command(
     embedder_name: str | None,
     dtype: str,
     device: str | None,
+    batch_tokens: int | None,
     no_cache: bool,
     as_json: bool,
 ) -> None:
@@ -83,7 +86,7 @@ def command(
         rows = answered[:first] if first else sample_rows(answered, limit, seed=sample_seed)
     texts = load_texts(run_folder)
     bench, why_not = _bench(run, task)
-    lm = load_reader(lm_name or run.spec["lm"]["name"], dtype, device, cache=not no_cache)
+    lm = load_reader(lm_name or run.spec["lm"]["name"], dtype, device, cache=not no_cache, batch_tokens=batch_tokens)
     if lm.fingerprint != run.spec["lm"]["fingerprint"]:
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
     if ranks_only(lm):

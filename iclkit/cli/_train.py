@@ -58,6 +58,8 @@ _FIRST = os.environ.get("RANK", "0") == "0"
               "names them.")  # fmt: skip
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="Of the LM: cpu, cuda, cuda:1 ...")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
+              "GPU as its memory allows]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), help="Processes that score.  [default: as for iclkit eval]")
 @click.option("--threads", type=click.IntRange(1), help="Threads on CPU, of each worker and of the training.")
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
@@ -82,6 +84,7 @@ def command(
     tracker: str,
     dtype: str,
     device: str | None,
+    batch_tokens: int | None,
     workers: int | None,
     threads: int | None,
     dry_run: bool,
@@ -101,7 +104,7 @@ def command(
     check_extra()
     wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
     corpus = _corpus(sources, config, template_text, wording)
-    lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads)
+    lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads, batch_tokens=batch_tokens)
     with ExitStack() as stack:
         bar = stack.enter_context(_bars())
         look = dry_run or bool(export_scores and not import_scores)

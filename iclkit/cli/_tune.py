@@ -66,6 +66,8 @@ def command() -> None:
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
+              "GPU as its memory allows]")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
@@ -99,6 +101,7 @@ def ease(
     chat: bool,
     dtype: str,
     device: str | None,
+    batch_tokens: int | None,
     workers: int | None,
     threads: int | None,
     no_cache: bool,
@@ -132,7 +135,9 @@ def ease(
     choices = read_instructions(instructions) if instructions else []
     task = _task(source, task_name, template, metric)
     task = replace(task, template=replace(task.template, chat=True)) if chat else task
-    lm = load_reader(lm_name, dtype, device, cache=not no_cache, workers=workers, threads=threads)
+    lm = load_reader(
+        lm_name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
+    )
     problem = make_problem(task, lm, settings, report=say)
     if written:
         say(f"{lm.name} writes {written} instructions")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from iclkit.errors import ModelError
@@ -28,19 +29,22 @@ class Decoder:
         if request.max_tokens <= 0:
             self.finish = "length"
 
-    def step(self, logits: Any) -> int:
-        """Choose the next token from float32 ``logits`` (vocabulary,); returns it, or 0 when already finished."""
+    @property
+    def samples(self) -> bool:
+        """Whether it draws its tokens and is not finished."""
+        return self.request.temperature > 0 and not self.finish
+
+    def step(self, likeliest: int, logits: Any) -> int:
+        """Choose the next token: the ``likeliest``, or one drawn by its float32 ``logits`` (vocabulary,), which are
+        needed only where ``samples``. Returns it, or 0 when already finished."""
         if self.finish:
             return 0
-        if not np.isfinite(logits.max()):  # NaN and +inf come through; argmax would take them for the best token
-            raise ModelError("the language model gave NaN or infinite logits: its weights or its arithmetic are broken")
-        if self.request.temperature > 0:
+        token = likeliest
+        if self.samples:
             # Gumbel-max with noise keyed by seed, prompt and step: a sample does not depend on its neighbours
             seed = np.random.SeedSequence(entropy=self._key.entropy, spawn_key=(len(self._ids),))
             noise = np.random.Generator(np.random.Philox(seed)).gumbel(size=logits.shape)
             token = int(np.argmax(logits / self.request.temperature + noise))
-        else:
-            token = int(np.argmax(logits))
         if token in self._eos:
             self.finish = "stop"
             return token
@@ -60,6 +64,19 @@ class Decoder:
         return Generation(text[: min(ends)] if ends else text, len(self._ids), self.finish)
 
 
+def step_all(writers: Sequence[Decoder], logits: Tensor) -> list[int]:
+    """A step of each: its next token by its row of the float32 ``logits`` (rows, vocabulary), which stay where they
+    are but for the rows that are sampled. ModelError for logits that are no numbers."""
+    highest, likeliest = logits.max(-1)
+    finite = highest.isfinite().tolist()
+    if any(not ok and not w.finish for ok, w in zip(finite, writers, strict=True)):
+        # NaN and +inf come through the maximum; argmax would take them for the best token
+        raise ModelError("the language model gave NaN or infinite logits: its weights or its arithmetic are broken")
+    drawn = [n for n, w in enumerate(writers) if w.samples]
+    rows = dict(zip(drawn, logits[drawn].cpu().numpy() if drawn else (), strict=True))
+    return [w.step(t, rows.get(n)) for n, (w, t) in enumerate(zip(writers, likeliest.tolist(), strict=True))]
+
+
 class KVCache:
     """Rows that grow, and their keys and values: the prompts stand flush right in the first columns, and each step
     takes one column more. Per layer (rows * kv heads, room, head size), twice."""
@@ -74,12 +91,17 @@ class KVCache:
         empty = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
         self._held = [(empty.clone(), empty.clone()) for _ in llama.layers]
 
-    def fill(self, row: int, held: KV, index: Tensor) -> None:
-        """Before the first step: a prompt's keys and values, which are ``index`` in ``held``, first to last."""
-        heads = slice(row * self.llama.kv_heads, (row + 1) * self.llama.kv_heads)
+    def fill(self, rows: Sequence[int], held: KV, source: Sequence[NDArray[np.int64]]) -> None:
+        """Before the first step: the prompts of ``rows``, whose keys and values are ``source`` in ``held``, each first
+        to last."""
+        sizes = np.array([len(s) for s in source])
+        row = np.repeat(np.array(rows), sizes)
+        column = np.concatenate([np.arange(self._at - n, self._at) for n in sizes])
+        index = torch.from_numpy(np.stack([row, column, np.concatenate(source)])).to(self.llama.device)
         for (keys, values), (k, v) in zip(self._held, held, strict=True):
-            keys[heads, self._at - len(index) : self._at] = k[:, index]
-            values[heads, self._at - len(index) : self._at] = v[:, index]
+            for here, there in ((keys, k), (values, v)):
+                by_row = here.view(-1, self.llama.kv_heads, *here.shape[1:])
+                by_row[index[0], :, index[1]] = there[:, index[2]].transpose(0, 1)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from iclkit.errors import DataError
-from iclkit.lm._decode import Decoder, KVCache
+from iclkit.lm._decode import Decoder, KVCache, step_all
 from iclkit.lm._llama import HEAD_ROWS, KV, PackedLlama
 from iclkit.lm._module import (
     CachedRows,
@@ -35,6 +35,9 @@ from iclkit.models import load_errors
 from iclkit.records import GenerateRequest, Generation, Score
 
 PROBE_TOKENS = 256
+CPU_TOKENS = 2048
+GPU_TOKENS = 32768
+"""Tokens per pass: more hold more memory and save nothing (docs/performance.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +73,20 @@ class ForwardResult:
 class ForwardModel:
     """A loaded model that computes jobs. ``packed`` None runs the module itself.
 
-    ``batch_tokens``: tokens per pass in which prompts that are to be continued are read.
+    ``batch_tokens``: tokens per pass (speed and memory, not the answer); None takes what suits the device.
     """
 
     def __init__(
-        self, module: Any, codec: PromptTokenizer, *, name: str, packed: PackedLlama | None, batch_tokens: int
+        self,
+        module: Any,
+        codec: PromptTokenizer,
+        *,
+        name: str,
+        packed: PackedLlama | None,
+        batch_tokens: int | None = None,
     ) -> None:
-        self.module, self.codec, self.name, self.packed, self.batch_tokens = module, codec, name, packed, batch_tokens
+        self.module, self.codec, self.name, self.packed = module, codec, name, packed
+        self.batch_tokens = batch_tokens or default_batch_tokens(module, packed is not None)
         self.context_size, unbounded = context_limit(module.config.get_text_config(), codec.tokenizer)
         rows, words = len(module.get_input_embeddings().weight), len(codec.tokenizer)
         self.vocabulary = rows if words > rows else None
@@ -200,8 +210,8 @@ class ForwardModel:
         self._computed += len(layout.tokens)
         hidden, _ = self.packed.forward(layout, kept)
         reader = ScoreReader(layout.read_row, layout.read_token, layout.read_sequence, layout.n_sequences)
-        for at in range(0, len(hidden), HEAD_ROWS):
-            reader.take(at, self.packed.logits(hidden[at : at + HEAD_ROWS]))
+        for at in range(0, len(hidden), self.packed.head_rows):
+            reader.take(at, self.packed.logits(hidden[at : at + self.packed.head_rows]))
         return reader.scores()
 
     def _compute_by_module(self, pairs: Sequence[TokenPair]) -> list[Score]:
@@ -267,19 +277,20 @@ class ForwardModel:
             layout = build_layout([plan.sequences[u] for u in batch.sequences], past)
             self._computed += len(layout.tokens)
             hidden, held = self.packed.forward(layout, self._keep(chain), keep=True)
-            for j, u in enumerate(batch.sequences):
-                suffix = layout.path(j, len(plan.sequences[u].ids) - 1 - past)
-                index = torch.tensor([*range(past), *(past + row for row in suffix)], device=self.device)
-                for i in plan.requests_of[u]:
-                    rows.fill(i, held, index)
-                    first[i] = hidden[layout.read_row[layout.read_sequence == j][0]]
+            last = dict(zip(layout.read_sequence.tolist(), layout.read_row.tolist(), strict=True))
+            filled = [(i, j) for j, u in enumerate(batch.sequences) for i in plan.requests_of[u]]
+            paths = [
+                np.array([*range(past), *(past + r for r in layout.path(j, len(plan.sequences[u].ids) - 1 - past))])
+                for j, u in enumerate(batch.sequences)
+            ]
+            rows.fill([i for i, _ in filled], held, [paths[j] for _, j in filled])
+            first[[i for i, _ in filled]] = hidden[[last[j] for _, j in filled]]
         decoders = [
             Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)
         ]
         logits, alive = self.packed.logits(first), list(range(len(decoders)))
         while True:
-            rows_of_logits = logits.cpu().numpy()
-            tokens = [decoders[i].step(row) for i, row in zip(alive, rows_of_logits, strict=True)]
+            tokens = step_all([decoders[i] for i in alive], logits)
             left = [n for n, i in enumerate(alive) if not decoders[i].finish]
             if not left:
                 return [d.result() for d in decoders]
@@ -299,12 +310,30 @@ class ForwardModel:
             Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)
         ]
         while True:
-            logits = rows.logits().cpu().numpy()
-            tokens = [d.step(row) for d, row in zip(decoders, logits, strict=True)]
+            tokens = step_all(decoders, rows.logits())
             if all(d.finish for d in decoders):
                 self._computed += rows.computed
                 return [d.result() for d in decoders]
             rows.append(tokens)
+
+
+def default_batch_tokens(module: Any, packed: bool) -> int:
+    """Tokens per pass for a loaded model: a constant on CPU; on a GPU what half of its free memory holds, a power of
+    two, so that little more or less of it changes no batch."""
+    weight = next(module.parameters())
+    if weight.device.type != "cuda":
+        return CPU_TOKENS
+    config = module.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    bytes_kept = 2 * config.num_hidden_layers * kv * size * weight.element_size()
+    wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    passing = 20 * config.hidden_size + 8 * wide + (0 if packed else 6 * config.vocab_size)
+    free, _ = torch.cuda.mem_get_info(weight.device)
+    # a pass that writes keeps its own keys and values, and those of the rows that grow: four times as many
+    tokens = free // 2 // (passing + 5 * bytes_kept)
+    return int(min(GPU_TOKENS, max(CPU_TOKENS, 1 << max(tokens, 1).bit_length() - 1)))
 
 
 class ScoreReader:

@@ -2,9 +2,9 @@
 
 Why not the module of ``transformers``: at these sizes it spends half its time in element-wise passes, casts and
 padding. Here every linear layer runs once over the flat tokens, attention runs per block of neighbouring segments
-(GPU: per padded row), and the residual stream stays in float32, which halves the rounding error of bf16. Weights,
-rotary tables and epsilon come from the loaded module; ``_forward.matches_module`` compares the two when a model is
-loaded.
+(on a GPU by a variable-length kernel, ``_cascade``), and the residual stream stays in float32, which halves the
+rounding error of bf16. Weights, rotary tables and epsilon come from the loaded module, with which this pass is compared
+when it is loaded (``_forward.matches_module``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iclkit.lm import _cascade, _fused
 from iclkit.lm._plan import Layout
 
 BLOCK = 128
@@ -26,6 +27,7 @@ ROUND = 32
 """Flat batches are padded to a multiple of this: oneDNN keeps a compiled kernel per shape, about a megabyte each."""
 HEAD_ROWS = 128
 """Rows of the LM head computed at a time: bounds the memory of the logits."""
+HEAD_ROWS_GPU = 512
 SUPPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 _ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 
@@ -102,9 +104,15 @@ class _Layer:
 
 
 class PackedLlama:
-    """The forward pass. ``module`` is the loaded ``…ForCausalLM``, whose parameters are used (packed copies on CPU)."""
+    """The forward pass. ``module`` is the loaded ``…ForCausalLM``, whose parameters are used (packed copies on CPU).
 
-    def __init__(self, module: Any, *, rows_attention: bool | None = None) -> None:
+    ``attention``: "blocks", "rows", or the kernel of a cascade; None takes what suits the device. ``fused``: whether
+    ``_fused`` does the element-wise work; None: where it works.
+    """
+
+    def __init__(
+        self, module: Any, *, attention: str | _cascade.Kernel | None = None, fused: bool | None = None
+    ) -> None:
         config = module.config
         base = module.model
         self.device: torch.device = base.embed_tokens.weight.device
@@ -118,14 +126,21 @@ class PackedLlama:
         self.hidden: int = config.hidden_size
         self._rotary: Any = base.rotary_emb
         self._tables: tuple[Tensor, Tensor] | None = None
-        self._rows_attention = self.device.type != "cpu" if rows_attention is None else rows_attention
+        if attention is None:
+            kernel = _cascade.kernel_for(self.device, self.dtype, self.size)
+            attention = kernel or ("blocks" if self.device.type == "cpu" else "rows")
+        self.attention = attention
+        self.fused = _fused.works(self.device) if fused is None else fused
         packed = can_pack(self.device)
         self.layers = [self._layer(layer, packed) for layer in base.layers]
         head = module.get_output_embeddings()
         if self.device.type == "cpu":  # float32 logits: a packed float32 copy of the head
             self._head: _Linear | Tensor = _Linear(head.weight.float(), None, packed)
+            self.head_rows = HEAD_ROWS
         else:
             self._head = head.weight
+            self.head_rows = HEAD_ROWS_GPU
+        self._wide = self.device.type == "cuda" and self.dtype == torch.bfloat16 and hasattr(torch.ops.aten.mm, "dtype")
 
     @staticmethod
     def _layer(layer: Any, packed: bool) -> _Layer:
@@ -186,7 +201,7 @@ class PackedLlama:
         tokens, positions = torch.zeros(2, n, dtype=torch.long)
         tokens[:real], positions[:real] = torch.from_numpy(layout.tokens), torch.from_numpy(layout.positions)
         tokens, positions = tokens.to(self.device), positions.to(self.device)
-        attend = self._rows(layout, prefix) if self._rows_attention else self._blocks(layout, prefix)
+        attend = self._attend(layout, prefix)
         rows = torch.from_numpy(np.resize(layout.rows, -(-len(layout.rows) // ROUND) * ROUND)).to(self.device)
         kept: KV = []
 
@@ -210,28 +225,70 @@ class PackedLlama:
         return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device))[:real]
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        cos, sin = self._angles(positions)
-        turn = cos * self.size**-0.5, sin * self.size**-0.5  # queries come out scaled
-        n, h, g, d = len(tokens), self.heads, self.kv_heads, self.size
+        angles = self._angles(positions)
         x = self.embedding[tokens].float()
+        more: Tensor | None = None  # what the layer before adds to x
         for number, layer in enumerate(self.layers):
-            y = F.rms_norm(x, (self.hidden,), layer.norm1, self.eps).to(self.dtype)
-            qkv = layer.qkv(y).view(n, h + 2 * g, d)
-            q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q = F.rms_norm(q.float(), (d,), layer.q_norm, self.eps).to(self.dtype)
-                k = F.rms_norm(k.float(), (d,), layer.k_norm, self.eps).to(self.dtype)
-            q, k = self._rotate(q, *turn), self._rotate(k, cos, sin)
-            keys, values = k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()  # (g, n, d)
+            y = self._add_norm(x, more, layer.norm1)
+            q, keys, values = self._heads(layer, y, angles)
             seen = attend(number, q, keys, values)
             if number == len(self.layers) - 1:  # nobody reads the other rows any more
                 x, seen = x[rows], seen[rows]
-            x += layer.o(seen)
-            y = F.rms_norm(x, (self.hidden,), layer.norm2, self.eps).to(self.dtype)
-            x += layer.down(layer.up.times(y, layer.gate.silu(y)))
+            y = self._add_norm(x, layer.o(seen), layer.norm2)
+            more = layer.down(self._gated(layer, y))
+        if more is not None:
+            x += more
         return F.rms_norm(x, (self.hidden,), self.final_norm, self.eps)
 
+    def _add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor) -> Tensor:
+        """Add ``more`` to x; the RMS norm of x in the dtype of the products."""
+        if self.fused:
+            return _fused.add_norm(x, more, weight, self.eps, self.dtype)
+        if more is not None:
+            x += more
+        return F.rms_norm(x, (self.hidden,), weight, self.eps).to(self.dtype)
+
+    def _heads(self, layer: _Layer, y: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (T, heads, d), rotated and scaled; keys, rotated, and values (kv heads, T, d)."""
+        (cos, sin), scale = angles, self.size**-0.5
+        h, g, d = self.heads, self.kv_heads, self.size
+        qkv = layer.qkv(y).view(len(y), h + 2 * g, d)
+        if self.fused and layer.q_norm is None:
+            return _fused.rotate(qkv, cos, sin, h, g, scale)
+        q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = F.rms_norm(q.float(), (d,), layer.q_norm, self.eps).to(self.dtype)
+            k = F.rms_norm(k.float(), (d,), layer.k_norm, self.eps).to(self.dtype)
+        q, k = self._rotate(q, cos * scale, sin * scale), self._rotate(k, cos, sin)
+        return q, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
+
+    def _gated(self, layer: _Layer, y: Tensor) -> Tensor:
+        """What the second product of the layer's MLP reads."""
+        if self.fused:
+            return _fused.gate(layer.gate(y), layer.up(y))
+        return layer.up.times(y, layer.gate.silu(y))
+
     # -- attention ------------------------------------------------------------------------------------------------
+
+    def _attend(self, layout: Layout, prefix: KV | None) -> Attend:
+        if self.attention == "blocks":
+            return self._blocks(layout, prefix)
+        if callable(self.attention):
+            return self._cascade(layout, prefix, self.attention)
+        return self._rows(layout, prefix)
+
+    def _cascade(self, layout: Layout, prefix: KV | None, kernel: _cascade.Kernel) -> Attend:
+        """Attention by a variable-length kernel: a call for all segments, one per level above, one for the prefix."""
+        real = len(layout.tokens)
+        own, parts = _cascade.parts_of(layout, prefix[0][0].shape[1] if prefix else 0, self.device)
+
+        def attend(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            before = (prefix[number][0].transpose(0, 1), prefix[number][1].transpose(0, 1)) if prefix else None
+            k, v = keys[:, :real].transpose(0, 1), values[:, :real].transpose(0, 1)
+            seen = _cascade.attend(q[:real], k, v, before, own, parts, kernel).flatten(1)
+            return F.pad(seen, (0, 0, 0, len(q) - real)) if len(q) > real else seen
+
+        return attend
 
     def _blocks(self, layout: Layout, prefix: KV | None) -> Attend:
         """Attention by blocks of neighbouring segments: a block's queries see its ancestors whole and itself masked."""
@@ -308,6 +365,11 @@ class PackedLlama:
         """float32 logits (R, vocabulary) of float32 hidden states: the products and sums are float32, not bf16."""
         if isinstance(self._head, _Linear):
             return self._head(hidden)
+        if self._wide:  # two bf16 terms hold 16 of the 24 bits of a float32; their products are added up in float32
+            high = hidden.to(self.dtype)
+            low = (hidden - high).to(self.dtype)
+            total = torch.mm(high, self._head.T, out_dtype=torch.float32)
+            return total.add_(torch.mm(low, self._head.T, out_dtype=torch.float32))
         out = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)
         for at in range(0, len(self._head), 16384):  # no float32 copy of a large head
             out[:, at : at + 16384] = hidden @ self._head[at : at + 16384].float().T

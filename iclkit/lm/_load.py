@@ -35,7 +35,7 @@ def load_lm(
     device: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     cache: bool | Path = True,
     packed: bool = True,
     trust_remote_code: bool = False,
@@ -47,7 +47,8 @@ def load_lm(
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
     device: cpu, cuda, cuda:1 …; None takes the GPUs there are. workers: processes that share the batches; None is one
     per GPU, or on CPU one per core up to four for a small model (they start once 20,000 tokens have been asked for).
-    threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass. cache: True for
+    threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass; None is 2,048 on CPU,
+    and on a GPU what half of its free memory holds, up to 32,768. cache: True for
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
     a path for another file, False for none. packed: False runs the ``transformers`` module itself.
     trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded whole, RunError when
@@ -103,7 +104,7 @@ def load_torch(
     device: str | None = None,
     workers: int | None = 1,
     threads: int | None = None,
-    batch_tokens: int = 2048,
+    batch_tokens: int | None = None,
     packed: bool = True,
     trust_remote_code: bool = False,
 ) -> TorchLM:
@@ -159,7 +160,10 @@ def load_torch(
         engine = ProcessEngine(
             model.compute,
             "iclkit.lm._load:load_compute",
-            [{**settings, "device": f"cuda:{n % gpus}" if gpus else str(where)} for n in range(1, workers)],
+            [
+                {**settings, "batch_tokens": model.batch_tokens, "device": f"cuda:{n % gpus}" if gpus else str(where)}
+                for n in range(1, workers)
+            ],
             size=estimated_tokens,
             min_size=MIN_TOKENS_FOR_WORKERS,
         )
@@ -179,7 +183,7 @@ def load_model(
     dtype: str,
     device: str,
     threads: int | None,
-    batch_tokens: int,
+    batch_tokens: int | None,
     packed: bool,
     trust_remote_code: bool,
 ) -> tuple[ForwardModel, tuple[str, ...]]:
@@ -228,8 +232,11 @@ def _packed_llama(module: Any) -> PackedLlama | None:
 
     if not is_supported(module.config):
         return None
-    llama = PackedLlama(module)
-    return llama if matches_module(module, llama) else None
+    for attention in (None, "rows") if module.device.type == "cuda" else (None,):
+        llama = PackedLlama(module, attention=attention)
+        if matches_module(module, llama):
+            return llama
+    return None
 
 
 def _device(device: str | None) -> Any:

@@ -17,8 +17,8 @@ from iclkit.lm._token_lm import TokenLM
 from iclkit.lm._tokens import TokenIds, TokenPair
 from iclkit.records import GenerateRequest, Generation, Score, Usage
 
-GENERATE_ROWS = 32
-"""Sequences generated side by side at most."""
+TOKENS_PER_ROW = 64
+"""Sequences generated side by side: at most one for so many tokens of a pass."""
 
 
 class TorchLM(TokenLM):
@@ -174,7 +174,7 @@ def generation_batches(
     free = [i for i, r in enumerate(requests) if not r.choices]
     for i in sorted(free, key=lambda i: (-(len(prompts[i]) + requests[i].max_tokens), i)):
         size = len(prompts[i]) + requests[i].max_tokens
-        if current and (rows >= GENERATE_ROWS or (rows + 1) * width > budget):
+        if current and (rows >= max(32, batch_tokens // TOKENS_PER_ROW) or (rows + 1) * width > budget):
             yield current
             current, rows = [], 0
         if not current:

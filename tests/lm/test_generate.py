@@ -5,6 +5,7 @@ import torch
 
 from iclkit.errors import RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
+from iclkit.lm._cascade import plain
 from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
 
@@ -34,11 +35,11 @@ def test_greedy_batches_equal_the_plain_loop(lm):
     assert [g.text for g in got] == [plain_greedy(lm, c, 12) for c in CONTEXTS]
 
 
-@pytest.mark.parametrize("rows_attention", [False, True])
+@pytest.mark.parametrize("attention", ["blocks", "rows", plain], ids=["blocks", "rows", "cascade"])
 @pytest.mark.parametrize("batch_tokens", [8, 24, 2048])
-def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, rows_attention):
+def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, attention):
     lm = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu", batch_tokens=batch_tokens)
-    lm.model.packed = PackedLlama(lm.model.module, rows_attention=rows_attention)
+    lm.model.packed = PackedLlama(lm.model.module, attention=attention)
     shared = " ".join(CONTEXTS[:2])
     asks = [GenerateRequest(shared + end, n) for end in ("", *(f" {c}" for c in CONTEXTS)) for n in (1, 3, 40)]
     asks.append(asks[4])

@@ -13,7 +13,7 @@ from iclkit.errors import ModelError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest, load_lm
 from iclkit.lm._cache import Cache, NoCache, pack_score
 from iclkit.lm._cached import cached, generation_key, score_key, score_text_key
-from iclkit.lm._decode import Decoder
+from iclkit.lm._decode import Decoder, step_all
 from iclkit.lm._load import load_torch
 from iclkit.lm._verified import VerifiedLM
 from iclkit.lm._vllm import VLLM
@@ -94,12 +94,12 @@ def test_no_token_is_written_from_logits_that_are_no_numbers(value, temperature)
     logits = np.zeros(9, np.float32)
     logits[5] = value
     with pytest.raises(ModelError, match="NaN or infinite logits"):
-        writer.step(logits)
+        step_all([writer], torch.from_numpy(logits)[None])
     with pytest.raises(ModelError, match="NaN or infinite logits"):
-        writer.step(np.full(9, -np.inf, np.float32))
+        step_all([writer], torch.full((1, 9), -math.inf))
     masked = np.full(9, -np.inf, np.float32)
     masked[3] = 1.0
-    assert writer.step(masked) == 3
+    assert step_all([writer], torch.from_numpy(masked)[None]) == [3]
 
 
 def test_vllm_that_gives_no_number_is_refused(tiny_folder):

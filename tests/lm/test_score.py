@@ -4,11 +4,15 @@ import json
 import random
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.lm import LM, ModelShape, ScoreRequest, load_lm
+from iclkit.lm._cascade import plain
+from iclkit.lm._forward import default_batch_tokens
+from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
 from iclkit.lm._tokens import TokenPair
 
@@ -80,12 +84,11 @@ def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, 
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
-def test_attention_by_rows_as_on_a_gpu_equals_the_reference(tiny_folder, naive):
-    from iclkit.lm._llama import PackedLlama
-
+@pytest.mark.parametrize("attention", ["rows", plain], ids=["rows", "cascade"])
+def test_attention_as_on_a_gpu_equals_the_reference(attention, tiny_folder, naive):
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    lm.model.packed = PackedLlama(lm.model.module, rows_attention=True)
+    lm.model.packed = PackedLlama(lm.model.module, attention=attention)
     pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
@@ -253,3 +256,25 @@ def test_real_prompts_score_as_the_naive_reference_does(smollm2_path, shared_dat
 @pytest.mark.data
 def test_sixty_four_real_prompts_score_as_the_naive_reference_does(smollm2_path, shared_data, naive):
     check_real_prompts(smollm2_path, shared_data, naive, per_task=32, shots=4)
+
+
+def test_the_size_of_a_pass_is_a_setting_with_a_default_by_device(tiny_folder):
+    assert load_torch(str(tiny_folder()), device="cpu").model.batch_tokens == 2048
+    assert load_torch(str(tiny_folder()), device="cpu", batch_tokens=300).model.batch_tokens == 300
+
+
+def test_the_size_of_a_pass_on_a_gpu_follows_its_free_memory(monkeypatch, tiny_folder):
+    module = load_torch(str(tiny_folder()), device="cpu").model.module
+    monkeypatch.setattr(module, "parameters", lambda: iter([OnGpu()]))
+    sizes = []
+    for free in (1 << 20, 1 << 27, (1 << 27) + (1 << 20), 1 << 40):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (free, free))
+        sizes.append(default_batch_tokens(module, packed=True))
+    assert sizes[0] == 2048 < sizes[1] == sizes[2] < sizes[3] == 32768
+
+
+class OnGpu:
+    device = torch.device("cuda")
+
+    def element_size(self):
+        return 2
