@@ -12,7 +12,7 @@ from iclkit.datasets import make_task
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import evaluate
 from iclkit.lm import Score
-from iclkit.prompts import Template
+from iclkit.prompts import Template, assemble
 from iclkit.records import Example
 from iclkit.selectors import make_selector
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
@@ -145,7 +145,7 @@ def test_every_prompt_of_a_trial_begins_with_the_same_demonstrations():
     assert len(lm.scored) == 20 * 2
     assert all(r.context.startswith(shared) for r in lm.scored)
     queries = {r.context.removeprefix(shared) for r in lm.scored}
-    assert queries == {TEMPLATE.render_query(q) for q, _ in one.validation}
+    assert queries == {assemble(TEMPLATE, q, []).text for q, _ in one.validation}
 
 
 def test_lists_that_are_behind_are_given_up_after_half_of_the_queries_and_never_chosen():
