@@ -7,10 +7,10 @@ or is about to have. Proposals depend on seed, trial number and what the storage
 
 from __future__ import annotations
 
-import inspect
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import optuna
@@ -20,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.registry import parse_spec
+from iclkit.settings import check_settings, describe_settings, read_settings, setting
 from iclkit.tuners import _net
 from iclkit.tuners._bandit import FloatArray, IntArray, acquisition, distinct_lists, standardise, ucb_widths
 from iclkit.tuners._space import Arm, SearchSpace
@@ -83,14 +84,32 @@ def history(study: Study, space: SearchSpace) -> tuple[list[tuple[Arm, float]], 
     return tried, live
 
 
+@dataclass(frozen=True)
+class SamplerSettings:
+    """The settings of a sampler; this one is for samplers without any."""
+
+    sampler: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_settings(self, f"sampler {self.sampler!r}")
+
+
 class OrderedSetSampler(BaseSampler):
-    """Proposes ordered lists; a strategy is its ``propose``. Other parameters are drawn at random."""
+    """Proposes ordered lists; a strategy is its ``propose``. Other parameters are drawn at random.
+
+    ``settings`` are those of ``settings_class``, as the study names them.
+    """
 
     name = ""
+    settings_class: ClassVar[type[SamplerSettings]] = SamplerSettings
 
-    def __init__(self, space: SearchSpace, *, seed: int = 0) -> None:
+    def __init__(self, space: SearchSpace, *, seed: int = 0, **settings: Any) -> None:
         self.space, self.seed = space, seed
-        self.settings: dict[str, Any] = {}
+        defaults = {each.name: each.default for each in describe_settings(self.settings_class)}
+        self.options: Any = self.settings_class(
+            **read_settings(self.settings_class, settings, f"sampler {self.name!r}")
+        )
+        self.settings: dict[str, Any] = {**defaults, **settings}
 
     @abstractmethod
     def propose(
@@ -234,21 +253,46 @@ class RandomSetSampler(OptunaSampler):
         return optuna.samplers.RandomSampler(seed=seed)
 
 
-class TPESetSampler(OptunaSampler):
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), over rows as categories.
+@dataclass(frozen=True)
+class TPESettings(SamplerSettings):
+    """The settings of ``TPESetSampler``."""
 
-    ``startup``: trials at random before it begins.
-    """
+    sampler: ClassVar[str] = "tpe"
+
+    startup: int = setting(10, "lists at random before the estimator is used", ge=1)
+
+
+class TPESetSampler(OptunaSampler):
+    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), over rows as categories."""
 
     name = "tpe"
-
-    def __init__(self, space: SearchSpace, *, seed: int = 0, startup: int = 10) -> None:
-        super().__init__(space, seed=seed)
-        self.startup = startup
+    settings_class = TPESettings
 
     def inner(self, seed: int) -> BaseSampler:
         """TPESampler, with running trials counted as bad so that workers spread out."""
-        return optuna.samplers.TPESampler(n_startup_trials=self.startup, seed=seed, constant_liar=True)
+        return optuna.samplers.TPESampler(n_startup_trials=self.options.startup, seed=seed, constant_liar=True)
+
+
+@dataclass(frozen=True)
+class EaseSettings(SamplerSettings):
+    """The settings of ``EaseSampler``."""
+
+    sampler: ClassVar[str] = "ease"
+
+    warmup: int = setting(10, "lists at random before the network is used", ge=1)
+    nu: float = setting(0.01, "weight of the uncertainty; under the square root, as in the reference code", gt=0)
+    prior: float = setting(0.1, "diagonal of the confidence matrix before any list was played", gt=0)
+    style: Literal["ucb", "ts"] = setting("ucb", "mean plus uncertainty, or a draw (Thompson sampling)")
+    update: Literal["played", "batch"] = setting("played", "lists in the confidence: the played ones, or all winners")
+    domain: int = setting(2000, "lists that are drawn at random for a proposal", ge=1)
+    keep: int = setting(500, "lists of a proposal that are scored", ge=1)
+    neighbours: float = setting(0.5, "share of these that are neighbors of the best lists so far", ge=0, le=1)
+    batches: int = setting(20, "winners of a proposal under update=batch", ge=1)
+    width: int = setting(256, "units of a hidden layer", ge=1)
+    hidden: int = setting(1, "hidden layers", ge=1)
+    steps: int = setting(100, "steps of Adam for each fit", ge=1)
+    rate: float = setting(0.01, "learning rate of Adam", gt=0)
+    targets: Literal["standard", "raw"] = setting("standard", "values that are fitted: standardized, or as they are")
 
 
 class EaseSampler(OrderedSetSampler):
@@ -262,48 +306,18 @@ class EaseSampler(OrderedSetSampler):
 
     The confidence matrix is the diagonal ``prior`` + g², over every arm played, the first ones included, and every arm
     under way, whose value is not known but whose gradient is; all under the present network (``update=played``).
-    ``update=batch`` is what the reference code does: ``batches`` winners a proposal enter it, only one of which is
-    played, and it is kept in this process from proposal to proposal. ``style`` is ``ucb``, or ``ts`` for Thompson's
-    draws. ``nu`` stands under the square root, as in that code. ``steps`` of Adam at ``rate``; ``hidden`` layers of
-    ``width``.
+    ``update=batch`` is what the reference code does: ``batches`` winners of a proposal enter it, only one of which is
+    played, and it is kept in this process from proposal to proposal. See ``EaseSettings``.
     """
 
     name = "ease"
+    settings_class = EaseSettings
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        seed: int = 0,
-        warmup: int = 10,
-        nu: float = 0.01,
-        prior: float = 0.1,
-        style: str = "ucb",
-        update: str = "played",
-        domain: int = 2000,
-        keep: int = 500,
-        neighbours: float = 0.5,
-        batches: int = 20,
-        width: int = 256,
-        hidden: int = 1,
-        steps: int = 100,
-        rate: float = 0.01,
-        targets: str = "standard",
-    ) -> None:
-        super().__init__(space, seed=seed)
-        if style not in ("ucb", "ts") or update not in ("played", "batch"):
-            raise UsageError(f"ease: style is ucb or ts, update is played or batch, not {style!r} and {update!r}")
-        if min(warmup, domain, keep, batches, width, hidden, steps) < 1 or min(nu, prior, rate) <= 0:
-            raise UsageError("ease: every number is above 0")
-        if not 0 <= neighbours <= 1:
-            raise UsageError(f"ease: neighbours is a share between 0 and 1, not {neighbours}")
+    def __init__(self, space: SearchSpace, *, seed: int = 0, **settings: Any) -> None:
+        super().__init__(space, seed=seed, **settings)
         if space.features is None:
             raise UsageError("ease needs features of the lists; give an embedder")
         self.features = space.features
-        self.warmup, self.nu, self.prior, self.style, self.update = warmup, nu, prior, style, update
-        self.domain, self.keep, self.neighbours, self.batches = domain, keep, neighbours, batches
-        self.width, self.hidden, self.steps, self.rate = width, hidden, steps, rate
-        self.targets = targets
         self._winners: FloatArray | None = None  # squared gradients of all winners so far, for update=batch
 
     def propose(
@@ -315,21 +329,29 @@ class EaseSampler(OrderedSetSampler):
         rng: np.random.Generator,
     ) -> Arm:
         """The list of highest acquisition; at random while fewer than ``warmup`` were tried or are under way."""
-        if len(taken) < self.warmup or not tried:
+        if len(taken) < self.options.warmup or not tried:
             return self.fresh(taken, rng)
         arms = [a for a in self.candidates(tried, rng) if a not in taken]
         if not arms:
             return self.fresh(taken, rng)
         seen = self._look([a for a, _ in tried])
-        sizes = (seen.shape[1], *[self.width] * self.hidden, 1)
+        sizes = (seen.shape[1], *[self.options.width] * self.options.hidden, 1)
         theta = _net.start(sizes, np.random.default_rng(self.seed))  # always the same: a fit depends on data alone
         values = np.array([value for _, value in tried])
-        if self.targets == "standard":
+        if self.options.targets == "standard":
             values = (values - values.mean()) / (values.std() or 1.0)
         x = standardise(seen, seen)
-        theta = _net.fit(theta, sizes, x, values, steps=self.steps, rate=self.rate, decay=self.prior / len(values))
+        theta = _net.fit(
+            theta,
+            sizes,
+            x,
+            values,
+            steps=self.options.steps,
+            rate=self.options.rate,
+            decay=self.options.prior / len(values),
+        )
         features = standardise(seen, self._look(arms))
-        if self.update == "batch":
+        if self.options.update == "batch":
             return arms[self._of_batches(theta, sizes, features, rng)]
         played = _net.sum_of_squares(theta, sizes, standardise(seen, self._look(sorted(taken))))
         scores = self._scores(theta, sizes, features, played, rng)
@@ -338,8 +360,10 @@ class EaseSampler(OrderedSetSampler):
     def candidates(self, tried: Sequence[tuple[Arm, float]], rng: np.random.Generator) -> list[Arm]:
         """The arms to be scored, each once."""
         space = self.space
-        near = round(self.neighbours * self.keep)
-        far = self._filtered(distinct_lists(space.rows, space.k, self.domain, rng), max(1, self.keep - near))
+        near = round(self.options.neighbours * self.options.keep)
+        far = self._filtered(
+            distinct_lists(space.rows, space.k, self.options.domain, rng), max(1, self.options.keep - near)
+        )
         ranked = sorted(tried, key=lambda each: -each[1])[:5]
         close = [_neighbour(ranked[n % len(ranked)][0].rows, space.rows, rng) for n in range(near)]
         words = rng.permuted(np.tile(np.arange(space.instructions), (len(far) + near, 1)), axis=1)[:, :10]
@@ -356,15 +380,15 @@ class EaseSampler(OrderedSetSampler):
     def _scores(
         self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, played: FloatArray, rng: np.random.Generator
     ) -> FloatArray:
-        spreads = ucb_widths(theta, sizes, x, played, self.prior, self.nu)
-        return acquisition(_net.predict(theta, sizes, x), spreads, self.style, rng)
+        spreads = ucb_widths(theta, sizes, x, played, self.options.prior, self.options.nu)
+        return acquisition(_net.predict(theta, sizes, x), spreads, self.options.style, rng)
 
     def _of_batches(self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, rng: np.random.Generator) -> int:
         """The best of the batches' winners, each of which enters the confidence."""
         if self._winners is None or len(self._winners) != len(theta):
             self._winners = np.zeros(len(theta))
         best, best_score = 0, -np.inf
-        for part in np.array_split(rng.permutation(len(x)), min(self.batches, len(x))):
+        for part in np.array_split(rng.permutation(len(x)), min(self.options.batches, len(x))):
             scores = self._scores(theta, sizes, x[part], self._winners, rng)
             won = int(np.argmax(scores))
             self._winners = self._winners + _net.sum_of_squares(theta, sizes, x[part[won : won + 1]])
@@ -399,16 +423,4 @@ def make_sampler(spec: str, space: SearchSpace, seed: int = 0) -> OrderedSetSamp
     wanted = parse_spec(spec)
     if wanted.name not in SAMPLERS:
         raise UnknownName("sampler", wanted.name, SAMPLERS)
-    made = SAMPLERS[wanted.name]
-    known = {k: p for k, p in inspect.signature(made).parameters.items() if k not in ("space", "seed")}
-    for key, value in wanted.settings.items():
-        if key not in known:
-            raise UnknownName(f"setting of sampler {wanted.name!r}", key, known)
-        default = known[key].default
-        if isinstance(value, bool) or not isinstance(
-            value, int | float if isinstance(default, float) else type(default)
-        ):
-            raise UsageError(f"sampler {wanted.name!r}: {key} is like {default!r}, not {value!r}")
-    sampler = made(space, seed=seed, **dict(wanted.settings))
-    sampler.settings = {k: wanted.settings.get(k, p.default) for k, p in known.items()}
-    return sampler
+    return SAMPLERS[wanted.name](space, seed=seed, **dict(wanted.settings))

@@ -178,7 +178,7 @@ def finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=_DONE)
 
 
-def work(
+def run_trials(
     study: optuna.Study,
     space: SearchSpace,
     trials: int,
@@ -188,7 +188,7 @@ def work(
     grace: float = GRACE,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Work on a study until it has ``trials`` finished trials; any number of processes may do so at once.
+    """Run trials of a study until it has ``trials`` finished trials; any number of processes may do so at once.
 
     Up to ``batch`` lists are proposed one after the other, each knowing of those before it, and handed together to
     ``evaluate``, which reports, prunes and tells each trial. A trial whose worker died (its process is gone, or has

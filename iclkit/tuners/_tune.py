@@ -35,7 +35,7 @@ from iclkit.tuners._space import (
     is_order_sensitive,
     render_block,
 )
-from iclkit.tuners._study import check_trials, finished, open_study, storage_errors, without_password, work
+from iclkit.tuners._study import check_trials, finished, open_study, run_trials, storage_errors, without_password
 
 FEATURES = ("positions", "block")
 PRUNERS = ("none", "median")
@@ -93,8 +93,8 @@ _OF_OWN_ANSWERS = ("first-token", "generate")
 _ROOM = 8  # tokens beyond the longest right answer, in which a wrong one shows that it goes on
 Q = TypeVar("Q")
 A = TypeVar("A")
-Asked = tuple[Query, Example]
-"""A question with the example that answers it."""
+LabeledQuery = tuple[Query, Example]
+"""A query with the example that answers it."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class TuneProblem:
 
     task: Task
     view: PoolView
-    validation: tuple[Asked, ...]
-    confirmation: tuple[Asked, ...]
+    validation: tuple[LabeledQuery, ...]
+    confirmation: tuple[LabeledQuery, ...]
     lm: LM
     instructions: tuple[str | None, ...] = (None,)
 
@@ -154,7 +154,7 @@ class TuneProblem:
         return wanted if wanted != "auto" else "greedy" if read else "metric"
 
     def score(
-        self, arm: Arm, asked: Sequence[Asked], objective: str = "metric"
+        self, arm: Arm, asked: Sequence[LabeledQuery], objective: str = "metric"
     ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """(q,) value of each question with an arm in front, and what the LM was asked for it.
 
@@ -164,7 +164,7 @@ class TuneProblem:
         if objective == "greedy" and not self.readable:
             return self._write(arm, asked)
         if objective == "greedy" or (objective == "logprob" and self.written):
-            return self._read(arm, asked, objective)
+            return self._score_gold(arm, asked, objective)
         bench = Bench(self.task, self.view, tuple(q for q, _ in asked), tuple(e.output for _, e in asked), "ignore")
         shown = FixedSelector.showing(self.demonstrations(arm), self.instructions[arm.instruction])
         run = evaluate(bench, shown, self.lm, k=len(arm.rows), on_error="stop")
@@ -177,7 +177,9 @@ class TuneProblem:
         values = [0.0 if value is None else float(value) for value in known]
         return _finite_values(values, self.lm), {**run.usage, **_silent(sum(not row.output for row in run.rows))}
 
-    def _read(self, arm: Arm, asked: Sequence[Asked], objective: str) -> tuple[NDArray[np.float64], dict[str, float]]:
+    def _score_gold(
+        self, arm: Arm, asked: Sequence[LabeledQuery], objective: str
+    ) -> tuple[NDArray[np.float64], dict[str, float]]:
         """The right answers, ended as a demonstration is, read after their prompts."""
         template, requests = self.template(arm), list[ScoreRequest]()
         for (prompt, _), (_, example) in zip(self._prompts(arm, asked), asked, strict=True):
@@ -193,7 +195,7 @@ class TuneProblem:
         _finite_values([s.logprob for s in found.values()], self.lm)
         return np.array(values), cost
 
-    def _write(self, arm: Arm, asked: Sequence[Asked]) -> tuple[NDArray[np.float64], dict[str, float]]:
+    def _write(self, arm: Arm, asked: Sequence[LabeledQuery]) -> tuple[NDArray[np.float64], dict[str, float]]:
         """Whether the LM writes the right answers, and then stops or ends the line."""
         prompts, end = self._prompts(arm, asked), self._end
         # one bound for all: what is asked of a question says nothing of its own answer
@@ -219,7 +221,7 @@ class TuneProblem:
         # models write the blank line between demonstrations one newline at a time
         return "" if self.task.template.chat else "\n" if separator.startswith("\n") else separator
 
-    def _prompts(self, arm: Arm, asked: Sequence[Asked]) -> list[tuple[Prompt, str]]:
+    def _prompts(self, arm: Arm, asked: Sequence[LabeledQuery]) -> list[tuple[Prompt, str]]:
         """Each question's prompt and its right answer. DataError where the two do not fit the LM's context."""
         template, shown, out = self.template(arm), self.demonstrations(arm), []
         for query, example in asked:
@@ -427,7 +429,7 @@ def tune(
 
     with storage_errors(storage):
         check_trials(study, space, len(problem.validation), storage)
-        work(study, space, trials, judge, batch=settings.batch, progress=progress)
+        run_trials(study, space, trials, judge, batch=settings.batch, progress=progress)
         return _conclude(study, problem, space, settings, storage, sampler.settings)
 
 

@@ -180,11 +180,15 @@ def test_where_nothing_tells_lists_apart_curiosity_finds_the_one_place_that_coun
     [
         ("eas", UnknownName, "Did you mean 'ease'"),
         ("ease,nuu=1", UnknownName, "Did you mean 'nu'"),
-        ("ease,nu=much", UsageError, "nu is like 0.01"),
-        ("ease,warmup=1.5", UsageError, "warmup is like 10"),
-        ("ease,style=greedy", UsageError, "style is ucb or ts"),
-        ("ease,keep=0", UsageError, "above 0"),
-        ("ease,neighbours=2", UsageError, "share"),
+        ("ease,nu=much", UsageError, "sampler 'ease': nu is much; give a finite number above 0"),
+        ("ease,warmup=1.5", UsageError, "warmup is 1.5; give a whole number of 1 or more"),
+        ("ease,style=greedy", UsageError, "style is greedy; choose from ucb, ts"),
+        ("ease,keep=0", UsageError, "keep is 0; give a whole number of 1 or more"),
+        ("ease,targets=foo", UsageError, "targets is foo; choose from standard, raw"),
+        ("ease,update=often", UsageError, "choose from played, batch"),
+        ("tpe,startup=0", UsageError, "startup is 0"),
+        ("random,startup=3", UnknownName, "no setting of sampler 'random' named 'startup'"),
+        ("ease,neighbours=2", UsageError, "neighbours is 2.0; give a number from 0 to 1"),
     ],
 )
 def test_a_sampler_that_is_not_there_or_not_so_is_named(spec, error, says):

@@ -27,7 +27,7 @@ import json, sys, time
 from pathlib import Path
 from iclkit.testing import OrderedSetProblem
 from iclkit.tuners import PositionFeatures, SearchSpace, make_sampler
-from iclkit.tuners._study import open_study, work
+from iclkit.tuners._study import open_study, run_trials
 import optuna
 
 storage, log, sampler, trials, batch, hang = sys.argv[1:]
@@ -45,7 +45,7 @@ def judge(got):
             file.write(json.dumps([trial.number, arm.rows]) + chr(10))
 
 print("ready", flush=True)
-work(study, space, int(trials), judge, batch=int(batch))
+run_trials(study, space, int(trials), judge, batch=int(batch))
 """
 
 
@@ -153,14 +153,14 @@ def test_an_error_gives_the_trials_back_and_the_next_call_does_them():
         raise RuntimeError("the LM is gone")
 
     with pytest.raises(RuntimeError, match="gone"):
-        study_of.work(study, SPACE, 6, broken, batch=3)
+        study_of.run_trials(study, SPACE, 6, broken, batch=3)
     assert [t.state.name for t in study.trials] == ["FAIL"] * 3 + ["WAITING"] * 3
 
     def fine(got):
         for trial, _ in got:
             study.tell(trial, 0.5)
 
-    study_of.work(study, SPACE, 6, fine, batch=4)
+    study_of.run_trials(study, SPACE, 6, fine, batch=4)
     arms = [arm_of(t, SPACE) for t in study_of.finished(study)]
     assert len(arms) == 6
     assert {*seen} <= {*arms}
