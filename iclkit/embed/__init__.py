@@ -4,7 +4,7 @@ Importing this room loads no torch.
 """
 
 from iclkit.embed._formats import EmbeddingFormat, ExampleProvider, SideFormat, bge_icl, prompt_eol, rare
-from iclkit.embed._load import load_embedder
+from iclkit.embed._load import load_embedder, load_training_base
 from iclkit.embed._protocol import Embedder, FloatArray, are_unit, check_rows, encode_checked, vector_key
 from iclkit.embed._reranker import load_reranker
 from iclkit.embed._retriever import CARD, Retriever, RetrieverFormat
@@ -25,6 +25,7 @@ __all__ = [
     "encode_checked",
     "load_embedder",
     "load_reranker",
+    "load_training_base",
     "prompt_eol",
     "rare",
     "split_spec",

@@ -35,10 +35,9 @@ from iclkit.embed._torch import (
     check_ids,
     last_states,
     load_tokenizer,
-    quiet,
+    load_weights,
     steady,
     token_limit,
-    torch_threads,
 )
 from iclkit.errors import UsageError
 from iclkit.records import Json, Progress
@@ -75,9 +74,8 @@ class EncoderBackbone:
         """The model and the tokenizer of a transformers folder that ``models.check_folder`` has passed."""
         from transformers import AutoModel
 
-        with quiet():
-            model = models.load_weights(AutoModel, folder, last_states, dtype=dtype).to(device)
-            tokenizer, vocabulary = load_tokenizer(folder)
+        model = load_weights(AutoModel, folder, last_states, dtype=dtype, device=device)
+        tokenizer, vocabulary = load_tokenizer(folder)
         return cls(model, tokenizer, token_limit(model, tokenizer), vocabulary, str(folder))
 
     @property
@@ -245,7 +243,7 @@ class TextEmbedder:
             if some:
                 yield some
 
-        with torch.inference_mode(), torch_threads(self._threads):
+        with torch.inference_mode(), models.torch_threads(self._threads):
             yield batches()
 
     def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:

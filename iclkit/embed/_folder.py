@@ -5,21 +5,16 @@ Everything that is loaded lies in the folder and is hashed; pickles and code fro
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iclkit.errors import DataError, ModelError
 from iclkit.files import read_json
-from iclkit.models import check_folder, inside, read_object
-from iclkit.records import digest
+from iclkit.models import OwnCode, check_folder, embedder_folder_hash, inside, read_object
 
-HASHED = (".safetensors", ".json", ".txt", ".model")
-SKIPPED = {"onnx", "openvino"}  # the same weights again, for other engines
 WITH_WEIGHTS = {"Dense", "CNN", "LSTM", "LayerNorm", "WeightedLayerPooling", "StaticEmbedding", "WordEmbeddings"}
 TRANSFORMERS = {"Transformer", "CLIPModel"}
 ROUTERS = {"Router", "Asym"}
@@ -56,7 +51,7 @@ class Module:
             yield from module.walk()
 
 
-def read_modules(folder: Path, *, own_code: bool = False) -> tuple[Module, ...]:
+def read_modules(folder: Path, *, own_code: OwnCode = "refuse") -> tuple[Module, ...]:
     """The modules of a sentence-transformers folder, in order; () for a plain transformers folder.
 
     Modules inside routers are checked too. ModelError for a module of another kind than those of
@@ -78,18 +73,9 @@ def read_modules(folder: Path, *, own_code: bool = False) -> tuple[Module, ...]:
     return tuple(modules)
 
 
-def folder_hash(folder: Path, modules: tuple[Module, ...] = (), read: tuple[Path, ...] = ()) -> str:
-    """Hash of all that determines a model's vectors: weights, settings, tokenizer.
-
-    ``read``: further files that were read, of endings that are not hashed otherwise. Links are followed: what is hashed
-    is what is read.
-    """
-    wanted = {f for f in _files(folder) if f.suffix in HASHED and _is_used(f, folder, modules)}
-    marks = []
-    for file in sorted(wanted | {*read}):
-        with file.open("rb") as content:
-            marks.append([str(file.relative_to(folder)), hashlib.file_digest(content, "blake2b").hexdigest()])
-    return digest(marks)
+def folder_hash(folder: Path, modules: Sequence[Module] = (), also: Iterable[Path] = ()) -> str:
+    """Hash of all that determines the vectors of a folder with these modules; see ``models.embedder_folder_hash``."""
+    return embedder_folder_hash(folder, [m.path for module in modules for m in module.walk()], also)
 
 
 def _steps(file: Path) -> list[Any]:
@@ -102,7 +88,7 @@ def _steps(file: Path) -> list[Any]:
     return steps
 
 
-def _module(root: Path, path: str, dotted: str, told_by: Path, own_code: bool) -> Module:
+def _module(root: Path, path: str, dotted: str, told_by: Path, own_code: OwnCode) -> Module:
     kind = dotted.rpartition(".")[2]
     if not _TYPE.fullmatch(dotted) or kind not in MODULES:
         raise ModelError(
@@ -162,7 +148,7 @@ def _check_weights(module: Module) -> None:
         )
 
 
-def _routes(folder: Path, own_code: bool) -> Iterator[Module]:
+def _routes(folder: Path, own_code: OwnCode) -> Iterator[Module]:
     files = [folder / "router_config.json", folder / "config.json"]
     file = next((f for f in files if f.is_file()), files[0])
     types = read_object(file).get("types")
@@ -170,24 +156,3 @@ def _routes(folder: Path, own_code: bool) -> Iterator[Module]:
         raise ModelError(f"{file}: `types` is no object of module types; fetch or copy the model again")
     for path, dotted in types.items():
         yield _module(folder, path, dotted, file, own_code)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """All files below, through links, each folder once on the way down to it."""
-    pending = [(folder, frozenset({folder.resolve()}))]
-    while pending:
-        at, above = pending.pop()
-        for entry in os.scandir(at):
-            path = Path(entry.path)
-            if not entry.is_dir():
-                if entry.is_file():
-                    yield path
-            elif (real := path.resolve()) not in above:  # a link back up leads to files that are hashed already
-                pending.append((path, above | {real}))
-
-
-def _is_used(file: Path, folder: Path, modules: tuple[Module, ...]) -> bool:
-    if not SKIPPED & {*file.relative_to(folder).parts}:
-        return True
-    every = (m for module in modules for m in module.walk())
-    return any(m.path != folder and file.is_relative_to(m.path) for m in every)

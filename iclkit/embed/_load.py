@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from iclkit import models
 from iclkit.embed._encoder import EncoderBackbone, TextEmbedder
@@ -22,13 +22,8 @@ from iclkit.embed._formats import (
 from iclkit.embed._heads import dense_head, first_dimensions
 from iclkit.embed._protocol import Embedder
 from iclkit.embed._retriever import read_card, retriever_from_card
-from iclkit.embed._sentence_transformer import SentenceTransformerEmbedder
+from iclkit.embed._sentence_transformer import SentenceTransformerEmbedder, load_sentence_transformer
 from iclkit.embed._spec import checked_dtype, join_spec, split_spec
-from iclkit.embed._torch import (
-    device_of,
-    resolved_dtype,
-    torch_dtype,
-)
 from iclkit.errors import ModelError, UsageError
 from iclkit.records import Json
 
@@ -102,8 +97,8 @@ def load_embedder(
     for key, value in given.items():
         if value is not None and said.setdefault(key, value) != value:
             raise UsageError(f"{name_or_path!r} says {key}={said[key]!r}, and {key}={value!r} was given beside it")
-    place = device_of(device)
-    numbers = resolved_dtype(checked_dtype(said.get("dtype", "fp32")), place)
+    place = models.find_device(device)
+    numbers = models.resolve_dtype(checked_dtype(said.get("dtype", "fp32")), place)
     name = join_spec(bare, {**said, "dtype": numbers})
     wanted = Wanted(numbers, place, threads, said.get("query_prefix"), said.get("document_prefix"))
     if template is not None and wanted.prefixed:
@@ -114,14 +109,35 @@ def load_embedder(
     if colon and not Path(bare).exists():
         return _load_lm(name, way, rest, wanted, template)
     folder = models.resolve(bare, "embedder")
-    try:
+    with models.load_errors(f"cannot load the embedder {name!r} from {folder}"):
         card = read_card(folder) if template is None else None
         if card and wanted.prefixed:
             raise UsageError(f"the retriever in {folder} writes texts as its training did; it takes no prefixes")
         loaded = _load(name, folder, wanted, template, models.card_of(bare), own_metric=card is not None)
         return retriever_from_card(loaded, card) if card else loaded
-    except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-        raise models.unloadable("embedder", name, folder, error) from error
+
+
+def load_training_base(name_or_path: str) -> Any:
+    """The ``SentenceTransformer`` that a training starts from, in fp32 on the CPU, checked as ``load_embedder`` does.
+
+    Its ``prompts["query"]`` and ``prompts["document"]`` are what ``load_embedder`` puts in front of texts of that
+    embedder: the folder's own, what the catalogue knows, or the prefixes given behind the name. They have to be used in
+    training; a folder that the model is saved to keeps them. UsageError or ModelError, in one line.
+    """
+    bare, settings = split_spec(name_or_path, known=("query_prefix", "document_prefix"))
+    folder = models.resolve(bare, "embedder")
+    with models.load_errors(f"cannot train from {folder}"):
+        modules = read_modules(folder)
+        if not modules:
+            _refuse_what_has_no_states(bare, folder)
+        query, document = FolderSettings.read(folder).prompts(models.card_of(bare))
+        model, _ = load_sentence_transformer(folder, modules, "fp32", "cpu")
+        model.prompts = {
+            **model.prompts,
+            "query": settings.get("query_prefix", query),
+            "document": settings.get("document_prefix", document),
+        }
+        return model
 
 
 def _load_shown(name: str, spec: str, said: Mapping[str, str], device: str | None, threads: int | None) -> Embedder:
@@ -141,12 +157,10 @@ def _load_lm(name: str, way: str, model: str, wanted: Wanted, template: Embeddin
             raise UsageError(f"{way} writes a prompt of its own; prefixes go with {', '.join(POOLED)}")
         template = wanted.put(template)
     folder = models.resolve(model, "lm")
-    try:
+    with models.load_errors(f"cannot load the embedder {name!r} from {folder}"):
         # many language models bring code of their own beside the class that transformers has for them
-        modules = read_modules(folder, own_code=True)
+        modules = read_modules(folder, own_code="ignore")
         return _templated(name, folder, modules, wanted, template)
-    except Exception as error:
-        raise models.unloadable("embedder", name, folder, error) from error
 
 
 def _load(
@@ -185,7 +199,7 @@ def _load(
     if settings.dimensions:
         notes["dimensions"] = settings.dimensions
     tail = [first_dimensions(settings.dimensions)] if settings.dimensions else []
-    backbone = EncoderBackbone.load(words.path, torch_dtype(wanted.dtype), wanted.device)
+    backbone = EncoderBackbone.load(words.path, models.torch_dtype(wanted.dtype), wanted.device)
     weights = folder_hash(folder, modules, backbone.vocabulary)
     return TextEmbedder(name, backbone, template, weights, threads=wanted.threads, heads=heads, tail=tail, notes=notes)
 
@@ -196,7 +210,8 @@ def _templated(
     """The transformer of a folder under a template that is not the folder's own."""
     if modules and modules[0].kind != "Transformer":
         raise ModelError(f"{folder} begins with a {modules[0].kind}, not with a transformer; a template needs one")
-    backbone = EncoderBackbone.load(modules[0].path if modules else folder, torch_dtype(wanted.dtype), wanted.device)
+    at = modules[0].path if modules else folder
+    backbone = EncoderBackbone.load(at, models.torch_dtype(wanted.dtype), wanted.device)
     weights = folder_hash(folder, tuple(modules), backbone.vocabulary)
     return TextEmbedder(name, backbone, template, weights, threads=wanted.threads)
 

@@ -16,14 +16,10 @@ from iclkit.embed._torch import (
     MIN_ROWS,
     by_halves,
     check_ids,
-    device_of,
     load_tokenizer,
-    quiet,
-    resolved_dtype,
+    load_weights,
     steady,
     token_limit,
-    torch_dtype,
-    torch_threads,
 )
 from iclkit.errors import ModelError, UsageError
 from iclkit.records import digest
@@ -36,31 +32,27 @@ class CrossEncoder:
     """A sequence classifier with one output, e.g. ms-marco-MiniLM: the higher, the better the second text serves."""
 
     def __init__(self, name: str, dtype: str = "fp32", device: str | None = None, threads: int | None = None) -> None:
-        place = device_of(device)
+        place = models.find_device(device)
         bare, said = split_spec(name, known=("dtype",))
-        numbers = resolved_dtype(checked_dtype(said.get("dtype", dtype)), place)
+        numbers = models.resolve_dtype(checked_dtype(said.get("dtype", dtype)), place)
         folder = models.resolve(bare, "embedder")
-        try:
+        with models.load_errors(f"cannot load the reranker {name!r} from {folder}"):
             models.check_folder(folder)
             from transformers import AutoModelForSequenceClassification
 
-            with quiet():
-                model = models.load_weights(
-                    AutoModelForSequenceClassification, folder, _logits, dtype=torch_dtype(numbers)
-                )
-                self._tokenizer, vocabulary = load_tokenizer(folder)
+            kind = models.torch_dtype(numbers)
+            model = load_weights(AutoModelForSequenceClassification, folder, _logits, dtype=kind, device=place)
+            self._tokenizer, vocabulary = load_tokenizer(folder)
             if model.config.num_labels != 1:
                 raise ModelError(f"{name!r} is no reranker: it gives {model.config.num_labels} values for a pair")
-            self._model = steady(model.to(place))
+            self._model = steady(model)
             _float64_head(self._model)
             self._limit = token_limit(self._model, self._tokenizer)
             self._rows = int(self._model.get_input_embeddings().weight.shape[0])
             weights = folder_hash(folder, (), vocabulary)
-        except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-            raise models.unloadable("reranker", name, folder, error) from error
         self.name, self._threads = join_spec(bare, {"dtype": numbers}), threads
         self._budget = BATCH_TOKENS.get(place.type, 1024)
-        self.fingerprint = digest([weights, str(torch_dtype(numbers)), self._limit])
+        self.fingerprint = digest([weights, str(models.torch_dtype(numbers)), self._limit])
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """(n,): one logit per pair. Pairs of equal length in tokens go together: a score depends on its pair alone.
@@ -86,7 +78,7 @@ class CrossEncoder:
             found: NDArray[np.float32] = self._model(**batch).logits[: len(some), 0].float().cpu().numpy()
             return found
 
-        with torch.inference_mode(), torch_threads(self._threads):
+        with torch.inference_mode(), models.torch_threads(self._threads):
             for length, members in sorted(by_length.items()):
                 at = 0
                 while at < len(members):
@@ -107,7 +99,7 @@ class CrossEncoder:
 def _logits(model: Any) -> Any:
     import torch
 
-    x = torch.tensor([[5, 6, 7]])
+    x = torch.tensor([[5, 6, 7]], device=model.device)
     return model(input_ids=x, attention_mask=torch.ones_like(x)).logits
 
 

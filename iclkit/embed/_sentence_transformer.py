@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ import numpy as np
 from iclkit import models
 from iclkit.embed._folder import TRANSFORMERS, Module, folder_hash
 from iclkit.embed._protocol import FloatArray, check_rows
-from iclkit.embed._torch import by_halves, last_states, load_tokenizer, quiet, torch_dtype, torch_threads
+from iclkit.embed._torch import by_halves, last_states, load_tokenizer
 from iclkit.errors import ModelError
 from iclkit.records import Json, Progress, digest
 
+log = logging.getLogger(__name__)
 BATCH = 32
 
 
@@ -35,24 +37,13 @@ class SentenceTransformerEmbedder:
         device: Any,
         threads: int | None,
     ) -> None:
-        from sentence_transformers import SentenceTransformer
-
         self.name, self._threads, self._batch = name, threads, BATCH
         self._query_prompt, self._document_prompt = prompts
-        options = {"dtype": torch_dtype(dtype), "use_safetensors": True}
-        with quiet():
-            self._model = SentenceTransformer(
-                str(folder),
-                device=str(device),
-                local_files_only=True,
-                trust_remote_code=False,
-                model_kwargs=options,
-            )
-            vocabulary = _check_transformers(self._model, modules)
-        mark: list[Json] = [folder_hash(folder, tuple(modules), vocabulary), str(torch_dtype(dtype)), "whole"]
+        self._model, vocabulary = load_sentence_transformer(folder, modules, dtype, device)
+        identity: list[Json] = [folder_hash(folder, modules, vocabulary), str(models.torch_dtype(dtype)), "whole"]
         if prompts != usual:
-            mark.append([*prompts])
-        self.fingerprint = digest(mark)
+            identity.append([*prompts])
+        self.fingerprint = digest(identity)
         self.dim = int(self._model.encode_document(["a"], show_progress_bar=False).shape[1])
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
@@ -81,7 +72,7 @@ class SentenceTransformerEmbedder:
             return encode([unique[n] for n in rows], prompt=prompt, batch_size=len(rows), show_progress_bar=False)
 
         order, done = np.argsort([-len(t) for t in unique]), 0  # as the library sorts them
-        with torch_threads(self._threads):
+        with models.torch_threads(self._threads):
             while done < len(unique):
                 some = order[done : done + self._batch].tolist()
                 for rows, vectors in by_halves(some, run, self.name):
@@ -96,6 +87,24 @@ class SentenceTransformerEmbedder:
         check_rows(self.name, found, unique, unit=unit)
         at = {t: n for n, t in enumerate(unique)}
         return found[[at[t] for t in texts]]
+
+
+def load_sentence_transformer(
+    folder: Path, modules: Sequence[Module], dtype: str, device: Any
+) -> tuple[Any, tuple[Path, ...]]:
+    """The ``SentenceTransformer`` of a folder with these modules (see ``read_modules``), and the files that its
+    tokenizers were read from. ModelError when a transformer in it lacks weights or its tokenizer."""
+    from sentence_transformers import SentenceTransformer
+
+    with models.quiet_transformers():
+        model = SentenceTransformer(
+            str(folder),
+            device=str(device),
+            local_files_only=True,
+            trust_remote_code=False,
+            model_kwargs={"dtype": models.torch_dtype(dtype), "use_safetensors": True},
+        )
+        return model, _check_transformers(model, modules or [Module("Transformer", folder)])
 
 
 def _check_transformers(model: Any, modules: Sequence[Module]) -> tuple[Path, ...]:
@@ -122,7 +131,7 @@ def _check_transformers(model: Any, modules: Sequence[Module]) -> tuple[Path, ..
             output_loading_info=True,
         )
         uses = (lambda _, p=part: last_states(p)) if module.kind == "Transformer" else None
-        models.refuse_missing(part, info, module.path, uses)
-        models.note_unexpected(part, info["unexpected_keys"], module.path)
+        for note in models.check_loaded(part, info, module.path, uses):
+            log.warning("%s: %s", module.path, note)
         read += load_tokenizer(module.path)[1]
     return tuple(read)

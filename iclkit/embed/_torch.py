@@ -1,15 +1,14 @@
-"""What embedders and rerankers share of torch and transformers: device, dtype, threads, tokenizers, memory."""
+"""What embedders and rerankers share of torch and transformers: weights, tokenizers, steady products, memory."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from iclkit.errors import ModelError, UsageError
-from iclkit.models import supports_bf16
+from iclkit import models
+from iclkit.errors import ModelError
 
 if TYPE_CHECKING:
     import torch
@@ -19,31 +18,6 @@ T = TypeVar("T")
 MIN_ROWS = 8  # tokens per forward pass below which rows are repeated
 BLOCK = 32  # rows of a product of matrices on a CPU
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of that name; without one a GPU where there is one. UsageError for a name that torch does not know."""
-    import torch
-
-    try:
-        place = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
-    return place
-
-
-def resolved_dtype(dtype: str, device: torch.device) -> str:
-    """fp32 or bf16: what ``auto`` means on that device."""
-    return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
-
-
-def torch_dtype(dtype: str) -> torch.dtype:
-    """torch's own name of fp32 or bf16."""
-    import torch
-
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
 
 
 def row_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -90,6 +64,14 @@ def steady(model: Any) -> Any:
     return model
 
 
+def load_weights(auto: Any, folder: Path, uses: Callable[[Any], Any], **options: Any) -> Any:
+    """``models.load_weights`` of a folder that ``read_modules`` has passed, with its notes as warnings."""
+    model, notes = models.load_weights(auto, folder, uses, own_code="ignore", **options)
+    for note in notes:
+        log.warning("%s: %s", folder, note)
+    return model
+
+
 def load_tokenizer(folder: Path) -> tuple[Any, tuple[Path, ...]]:
     """The tokenizer of a folder and the files its vocabulary is read from.
 
@@ -97,7 +79,8 @@ def load_tokenizer(folder: Path) -> tuple[Any, tuple[Path, ...]]:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with models.quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     whole = folder / "tokenizer.json"
     names = {*getattr(tokenizer, "vocab_files_names", {}).values()} - {whole.name}
     files = tuple(folder / name for name in sorted(names))
@@ -185,35 +168,3 @@ def _release() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """torch with that many threads, and as before afterwards."""
-    import torch
-
-    before = torch.get_num_threads()
-    if count is None or count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its progress bars and its reports of weights; ``models.load_weights`` reads those itself."""
-    from transformers.utils import logging as talk
-
-    shown, level = talk.is_progress_bar_enabled(), talk.get_verbosity()
-    talk.disable_progress_bar()
-    talk.set_verbosity_error()
-    try:
-        yield
-    finally:
-        talk.set_verbosity(level)
-        if shown:
-            talk.enable_progress_bar()

@@ -114,8 +114,8 @@ def load_torch(
     if any(n is not None and n < 1 for n in (batch_tokens, workers, threads)):
         raise UsageError(f"batch_tokens {batch_tokens}, workers {workers}, threads {threads}: each must be at least 1")
     folder = models.resolve(spec, "lm")
-    if trust_remote_code:
-        models.refuse_foreign_code(folder)
+    # before a tokenizer of its own is run
+    models.check_folder(folder, own_code="run" if trust_remote_code else "ignore")
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import torch
@@ -123,7 +123,7 @@ def load_torch(
 
     from iclkit.lm._torch import TorchLM, estimated_tokens
 
-    where = _device(device)
+    where = models.find_device(device)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
         many_gpus = torch.cuda.device_count() if device is None else 1
@@ -131,7 +131,7 @@ def load_torch(
         workers = many_gpus if where.type == "cuda" else (min(cores, MOST_WORKERS) if small else 1)
     if threads is None and where.type == "cpu":
         threads = max(1, cores // workers)
-    mode = dtype if dtype != "auto" else ("bf16" if models.supports_bf16(where) else "fp32")
+    mode = models.resolve_dtype(dtype, where)
     settings: dict[str, Any] = {
         "folder": str(folder),
         "name": folder.name if Path(spec).expanduser().absolute() == folder else spec,
@@ -197,15 +197,14 @@ def load_model(
     if threads is not None:
         torch.set_num_threads(threads)
     codec = load_codec(Path(folder), trust_remote_code=trust_remote_code)
-    module, notes = models.load_whole(
+    module, notes = models.load_weights(
         transformers.AutoModelForCausalLM,
         Path(folder),
-        dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[dtype],
-        trust_remote_code=trust_remote_code,
+        own_code="run" if trust_remote_code else "ignore",
+        device=torch.device(device),
+        dtype=models.torch_dtype(dtype),
     )
     with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
-        module = module.eval().to(torch.device(device))
-        models.refuse_nonfinite(module.named_parameters(), f"the model in {folder} is broken")
         llama = _packed_llama(module) if packed else None
         return ForwardModel(module, codec, name=name, packed=llama, batch_tokens=batch_tokens), notes
 
@@ -237,17 +236,3 @@ def _packed_llama(module: Any) -> PackedLlama | None:
         if matches_module(module, llama):
             return llama
     return None
-
-
-def _device(device: str | None) -> Any:
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-    except RuntimeError as error:
-        raise UsageError(f"device is {device!r}; expected cpu, cuda or cuda:N") from error
-    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {device!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
-    return where

@@ -5,61 +5,61 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 """
 
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
-from iclkit.models._device import supports_bf16
-from iclkit.models._folder import lm_folder_hash, refuse_foreign_code, settings_problem, weight_files
-from iclkit.models._loading import (
-    first_words,
-    load_errors,
-    load_whole,
+from iclkit.models._device import (
+    DTYPES,
+    find_device,
     quiet_transformers,
-    refuse_nonfinite,
+    resolve_dtype,
+    supports_bf16,
+    torch_dtype,
+    torch_threads,
     without_bars,
 )
+from iclkit.models._folder import (
+    OwnCode,
+    check_folder,
+    embedder_folder_hash,
+    inside,
+    lm_folder_hash,
+    read_object,
+    weight_files,
+)
+from iclkit.models._loading import check_loaded, first_words, load_errors, load_weights
 from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
-from iclkit.models._weights import (
-    check_folder,
-    inside,
-    load_weights,
-    note_unexpected,
-    read_object,
-    reason,
-    refuse_missing,
-    unloadable,
-)
 
 __all__ = [
+    "DTYPES",
     "MANIFEST",
     "Kind",
     "Manifest",
     "ModelCard",
     "ModelStatus",
+    "OwnCode",
     "PullProgress",
     "Wheel",
     "card_of",
     "catalogue",
     "check",
     "check_folder",
+    "check_loaded",
+    "embedder_folder_hash",
+    "find_device",
     "first_words",
     "home",
     "inside",
     "lm_folder_hash",
     "load_errors",
     "load_weights",
-    "load_whole",
     "ls",
-    "note_unexpected",
     "pull",
     "quiet_transformers",
     "read_object",
-    "reason",
-    "refuse_foreign_code",
-    "refuse_missing",
-    "refuse_nonfinite",
     "resolve",
-    "settings_problem",
+    "resolve_dtype",
     "supports_bf16",
-    "unloadable",
+    "torch_dtype",
+    "torch_threads",
     "weight_files",
     "without_bars",
 ]

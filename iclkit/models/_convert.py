@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from iclkit.errors import ModelError
+from iclkit.models._device import quiet_transformers
+from iclkit.models._loading import check_loaded
 
 # GGUF names the pre-tokenizer instead of holding it, and transformers then takes plain byte-level splitting. The
 # tokenizers of these names split every digit off first, which shows where digits follow white space ("\n\n5").
@@ -34,12 +34,13 @@ def gguf_to_safetensors(gguf: Path, out: Path, step: Callable[[float], None]) ->
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(gguf.parent), **source)
             _split_digits(tokenizer, fields)
             step(0.1)
-            loaded = transformers.AutoModelForCausalLM.from_pretrained(
-                str(gguf.parent), dtype=torch.float32, low_cpu_mem_usage=True, **source
+            loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), dtype=torch.float32, low_cpu_mem_usage=True, output_loading_info=True, **source
             )
         except (ValueError, LookupError, ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"{gguf.name} cannot be converted to safetensors: {reason[0]}") from error
+        check_loaded(loaded, info, gguf)
         step(0.7)
         # A model read from GGUF refuses to be saved: the same weights go into a plain model of the same shape.
         config = loaded.config
@@ -71,25 +72,17 @@ def _split_digits(tokenizer: Any, fields: Any) -> None:
 
 @contextmanager
 def _quiet(on_tensor: Callable[[int, int], None]) -> Iterator[None]:
-    """No bars, warnings or log lines from transformers inside; the bar over the tensors calls ``on_tensor`` instead."""
+    """As ``quiet_transformers``; the bar over the tensors calls ``on_tensor`` instead."""
     from transformers import modeling_gguf_pytorch_utils as reader
-    from transformers.utils import logging as chatter
 
     def counted(items: Sequence[Any], *_: object, **__: object) -> Iterator[Any]:
         for done, item in enumerate(items, 1):
             yield item
             on_tensor(done, len(items))
 
-    level, bars, bar = chatter.get_verbosity(), chatter.is_progress_bar_enabled(), reader.tqdm
-    chatter.set_verbosity(logging.CRITICAL)
-    chatter.disable_progress_bar()
-    reader.tqdm = counted
+    bar, reader.tqdm = reader.tqdm, counted
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_transformers():
             yield
     finally:
         reader.tqdm = bar
-        chatter.set_verbosity(level)
-        if bars:
-            chatter.enable_progress_bar()

@@ -1,20 +1,98 @@
-"""What the machine computes with: devices and number formats, asked in one place by LMs, embedders and indexes."""
+"""What models compute with: the device, number formats, threads; and transformers kept quiet while it loads."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("auto", "fp32", "bf16")
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of that name; without one a GPU where there is one. UsageError for a name that torch does not know."""
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
+    return device
+
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether bf16 products are done by the hardware there, rather than emulated."""
+    """Whether bf16 products are done by the hardware there, rather than emulated: GPUs from compute capability 8.0 on,
+    CPUs with AMX or AVX512-BF16."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type != "cpu":
         return False
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(bool(getattr(torch.cpu, c, lambda: False)()) for c in checks)
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every build of torch
+    return any(bool(getattr(torch.cpu, check, bool)()) for check in checks)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> str:
+    """fp32 or bf16: what ``auto`` means on that device."""
+    return ("bf16" if supports_bf16(device) else "fp32") if dtype == "auto" else dtype
+
+
+def torch_dtype(dtype: str) -> torch.dtype:
+    """torch's own name of fp32 or bf16."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """torch with that many threads, and as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is None or count == before:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No bars, warnings or log lines from transformers inside; all as before afterwards."""
+    from transformers.utils import logging as chatter
+
+    level = chatter.get_verbosity()
+    chatter.set_verbosity(50)  # errors too: they come as exceptions or in the loading info
+    try:
+        with without_bars(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(level)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars from transformers inside: its savers draw them into files and pipes too. Also a decorator."""
+    from transformers.utils import logging as chatter
+
+    bars = chatter.is_progress_bar_enabled()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            chatter.enable_progress_bar()

@@ -184,7 +184,7 @@ class CEIL(Method[CEILConfig]):
                 of_query[iteration:] = [ScoredSets(row, tuple(neighbors), ranked)]
         return [scored for of_query in self._scored.values() for scored in of_query]
 
-    def start_from(self, s: Session[CEILConfig], base: Path) -> Path:
+    def start_from(self, s: Session[CEILConfig], base: str) -> str | Path:
         """EPR: the settings' ``base`` if that is a trained retriever, else the one trained first."""
         return base if isinstance(s.miner.embedder, Retriever) else self._first_folder(s)
 
@@ -302,14 +302,13 @@ class CEIL(Method[CEILConfig]):
     def _train_first(self, s: Session[CEILConfig]) -> None:
         import torch
 
-        from iclkit import models
         from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
 
         stage, epr = self._first_session(s), EPR()
         s.say("CEIL starts from EPR: training that first; a trained one can be given as base")
         gathered = epr.gather(stage, 0, None)
         torch.manual_seed(stage.config.seed)
-        model = load_encoder(stage.config, models.resolve(stage.config.base, "embedder"))
+        model = load_encoder(stage.config, stage.config.base)
         fitted = fit_retriever(
             stage.config,
             model,

@@ -25,8 +25,10 @@ from sentence_transformers.sentence_transformer.evaluation import SentenceEvalua
 from torch import Tensor
 from transformers import PrinterCallback, TrainerCallback, TrainerState
 
-from iclkit.errors import ModelError, RunError, UsageError
+from iclkit.embed import load_training_base
+from iclkit.errors import RunError, UsageError
 from iclkit.files import replace_file
+from iclkit.models import load_errors
 from iclkit.records import Progress
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import TrainConfig, evaluation_interval
@@ -50,13 +52,16 @@ class TrainingTexts:
     forbidden: Callable[[int], Collection[int]]
 
 
-def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
-    """The bi-encoder that training starts from, in fp32. ModelError when the folder holds no encoder, UsageError for
-    one of two towers that was trained for another similarity."""
+def load_encoder(config: TrainConfig, base: str | Path) -> SentenceTransformer:
+    """The bi-encoder that training starts from, in fp32: a folder, or what ``load_training_base`` takes. Its
+    ``prompts`` stand in front of texts, in training and for good.
+
+    ModelError when the base is no encoder or lacks weights, UsageError for one of two towers that was trained for
+    another similarity."""
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 
     def tower() -> list[Any]:
-        modules = list(SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE))
+        modules = list(load_training_base(str(base)))
         if config.pooling != "own":
             transformer = next(m for m in modules if isinstance(m, Transformer))
             width = transformer.get_embedding_dimension()
@@ -64,26 +69,25 @@ def load_encoder(config: TrainConfig, folder: Path) -> SentenceTransformer:
         modules = [m for m in modules if not isinstance(m, Normalize)]
         return [*modules, Normalize()] if config.similarity == "cos" else modules
 
-    try:
-        model = SentenceTransformer(str(folder), device="cpu", model_kwargs=_SAFE)
+    model = load_training_base(str(base))
+    prompts = model.prompts
+    with load_errors(f"cannot train from {base}"):
         if routed := any(isinstance(m, Router) for m in model):
             pass  # a retriever of ours with two towers: go on with it
         elif config.towers == 2:
-            model = SentenceTransformer(modules=[Router.for_query_document(tower(), tower())], device="cpu")
+            towers = Router.for_query_document(tower(), tower())
+            model = SentenceTransformer(modules=[towers], device="cpu", prompts=prompts)
         else:
-            model = SentenceTransformer(modules=tower(), device="cpu")
-    except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-        raise ModelError(f"cannot train from {folder}: {str(error).strip().splitlines()[0]}") from error
+            model = SentenceTransformer(modules=tower(), device="cpu", prompts=prompts)
     found = "cos" if any(isinstance(m, Normalize) for m in model.modules()) else "dot"
     if routed and found != config.similarity:
-        raise UsageError(f"base {folder} has two towers trained for similarity={found}; set similarity={found}")
+        raise UsageError(f"base {base} has two towers trained for similarity={found}; set similarity={found}")
     for part in model.modules():
         if isinstance(part, Transformer):
             part.max_seq_length = min(config.max_tokens, part.max_seq_length or config.max_tokens)
     return model
 
 
-_SAFE = {"use_safetensors": True, "dtype": torch.float32}
 KEPT = 2  # checkpoints that are on disk at a time, for the case that the newer one is damaged
 _BEST, _ROWS = "best.safetensors", "rows.txt"
 
@@ -118,7 +122,7 @@ class Collator:
     valid_label_columns = ("label",)
 
     def __init__(self, model: SentenceTransformer, texts: TrainingTexts, *, routed: bool) -> None:
-        self._preprocess, self._texts, self._routed = model.preprocess, texts, routed
+        self._preprocess, self._prompts, self._texts, self._routed = model.preprocess, model.prompts, texts, routed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         number = {d: n for n, d in enumerate(dict.fromkeys(d for row in rows for d in row["documents"]))}
@@ -134,7 +138,8 @@ class Collator:
         documents = [self._texts.document(d) for d in number]
         for name, texts in (("query", queries), ("document", documents)):
             task = {"task": name} if self._routed else {}
-            batch |= {f"{name}_{key}": value for key, value in self._preprocess(texts, **task).items()}
+            features = self._preprocess(texts, prompt=self._prompts.get(name) or None, **task)
+            batch |= {f"{name}_{key}": value for key, value in features.items()}
             if self._routed:
                 batch[f"{name}_task"] = name
         return batch

@@ -113,7 +113,7 @@ class Method(ABC, Generic[ConfigT]):
     def gather(self, s: Session[ConfigT], iteration: int, retriever: Embedder | None) -> Any:
         """The scores that an iteration needs; ``retriever``: the one of the iteration before."""
 
-    def start_from(self, s: Session[ConfigT], base: Path) -> Path:  # noqa: ARG002
+    def start_from(self, s: Session[ConfigT], base: str) -> str | Path:  # noqa: ARG002
         """The folder of the encoder that training starts from, once ``gather`` is done; ``base``: the settings'."""
         return base
 

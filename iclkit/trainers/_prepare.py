@@ -85,7 +85,7 @@ def check_data(s: Session[Any], method: Method[Any]) -> None:
     method.check(s)
 
 
-def check_models(s: Session[Any], method: Method[Any], base: Path) -> Disk:
+def check_models(s: Session[Any], method: Method[Any], base: str) -> Disk:
     """Load the models that will be trained and make the trainers' arguments; returns what the training takes of the
     disk."""
     from iclkit.trainers._fit import KEPT, common_arguments, load_encoder

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from torch import Tensor
+from transformers import AutoModelForSequenceClassification
 
 from iclkit import models
 from iclkit.errors import ModelError, RunError
@@ -26,9 +27,10 @@ Group = tuple[str, tuple[str, ...]]
 
 def load_reward(config: LLMRConfig, folder: Path) -> CrossEncoder:
     """A cross-encoder with one output; its head is new where the folder holds a bare encoder, and seeded."""
-    try:
+    with models.load_errors(f"cannot train a reward model from {folder}"):
+        # of the encoder no weight may be made up; the head and the pooler under it may be new
+        models.load_weights(AutoModelForSequenceClassification, folder, _encoder_states, settings={"num_labels": 1})
         with models.quiet_transformers():
-            _refuse_made_up(folder)
             torch.manual_seed(config.seed)
             return CrossEncoder(
                 str(folder),
@@ -38,28 +40,12 @@ def load_reward(config: LLMRConfig, folder: Path) -> CrossEncoder:
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
                 activation_fn=torch.nn.Identity(),
             )
-    except ModelError:
-        raise
-    except Exception as error:  # whatever the libraries raise over a broken folder is reported, with its cause
-        raise ModelError(f"cannot train a reward model from {folder}: {str(error).strip().splitlines()[0]}") from error
 
 
-def _refuse_made_up(folder: Path) -> None:
-    """ModelError when weights of the encoder are missing or misfit; the head and the pooler under it may be new."""
-    from transformers import AutoModelForSequenceClassification
-
-    models.check_folder(folder)
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
-    )
-    prefix = f"{model.base_model_prefix}."
-
-    def is_encoders(key: str) -> bool:
-        return key.startswith(prefix) and not key.startswith(f"{prefix}pooler.")
-
-    missing = [key for key in info["missing_keys"] if is_encoders(key)]
-    misfits = [entry for entry in info["mismatched_keys"] if is_encoders(entry[0])]
-    models.refuse_missing(model, {"missing_keys": missing, "mismatched_keys": misfits}, folder)
+def _encoder_states(model: Any) -> Tensor:
+    ids = torch.tensor([[5, 6, 7]])
+    states: Tensor = model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states
 
 
 class _GroupLoss(torch.nn.Module):

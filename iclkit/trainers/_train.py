@@ -104,8 +104,7 @@ class Training:
         self.finished = self._is_finished()
         if not self.finished:
             self._check_work()
-        self._base_folder = models.resolve(self.config.base, "embedder")
-        self.base: Embedder = load_embedder(str(self._base_folder), dtype="fp32")
+        self.base: Embedder = load_embedder(self.config.base, dtype="fp32")
         session = Session(
             self.config,
             self.corpus,
@@ -120,7 +119,7 @@ class Training:
         self.disk = Disk(0, 0)
         if not self.finished:
             check_data(session, self.method)
-            self.disk = check_models(session, self.method, self._base_folder)
+            self.disk = check_models(session, self.method, self.config.base)
             check_place(self.work, self.disk)
         if not self._dry:
             if not self.finished:
@@ -260,7 +259,7 @@ class Training:
             return known
         torch.manual_seed(self.config.seed)
         goes_on = iteration and not self.config.from_base
-        start = self.work / f"model-{iteration - 1}" if goes_on else self.method.start_from(s, self._base_folder)
+        start = self.work / f"model-{iteration - 1}" if goes_on else self.method.start_from(s, self.config.base)
         model = load_encoder(self.config, start)
         before_gain = self.method.gain(s, model)
         self.say(f"LM gain before training: {before_gain:+.4f} nats over a random candidate, on held-out queries")

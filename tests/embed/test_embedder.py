@@ -169,7 +169,7 @@ def test_a_reranker_whose_weights_are_no_numbers_is_refused(tiny_bert: Path, tmp
 def test_a_row_of_a_product_has_the_same_bits_whatever_stands_around_it(dtype: str, threads: int) -> None:
     import torch
 
-    from iclkit.embed._torch import torch_threads
+    from iclkit.models import torch_threads
 
     torch.manual_seed(0)
     with torch.inference_mode(), torch_threads(threads):
@@ -346,7 +346,7 @@ def test_fp32_is_what_is_loaded_and_bf16_is_asked_for(tiny_bert: Path) -> None:
 
 def test_auto_is_recorded_as_what_it_came_to(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for has, behind in ((True, ",dtype=bf16"), (False, "")):
-        monkeypatch.setattr("iclkit.embed._torch.supports_bf16", lambda _, has=has: has)
+        monkeypatch.setattr("iclkit.models._device.supports_bf16", lambda _, has=has: has)
         assert load_embedder(f"{tiny_bert},dtype=auto").name == f"{tiny_bert}{behind}"
 
 

@@ -308,7 +308,7 @@ def test_an_embedder_that_lacks_weights_is_refused(st: Path, tiny_bert: Path, tm
 
 def test_a_tower_that_lacks_weights_is_refused(towers: Path) -> None:
     without(towers / "document_0_Transformer", "encoder.layer.1.")
-    told = refused(towers, "document_0_Transformer lack encoder.layer.1.attention.output.LayerNorm.bias")
+    told = refused(towers, "document_0_Transformer does not load: .* encoder.layer.1.attention.output.LayerNorm.bias")
     assert "random numbers" in told
 
 
@@ -328,7 +328,7 @@ def test_an_embedder_may_lack_the_pooler_that_nobody_reads(tiny_bert: Path, tmp_
 def test_an_embedder_is_no_reranker(tiny_bert: Path, cross: Path) -> None:
     assert "classifier.bias, classifier.weight" in refused(tiny_bert, "lack .* random numbers", load_reranker)
     without(cross, "bert.pooler")
-    refused(cross, r"lack bert\.pooler\.dense\.bias", load_reranker)
+    refused(cross, r"lack .*: bert\.pooler\.dense\.bias", load_reranker)
 
 
 def test_a_dense_layer_that_lacks_its_weights_is_refused(st: Path) -> None:
@@ -393,7 +393,7 @@ def test_a_damaged_index_of_shards_is_one_line(tiny_bert: Path, tmp_path: Path) 
     folder = Path(shutil.copytree(tiny_bert, tmp_path / "m"))
     for text in ("", "{oops", "[]", '{"weight_map": 5}', "{}"):
         (folder / "model.safetensors.index.json").write_text(text)
-        refused(folder, "is damaged|not JSON|has no weight_map")
+        refused(folder, "not JSON|holds a list|weight_map is no object")
 
 
 # -- what is taken apart, and what is not --

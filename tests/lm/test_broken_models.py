@@ -81,7 +81,7 @@ def test_a_missing_layer_and_missing_norms_are_named_and_counted(broken):
 
     text = refusal(broken(weights(harm)))
     assert "model.layers.0.input_layernorm.weight, " in text
-    assert text.endswith(" and 9 more")
+    assert " and 9 more; " in text
 
 
 @pytest.mark.parametrize("layers", [3, 50, 10**9])
@@ -110,7 +110,7 @@ def test_a_shard_that_is_not_there_is_named(broken):
         sharded()(folder)
         (folder / "shard-1.safetensors").unlink()
 
-    assert "it lacks shard-1.safetensors" in refusal(broken(harm))
+    assert "lacks shard-1.safetensors" in refusal(broken(harm))
 
 
 def test_tied_weights_are_held_once_and_not_missed(tiny_folder):
@@ -340,7 +340,7 @@ def test_nothing_in_a_folder_of_pickled_weights_is_loaded(broken):
     def harm(folder):
         (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
-    assert "pickled weights are never loaded" in refusal(broken(harm))
+    assert "pytorch_model.bin, a pickle, and pickles are never loaded" in refusal(broken(harm))
 
 
 def test_every_refusal_is_ours(broken):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from iclkit import models
@@ -49,6 +51,24 @@ def test_a_gguf_becomes_the_same_weights_in_bf16_without_a_word_on_the_terminal(
     # digits are split off before white space is looked at, so the two newlines stay together
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.convert_ids_to_tokens(tokenizer("he\n\n5").input_ids) == ["he", "ĊĊ", "5"]
+
+
+def test_a_gguf_that_lacks_weights_is_refused_by_name(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = [*byte_level_vocabulary(), "ĊĊ", "he", "<|end|>"]
+    config = LlamaConfig(
+        vocab_size=len(vocabulary), tie_word_embeddings=True, hidden_size=32, intermediate_size=48,
+        num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    weights = LlamaForCausalLM(config).state_dict()
+    half = {name: tensor for name, tensor in weights.items() if ".layers.1.mlp" not in name}
+    model = SimpleNamespace(config=config, state_dict=lambda: half)
+    write_gguf(tmp_path / "half.gguf", model, vocabulary, ["Ċ Ċ", "h e"], [len(vocabulary) - 1])
+    with pytest.raises(ModelError, match=r"half\.gguf .* lack .*: model\.layers\.1\.mlp\.down_proj\.weight") as caught:
+        gguf_to_safetensors(tmp_path / "half.gguf", tmp_path / "out", lambda share: None)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_file_that_is_not_gguf_is_one_clear_line(tmp_path):

@@ -301,15 +301,32 @@ def test_the_query_side_never_reads_the_answer_and_the_reward_model_does() -> No
 class Batch:
     """An encoder that only notes the texts."""
 
-    def preprocess(self, texts: list[str], task: str = "") -> dict[str, Any]:
-        return {"texts": [f"{task}|{t}" if task else t for t in texts]}
+    def __init__(self, query: str = "", document: str = "") -> None:
+        self.prompts = {"query": query, "document": document}
+
+    def preprocess(self, texts: list[str], prompt: str | None = None, task: str = "") -> dict[str, Any]:
+        return {"texts": [f"{task}|{prompt or ''}{t}" if task else f"{prompt or ''}{t}" for t in texts]}
 
 
-def collate(lessons: list[TrainingRow], forbidden: dict[int, list[int]] | None = None, *, routed: bool = False) -> Any:
+def collate(
+    lessons: list[TrainingRow],
+    forbidden: dict[int, list[int]] | None = None,
+    *,
+    routed: bool = False,
+    encoder: Any = None,
+) -> Any:
     texts = TrainingTexts(lambda q, c: f"q{q}" + "".join(f"+{x}" for x in c), lambda d: f"d{d}",
                   lambda q: (forbidden or {}).get(q, []))  # fmt: skip
     rows = [{"query": x.query, "chosen": x.chosen, "documents": x.documents, "values": x.values} for x in lessons]
-    return Collator(Batch(), texts, routed=routed)(rows)
+    return Collator(encoder or Batch(), texts, routed=routed)(rows)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_the_prefixes_of_the_base_stand_in_front_of_every_text_in_training(routed: bool) -> None:
+    lessons = [TrainingRow(0, (5, 6)), TrainingRow(1, (6, 7))]
+    batch = collate(lessons, encoder=Batch("query: ", "passage: "), routed=routed)
+    for side, prefix in (("query", "query: "), ("document", "passage: ")):
+        assert all(t.removeprefix(f"{side}|").startswith(prefix) for t in batch[f"{side}_texts"])
 
 
 def test_equal_documents_of_a_batch_are_read_once() -> None:
