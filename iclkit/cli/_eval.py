@@ -21,11 +21,10 @@ from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
-    from iclkit.embed import Embedder
+    from iclkit.embed import Embedder, Reranker
     from iclkit.eval import Grid, PlannedRun
     from iclkit.lm import LM
     from iclkit.records import CostEstimate, Run
-    from iclkit.selectors import Reranker
 
 
 class Numbers(click.ParamType[tuple[int, ...]]):

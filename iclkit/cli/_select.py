@@ -18,10 +18,11 @@ from iclkit.errors import UsageError
 from iclkit.records import Example, Prompt, Query, Selection, one_line, unique_names
 
 if TYPE_CHECKING:
+    from iclkit.embed import Reranker
     from iclkit.lm import LM
     from iclkit.pool import PoolView
     from iclkit.prompts import Template
-    from iclkit.selectors import Reranker, Selector
+    from iclkit.selectors import Selector
 
 
 class _Shots(click.ParamType[int | None]):

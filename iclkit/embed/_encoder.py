@@ -27,7 +27,7 @@ from iclkit.embed._formats import (
     format_fingerprint,
     prepare_text,
 )
-from iclkit.embed._protocol import FloatArray, check_rows
+from iclkit.embed._protocol import BaseEmbedder, FloatArray, check_rows
 from iclkit.embed._torch import (
     BATCH_TOKENS,
     MIN_ROWS,
@@ -135,8 +135,10 @@ def pool_hidden_states(states: torch.Tensor, mask: torch.Tensor, how: Sequence[P
     return torch.cat(out, 1)
 
 
-class TextEmbedder:
-    """A backbone with a template. See ``Embedder``; ``document_fingerprint`` does not change with query examples."""
+class TextEmbedder(BaseEmbedder):
+    """A backbone with a template. ``document_fingerprint`` does not change with query examples."""
+
+    gives_token_vectors = True
 
     def __init__(
         self,
@@ -167,11 +169,16 @@ class TextEmbedder:
             **self._notes,
         }
         self.fingerprint = format_fingerprint(template, "query", **facts)
-        self.document_fingerprint = format_fingerprint(template, "document", **facts)
+        self._document_fingerprint = format_fingerprint(template, "document", **facts)
         self._fronts: dict[tuple[int, ...], tuple[Any, torch.Tensor]] = {}
         self.dim = int(self._encode([""], template.document, None).shape[1])
 
-    def showing(self, pairs: Sequence[Pair]) -> TextEmbedder:
+    @property
+    def document_fingerprint(self) -> str:
+        """Of the document side alone."""
+        return self._document_fingerprint
+
+    def with_examples(self, pairs: Sequence[Pair]) -> TextEmbedder:
         """The same model with examples in front of each query, a line for each text of a pair."""
         query = replace(self.template.query, example="{query}\n{response}\n\n", examples=tuple(pairs))
         template = replace(self.template, query=query, joint=False)
@@ -189,7 +196,7 @@ class TextEmbedder:
         return self._encode(texts, self.template.document, progress)
 
     def encode_raw(
-        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: Literal["query", "document"] = "document"
     ) -> FloatArray:
         """(n, dim) float32: documents (or, ``side="query"``, queries), not normalised."""
         own = self.template.query if side == "query" else self.template.document

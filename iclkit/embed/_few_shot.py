@@ -6,19 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iclkit.embed._formats import Pair
-from iclkit.embed._protocol import Embedder, FloatArray
+from iclkit.embed._protocol import BaseEmbedder, Embedder, FloatArray
 from iclkit.errors import DataError
 from iclkit.files import read_jsonl
 from iclkit.records import Progress
 
 
-class FewShotEmbedder:
+class FewShotEmbedder(BaseEmbedder):
     """Queries are encoded by one embedder, which sees examples, documents by another, which does not."""
 
     def __init__(self, name: str, queries: Embedder, documents: Embedder) -> None:
         self.name, self.dim, self._queries, self._documents = name, documents.dim, queries, documents
         self.fingerprint = queries.fingerprint
-        self.document_fingerprint = getattr(documents, "document_fingerprint", documents.fingerprint)
+
+    @property
+    def document_fingerprint(self) -> str:
+        """Of the embedder that sees no examples."""
+        return self._documents.document_fingerprint
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""

@@ -147,7 +147,7 @@ def _load_shown(name: str, spec: str, said: Mapping[str, str], device: str | Non
     documents = load_embedder(join_spec(inner, said), device=device, threads=threads)
     if not isinstance(documents, TextEmbedder):
         raise UsageError(f"{inner!r} does not take its texts one by one as they are, and cannot be shown examples")
-    return FewShotEmbedder(name, documents.showing(read_example_pairs(Path(file))), documents)
+    return FewShotEmbedder(name, documents.with_examples(read_example_pairs(Path(file))), documents)
 
 
 def _load_lm(name: str, way: str, model: str, wanted: Wanted, template: EmbeddingFormat | None) -> Embedder:

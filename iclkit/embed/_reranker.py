@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from iclkit import models
 from iclkit.embed._folder import folder_hash
+from iclkit.embed._protocol import check_scores
 from iclkit.embed._spec import checked_dtype, join_spec, split_spec
 from iclkit.embed._torch import (
     BATCH_TOKENS,
@@ -88,11 +89,7 @@ class CrossEncoder:
                         out[part] = scores
                         if len(part) < len(some):
                             self._budget = min(self._budget, length * len(part))
-        if bad := np.flatnonzero(~np.isfinite(out)).tolist():
-            raise ModelError(
-                f"reranker {self.name!r} gave no number (NaN or infinite) for {len(bad)} of {len(pairs)} pairs, the "
-                f"first is {pairs[bad[0]][1][:60]!r}: its weights are damaged, or do not fit its settings"
-            )
+        check_scores(self.name, out, pairs)
         return out
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from iclkit.embed._protocol import Embedder, FloatArray
+from iclkit.embed._protocol import BaseEmbedder, Embedder, FloatArray
 from iclkit.errors import ModelError
 from iclkit.records import Example, Json, Progress, digest
 
@@ -23,7 +23,8 @@ class RetrieverFormat:
     """How a retriever reads queries and examples; the same in training and in use.
 
     ``document``: ``input``, or ``input+output`` with ``separator`` between. ``instructions`` stand in front of texts of
-    their task, on the sides named in ``instruct`` (``query``, ``document``). ``radius``: see ``lift``; 0 for cosine.
+    their task, on the sides named in ``instruct`` (``query``, ``document``). ``radius``: see ``mips_to_cosine``; 0 for
+    cosine.
     """
 
     document: Literal["input", "input+output"] = "input+output"
@@ -64,8 +65,8 @@ class RetrieverFormat:
         return f"{instruction} {text}" if instruction else text
 
 
-class Retriever:
-    """An embedder that writes texts as its training did. ``seen``: names of the tasks it was trained on.
+class Retriever(BaseEmbedder):
+    """An embedder that writes texts as its training did.
 
     ``for_task`` gives the same retriever with that task's instruction; without it, texts stand bare.
     """
@@ -73,53 +74,76 @@ class Retriever:
     def __init__(self, inner: Embedder, rendering: RetrieverFormat, card: Mapping[str, Any], task: str = "") -> None:
         self.inner, self.rendering, self.card, self.task = inner, rendering, card, task
         self.name = inner.name
-        self.seen = _seen(card)
-        mark: list[Json] = [inner.fingerprint, digest(rendering.identity()), task if rendering.instructions else ""]
-        self.fingerprint = digest(mark)
+        identity: list[Json] = [inner.fingerprint, digest(rendering.identity()), task if rendering.instructions else ""]
+        self.fingerprint = digest(identity)
         self.dim = inner.dim + bool(rendering.radius)
+
+    @classmethod
+    def over(cls, embedder: Embedder, rendering: RetrieverFormat) -> Retriever:
+        """A retriever that writes texts in that way, over an embedder or over what another retriever was trained
+        from."""
+        return cls(embedder.inner if isinstance(embedder, Retriever) else embedder, rendering, {})
+
+    @property
+    def similarity(self) -> Literal["cosine", "dot"]:
+        """What it was trained on."""
+        return "dot" if self.rendering.radius else "cosine"
+
+    @property
+    def documents_are_inputs(self) -> bool:
+        """False: it writes each example."""
+        return False
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """The tasks that its card names."""
+        return _trained_on(self.card)
+
+    @property
+    def training(self) -> Mapping[str, Json]:
+        """The settings that its card names."""
+        config = self.card.get("config")
+        return config if isinstance(config, Mapping) else {}
 
     def for_task(self, task: str) -> Retriever:
         """The retriever as it reads the texts of one task."""
         return Retriever(self.inner, self.rendering, self.card, task)
 
     def document_text(self, example: Example) -> str:
-        """What ``encode_documents`` is to be given for an example."""
+        """The example as the training wrote demonstrations."""
         return self.rendering.example(example, self.task)
+
+    def state_text(self, query: str, chosen: Sequence[Example]) -> str:
+        """The query and what is chosen as the training wrote them."""
+        return self.rendering.query(query, self.task, chosen)
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""
-        return self.encode_states([self.rendering.query(t, self.task) for t in texts], progress)
-
-    def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32, unit rows, of query texts already written by ``rendering.query``."""
-        vectors = self.inner.encode_queries(texts, progress)
+        vectors = self.inner.encode_queries([self.state_text(text, ()) for text in texts], progress)
         return np.pad(vectors, ((0, 0), (0, 1))) if self.rendering.radius else vectors
 
-    def encode_products(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
-        """(n, dim) float32 of texts as for ``encode_states``: rows whose products with documents are the similarities
-        that the retriever was trained on.
+    def encode_states(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
+        """(n, dim) float32: rows whose products with documents are the similarities of the training.
 
-        The rows of ``encode_states`` where these are cosines. Inner products of two queries with documents compare only
-        in this form: unit rows rank the documents of one query, but lack its length.
+        Unit rows where these are cosines. Inner products of two queries with documents compare only in this form: unit
+        rows rank the documents of one query, but lack its length.
         """
         if not self.rendering.radius:
-            return self.encode_states(texts, progress)
-        return np.pad(self._raw()(texts, progress, side="query") * self.rendering.radius, ((0, 0), (0, 1)))
+            return self.inner.encode_queries(texts, progress)
+        return np.pad(self.inner.encode_raw(texts, progress, side="query") * self.rendering.radius, ((0, 0), (0, 1)))
 
     def encode_documents(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, of texts from ``document_text``."""
         if not self.rendering.radius:
             return self.inner.encode_documents(texts, progress)
-        return lift(self._raw()(texts, progress), self.rendering.radius)
+        return mips_to_cosine(self.inner.encode_raw(texts, progress), self.rendering.radius)
 
-    def _raw(self) -> Callable[..., FloatArray]:
-        raw: Callable[..., FloatArray] | None = getattr(self.inner, "encode_raw", None)
-        if raw is None:
-            raise ModelError(f"retriever {self.name!r} was trained on inner products; load it with load_embedder")
-        return raw
+    def document_lengths(self, texts: Sequence[str]) -> FloatArray:
+        """(n,) lengths of the documents' vectors before they are normalized."""
+        return np.asarray(np.linalg.norm(self.inner.encode_raw(texts), axis=1), dtype=np.float32)
 
 
-def lift(vectors: FloatArray, radius: float) -> FloatArray:
+def mips_to_cosine(vectors: FloatArray, radius: float) -> FloatArray:
     """Documents (n, d) on a sphere (n, d + 1), so that the cosine with ``[query, 0]`` ranks by inner product.
 
     The last column is what is missing to ``radius`` (Bachrach et al. 2014, RecSys, the Xbox transform). Rows longer
@@ -141,7 +165,7 @@ def read_card(folder: Path) -> dict[str, Any] | None:
         found = int(card["format"])
         if found <= FORMAT:
             _rendering(card)
-            _seen(card)
+            _trained_on(card)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"no field {error}" if isinstance(error, KeyError) else error
         raise ModelError(f"{file} is no retriever's card ({why}); train again, or remove it") from error
@@ -172,5 +196,5 @@ def _rendering(card: Mapping[str, Any]) -> RetrieverFormat:
     return found
 
 
-def _seen(card: Mapping[str, Any]) -> tuple[str, ...]:
+def _trained_on(card: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(t["name"]) for t in card.get("tasks", ()))

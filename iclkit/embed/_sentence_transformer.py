@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from iclkit import models
 from iclkit.embed._folder import TRANSFORMERS, Module, folder_hash
-from iclkit.embed._protocol import FloatArray, check_rows
+from iclkit.embed._protocol import BaseEmbedder, FloatArray, check_rows
 from iclkit.embed._torch import by_halves, last_states, load_tokenizer
 from iclkit.errors import ModelError
 from iclkit.records import Json, Progress, digest
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 BATCH = 32
 
 
-class SentenceTransformerEmbedder:
+class SentenceTransformerEmbedder(BaseEmbedder):
     """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32.
 
     ``prompts``: what stands in front of queries and of documents. ``usual``: what the library would put there.
@@ -55,7 +55,7 @@ class SentenceTransformerEmbedder:
         return self._encode(texts, "document", progress)
 
     def encode_raw(
-        self, texts: Sequence[str], progress: Progress | None = None, *, side: str = "document"
+        self, texts: Sequence[str], progress: Progress | None = None, *, side: Literal["query", "document"] = "document"
     ) -> FloatArray:
         """(n, dim) float32: documents (or, ``side="query"``, queries) as the model gives them."""
         return self._encode(texts, side, progress, unit=False)

@@ -17,7 +17,7 @@ import numpy as np
 from iclkit import __version__
 from iclkit.augment import generated
 from iclkit.datasets import Task, find_leaks, sample_rows
-from iclkit.embed import Embedder, Retriever
+from iclkit.embed import Embedder, Reranker
 from iclkit.errors import DataError, IclkitError, LeakError, NothingAnswered, PoolError, RequestError, UsageError
 from iclkit.eval._calibrate import (
     CALIBRATIONS,
@@ -63,7 +63,7 @@ from iclkit.records import (
     digest,
     fold_text,
 )
-from iclkit.selectors import SELECTORS, Kit, Reranker, Selector, make_selector, selector_info
+from iclkit.selectors import SELECTORS, Kit, Selector, make_selector, selector_info
 
 ON_LEAK = ("exclude", "stop", "ignore")
 ON_ERROR = ("record", "stop")
@@ -799,7 +799,7 @@ def _ends_a_row(error: IclkitError) -> bool:
 
 def _trained_on(chooser: Selector, kit: Kit, task: str) -> bool:
     """Whether the run chooses with a retriever that has learnt from this task."""
-    return chooser.needs.embedder and isinstance(kit.embedder, Retriever) and task in kit.embedder.seen
+    return chooser.needs.embedder and kit.embedder is not None and task in kit.embedder.trained_on
 
 
 def _counts(rows: Sequence[Row]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from iclkit.embed import Embedder
+from iclkit.embed import Embedder, Reranker
 from iclkit.errors import DataError, UsageError
 from iclkit.eval._calibrate import free_inputs
 from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec
@@ -18,7 +18,7 @@ from iclkit.lm import LM, ModelShape, as_lm, break_even
 from iclkit.pool import PoolView
 from iclkit.prompts import Template, assemble
 from iclkit.records import CostEstimate, Progress, Run, digest
-from iclkit.selectors import RANDOM_FILL, Kit, Reranker, SelectorCost, make_selector
+from iclkit.selectors import RANDOM_FILL, Kit, SelectorCost, make_selector
 
 _PROBES = 8
 

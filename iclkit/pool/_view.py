@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.embed import Embedder, FloatArray, Retriever, vector_key
+from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
 from iclkit.errors import DataError
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, positions_of
 from iclkit.pool._index import FlatIndex
@@ -216,7 +216,8 @@ class PoolView:
 
         ``embedder``: for selectors that ask for vectors. ``whole_pool``: whether ``Candidates.rows`` may be asked.
         """
-        return CandidateBatch(self, queries, [self._scope(q) for q in queries], embedder, whole_pool)
+        completed = as_embedder(embedder) if embedder is not None else None
+        return CandidateBatch(self, queries, [self._scope(q) for q in queries], completed, whole_pool)
 
     def _scope(self, query: Query) -> Scope:
         within = self._within(query.where)
@@ -237,13 +238,14 @@ class PoolView:
 
     def index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
         """Search over this view's vectors. Texts that the pool has no vector of yet are embedded and stored."""
+        embedder = as_embedder(embedder)
         key = vector_key(embedder, "document")
         if key not in self._indexes:
             self._indexes[key] = self._new_index(embedder, progress)
         return self._indexes[key]
 
     def _new_index(self, embedder: Embedder, progress: Progress | None) -> FlatIndex:
-        if isinstance(embedder, Retriever):
+        if not embedder.documents_are_inputs:
             texts = [embedder.document_text(e) for e in self.examples]
             return FlatIndex.of(self.text_vectors(embedder, texts, progress), self.rows)
         return self._reader.vectors.index(
@@ -262,7 +264,7 @@ class PoolView:
 
     def count_missing(self, embedder: Embedder) -> int:
         """How many texts of this view have no stored vector of this embedder."""
-        return self._reader.vectors.count_missing(embedder, self._texts)
+        return self._reader.vectors.count_missing(as_embedder(embedder), self._texts)
 
     def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
         """The keys of each row's input; those the pool has not stored yet are written, and stored."""
@@ -276,7 +278,7 @@ class PoolView:
 
     def text_vectors(self, embedder: Embedder, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(len(texts), dim) float32, unit rows: document vectors of any texts, e.g. keys; made once, stored."""
-        return self._reader.vectors.of_texts(texts, embedder, progress)
+        return self._reader.vectors.of_texts(texts, as_embedder(embedder), progress)
 
 
 def matches_value(value: Json, wanted: Json) -> bool:

@@ -10,10 +10,8 @@ from iclkit.selectors._base import (
     IntArray,
     Kit,
     Needs,
-    Reranker,
     Selector,
     SelectorCost,
-    TokenEmbedder,
     selector_info,
 )
 from iclkit.selectors._dpp import dpp_order
@@ -34,11 +32,9 @@ __all__ = [
     "IntArray",
     "Kit",
     "Needs",
-    "Reranker",
     "Selector",
     "SelectorCost",
     "SelectorFile",
-    "TokenEmbedder",
     "dpp_order",
     "import_selectors",
     "label_recall",

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
-from iclkit.embed import Retriever
+from iclkit.embed import as_embedder
 from iclkit.errors import DataError, NeedError
 from iclkit.lm import ranks_only
 from iclkit.prompts import Template
 from iclkit.records import Json, Pick, Query, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
-    from iclkit.embed import Embedder
+    from iclkit.embed import Embedder, Reranker
     from iclkit.lm import LM
     from iclkit.pool import CandidateBatch, Candidates, PoolView, Scope
 
@@ -111,24 +111,9 @@ class Kit:
     task: str = ""
     """The task asked about, for retrievers that read an instruction per task."""
 
-
-class Reranker(Protocol):
-    """A model that reads query and example together, e.g. a cross-encoder (``iclkit.embed.load_reranker``)."""
-
-    name: str
-    fingerprint: str
-
-    def score(self, pairs: Sequence[tuple[str, str]]) -> FloatArray:
-        """(n,): how well the second text of each pair serves the first; the more the better."""
-        ...
-
-
-class TokenEmbedder(Protocol):
-    """An embedder that also gives a vector per token, without the special ones at the ends."""
-
-    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]:
-        """Per text its tokens and their contextual vectors (tokens, dim), unit rows."""
-        ...
+    def __post_init__(self) -> None:
+        if self.embedder is not None:  # a foreign one is completed here, once
+            object.__setattr__(self, "embedder", as_embedder(self.embedder))
 
 
 class Selector(Protocol):
@@ -223,7 +208,7 @@ class BaseSelector:
             raise NeedError(
                 f"selector {self.name!r} computes with log-probabilities, and {kit.lm.name} tells none; use another LM"
             )
-        if self.needs.token_vectors and "encode_tokens" not in dir(kit.embedder):
+        if self.needs.token_vectors and not (kit.embedder and kit.embedder.gives_token_vectors):
             assert kit.embedder is not None
             raise NeedError(
                 f"selector {self.name!r} needs token vectors, and embedder {kit.embedder.name!r} gives none"
@@ -234,7 +219,7 @@ class BaseSelector:
             )
         if self.needs.labels and not self._has_labels(pool, kit):
             raise NeedError(f"selector {self.name!r} needs labelled examples, and the pool has one output only")
-        if isinstance(kit.embedder, Retriever) and kit.task:
+        if kit.embedder is not None and kit.task:
             kit = replace(kit, embedder=kit.embedder.for_task(kit.task))
         self.pool_, self.kit_ = pool, kit
         self.prepare()

@@ -6,13 +6,15 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from iclkit.embed import encode_tokens_checked
 from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
-from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, TokenEmbedder
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
 from iclkit.selectors._terms import term_index
 
@@ -120,12 +122,11 @@ class SetBSRSelector(_CoverageSelector):
 
     def prepare(self) -> None:
         """Vectors of the pool; token vectors are made when they are asked for."""
-        self.tokens_ = cast(TokenEmbedder, self.kit_.embedder)  # ``needs`` has made sure of it
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
         self._vectors()
 
     def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
-        encoded = self.tokens_.encode_tokens([q.text for q in batch.queries])
+        encoded = self._tokens([q.text for q in batch.queries])
         for (tokens, vectors), near in zip(encoded, batch.nearest(k), strict=True):
             texts = self._pool_tokens(near.rows)
             weights = self._weights(tokens, [words for words, _ in texts])
@@ -139,12 +140,16 @@ class SetBSRSelector(_CoverageSelector):
         idf = np.array([np.log((len(texts) + 1) / (seen[t] + 1)) for t in tokens])
         return idf / idf.sum() if idf.sum() > 0 else np.full(len(tokens), 1 / max(1, len(tokens)))
 
+    def _tokens(self, texts: Sequence[str]) -> list[tuple[list[str], NDArray[np.float32]]]:
+        assert self.kit_.embedder is not None
+        return encode_tokens_checked(self.kit_.embedder, texts)
+
     def _pool_tokens(self, rows: IntArray) -> list[tuple[list[str], FloatArray]]:
         if sum(v.nbytes for _, v in self.kept_.values()) > _KEPT_TOKENS:
             self.kept_.clear()
         new = np.array([r for r in rows.tolist() if r not in self.kept_], dtype=np.int64)
         texts = [e.text for e in self.pool_.examples_at(new)]
-        self.kept_.update(zip(new.tolist(), self.tokens_.encode_tokens(texts), strict=True))
+        self.kept_.update(zip(new.tolist(), self._tokens(texts), strict=True))
         return [self.kept_[int(r)] for r in rows]
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from iclkit.embed import score_checked
 from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.selectors._base import Choice, Needs, SelectorCost
@@ -44,7 +45,7 @@ class RerankSelector(CompositeSelector):
         assert self.kit_.reranker is not None
         rows_of = [np.sort(self._rows(s)) for s in self.parts_[0].select_many(batch.queries, max(k, self.depth))]
         texts = [(c.query.text, e.text) for c, rows in zip(batch, rows_of, strict=True) for e in c.examples(rows)]
-        scores = np.asarray(self.kit_.reranker.score(texts), dtype=np.float64)
+        scores = score_checked(self.kit_.reranker, texts)
         choices = []
         for rows, values in zip(rows_of, np.split(scores, np.cumsum([len(r) for r in rows_of])[:-1]), strict=True):
             # ties go to the lower row; a reranker may give probabilities, most of them tiny

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from iclkit.embed import Retriever, check_rows, encode_checked
+from iclkit.embed import encode_checked
 from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch, Candidates, Scope
 from iclkit.records import Query
@@ -154,9 +154,8 @@ class Se2Selector(BaseSelector):
 
     def _temperature_note(self) -> tuple[str, ...]:
         """When the softmax is not the one of the training."""
-        embedder = self.kit_.embedder
-        config = embedder.card.get("config") if isinstance(embedder, Retriever) else None
-        trained = config.get("temperature") if isinstance(config, Mapping) else None
+        assert self.kit_.embedder is not None
+        trained = self.kit_.embedder.training.get("temperature")
         if self.normalise == "none" or not isinstance(trained, int | float) or trained == self.temperature:
             return ()
         return (f"temperature is {self.temperature:g}, and the retriever was trained with {trained:g}",)
@@ -176,25 +175,16 @@ class Se2Selector(BaseSelector):
     @property
     def _products(self) -> bool:
         """Whether the embedder was trained on inner products."""
-        embedder = self.kit_.embedder
-        return isinstance(embedder, Retriever) and bool(embedder.rendering.radius)
+        return self.kit_.embedder is not None and self.kit_.embedder.similarity == "dot"
 
     def _encode(self, queries: Sequence[Query], states: Sequence[BeamState]) -> tuple[FloatArray, FloatArray]:
         """(s, dim) unit rows to search with, and (s,) what makes their cosines the embedder's own similarities."""
-        embedder, texts = self.kit_.embedder, [self._text(queries, state) for state in states]
-        assert embedder is not None
-        if self._products:
-            assert isinstance(embedder, Retriever)
-            vectors = embedder.encode_products(texts)
-            check_rows(embedder.name, vectors, texts, embedder.dim, unit=False)
-            sizes = np.linalg.norm(vectors.astype(np.float64), axis=1)
-            return (vectors / np.maximum(sizes, 1e-12)[:, None]).astype(np.float32), sizes
-        if isinstance(embedder, Retriever):
-            vectors = embedder.encode_states(texts)
-            check_rows(embedder.name, vectors, texts, embedder.dim)
-        else:
-            vectors = encode_checked(embedder, texts, "query")
-        return vectors, np.ones(len(texts))
+        assert self.kit_.embedder is not None
+        vectors = encode_checked(self.kit_.embedder, [self._text(queries, state) for state in states], "state")
+        if not self._products:
+            return vectors, np.ones(len(states))
+        sizes = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        return (vectors / np.maximum(sizes, 1e-12)[:, None]).astype(np.float32), sizes
 
     def _compared(
         self, vector: FloatArray, size: float, rows: IntArray, near: FloatArray
@@ -212,12 +202,10 @@ class Se2Selector(BaseSelector):
         return rows[best], np.round(scores[best], SCORE_DECIMALS)
 
     def _text(self, queries: Sequence[Query], state: BeamState) -> str:
-        """What the embedder reads of a state: the query first, so that no cut can lose it, then the newest chosen."""
-        query, chosen = queries[state[0]].text, self.pool_.examples_at(np.array(state[1], dtype=np.int64))
-        embedder = self.kit_.embedder
-        if isinstance(embedder, Retriever):
-            return embedder.rendering.query(query, embedder.task, chosen)
-        return "\n".join([query, *(e.text for e in reversed(chosen))])
+        """What the embedder reads of a state."""
+        assert self.kit_.embedder is not None
+        chosen = self.pool_.examples_at(np.array(state[1], dtype=np.int64))
+        return self.kit_.embedder.state_text(queries[state[0]].text, chosen)
 
     def _log_partition(self, vector: FloatArray, size: float, chosen: Sequence[int], scope: Scope) -> float:
         """Log of the sum of exp(similarity / temperature) over all rows that could be added."""

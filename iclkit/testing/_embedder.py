@@ -10,6 +10,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed import BaseEmbedder
+
 _WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -19,11 +21,13 @@ def _word_vector(word: str, dim: int) -> NDArray[np.float64]:
     return np.random.default_rng(seed).standard_normal(dim)
 
 
-class HashEmbedder:
+class HashEmbedder(BaseEmbedder):
     """Each word is a fixed random direction, a text the sum of its words; lower-cased, order ignored.
 
     Deterministic on every machine, independent of how texts are batched. ``calls`` counts the texts of each side.
     """
+
+    gives_token_vectors = True
 
     def __init__(self, dim: int = 64) -> None:
         self.dim = dim
@@ -81,7 +85,7 @@ class OverlapReranker:
         return len(one & other) / max(1, len(one | other)) + int.from_bytes(luck, "little") / 2**32 / 1000
 
 
-class TableEmbedder:
+class TableEmbedder(BaseEmbedder):
     """The vectors of a table, scaled to unit length: for tests that want exact geometry.
 
     KeyError for a text that is not in the table.

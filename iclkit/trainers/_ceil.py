@@ -29,6 +29,7 @@ from iclkit.trainers._method import (
     encode_with,
     evaluation_prompt_count,
     in_batches,
+    trained_base,
 )
 from iclkit.trainers._processes import batches_for, processes
 from iclkit.trainers._sets import HeldOutSets, held_out_sets, random_sets, report_savings, set_prompt
@@ -124,7 +125,7 @@ class CEIL(Method[CEILConfig]):
     def prompts(self, s: Session[CEILConfig]) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         """EPR's prompts, unless that is trained, and those of subsets of the neighbors by the best embedder so far."""
         result, retriever = [], s.miner.embedder
-        if not isinstance(retriever, Retriever):
+        if trained_base(s) is None:
             if is_whole(self._first_folder(s)):
                 retriever = checkpoint_retriever(self._first_folder(s), s, first_stage(s.config))
             else:
@@ -136,14 +137,13 @@ class CEIL(Method[CEILConfig]):
 
     def check(self, s: Session[CEILConfig]) -> None:
         """That EPR's documents are read as CEIL's, and that some query of each task has two sets to tell apart."""
-        base = s.miner.embedder
-        if isinstance(base, Retriever):
+        if base := trained_base(s):
             self._check_base(s, base)
         else:
             EPR().check(self._first_session(s))
         for task in s.corpus.tasks:
             queries = [s.corpus.examples[int(r)] for r in task.queries[:CHECKED_QUERIES]]
-            most = max(map(len, self._neighbors(s, task, queries, base)), default=0)
+            most = max(map(len, self._neighbors(s, task, queries, s.miner.embedder)), default=0)
             if math.comb(most, s.config.shots) < 2:
                 raise DataError(
                     f"task {task.name!r} has at most {most} neighbors for a query, and ceil needs two sets of "
@@ -152,7 +152,7 @@ class CEIL(Method[CEILConfig]):
 
     def stages(self, s: Session[CEILConfig]) -> list[TrainConfig]:
         """EPR, unless the base is that, and CEIL."""
-        return [s.config] if isinstance(s.miner.embedder, Retriever) else [first_stage(s.config), s.config]
+        return [s.config] if trained_base(s) else [first_stage(s.config), s.config]
 
     def evaluation_prompts(self, s: Session[CEILConfig]) -> int:
         """Each evaluation has the set scored that the model chooses for each held-out query."""
@@ -186,7 +186,7 @@ class CEIL(Method[CEILConfig]):
 
     def start_from(self, s: Session[CEILConfig], base: str) -> str | Path:
         """EPR: the settings' ``base`` if that is a trained retriever, else the one trained first."""
-        return base if isinstance(s.miner.embedder, Retriever) else self._first_folder(s)
+        return base if trained_base(s) else self._first_folder(s)
 
     def selector(self, config: CEILConfig) -> Source:
         """The set with the largest determinant, as large as the subsets."""
@@ -283,8 +283,7 @@ class CEIL(Method[CEILConfig]):
 
     def _first(self, s: Session[CEILConfig]) -> Embedder:
         """EPR: the base, if that is a trained retriever, else trained in ``epr`` of the work folder."""
-        base = s.miner.embedder
-        if isinstance(base, Retriever):
+        if base := trained_base(s):
             self._check_base(s, base)
             return base
         if not is_whole(self._first_folder(s)):

@@ -278,12 +278,15 @@ def checkpoint_retriever(folder: Path, s: Session[TrainConfig], config: TrainCon
     """
     from iclkit.embed import load_embedder
 
-    embedder = load_embedder(str(folder), dtype="fp32")
-    inner: Any = embedder.inner if isinstance(embedder, Retriever) else embedder
-    rendering = replace(s.rendering, radius=0.0)
-    if (config or s.config).similarity == "dot":
-        lengths = np.linalg.norm(inner.encode_raw([s.document_text(row) for row in range(len(s.corpus.view))]), axis=1)
-        if not np.isfinite(lengths).all():
-            raise RunError(f"the model in {folder} gives vectors that are not finite; train again with --restart")
-        rendering = replace(rendering, radius=_ROOM * float(lengths.max()))
-    return Retriever(inner, rendering, {})
+    retriever = Retriever.over(load_embedder(str(folder), dtype="fp32"), replace(s.rendering, radius=0.0))
+    if (config or s.config).similarity != "dot":
+        return retriever
+    lengths = retriever.document_lengths([s.document_text(row) for row in range(len(s.corpus.view))])
+    if not np.isfinite(lengths).all():
+        raise RunError(f"the model in {folder} gives vectors that are not finite; train again with --restart")
+    return Retriever.over(retriever, replace(s.rendering, radius=_ROOM * float(lengths.max())))
+
+
+def trained_base(s: Session[Any]) -> Retriever | None:
+    """The base that training starts from where it is a trained retriever itself."""
+    return s.miner.embedder if isinstance(s.miner.embedder, Retriever) else None

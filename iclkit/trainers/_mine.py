@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from iclkit.embed import Embedder, Retriever
+from iclkit.embed import Embedder
 from iclkit.pool import Pool, PoolView
 from iclkit.records import Example, Query, digest, fold_text
 from iclkit.selectors import Kit, make_selector
@@ -70,7 +70,7 @@ class Miner:
         forbidden: Sequence[Collection[int]],
         draw: int,
     ) -> list[list[int]]:
-        if isinstance(embedder, Retriever):
+        if embedder is not None:
             embedder = embedder.for_task(task.name)
         hidden = [frozenset(self.corpus.examples[r].id for r in rows) for rows in forbidden]
         if source.output:

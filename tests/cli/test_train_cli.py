@@ -154,7 +154,7 @@ def test_one_retriever_is_trained_on_all_tasks_of_a_pool(lm, pool, bag, tmp_path
     assert all(w["right"] for r in card["report"] for w in r["ways"])
     assert card["rendering"]["instructions"] == {"first": "Say what it is:", "second": "second:"}
     retriever = load_embedder(str(tmp_path / "out"), dtype="fp32")
-    assert retriever.seen == ("first", "second")
+    assert retriever.trained_on == ("first", "second")
     example = Example("0 owl", "animal", task="first")
     assert retriever.document_text(example) == "Say what it is: 0 owl\tanimal"
     assert not (retriever.for_task("first").encode_queries(["owl"]) == retriever.encode_queries(["owl"])).all()

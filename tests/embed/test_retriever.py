@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from iclkit.embed import Retriever, RetrieverFormat, load_embedder
-from iclkit.embed._retriever import lift, read_card, retriever_from_card
+from iclkit.embed._retriever import mips_to_cosine, read_card, retriever_from_card
 from iclkit.errors import ModelError
 from iclkit.pool import Pool, Scope
 from iclkit.records import Example, Query
@@ -35,7 +35,7 @@ CARD = {
 class Raw(HashEmbedder):
     """Its vectors are as long as their texts."""
 
-    def encode_raw(self, texts, progress=None):
+    def encode_raw(self, texts, progress=None, *, side="document"):
         lengths = np.array([len(t) for t in texts], dtype=np.float32)
         return self.encode_documents(texts, progress) * lengths[:, None]
 
@@ -51,7 +51,7 @@ def test_cosines_of_lifted_documents_rank_as_inner_products(documents, query) ->
     radius = 1.1 * max(float(np.linalg.norm(documents, axis=1).max()), 1.0)
     length = float(np.linalg.norm(query))
     unit = query / length if length else np.eye(4, dtype=np.float32)[0]
-    lifted = lift(documents, radius)
+    lifted = mips_to_cosine(documents, radius)
     np.testing.assert_allclose(np.linalg.norm(lifted, axis=1), 1, atol=1e-5)
     cosines = lifted @ np.append(unit, np.float32(0))
     naive = [sum(float(a) * float(b) for a, b in zip(d, unit, strict=True)) for d in documents]
@@ -63,7 +63,7 @@ def test_cosines_of_lifted_documents_rank_as_inner_products(documents, query) ->
 
 
 def test_rows_longer_than_the_radius_are_cut_and_keep_their_direction() -> None:
-    lifted = lift(np.array([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]], dtype=np.float32), 2.0)
+    lifted = mips_to_cosine(np.array([[3.0, 4.0], [0.6, 0.8], [0.0, 0.0]], dtype=np.float32), 2.0)
     np.testing.assert_allclose(lifted, [[0.6, 0.8, 0.0], [0.3, 0.4, 0.75**0.5], [0.0, 0.0, 1.0]], atol=1e-3)
     assert lifted.dtype == np.float32
 
@@ -78,7 +78,7 @@ def test_a_retriever_for_inner_products_finds_the_longer_of_two_alike() -> None:
 
 
 def test_inner_products_need_an_embedder_that_gives_raw_vectors() -> None:
-    with pytest.raises(ModelError, match="was trained on inner products; load it with load_embedder"):
+    with pytest.raises(ModelError, match="gives unit vectors only; load one with load_embedder"):
         Retriever(HashEmbedder(), RetrieverFormat(radius=1.0), {}).encode_documents(["x"])
 
 
@@ -203,7 +203,7 @@ def test_a_card_says_how_texts_are_written_and_what_was_seen(tmp_path) -> None:
     (tmp_path / "iclkit.json").write_text(json.dumps(CARD))
     retriever = retriever_from_card(HashEmbedder(), read_card(tmp_path))
     assert retriever.rendering == RetrieverFormat("input", " -> ", {"film": "Film:"}, ("query",))
-    assert retriever.seen == ("film", "weather")
+    assert retriever.trained_on == ("film", "weather")
     assert read_card(tmp_path / "elsewhere") is None
 
 

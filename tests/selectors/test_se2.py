@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.embed import Retriever, RetrieverFormat
+from iclkit.embed import BaseEmbedder, Retriever, RetrieverFormat
 from iclkit.errors import UsageError
 from iclkit.pool import Pool
 from iclkit.prompts import order_picks
@@ -253,7 +253,7 @@ def test_settings_are_checked():
             make_selector(spec)
 
 
-class DotEmbedder:
+class DotEmbedder(BaseEmbedder):
     """Queries and documents on two towers, of lengths that depend on the text: what a model of inner products gives."""
 
     def __init__(self):
@@ -317,7 +317,9 @@ def test_lengths_of_queries_decide_between_beams():
 
         def cosines(rows, text=selection.query.text):
             states = [embedder.rendering.query(text, "", [examples[c] for c in rows[:t]]) for t in range(3)]
-            return sum(documents[r] @ v for r, v in zip(rows, embedder.encode_states(states), strict=True))
+            vectors = embedder.encode_states(states)
+            units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+            return sum(documents[r] @ v for r, v in zip(rows, units, strict=True))
 
         changed += tuple(view.ids.index(i) for i in selection.ids) != max(permutations(range(6), 3), key=cosines)
     assert changed > len(QUESTIONS) / 4

@@ -134,7 +134,7 @@ def test_the_folder_is_a_plain_sentence_transformers_model(mode_task, bag, bert,
     trained = train("epr", judge, [task], tmp_path / "out", bag, bert, **QUICK)
     retriever = load_embedder(str(trained.folder))
     assert isinstance(retriever, Retriever)
-    assert retriever.seen == (task.name,)
+    assert retriever.trained_on == (task.name,)
     plain = SentenceTransformer(str(trained.folder), device="cpu")
     example = task.train[0]
     text = retriever.document_text(example)
