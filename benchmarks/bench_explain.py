@@ -21,11 +21,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from iclkit import evaluate
 from iclkit.datasets import load_task
 from iclkit.embed import load_embedder
-from iclkit.eval import evaluate, explain, influences, make_bench, suspects
+from iclkit.eval import explain, influences, make_bench, predictor_of, suspects
 from iclkit.lm import load_lm
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 
 
 def auroc(badness: np.ndarray, bad: np.ndarray) -> float:
@@ -55,7 +57,7 @@ def trial(task_name: str, size: int, queries: int, flip: float, seed: int, lm_na
     texts |= {e.id: {"input": e.input, "output": e.output} for e in bench.view.examples}
     worth = {f.example.id: f.worth.value for f in influences(explain(run, texts, lm))}
     shown = [e for e in bench.view.examples if e.id in worth]
-    own = {s.example.id: s.own for s in suspects(bench, "knn", lm, shown, k=k, embedder=embedder)}
+    own = {s.example.id: s.own for s in suspects(bench, predictor_of(run, Tools(lm, embedder)), shown)}
     vectors = bench.view.vectors(embedder)
     alike = vectors @ vectors.T
     np.fill_diagonal(alike, -1)

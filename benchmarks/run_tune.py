@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 from _common import default_data
 
+from iclkit import evaluate
 from iclkit.datasets import load_task
 from iclkit.embed import load_embedder
-from iclkit.eval import difference, estimate, evaluate, load_run, make_bench
+from iclkit.eval import difference, estimate, load_run, make_bench
 from iclkit.lm import load_lm
 from iclkit.tuners import TuneSettings, make_problem, tune, write_instructions
 

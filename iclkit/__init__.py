@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; at run time each nam
     from iclkit.datasets import Task, load_task
     from iclkit.embed import load_embedder
     from iclkit.errors import IclkitError
-    from iclkit.eval import evaluate
+    from iclkit.eval import evaluate_task as evaluate
     from iclkit.lm import load_lm
     from iclkit.pool import Pool
     from iclkit.prompts import Template, assemble
@@ -44,7 +44,7 @@ _HOME = {
     "Needs": "iclkit.selectors",
     "Selector": "iclkit.selectors",
     "make_selector": "iclkit.selectors",
-    "evaluate": "iclkit.eval",
+    "evaluate": "iclkit.eval:evaluate_task",
     "leaderboard": "iclkit.report",
 }
 __all__ = [
@@ -78,7 +78,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'iclkit' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    module, _, attribute = _HOME[name].partition(":")
+    return getattr(import_module(module), attribute or name)
 
 
 def __dir__() -> list[str]:

@@ -30,12 +30,13 @@ LEVEL = {
     "selectors": 5,
     "augment": 5,
     "datasets": 5,
-    "eval": 6,
-    "trainers": 7,
-    "tuners": 7,
-    "report": 7,
-    "testing": 8,
-    "cli": 9,
+    "predictors": 6,
+    "eval": 7,
+    "trainers": 8,
+    "tuners": 8,
+    "report": 8,
+    "testing": 9,
+    "cli": 10,
 }
 DOORS = {
     "sqlite3": {"database", "pool/_readonly_worker"},  # the worker runs foreign SQL, in a process of its own

@@ -32,6 +32,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
 
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, make_bench
+    from iclkit.predictors import Tools
     from iclkit.report import leaderboard, plain_words, to_json
 
     grid = Grid(SELECTORS, (k,), 3)
@@ -44,7 +45,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
     bench = replace(make_bench(task, limit=limit), source={"task": TASK})
     embedder = load_vectors(grid, EMBEDDER, None)
     lm = load_reader(LM, "auto", None)
-    runs = run_jobs(announce([bench], lm, grid, embedder, out), out)
+    runs = run_jobs(announce([bench], Tools(lm, embedder), grid, out), out)
     board = leaderboard(runs)
     if as_json:
         emit_json_text(to_json(board))
@@ -68,13 +69,13 @@ def _example(bench: Bench, runs: dict[str, Run]) -> None:
     """One query's prompt under knn, the first that random demonstrations got wrong and chosen ones right, if any."""
     from rich.text import Text
 
-    from iclkit.eval import prompt_of
+    from iclkit.predictors import recorded_prompt
 
     chosen, random = runs["knn"].rows, runs["random"].rows
     at = next((i for i, (c, r) in enumerate(zip(chosen, random, strict=True)) if c.output == c.gold != r.output), 0)
     row = chosen[at]
     examples = {e.id: e for e in bench.view.examples}
-    prompt = prompt_of(bench.task.template, bench.queries[at], [examples[i] for i in row.shown])
+    prompt = recorded_prompt(bench.task.template, bench.queries[at], [examples[i] for i in row.shown])
     terminal = console()
     terminal.rule("One query, and what knn showed the model for it", align="left", style="dim")
     terminal.print(painted(prompt, row), highlight=False, soft_wrap=True)

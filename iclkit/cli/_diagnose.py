@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from iclkit.cli._eval import dedupe, load_vectors, open_pool
+from iclkit.cli._eval import dedupe, load_cross, load_vectors, open_pool
 from iclkit.cli._kit import SELECTOR
 from iclkit.cli._models import EMBEDDER_SETTINGS
 from iclkit.cli._tables import say
@@ -35,6 +35,9 @@ COLUMNS = (
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Measures likeness; or none. "
               f"{EMBEDDER_SETTINGS}.")  # fmt: skip
+@click.option(
+    "--reranker", "reranker_name", help="A cross-encoder, for selector rerank; ,dtype=bf16 may stand behind it."
+)
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many test rows, drawn by --sample-seed.")
 @click.option(
@@ -49,6 +52,7 @@ def command(
     k: int,
     seed: int,
     embedder: str,
+    reranker_name: str | None,
     pool_path: Path | None,
     limit: int | None,
     first: int | None,
@@ -61,6 +65,7 @@ def command(
 
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, diagnose, make_bench
+    from iclkit.predictors import Tools
 
     grid = Grid(dedupe(selectors), (k,))
     benches = [
@@ -75,12 +80,13 @@ def command(
         for name in dedupe(tasks)
     ]
     vectors = load_vectors(grid, embedder, None, always=embedder != "none")
+    tools = Tools(embedder=vectors, reranker=load_cross(grid, reranker_name, None))
     data = []
     for bench in benches:
         found = []
         for number, selector in enumerate(grid.selectors, 1):
             say(f"{bench.task.name}: {number}/{len(grid.selectors)} {selector}")
-            found.append(diagnose(bench, selector, k=k, seed=seed, embedder=vectors))
+            found.append(diagnose(bench, selector, tools, k=k, seed=seed))
         data += [{"task": bench.task.name, **asdict(d)} for d in found]
         if as_json:
             continue

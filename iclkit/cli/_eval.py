@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from iclkit.embed import Embedder, Reranker
     from iclkit.eval import Grid, PlannedRun
     from iclkit.lm import LM
+    from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
 
 
@@ -172,6 +173,7 @@ def command(
 
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, break_evens, make_bench
+    from iclkit.predictors import Tools
     from iclkit.prompts import Template
     from iclkit.report import leaderboard, to_json
 
@@ -211,7 +213,7 @@ def command(
         lm = load_reader(
             name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
         )
-        jobs = announce(benches, lm, grid, vectors, out, reranker)
+        jobs = announce(benches, Tools(lm, vectors, reranker), grid, out)
         if dry_run:
             prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
@@ -375,20 +377,19 @@ def fetch(name: str, kind: str) -> None:
 
 def announce(
     benches: Sequence[Any],
-    lm: LM,
+    tools: Tools,
     grid: Grid,
-    embedder: Embedder | None,
     out: Path | None,
-    reranker: Reranker | None = None,
 ) -> list[PlannedRun]:
     """Plan the runs and say what they will cost."""
     from iclkit.eval import cost, plan
 
-    jobs = plan(benches, lm, grid, embedder, reranker=reranker)
+    jobs = plan(benches, tools, grid)
     price = cost(jobs, out)
+    name = tools.lm.name if tools.lm else "no LM"
     there = f" ({price.finished} more are finished)" if price.finished else ""
     say(
-        f"{lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score or "
+        f"{name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score or "
         f"write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
     )
     for note in price.notes:
@@ -407,7 +408,8 @@ def run_jobs(
     from iclkit.report import format_figure
 
     runs = []
-    said = {id(job.lm): job.lm.notes for job in jobs}
+    lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
+    said = {at: lm.notes for at, lm in lms.items()}
     total = sum(len(job.bench.queries) for job in jobs)
     with bars(total) as (start, step):
         for number, job in enumerate(jobs, 1):
@@ -426,9 +428,8 @@ def run_jobs(
                 say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
-    for lm in {id(job.lm): job.kit.lm for job in jobs}.values():
-        if lm is not None:  # what was found out while it was asked
-            tell_notes(lm, said[id(lm)])
+    for at, lm in lms.items():  # what was found out while they were asked
+        tell_notes(lm, said[at])
     return runs
 
 

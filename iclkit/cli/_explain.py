@@ -23,9 +23,8 @@ WORTH = {
 }
 
 if TYPE_CHECKING:
-    from iclkit.embed import Embedder
+    from iclkit.embed import Embedder, Reranker
     from iclkit.eval import Bench, DemonstrationInfluence, Explanation, Suspect
-    from iclkit.lm import LM
     from iclkit.records import Example, Row, Run
 
 
@@ -41,7 +40,8 @@ if TYPE_CHECKING:
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many of each kind to list.")
 @click.option("--task", help="Where the task is, if it has moved.")
 @click.option("--lm", "lm_name", help="The LM, if the run's name for it does not find it.")
-@click.option("--embedder", "embedder_name", help="The embedder, likewise.")
+@click.option("--embedder", "embedder_name", help="The embedder, if the run's name for it does not find it.")
+@click.option("--reranker", "reranker_name", help="The reranker, if the run's name for it does not find it.")
 @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
 @click.option("--device", help="cpu, cuda, cuda:1 ...")
 @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
@@ -59,6 +59,7 @@ def command(
     task: str | None,
     lm_name: str | None,
     embedder_name: str | None,
+    reranker_name: str | None,
     dtype: str,
     device: str | None,
     batch_tokens: int | None,
@@ -75,8 +76,9 @@ def command(
     wrong.
     """
     from iclkit.datasets import sample_rows
-    from iclkit.eval import explain, influences, load_run, load_texts, suspects, with_runner_up
+    from iclkit.eval import explain, influences, load_run, load_texts, predictor_of, suspects, with_runner_up
     from iclkit.lm import ranks_only
+    from iclkit.predictors import Tools
 
     run = load_run(run_folder)
     answered = [row for row in run.rows if not row.failure]
@@ -91,7 +93,11 @@ def command(
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
     if ranks_only(lm):
         say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
-    embedder = _embedder(run, embedder_name, device) if bench else None
+    tools = Tools(
+        lm,
+        _embedder(run, embedder_name, device) if bench else None,
+        _reranker(run, reranker_name, device) if bench else None,
+    )
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
     with _bar("leaving out", len(rows)) as progress:
@@ -100,7 +106,7 @@ def command(
         say(f"note: {missing} of {len(rows)} queries are left out: this LM does not take their prompts")
     if query_id:
         if bench:
-            found = [with_runner_up(found[0], run, bench, embedder, lm)]
+            found = [with_runner_up(found[0], run, bench, tools)]
         else:
             say(f"note: no runner-up: {why_not}")
         _print_query(found[0], run.spec["task"]["metric"], as_json)
@@ -110,29 +116,13 @@ def command(
     if with_suspects and ranks_only(lm):
         say("note: no labels are checked: that takes log-probabilities")
     elif with_suspects and run.spec["task"]["labels"] and bench:
-        shown = [i.example for i in ranked]
-        known = bench.view.examples_of(e.id for e in shown if bench.view.row_of(e.id) is not None)
+        known = bench.view.examples_of(i.example.id for i in ranked)
         say(f"asking about the labels of {len(known)} demonstrations")
         with _bar("own labels", len(known)) as progress:
-            doubted = _ask(suspects, bench, run, lm, known, embedder, progress)
+            doubted = suspects(bench, predictor_of(run, tools, plain=True), known, progress=progress)
     elif with_suspects and not bench:
         say(f"note: no labels are checked: {why_not}")
     _print_run(ranked, doubted, len(found), found[0].unit if found else "nats", top, as_json)
-
-
-def _ask(
-    suspects: Callable[..., list[Suspect]],
-    bench: Bench,
-    run: Run,
-    lm: LM,
-    examples: Sequence[Example],
-    embedder: Embedder | None,
-    progress: Callable[[int, int], None],
-) -> list[Suspect]:
-    from iclkit.records import Spec
-
-    spec = Spec(run.spec["selector"]["name"], run.spec["selector"]["settings"])
-    return suspects(bench, spec, lm, examples, k=run.spec["k"], embedder=embedder, progress=progress)
 
 
 def _row(run: Run, query_id: str) -> Row:
@@ -182,6 +172,17 @@ def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None
     if embedder.fingerprint != run.spec["embedder"]["fingerprint"]:
         say("note: this embedder is not the run's (weights, dtype or prefixes differ): its neighbors may be others")
     return embedder
+
+
+def _reranker(run: Run, name: str | None, device: str | None) -> Reranker | None:
+    if not run.spec.get("reranker"):
+        return None
+    from iclkit.embed import load_reranker
+
+    reranker = load_reranker(name or run.spec["reranker"]["name"], device=device)
+    if reranker.fingerprint != run.spec["reranker"]["fingerprint"]:
+        say("note: this reranker is not the run's (weights, dtype or versions differ): its order may be another")
+    return reranker
 
 
 def _short(text: str, most: int = 60) -> str:

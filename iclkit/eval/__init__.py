@@ -1,8 +1,9 @@
 """Did it help: runs, metrics and the statistics that judge them."""
 
 from iclkit.eval._advise import Advice, Finding, advise, decide
+from iclkit.eval._bench import Bench, make_bench, task_pool
 from iclkit.eval._diagnose import Diagnosis, diagnose
-from iclkit.eval._evaluate import Bench, Settings, cautions, evaluate, make_bench, prompt_of, task_pool
+from iclkit.eval._evaluate import cautions, evaluate, evaluate_task
 from iclkit.eval._explain import (
     DemonstrationEffect,
     DemonstrationInfluence,
@@ -10,6 +11,7 @@ from iclkit.eval._explain import (
     Suspect,
     explain,
     influences,
+    predictor_of,
     suspects,
     with_runner_up,
 )
@@ -68,7 +70,6 @@ __all__ = [
     "PlannedRun",
     "PooledDifference",
     "RunSpec",
-    "Settings",
     "Suspect",
     "TaskPair",
     "advise",
@@ -85,6 +86,7 @@ __all__ = [
     "dry_run",
     "estimate",
     "evaluate",
+    "evaluate_task",
     "explain",
     "false_discovery",
     "holm",
@@ -100,7 +102,7 @@ __all__ = [
     "new_tasks",
     "plan",
     "pooled_difference",
-    "prompt_of",
+    "predictor_of",
     "rank_estimates",
     "rank_intervals",
     "reliability",

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from iclkit.datasets import Task, sample_rows
 from iclkit.embed import Embedder
 from iclkit.errors import NothingAnswered, UsageError
-from iclkit.eval._evaluate import Bench, cautions, evaluate, make_bench, pool_bench
+from iclkit.eval._bench import Bench, make_bench, pool_bench
+from iclkit.eval._evaluate import cautions, evaluate
 from iclkit.eval._metrics import METRICS
 from iclkit.eval._multiple import holm
 from iclkit.eval._stats import ALPHA, Difference, Estimate, difference, estimate
 from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
+from iclkit.predictors import Settings, Tools, make_predictor
 from iclkit.prompts import Template
 from iclkit.records import Run
 
@@ -113,11 +115,12 @@ def advise(
     bench = pilot_bench(task, queries, pool)
     ladder = [k for k in ladder if k < len(bench.view)] or [len(bench.view) - 1]
     runs: dict[tuple[str, int], Run] = {}
+    tools = Tools(lm, embedder)
 
     def measure(selector: str, k: int) -> None:
         if say:
             say(f"{selector}, k = {k}")
-        runs[selector, k] = evaluate(bench, selector, lm, k=k, embedder=embedder, template=template, out=out)
+        runs[selector, k] = evaluate(bench, make_predictor(selector, tools, Settings(k=k), template), out=out)
 
     def values() -> dict[tuple[str, int], Floats]:
         failed = {row.query_id: row.failure for run in runs.values() for row in run.rows if row.failure}

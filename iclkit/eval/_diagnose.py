@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, encode_checked
-from iclkit.eval._evaluate import Bench
+from iclkit.eval._bench import Bench
+from iclkit.predictors import Tools
 from iclkit.prompts import Template
 from iclkit.records import Query, Spec
-from iclkit.selectors import Kit, Selector, make_selector
+from iclkit.selectors import Selector, make_selector
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,19 @@ class Diagnosis:
 def diagnose(
     bench: Bench,
     selector: str | Spec | Selector,
+    tools: Tools,
     *,
     k: int = 8,
     seed: int = 0,
-    embedder: Embedder | None = None,
-    lm: Any = None,
     template: Template | None = None,
 ) -> Diagnosis:
-    """Select for every query of a bench and describe the picks. NeedError for what the selector lacks."""
+    """Select for every query of a bench and describe the picks. NeedError for what the selector lacks.
+
+    ``relevance`` and ``redundancy`` are by the embedder of ``tools``, whether the selector needs one or not.
+    """
     chooser = make_selector(selector) if isinstance(selector, str | Spec) else selector
-    task, view = bench.task, bench.view
-    chooser.fit(view, Kit(embedder, lm, template or task.template, task.labels, seed, task=task.name))
+    task, view, embedder = bench.task, bench.view, tools.embedder
+    chooser.fit(view, tools.kit(bench.context, template=template, seed=seed))
     number = {i: n for n, i in enumerate(view.ids)}
     picks = [[number[i] for i in s.ids] for s in chooser.select_many(bench.queries, k)]
     golds = bench.golds if task.labels else None

@@ -11,20 +11,30 @@ a demonstration is what it adds to the value of the answer by the task's metric:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from iclkit.embed import Embedder
 from iclkit.errors import DataError, RequestError, UsageError
-from iclkit.eval._calibrate import Floats, blank, divide, free_inputs, prior
-from iclkit.eval._evaluate import Bench, evaluate, pool_bench, prompt_of
+from iclkit.eval._bench import Bench, pool_bench
+from iclkit.eval._evaluate import evaluate
 from iclkit.eval._metrics import METRICS, equal_text
 from iclkit.eval._stats import Estimate, estimate
 from iclkit.lm import LM, as_lm, ranks_only
+from iclkit.predictors import (
+    PromptPredictor,
+    Settings,
+    Tools,
+    content_free_inputs,
+    content_free_query,
+    label_shares,
+    recorded_prompt,
+)
 from iclkit.prompts import (
     Template,
     answer_options,
@@ -35,7 +45,7 @@ from iclkit.prompts import (
     template_of,
 )
 from iclkit.records import Example, GenerateRequest, Progress, Prompt, Query, Row, Run, Spec
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import make_selector
 
 Texts = Mapping[str, Mapping[str, Any]]
 
@@ -131,7 +141,7 @@ def _content_free(run: Run, bench: Bench | None) -> tuple[str, ...]:
     kind = run.spec.get("calibrate", "none")
     if kind == "domain" and bench is None:
         raise DataError(f"run {run.id} was calibrated with words of its pool, and the pool is not known; give --task")
-    return free_inputs(kind, bench.view.examples if bench else (), run.spec["seed"])
+    return content_free_inputs(kind, bench.view.examples if bench else (), run.spec["seed"])
 
 
 def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, content_free: Sequence[str]) -> Explanation:
@@ -143,13 +153,13 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, conte
     query = Query(own["input"], tuple(own.get("choices", ())), id=row.query_id)
     shown = [example_of(i, texts) for i in row.shown]
     left = [shown, *([*shown[:n], *shown[n + 1 :]] for n in range(len(shown))), []]
-    prompts = [prompt_of(template, query, examples, lm) for examples in left]
+    prompts = [recorded_prompt(template, query, examples, lm) for examples in left]
     ranks = ranks_only(lm)
     labels = _labels(run, row, query)
     asked = labels or [row.gold]
     if labels and not ranks:  # each prompt, and after it the same with the query's input replaced
-        queries = [query, *(blank(query, text) for text in content_free)]
-        prompts = [prompt_of(template, q, examples, lm) for examples in left for q in queries]
+        queries = [query, *(content_free_query(query, text) for text in content_free)]
+        prompts = [recorded_prompt(template, q, examples, lm) for examples in left for q in queries]
     requests = [r for p in prompts for r in answer_requests(p, template, asked, query.choices)]
     if ranks and not labels:
         gold = _worth_of(run, row, _written(run, row, lm, prompts))
@@ -186,13 +196,11 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, conte
     )
 
 
-def _calibrated(run: Run, labels: Sequence[str], scores: Floats) -> Floats:
+def _calibrated(run: Run, labels: Sequence[str], scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """(p, L) log-probabilities of the labels after each prompt, from scores (p, 1 + content-free inputs, L)."""
-    if scores.shape[1] > 1:
-        return np.stack([divide(of_prompt[0], prior(of_prompt[1:])) for of_prompt in scores])
-    if "prior" in run.facts:  # of all rows of the run
-        return divide(scores[:, 0], np.log([run.facts["prior"][label] for label in labels]))
-    return log_softmax(scores[:, 0])
+    prior = run.facts.get("prior")  # of all rows of the run
+    log_prior = None if prior is None else np.log([prior[label] for label in labels])
+    return np.stack([label_shares(of_prompt, log_prior) for of_prompt in scores])
 
 
 def _labels(run: Run, row: Row, query: Query) -> list[str]:
@@ -210,30 +218,42 @@ def _written(run: Run, row: Row, lm: LM, prompts: Sequence[Prompt]) -> list[str]
     return [a.text.strip() for a in lm.generate([GenerateRequest(p.text, tokens, stop) for p in prompts])]
 
 
-def _worth_of(run: Run, row: Row, answers: Sequence[str]) -> Floats:
+def _worth_of(run: Run, row: Row, answers: Sequence[str]) -> NDArray[np.float64]:
     """(answers,): the value of each by the run's metric; of a metric of whole runs, whether it is the right text."""
     judge = METRICS.get(run.spec["task"]["metric"]).judge or equal_text
     return np.array([float(judge(answer, row.gold)) for answer in answers])
 
 
-def with_runner_up(
-    explanation: Explanation, run: Run, bench: Bench, embedder: Embedder | None = None, lm: LM | None = None
-) -> Explanation:
-    """The explanation with how the choice came about and what came next: the selector asked again, and for one more."""
+def predictor_of(run: Run, tools: Tools, *, plain: bool = False) -> PromptPredictor:
+    """The predictor that made a run, made again; ``plain`` without its normalization and calibration."""
     spec = run.spec
-    chooser = make_selector(Spec(spec["selector"]["name"], spec["selector"]["settings"]))
-    template = template_of(run)
-    chooser.fit(
-        bench.view, Kit(embedder, lm, template, bench.task.labels, spec["seed"], spec["order"], task=bench.task.name)
+    settings = Settings(
+        k=spec["k"],
+        seed=spec["seed"],
+        order=spec["order"],
+        budget=spec["budget"],
+        normalise="sum" if plain else spec["normalise"],
+        calibrate="none" if plain else spec.get("calibrate", "none"),
+        prior=spec["prior"] if spec.get("calibrate") == "given" and not plain else None,
+        answer_tokens=spec.get("answer_tokens"),
+        stop=spec.get("stop"),
     )
+    selector = make_selector(Spec(spec["selector"]["name"], spec["selector"]["settings"]))
+    return PromptPredictor(selector, tools, settings, template_of(run))
+
+
+def with_runner_up(explanation: Explanation, run: Run, bench: Bench, tools: Tools) -> Explanation:
+    """The explanation with how the choice came about and what came next: the selector asked again, and for one more."""
+    k = run.spec["k"]
+    selector = predictor_of(run, tools).fit(bench.context).fitted_selector()
     query = next((q for q in bench.queries if q.id == explanation.row.query_id), explanation.query)
     picked = {i for i, _ in explanation.row.picks}
-    explanation = replace(explanation, story=chooser.explain(query, spec["k"]))
-    more = [p for p in chooser.select(query, spec["k"] + 1) if p.example_id not in picked]
+    explanation = replace(explanation, story=selector.explain(query, k))
+    more = [p for p in selector.select(query, k + 1) if p.example_id not in picked]
     if not more or not picked:
         return explanation
-    (runner_up,) = bench.view.examples_of([more[0].example_id])
-    return replace(explanation, next=(runner_up, more[0].score))
+    (example,) = bench.view.examples_of([more[0].example_id])
+    return replace(explanation, next=(example, more[0].score))
 
 
 def influences(explanations: Sequence[Explanation]) -> list[DemonstrationInfluence]:
@@ -260,40 +280,32 @@ def _interval_bound(f: DemonstrationInfluence) -> float:
 
 def suspects(
     bench: Bench,
-    selector: str | Spec,
-    lm: LM,
+    predictor: PromptPredictor,
     examples: Sequence[Example],
     *,
-    k: int = 8,
-    embedder: Embedder | None = None,
-    template: Template | None = None,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Suspect]:
     """Labelled examples of the pool, the likeliest to be mislabelled first.
 
-    Each is made a query, with demonstrations as the selector picks them for it (never itself nor its doubles), and the
-    LM says how likely its own label is: in-context pointwise usable information (Lu et al. 2023, arXiv 2310.12300)
-    without the term that is the same for all. Examples whose prompt the LM does not take are left out. DataError for a
-    task without labels; UsageError for an LM that tells no log-probabilities.
+    Each is made a query, with demonstrations as the predictor's selector picks them for it (never itself nor its
+    doubles), and the LM says how likely its own label is: in-context pointwise usable information (Lu et al. 2023,
+    arXiv 2310.12300) without the term that is the same for all. Examples whose prompt the LM does not take are left
+    out. DataError for a task without labels; UsageError for an LM that tells no log-probabilities.
     """
     if not bench.task.labels:
         raise DataError(f"task {bench.task.name!r} has no labels, so none can be wrong")
-    lm = as_lm(lm)
-    if ranks_only(lm):
-        raise UsageError(f"{lm.name} tells no log-probabilities, so it cannot say how likely a label is")
-    run = evaluate(
-        pool_bench(bench, examples), selector, lm, k=k, embedder=embedder, template=template, out=out, progress=progress
-    )
-    found = []
+    if ranks_only(predictor.lm):
+        raise UsageError(f"{predictor.lm.name} tells no log-probabilities, so it cannot say how likely a label is")
+    run = evaluate(pool_bench(bench, examples), predictor, out=out, progress=progress)
+    results = []
     for example, row in zip(examples, run.rows, strict=True):
         if row.failure or row.gold not in row.label_logprobs:
             continue
-        shares = log_softmax(np.array([*row.label_logprobs.values()]))
-        by_label = dict(zip(row.label_logprobs, np.exp(shares).tolist(), strict=True))
-        own = float(shares[[*row.label_logprobs].index(row.gold)])
-        found.append(Suspect(example, own, row.output, by_label))
-    return sorted(found, key=lambda s: (s.own, s.example.id))
+        shares = dict(zip(row.label_logprobs, log_softmax([*row.label_logprobs.values()]).tolist(), strict=True))
+        by_label = {label: math.exp(share) for label, share in shares.items()}
+        results.append(Suspect(example, shares[row.gold], row.output, by_label))
+    return sorted(results, key=lambda s: (s.own, s.example.id))
 
 
 def example_of(example_id: str, texts: Texts) -> Example:

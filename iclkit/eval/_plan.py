@@ -9,15 +9,26 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from iclkit.embed import Embedder, Reranker
-from iclkit.errors import DataError, UsageError
-from iclkit.eval._calibrate import free_inputs
-from iclkit.eval._evaluate import POOL_ROWS, Bench, Settings, evaluate, run_spec
+from iclkit.errors import DataError, UnknownName, UsageError
+from iclkit.eval._bench import Bench
+from iclkit.eval._evaluate import evaluate, run_spec
 from iclkit.eval._runs import finished
-from iclkit.lm import LM, ModelShape, as_lm, break_even
+from iclkit.lm import ModelShape, break_even
 from iclkit.pool import PoolView
+from iclkit.predictors import (
+    POOL_ROWS,
+    PREDICTORS,
+    Predictor,
+    PromptPredictor,
+    Settings,
+    Tools,
+    content_free_inputs,
+    is_predictor,
+    make_predictor,
+)
 from iclkit.prompts import Template, assemble
 from iclkit.records import CostEstimate, Progress, Run, digest
+from iclkit.registry import parse_spec
 from iclkit.selectors import RANDOM_FILL, Kit, SelectorCost, make_selector
 
 _PROBES = 8
@@ -25,9 +36,12 @@ _PROBES = 8
 
 @dataclass(frozen=True)
 class Grid:
-    """What is crossed: selectors by settings (see ``Settings``). ``seeds`` is how many, from 0 on."""
+    """What is crossed: selectors by settings (see ``Settings``). ``seeds`` is how many, from 0 on.
 
-    selectors: tuple[str, ...]
+    ``predictors`` are those that are no prompt to an LM; they have settings of their own and run once.
+    """
+
+    selectors: tuple[str, ...] = ()
     ks: tuple[int, ...] = (8,)
     seeds: int = 3
     orders: tuple[str, ...] = ("best-last",)
@@ -37,10 +51,15 @@ class Grid:
     prior: tuple[tuple[str, float], ...] = ()
     answer_tokens: int | None = None
     stop: tuple[str, ...] | None = None
+    predictors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (self.selectors and self.ks and self.orders and self.calibrations):
-            raise UsageError("a grid needs at least one selector, one k, one order and one calibration")
+        if not (self.predictors or self.selectors) or not (self.ks and self.orders and self.calibrations):
+            raise UsageError("a grid needs at least one selector or predictor, one k, one order and one calibration")
+        for name in self.predictors:
+            if not is_predictor(name):
+                raise UnknownName("predictor", parse_spec(name).name, PREDICTORS.names())
+            make_predictor(name, Tools())
         if self.seeds < 1:
             raise UsageError(f"seeds is {self.seeds}; it must be at least 1")
         for selector in self.selectors:
@@ -58,37 +77,46 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class PlannedRun:
-    """One run to be made. ``title`` says which."""
+    """One run to be made: a predictor by name (see ``make_predictor``) on a bench. ``title`` says which.
+
+    ``settings`` are those of a prompt, None for a predictor that has its own.
+    """
 
     bench: Bench
-    selector: str
-    lm: LM
-    embedder: Embedder | None
-    settings: Settings
+    name: str
+    tools: Tools
+    settings: Settings | None = None
     template: Template | None = None
-    reranker: Reranker | None = None
 
     @property
     def title(self) -> str:
-        """Task, selector, and the settings that tell it from its siblings."""
+        """Task, name, and the settings that tell it from its siblings."""
         s = self.settings
+        if s is None:
+            return f"{self.bench.task.name} {self.name}"
         more = "" if s.calibrate == "none" else f" {s.calibrate}"
-        return f"{self.bench.task.name} {self.selector} k={s.k} {s.order}{more} seed {s.seed}"
+        return f"{self.bench.task.name} {self.name} k={s.k} {s.order}{more} seed {s.seed}"
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers, made anew: a plan holds names alone, and nothing that was learned of a pool."""
+        return make_predictor(self.name, self.tools, self.settings, self.template)
+
+    @property
+    def prompt(self) -> PromptPredictor:
+        """The same, of a run that prompts an LM."""
+        return PromptPredictor(make_selector(self.name), self.tools, self.prompt_settings, self.template)
+
+    @property
+    def prompt_settings(self) -> Settings:
+        """The settings of a run that prompts an LM."""
+        assert self.settings is not None, f"{self.name} is no prompt"
+        return self.settings
 
     @cached_property
     def run_id(self) -> str:
         """The id that the run will have."""
-        return digest(run_spec(self.bench, make_selector(self.selector), self.kit, self.settings), 8)
-
-    @property
-    def kit(self) -> Kit:
-        """What the selector is given."""
-        template = make_selector(self.selector).template_for(self.template or self.bench.task.template)
-        s = self.settings
-        task = self.bench.task
-        return Kit(
-            self.embedder, self.lm, template, task.labels, s.seed, s.order, reranker=self.reranker, task=task.name
-        )
+        return digest(run_spec(self.bench, self.predictor.fit(self.bench.context)), 8)
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs, with no failed row left to ask again."""
@@ -96,30 +124,17 @@ class PlannedRun:
 
     def run(self, out: Path | None, progress: Progress | None = None, on_error: str = "record") -> Run:
         """Make the run, or take it from ``out``."""
-        s = self.settings
-        return evaluate(
-            self.bench, self.selector, self.lm, k=s.k, seed=s.seed, order=s.order, embedder=self.embedder,
-            reranker=self.reranker, template=self.template, budget=s.budget, normalise=s.normalise,
-            calibrate=s.calibrate, prior=dict(s.prior), answer_tokens=s.answer_tokens, stop=s.stop,
-            on_error=on_error, out=out, progress=progress,
-        )  # fmt: skip
+        return evaluate(self.bench, self.predictor, out=out, on_error=on_error, progress=progress)
 
 
-def plan(
-    benches: Sequence[Bench],
-    lm: LM,
-    grid: Grid,
-    embedder: Embedder | None = None,
-    template: Template | None = None,
-    reranker: Reranker | None = None,
-) -> list[PlannedRun]:
+def plan(benches: Sequence[Bench], tools: Tools, grid: Grid, template: Template | None = None) -> list[PlannedRun]:
     """The runs of a grid with one LM, each once.
 
     ``zero`` runs once, whatever k, order and seed. A selector runs under every seed only if its picks or their order
-    depend on it. UsageError for a k that is larger than a pool; NeedError for what a selector lacks.
+    depend on it. Predictors that are no prompt run once. UsageError for a k that is larger than a pool; NeedError for
+    what a selector lacks.
     """
-    lm = as_lm(lm)
-    jobs: dict[tuple[int, str, Settings], PlannedRun] = {}
+    jobs: dict[tuple[int, str, Settings | None], PlannedRun] = {}
     for at, bench in enumerate(benches):
         seeds_of: dict[tuple[str, int, str], int] = {}
         for selector, k, order, calibrate in product(grid.selectors, grid.ks, grid.orders, grid.calibrations):
@@ -130,16 +145,16 @@ def plan(
                     f"k is {k}, and the pool for {bench.task.name!r} has {len(bench.view)} examples; "
                     f"give -k {len(bench.view)} or less"
                 )
-            way = (selector, k, order)
-            if way not in seeds_of:
-                shown = template or bench.task.template
-                kit = Kit(embedder, lm, shown, bench.task.labels, order=order, reranker=reranker, task=bench.task.name)
+            combination = (selector, k, order)
+            if combination not in seeds_of:
+                kit = tools.kit(bench.context, template=template, order=order)
                 many = k > 0 and grid.seeds > 1 and differs_by_seed(bench, selector, kit, k, order)
-                seeds_of[way] = grid.seeds if many else 1
-            for seed in range(seeds_of[way]):
+                seeds_of[combination] = grid.seeds if many else 1
+            for seed in range(seeds_of[combination]):
                 settings = grid.settings(k, seed, order, calibrate)
-                job = PlannedRun(bench, selector, lm, embedder, settings, template, reranker)
-                jobs.setdefault((at, selector, settings), job)
+                jobs.setdefault((at, selector, settings), PlannedRun(bench, selector, tools, settings, template))
+        for name in grid.predictors:
+            jobs.setdefault((at, name, None), PlannedRun(bench, name, tools))
     return list(jobs.values())
 
 
@@ -178,17 +193,20 @@ def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> Cost:
     Each prompt is estimated by the mean over a few queries with the pool's evenly spaced examples; prompts that share a
     beginning, and answers in the cache, make the work less. ``notes`` name selectors that ask the LM themselves.
     """
-    todo = [job for job in jobs if out is None or not job.finished(out)]
+    unfinished = [job for job in jobs if out is None or not job.finished(out)]
+    todo = [job for job in unfinished if job.settings is not None]
     mean = {key: _mean_tokens(job) for job in todo for key in [_shape(job)]}
     # a content-free prompt beside each prompt, for the calibrations that have them
-    times = {job: 1 + len(free_inputs(job.settings.calibrate, job.bench.view.examples, 0)) for job in todo}
+    times = {
+        job: 1 + len(content_free_inputs(job.prompt_settings.calibrate, job.bench.view.examples, 0)) for job in todo
+    }
     # and rows of the pool, for the one whose prior is theirs
-    more = {job: min(POOL_ROWS, len(job.bench.view)) if job.settings.calibrate == "pool" else 0 for job in todo}
+    more = {job: min(POOL_ROWS, len(job.bench.view)) if job.prompt_settings.calibrate == "pool" else 0 for job in todo}
     prompts = {job: len(job.bench.queries) * times[job] + more[job] for job in todo}
     scores = sum(_answers(job.bench) * times[job] + more[job] * len(job.bench.task.labels) for job in todo)
     return Cost(
-        runs=len(todo),
-        finished=len(jobs) - len(todo),
+        runs=len(unfinished),
+        finished=len(jobs) - len(unfinished),
         prompts=sum(prompts.values()),
         scores=scores,
         tokens=round(sum(mean[_shape(job)] * prompts[job] for job in todo)),
@@ -205,9 +223,10 @@ def dry_run(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> Cos
     total, done = sum(len(job.bench.queries) for job in jobs), 0
     cost, overlays = CostEstimate(), dict[int, PoolView]()
     for job in jobs:
-        lm, view = job.lm.dry_run(), overlays.setdefault(id(job.bench.view), job.bench.view.overlay())
-        replace(job, lm=lm, bench=replace(job.bench, view=view)).run(None)
-        cost += lm.cost
+        if job.settings is not None:
+            lm, view = job.prompt.lm.dry_run(), overlays.setdefault(id(job.bench.view), job.bench.view.overlay())
+            replace(job, tools=job.tools.with_lm(lm), bench=replace(job.bench, view=view)).run(None)
+            cost += lm.cost
         done += len(job.bench.queries)
         if progress is not None:
             progress(done, total)
@@ -222,8 +241,9 @@ def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
     """
     kinds: dict[tuple[int, int, int], list[PlannedRun]] = {}
     for job in jobs:
-        chooser = make_selector(job.selector)
-        k = job.settings.k
+        if job.settings is None:
+            continue
+        chooser, k = make_selector(job.name), job.settings.k
         part, k = chooser.shared(k), chooser.capacity(k)
         if k:
             kinds.setdefault((id(job.bench), part, k), []).append(job)
@@ -237,12 +257,12 @@ def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
 
 def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own: Sequence[PlannedRun]) -> str:
     def tokens(shots: int) -> int:
-        return round(_mean_tokens(replace(fixed[0], settings=replace(fixed[0].settings, k=shots))))
+        return round(_mean_tokens(replace(fixed[0], settings=replace(fixed[0].prompt_settings, k=shots))))
 
     def named(jobs: Sequence[PlannedRun]) -> str:
-        return ", ".join(dict.fromkeys(job.selector for job in jobs))
+        return ", ".join(dict.fromkeys(job.name for job in jobs))
 
-    bare, shape = tokens(0), fixed[0].lm.shape
+    bare, shape = tokens(0), fixed[0].prompt.lm.shape
     shared, near, chosen = (tokens(shots) - bare for shots in (part, k - part, least))
     even = break_even(
         shape or ModelShape(1, 0, 0),
@@ -260,12 +280,13 @@ def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own:
 
 def _notes(todo: Sequence[PlannedRun]) -> Iterator[str]:
     """What each selector that asks the LM will ask at most; fitting one asks nothing."""
-    for name in dict.fromkeys(job.selector for job in todo if make_selector(job.selector).needs.lm):
-        jobs, found = [job for job in todo if job.selector == name], dict[tuple[int, int], SelectorCost]()
+    for name in dict.fromkeys(job.name for job in todo if make_selector(job.name).needs.lm):
+        jobs, cost_of = [job for job in todo if job.name == name], dict[tuple[int, int], SelectorCost]()
         for job in jobs:
-            if (key := (id(job.bench), job.settings.k)) not in found:
-                found[key] = make_selector(name).fit(job.bench.view, job.kit).cost(job.settings.k)
-        costs = [found[id(job.bench), job.settings.k] for job in jobs]
+            if (key := (id(job.bench), job.prompt_settings.k)) not in cost_of:
+                fitted = job.prompt.fit(job.bench.context).fitted_selector()
+                cost_of[key] = fitted.cost(job.prompt_settings.k)
+        costs = [cost_of[id(job.bench), job.prompt_settings.k] for job in jobs]
         total = sum(c.per_task + c.per_query * len(job.bench.queries) for c, job in zip(costs, jobs, strict=True))
         yield (
             f"{name} asks the LM itself: at most {total:,} texts more ({max(c.per_task for c in costs):,} once a run "
@@ -279,11 +300,11 @@ def _answers(bench: Bench) -> int:
 
 
 def _shape(job: PlannedRun) -> tuple[int, int, int | None]:
-    return id(job.bench), job.settings.k, job.settings.budget
+    return id(job.bench), job.prompt_settings.k, job.prompt_settings.budget
 
 
 def _mean_tokens(job: PlannedRun) -> float:
-    bench, lm, k = job.bench, job.lm, job.settings.k
+    bench, lm, k = job.bench, job.prompt.lm, job.prompt_settings.k
     template, examples = job.template or bench.task.template, bench.view.examples
     queries = bench.queries[:: max(1, len(bench.queries) // _PROBES)][:_PROBES]
     sizes = []
@@ -294,7 +315,7 @@ def _mean_tokens(job: PlannedRun) -> float:
                 template,
                 query,
                 list(dict.fromkeys(shown)),
-                budget=job.settings.budget or lm.context_size,
+                budget=job.prompt_settings.budget or lm.context_size,
                 count_tokens=lm.count_tokens,
                 render_chat=lm.render_chat if template.chat else None,
             )

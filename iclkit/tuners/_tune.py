@@ -18,9 +18,10 @@ from iclkit import __version__
 from iclkit.datasets import Task, find_leaks
 from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
-from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate, prompt_of
+from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate
 from iclkit.lm import LM, as_lm
 from iclkit.pool import Pool, PoolView
+from iclkit.predictors import Settings, Tools, make_predictor, recorded_prompt
 from iclkit.prompts import Template, answer_requests
 from iclkit.records import Example, GenerateRequest, Json, Prompt, Query, ScoreRequest, digest
 from iclkit.selectors import FixedSelector, SelectorFile
@@ -167,7 +168,8 @@ class TuneProblem:
             return self._score_gold(arm, asked, objective)
         bench = Bench(self.task, self.view, tuple(q for q, _ in asked), tuple(e.output for _, e in asked), "ignore")
         shown = FixedSelector.showing(self.demonstrations(arm), self.instructions[arm.instruction])
-        run = evaluate(bench, shown, self.lm, k=len(arm.rows), on_error="stop")
+        predictor = make_predictor(shown, Tools(self.lm), Settings(k=len(arm.rows)))
+        run = evaluate(bench, predictor, on_error="stop")
         if any(row.dropped for row in run.rows):
             raise self._too_long(arm)
         key = "gold_logprob" if objective == "logprob" else self.metric
@@ -225,7 +227,7 @@ class TuneProblem:
         """Each question's prompt and its right answer. DataError where the two do not fit the LM's context."""
         template, shown, out = self.template(arm), self.demonstrations(arm), []
         for query, example in asked:
-            prompt = prompt_of(template, query, shown, self.lm)
+            prompt = recorded_prompt(template, query, shown, self.lm)
             answer = template.answer(example.output, example.choices)
             if prompt.tokens + self.lm.count_tokens(prompt.answer_prefix + answer) > self.lm.context_size:
                 raise self._too_long(arm)

@@ -28,14 +28,15 @@ def test_the_demo_tells_its_story(tmp_path, fakes, capsys):
 
 def test_the_prompt_of_the_demo_is_the_one_that_was_scored(tmp_path, fakes, capsys):
     from iclkit.datasets import load_task
-    from iclkit.eval import load_runs, make_bench, prompt_of
+    from iclkit.eval import load_runs, make_bench
+    from iclkit.predictors import recorded_prompt
 
     call("demo", "-k", "4", "--limit", "8", "--out", str(tmp_path / "runs"), capsys=capsys)
     bench = make_bench(load_task("support"), limit=8)
     examples = {e.id: e for e in bench.view.examples}
     for run in load_runs(tmp_path / "runs"):
         for row, query in zip(run.rows, bench.queries, strict=True):
-            again = prompt_of(bench.task.template, query, [examples[i] for i in row.shown])
+            again = recorded_prompt(bench.task.template, query, [examples[i] for i in row.shown])
             assert again.hash == row.prompt_hash
 
 

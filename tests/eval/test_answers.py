@@ -7,11 +7,13 @@ from dataclasses import replace
 
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import make_task, sample_rows
 from iclkit.errors import UsageError
-from iclkit.eval import Grid, cautions, cost, evaluate, make_bench, plan
+from iclkit.eval import Grid, cautions, cost, make_bench, plan
 from iclkit.eval._advise import pilot_bench
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.report import leaderboard
@@ -204,7 +206,7 @@ def test_the_price_of_a_plan_does_not_stumble_over_a_bad_row():
     task = classification(test=16)
     task = replace(task, test=tuple(replace(e, input="word " * 400, id="") if n % 4 else e for n, e in
                                     enumerate(task.test)))  # fmt: skip
-    found = cost(plan([make_bench(task)], FakeLM(context_size=200), Grid(("random",), (2,), 1)))
+    found = cost(plan([make_bench(task)], Tools(FakeLM(context_size=200)), Grid(("random",), (2,), 1)))
     assert (found.prompts, found.scores) == (16, 48)
     assert found.tokens > 0
 
@@ -212,20 +214,20 @@ def test_the_price_of_a_plan_does_not_stumble_over_a_bad_row():
 def test_rows_of_the_pool_that_a_calibration_asks_are_in_the_price():
     benches = [make_bench(classification(train=45, test=10))]
     plain, pool = (
-        cost(plan(benches, FakeLM(), Grid(("random",), (2,), 1, calibrations=(c,)))) for c in ("none", "pool")
+        cost(plan(benches, Tools(FakeLM()), Grid(("random",), (2,), 1, calibrations=(c,)))) for c in ("none", "pool")
     )
     assert (pool.prompts - plain.prompts, pool.scores - plain.scores) == (45, 135)
 
 
 def test_a_grid_passes_the_end_of_answers_and_the_prior_on(tmp_path):
     grid = Grid(("random",), (2,), 1, answer_tokens=4, stop=("#",))
-    (job,) = plan([make_bench(generation())], FakeLM(), grid)
+    (job,) = plan([make_bench(generation())], Tools(FakeLM()), grid)
     run = job.run(tmp_path)
     assert (run.id, run.spec["answer_tokens"], run.spec["stop"]) == (job.run_id, 4, ["#"])
     prior = tuple((label, 1 / 3) for label in LABELS)
     jobs = plan(
         [make_bench(classification(test=4))],
-        FakeLM(),
+        Tools(FakeLM()),
         Grid(("random",), (2,), 1, calibrations=("none", "given"), prior=prior),
     )
     assert [job.run(tmp_path).spec.get("prior") for job in jobs] == [None, dict(prior)]

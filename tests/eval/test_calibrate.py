@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from iclkit import evaluate
 from iclkit.errors import UsageError
-from iclkit.eval import evaluate
-from iclkit.eval._calibrate import (
+from iclkit.predictors._calibrate import (
     CONTENT_FREE,
     DOMAIN_TEXTS,
-    blank,
-    divide,
+    content_free_query,
+    divide_by_prior,
     domain_texts,
+    label_prior,
     mean_prior,
-    prior,
 )
 from iclkit.prompts import log_softmax
 from iclkit.records import Example, Query
@@ -39,18 +39,18 @@ def test_dividing_by_a_prior_equals_the_plain_arithmetic(scores, free):
     raw = np.exp(free).mean(axis=0)  # probabilities averaged raw, then normed
     expected = shares / (raw / raw.sum())
     expected /= expected.sum(axis=1, keepdims=True)
-    assert np.exp(divide(scores, prior(free))) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert np.exp(divide_by_prior(scores, label_prior(free))) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
 @given(SCORES)
 def test_a_uniform_prior_changes_nothing(scores):
-    assert divide(scores, np.full(4, -math.log(4))) == pytest.approx(log_softmax(scores))
+    assert divide_by_prior(scores, np.full(4, -math.log(4))) == pytest.approx(log_softmax(scores))
 
 
 @given(SCORES, st.floats(-5, 5))
 def test_a_factor_common_to_all_labels_has_no_effect(scores, shift):
     assert mean_prior(scores + shift) == pytest.approx(mean_prior(scores), abs=1e-9)
-    assert prior(scores + shift) == pytest.approx(prior(scores), abs=1e-9)
+    assert label_prior(scores + shift) == pytest.approx(label_prior(scores), abs=1e-9)
 
 
 @given(SCORES, st.permutations(range(4)))
@@ -60,12 +60,12 @@ def test_labels_may_come_in_any_order(scores, order):
 
 @given(arrays(np.float64, 4, elements=st.floats(-8, 0)))
 def test_a_single_content_free_input_itself_becomes_uniform(free):
-    assert divide(free, prior(free[None])) == pytest.approx(np.full(4, -math.log(4)))
+    assert divide_by_prior(free, label_prior(free[None])) == pytest.approx(np.full(4, -math.log(4)))
 
 
 @given(SCORES)
 def test_a_batch_of_one_becomes_uniform(scores):
-    assert divide(scores[0], mean_prior(scores[:1])) == pytest.approx(np.full(4, -math.log(4)), abs=1e-6)
+    assert divide_by_prior(scores[0], mean_prior(scores[:1])) == pytest.approx(np.full(4, -math.log(4)), abs=1e-6)
 
 
 @given(SCORES, st.randoms())
@@ -76,7 +76,7 @@ def test_the_mean_prior_is_bit_for_bit_the_same_in_any_order(scores, random):
 
 
 def test_a_prior_of_nothing_is_guarded():
-    assert np.isfinite(divide(np.array([-1.0, -2.0]), np.array([0.0, -np.inf]))).all()
+    assert np.isfinite(divide_by_prior(np.array([-1.0, -2.0]), np.array([0.0, -np.inf]))).all()
 
 
 def test_domain_texts_are_random_words_of_the_pool_of_average_length():
@@ -91,7 +91,7 @@ def test_domain_texts_are_random_words_of_the_pool_of_average_length():
 
 def test_a_blank_query_keeps_its_fields_choices_and_id():
     query = Query({"a": "x", "b": "y"}, ("u", "v"), frozenset({"e"}), id="q")
-    assert blank(query, "N/A") == Query({"a": "N/A", "b": "N/A"}, ("u", "v"), frozenset({"e"}), id="q")
+    assert content_free_query(query, "N/A") == Query({"a": "N/A", "b": "N/A"}, ("u", "v"), frozenset({"e"}), id="q")
 
 
 def biased() -> ScriptedLM:
@@ -129,7 +129,7 @@ def test_the_prior_is_taken_again_for_each_querys_demonstrations():
         assert [f.rsplit("\n\n", 1)[0] for f in frees] == [head] * 3
         assert [f.rsplit("Text:", 1)[1] for f in frees] == [" N/A\nKind:", " \nKind:", " [MASK]\nKind:"]
         free = np.array([[lm._score(f, f" {label}").logprob for label in LABELS] for f in frees])
-        expected = divide(np.array([*row.label_logprobs.values()]), prior(free))
+        expected = divide_by_prior(np.array([*row.label_logprobs.values()]), label_prior(free))
         assert row.output == LABELS[int(np.argmax(expected))]
         assert row.metrics["gold_logprob"] == pytest.approx(expected[LABELS.index(row.gold)])
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from iclkit.eval import diagnose, make_bench
 from iclkit.eval._diagnose import gini
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import HashEmbedder
 
@@ -34,7 +35,7 @@ def test_gini_equals_the_mean_absolute_difference(counts):
 @pytest.mark.parametrize("selector", ["random", "knn", "balanced"])
 def test_every_figure_equals_a_plain_loop(bench, selector):
     embedder = HashEmbedder()
-    found = diagnose(bench, selector, k=4, embedder=embedder)
+    found = diagnose(bench, selector, Tools(embedder=embedder), k=4)
     chooser = make_selector(selector).fit(bench.view, Kit(embedder, None, None, bench.task.labels))
     by_id = {e.id: e for e in bench.view.examples}
     picks = [[by_id[i] for i in chooser.select(q, 4).ids] for q in bench.queries]
@@ -58,7 +59,7 @@ def test_every_figure_equals_a_plain_loop(bench, selector):
 
 
 def test_likeness_shows_in_the_figures(bench):
-    random, knn = (diagnose(bench, s, k=4, embedder=HashEmbedder()) for s in ("random", "knn"))
+    random, knn = (diagnose(bench, s, Tools(embedder=HashEmbedder()), k=4) for s in ("random", "knn"))
     assert knn.relevance > random.relevance
     assert knn.label_match > random.label_match
     assert knn.words > random.words
@@ -66,13 +67,13 @@ def test_likeness_shows_in_the_figures(bench):
 
 
 def test_zero_has_no_figures_but_does_not_fail(bench):
-    found = diagnose(bench, "zero")
+    found = diagnose(bench, "zero", Tools())
     assert math.isnan(found.label_match)
     assert (found.coverage, found.exposure, found.top) == (0, 0, ())
 
 
 def test_a_task_without_labels_has_no_label_figures(home):
-    found = diagnose(make_bench(generation()), "bm25", k=3)
+    found = diagnose(make_bench(generation()), "bm25", Tools(), k=3)
     assert all(math.isnan(x) for x in (found.label_recall, found.label_match, found.majority, found.labels))
     assert math.isnan(found.relevance)
     assert 0 < found.words <= 1
@@ -80,6 +81,6 @@ def test_a_task_without_labels_has_no_label_figures(home):
 
 def test_queries_that_get_fewer_than_k_are_counted(home):
     task = classification(test=4)
-    assert diagnose(make_bench(task, Pool.of(task.train[:3])), "random", k=5).short == 0
+    assert diagnose(make_bench(task, Pool.of(task.train[:3])), "random", Tools(), k=5).short == 0
     double = make_bench(task, Pool.of([*task.train[:3], task.test[0]]))
-    assert diagnose(double, "random", k=4).short == 1
+    assert diagnose(double, "random", Tools(), k=4).short == 1

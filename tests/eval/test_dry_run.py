@@ -6,6 +6,7 @@ import pytest
 
 from iclkit.eval import Grid, cost, dry_run, make_bench, plan
 from iclkit.lm import load_lm
+from iclkit.predictors import Tools
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 from iclkit.testing import FakeLM, HashEmbedder
 
@@ -22,7 +23,7 @@ def _own_home(home):
 @pytest.mark.parametrize("make", [classification, generation])
 def test_a_dry_run_counts_the_requests_that_the_runs_then_make(make):
     lm = FakeLM()
-    jobs = plan([make_bench(make(), limit=12)], lm, Grid(("zero", "random", "bm25"), (3,), 2))
+    jobs = plan([make_bench(make(), limit=12)], Tools(lm), Grid(("zero", "random", "bm25"), (3,), 2))
     estimate = dry_run(jobs)
     assert not lm.scored
     assert not lm.generated
@@ -38,7 +39,9 @@ def test_a_dry_run_counts_the_requests_that_the_runs_then_make(make):
 
 def test_what_an_lm_is_imagined_to_write_is_not_kept_in_the_pool():
     lm = FakeLM()
-    (job,) = plan([make_bench(classification(train=18), limit=4)], lm, Grid(("skill-knn,rewrites=2",), (3,), 1), HASH)
+    (job,) = plan(
+        [make_bench(classification(train=18), limit=4)], Tools(lm, HASH), Grid(("skill-knn,rewrites=2",), (3,), 1)
+    )
     assert dry_run([job]).requests == dry_run([job]).requests == 2 * (18 + 4) + 4 * 3
     assert lm.generated == []
     assert not job.bench.view.keys(LMRewriter(lm, RewriteStyle.load("classification"), 2)).fallbacks
@@ -48,7 +51,7 @@ def test_what_an_lm_is_imagined_to_write_is_not_kept_in_the_pool():
 def test_what_selectors_ask_is_told_in_numbers_before_anything_is_asked():
     lm = FakeLM()
     names = ("knn", "skill-knn,rewrites=2", "mdl,window=4", "rrf,of=[bm25,pvi-weight,sets=1]")
-    jobs = plan([make_bench(classification(train=18), limit=4)], lm, Grid(names, (2, 3), 2), HASH)
+    jobs = plan([make_bench(classification(train=18), limit=4)], Tools(lm, HASH), Grid(names, (2, 3), 2))
     notes = cost(jobs).notes
     assert [n.split(" asks ")[0] for n in notes] == [*names[1:]]
     assert "at most 176 texts more (36 once a run and 2 per query)" in notes[0]  # 4 runs
@@ -60,7 +63,7 @@ def test_what_selectors_ask_is_told_in_numbers_before_anything_is_asked():
 @pytest.mark.models
 def test_tokens_after_sharing_are_those_that_the_engine_then_computes(smollm2_path):
     lm = load_lm(str(smollm2_path), cache=False, workers=1, threads=1)
-    jobs = plan([make_bench(classification(), limit=10)], lm, Grid(("random-fixed",), (4,), 1))
+    jobs = plan([make_bench(classification(), limit=10)], Tools(lm), Grid(("random-fixed",), (4,), 1))
     estimate = dry_run(jobs)
     for job in jobs:
         job.run(None)

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from iclkit import evaluate
 from iclkit.errors import DataError, LeakError, NeedError, NothingAnswered, UnknownName, UsageError
-from iclkit.eval import differs_by_seed, evaluate, make_bench
+from iclkit.eval import differs_by_seed, make_bench
 from iclkit.lm import Score
 from iclkit.pool import Pool
 from iclkit.prompts import assemble
@@ -208,8 +209,8 @@ def test_the_tasks_own_pool_keeps_its_vectors():
 @pytest.mark.parametrize(
     ("arguments", "error", "text"),
     [
-        ({"selector": "knnn"}, UnknownName, "Did you mean 'knn'"),
-        ({"selector": "knn"}, NeedError, "--embedder"),
+        ({"predictor": "knnn"}, UnknownName, "Did you mean 'knn'"),
+        ({"predictor": "knn"}, NeedError, "--embedder"),
         ({"order": "best-lost"}, UnknownName, "best-last"),
         ({"k": -1}, UsageError, "0 or more"),
         ({"limit": 0}, UsageError, "at least 1"),
@@ -225,7 +226,7 @@ def test_the_tasks_own_pool_keeps_its_vectors():
 )
 def test_what_cannot_be_run_is_refused_in_one_line(arguments, error, text):
     with pytest.raises(error, match=text) as caught:
-        evaluate(classification(test=3), lm=FakeLM(), **{"selector": "random", **arguments})
+        evaluate(classification(test=3), lm=FakeLM(), **{"predictor": "random", **arguments})
     assert "\n" not in str(caught.value)
 
 

@@ -9,12 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
 from iclkit.errors import DataError, RequestError, UsageError
-from iclkit.eval import evaluate, explain, influences, load_texts, make_bench, suspects, with_runner_up
+from iclkit.eval import explain, influences, load_texts, make_bench, suspects, with_runner_up
 from iclkit.pool import Pool
+from iclkit.predictors import PromptPredictor, Settings, Tools
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
+from iclkit.selectors import make_selector
 from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
 
 from .worlds import LABELS, WORDS, classification, copying_lm, generation, rows
@@ -25,6 +28,10 @@ def made(tmp_path, home):
     task, lm = classification(test=70), copying_lm()
     run = evaluate(task, "knn", lm, k=4, embedder=HashEmbedder(), out=tmp_path)
     return task, lm, run, load_texts(tmp_path / run.id)
+
+
+def prompting(selector, lm, k=8):
+    return PromptPredictor(make_selector(selector), Tools(lm), Settings(k=k))
 
 
 def share(lm, prompt, gold):
@@ -83,7 +90,7 @@ def test_the_runner_up_is_what_one_more_shot_would_show(made):
     task, lm, run, texts = made
     (found,) = explain(run, texts, lm, run.rows[:1])
     bench = make_bench(task)
-    full = with_runner_up(found, run, bench, HashEmbedder())
+    full = with_runner_up(found, run, bench, Tools(embedder=HashEmbedder(), lm=lm))
     more = evaluate(make_bench(task, first=1), "knn", lm, k=5, embedder=HashEmbedder()).rows[0]
     assert full.next is not None
     assert (full.next[0].id, full.next[1]) == more.picks[4]
@@ -94,7 +101,7 @@ def test_a_choice_made_step_by_step_is_told_with_what_came_next(tmp_path, home, 
     task, lm = classification(test=4), copying_lm()
     run = evaluate(task, selector, lm, k=3, embedder=HashEmbedder(), out=tmp_path)
     (found,) = explain(run, load_texts(tmp_path / run.id), lm, run.rows[:1])
-    story = with_runner_up(found, run, make_bench(task), HashEmbedder()).story
+    story = with_runner_up(found, run, make_bench(task), Tools(lm, HashEmbedder())).story
     assert story[1].startswith(step)
     assert sum(line.startswith("step") for line in story) == 3
     assert any("runner-up" in line for line in story)
@@ -165,7 +172,7 @@ def test_flipped_labels_are_found_well_above_chance(home):
         words = context.split("\n\n")[-1].split("\n")[0].split()
         return 0.3 * votes._score(context, continuation).logprob + sum(w in WORDS[continuation.strip()] for w in words)
 
-    found = suspects(bench, "bm25", ScriptedLM(logprob), bench.view.examples, k=6)
+    found = suspects(bench, prompting("bm25", ScriptedLM(logprob), 6), bench.view.examples)
     assert auroc([s.example.id for s in found], bad) > 0.8
     assert {s.example.id for s in found} == {*bench.view.ids}
 
@@ -174,7 +181,7 @@ def test_an_example_is_never_asked_with_itself_in_sight(home):
     task, _ = flipped(0.1)
     bench = make_bench(task, Pool.of(task.train))
     lm = copying_lm()
-    suspects(bench, "bm25", lm, bench.view.examples[:5], k=6)
+    suspects(bench, prompting("bm25", lm, 6), bench.view.examples[:5])
     for request in lm.scored:
         *demos, query = request.context.split("\n\n")
         assert all(query.split("\n")[0] not in d for d in demos)
@@ -183,7 +190,7 @@ def test_an_example_is_never_asked_with_itself_in_sight(home):
 def test_a_task_without_labels_has_no_suspects(home):
     bench = make_bench(generation())
     with pytest.raises(DataError, match="no labels"):
-        suspects(bench, "random", FakeLM(), bench.view.examples[:2])
+        suspects(bench, prompting("random", FakeLM()), bench.view.examples[:2])
 
 
 class Ranking(ScriptedLM):
@@ -222,7 +229,7 @@ def test_an_lm_without_probabilities_is_explained_by_its_answers_and_not_by_rank
             assert shown.worth == item.logprob - float(said == row.gold)
     assert {s.worth for item in found for s in item.shown} <= {-1.0, 0.0, 1.0}
     with pytest.raises(UsageError, match="tells no log-probabilities"):
-        suspects(make_bench(task), "random", lm, task.train[:3])
+        suspects(make_bench(task), prompting("random", lm), task.train[:3])
 
 
 def test_written_answers_of_such_an_lm_are_explained_by_the_metric(tmp_path):

@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import load_task, make_task
 from iclkit.errors import DataError, ModelError, NothingAnswered, PoolError, RequestError
-from iclkit.eval import METRICS, Metric, cautions, evaluate, load_run, make_bench, suspects
+from iclkit.eval import METRICS, Metric, cautions, load_run, make_bench, suspects
 from iclkit.eval._advise import advise
+from iclkit.predictors import PromptPredictor, Settings, Tools
 from iclkit.records import Row
 from iclkit.report import leaderboard, to_json
 from iclkit.selectors import BaseSelector, make_selector
@@ -287,7 +289,8 @@ def test_suspects_leave_out_what_the_lm_does_not_take():
     task = marked(3, ())
     bench = make_bench(task)
     word = bench.view.examples[2].text.split()[1]
-    found = suspects(bench, "random", Filtering(word), bench.view.examples[:6], k=2)
+    predictor = PromptPredictor(make_selector("random"), Tools(Filtering(word)), Settings(k=2))
+    found = suspects(bench, predictor, bench.view.examples[:6])
     assert {s.example.id for s in found} == {e.id for e in bench.view.examples[:6]} - {bench.view.examples[2].id}
 
 

@@ -20,7 +20,7 @@ WORKER = """
 import os, sys, time
 sys.path[:0] = [{root!r}, {tests!r}]
 from worlds import classification
-from iclkit.eval import evaluate
+from iclkit import evaluate
 from iclkit.lm import Score
 from iclkit.testing import FakeLM, HashEmbedder
 
@@ -80,7 +80,8 @@ import sys
 sys.path[:0] = [{root!r}]
 from pathlib import Path
 from iclkit.datasets import load_task
-from iclkit.eval import evaluate, make_bench
+from iclkit import evaluate
+from iclkit.eval import make_bench
 from iclkit.lm import load_lm
 lm = load_lm("smollm2-135m", cache=Path({cache!r}))
 bench = make_bench(load_task("support"), limit=130)

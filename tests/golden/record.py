@@ -58,8 +58,8 @@ def picks() -> dict[str, Any]:
 
 def runs(folder: Path) -> dict[str, Any]:
     """Ids and rows of runs with a scripted LM, and the board of them."""
+    from iclkit import evaluate
     from iclkit.datasets import make_task
-    from iclkit.eval import evaluate
     from iclkit.prompts import Template
     from iclkit.records import Example
     from iclkit.report import leaderboard, to_json

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from iclkit import evaluate
 from iclkit.errors import RequestError, UsageError
-from iclkit.eval import evaluate
 from iclkit.lm import LM, CostEstimate, GenerateRequest, Generation, Score, ScoreRequest, Usage, as_lm, ranks_only
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import CachedTextLM, CachedTokenLM, cached

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
-from iclkit.eval import evaluate, load_texts
+from iclkit.eval import load_texts
 from iclkit.prompts import Template
 from iclkit.records import Example, Run
 from iclkit.report import Texts, leaderboard, to_html

@@ -9,9 +9,10 @@ from statistics import mean, stdev
 
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
 from iclkit.errors import DataError
-from iclkit.eval import evaluate, load_texts
+from iclkit.eval import load_texts
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.report import write_harness

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
-from iclkit.eval import evaluate, load_texts
+from iclkit.eval import load_texts
 from iclkit.prompts import Template
 from iclkit.records import Example, digest
 from iclkit.report import leaderboard

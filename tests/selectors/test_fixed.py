@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
 from iclkit.errors import DataError, UsageError
-from iclkit.eval import Grid, evaluate, make_bench, plan
+from iclkit.eval import Grid, make_bench, plan
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
 from iclkit.selectors import FixedSelector, Kit, SelectorFile, make_selector
@@ -90,7 +92,7 @@ def test_a_changed_file_is_another_run_and_the_same_file_is_found_again(tmp_path
     file, bench, lm = tmp_path / "best.json", make_bench(task(), Pool.of(POOL[:6])), FakeLM()
 
     def run_id():
-        (job,) = plan([bench], lm, Grid((str(file),), (2,)))
+        (job,) = plan([bench], Tools(lm), Grid((str(file),), (2,)))
         assert job.run_id == evaluate(bench, str(file), lm, k=2).id
         return job.run_id
 

@@ -165,7 +165,7 @@ def test_two_towers_and_inner_products_rank_as_in_training(mode_task, bert, tmp_
 def test_eval_marks_a_retriever_that_has_seen_the_task(mode_task, bag, bert, tmp_path) -> None:
     from dataclasses import replace
 
-    from iclkit.eval import evaluate
+    from iclkit import evaluate
     from iclkit.report import leaderboard
 
     task, judge = mode_task

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from iclkit import evaluate
 from iclkit.datasets import make_task
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
-from iclkit.eval import evaluate
 from iclkit.lm import Score
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example

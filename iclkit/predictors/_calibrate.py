@@ -30,14 +30,24 @@ DOMAIN_TEXTS = 20
 _LEAST = 1e-9  # a prior below this would let one label win everything
 
 
-def prior(free: Floats) -> Floats:
+def label_prior(free: Floats) -> Floats:
     """Log prior of the labels (L,) from scores (m, L) on m content-free inputs: probabilities averaged, then normed."""
     return log_softmax(np.logaddexp.reduce(free, axis=0))
 
 
-def divide(scores: Floats, log_prior: Floats) -> Floats:
+def divide_by_prior(scores: Floats, log_prior: Floats) -> Floats:
     """Log-probabilities (..., L) divided by the prior (L,) and normed again."""
     return log_softmax(log_softmax(scores) - np.log(np.maximum(np.exp(log_prior), _LEAST)))
+
+
+def label_shares(scores: Floats, log_prior: Floats | None = None) -> Floats:
+    """Log-probabilities of the labels (L,) from scores (1 + m, L): after a prompt, then after its m content-free ones.
+
+    With m > 0 these are the prior; ``log_prior`` (L,) is one that holds for all prompts.
+    """
+    if len(scores) > 1:
+        return divide_by_prior(scores[0], label_prior(scores[1:]))
+    return log_softmax(scores[0]) if log_prior is None else divide_by_prior(scores[0], log_prior)
 
 
 def mean_prior(scores: Floats) -> Floats:
@@ -63,7 +73,7 @@ def check_prior(prior: Mapping[str, float], labels: Sequence[str]) -> None:
             raise UsageError(f"the given prior: {name!r} has {value!r}; expected a probability above 0, at most 1")
 
 
-def blank(query: Query, text: str) -> Query:
+def content_free_query(query: Query, text: str) -> Query:
     """The query with every field of its input replaced; id and choices stay."""
     value: Fields = text if isinstance(query.input, str) else dict.fromkeys(query.input, text)
     return Query(value, query.choices, query.exclude, query.id)
@@ -82,7 +92,7 @@ def domain_texts(examples: Sequence[Example], seed: int, count: int = DOMAIN_TEX
     return tuple(" ".join([*(words[i] for i in rng.integers(0, len(words), length)), "."]) for _ in range(count))
 
 
-def free_inputs(kind: str, examples: Sequence[Example], seed: int) -> tuple[str, ...]:
+def content_free_inputs(kind: str, examples: Sequence[Example], seed: int) -> tuple[str, ...]:
     """The content-free inputs of a calibration; none for those that have no use for them."""
     if kind == "domain":
         return domain_texts(examples, seed)
