@@ -75,8 +75,10 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.argument("tasks", nargs=-1, required=True, metavar="TASK...")
 @click.option("--file", type=click.Path(dir_okay=False, path_type=Path), is_eager=True, expose_value=False,
               callback=read_sweep, help="A TOML file with these settings; the command line goes first.")  # fmt: skip
-@click.option("--selector", "-s", "selectors", multiple=True, required=True, type=SELECTOR, help="See iclkit selectors "
+@click.option("--selector", "-s", "selectors", multiple=True, type=SELECTOR, help="See iclkit selectors "
               "ls; or my_module:MyClass. May repeat.")  # fmt: skip
+@click.option("--predictor", "predictors", multiple=True, metavar="NAME[,KEY=VALUE...]", help="What answers without "
+              "an LM: knn-vote, logreg, majority; repeat for several.")  # fmt: skip
 @click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
 @click.option("-k", "--num_fewshot", "-f", "ks", type=Numbers(), multiple=True, default=((8,),), help="How many "
               "demonstrations; several with commas.  [default: 8]")  # fmt: skip
@@ -135,6 +137,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 def command(
     tasks: tuple[str, ...],
     selectors: tuple[str, ...],
+    predictors: tuple[str, ...],
     lms: tuple[str, ...],
     ks: tuple[tuple[int, ...], ...],
     seeds: int,
@@ -188,6 +191,7 @@ def command(
         read_prior(prior) if prior is not None else (),
         answer_tokens,
         tuple(unescape(stop) for stop in dedupe(stops)) or None,
+        dedupe(predictors),
     )
     template = Template.parse(unescape(template_text)) if template_text else None
     loaded = [load_task(name, template=template) for name in dedupe(tasks)]
@@ -209,11 +213,14 @@ def command(
     runs: list[Run] = []
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[CostEstimate, list[str]]] = {}
-    for name in dedupe(lms):
+    if predictors and not dry_run:
+        jobs = announce(benches, Tools(None, vectors, reranker), replace(grid, selectors=()), out)
+        runs += run_jobs(jobs, out, on_error, lost)
+    for name in dedupe(lms) if selectors else ():
         lm = load_reader(
             name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
         )
-        jobs = announce(benches, Tools(lm, vectors, reranker), grid, out)
+        jobs = announce(benches, Tools(lm, vectors, reranker), replace(grid, predictors=()), out)
         if dry_run:
             prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
@@ -267,9 +274,7 @@ def open_pool(path: Path) -> Any:
 
 def load_vectors(grid: Grid, name: str, device: str | None, *, always: bool = False) -> Embedder | None:
     """The embedder, if any selector of the grid needs one, or ``always``."""
-    from iclkit.selectors import make_selector
-
-    if not always and not any(make_selector(s).needs.embedder for s in grid.selectors):
+    if not always and not any(needs.embedder for needs in grid.needs):
         return None
     from iclkit.embed import load_embedder
 
@@ -280,9 +285,7 @@ def load_vectors(grid: Grid, name: str, device: str | None, *, always: bool = Fa
 
 def load_cross(grid: Grid, name: str | None, device: str | None) -> Reranker | None:
     """The reranker, if one was named and any selector of the grid needs one."""
-    from iclkit.selectors import make_selector
-
-    if name is None or not any(make_selector(s).needs.reranker for s in grid.selectors):
+    if name is None or not any(needs.reranker for needs in grid.needs):
         return None
     from iclkit.embed import load_reranker
 
@@ -386,11 +389,13 @@ def announce(
 
     jobs = plan(benches, tools, grid)
     price = cost(jobs, out)
-    name = tools.lm.name if tools.lm else "no LM"
+    if tools.lm is None:
+        say(f"{price.runs} runs that ask no LM" + (f" ({price.finished} more are finished)" if price.finished else ""))
+        return jobs
     there = f" ({price.finished} more are finished)" if price.finished else ""
     say(
-        f"{name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score or "
-        f"write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
+        f"{tools.lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score "
+        f"or write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
     )
     for note in price.notes:
         say(f"note: {note}")

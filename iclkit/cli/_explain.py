@@ -81,6 +81,11 @@ def command(
     from iclkit.predictors import Tools
 
     run = load_run(run_folder)
+    if run.spec["lm"] is None:
+        name = run.spec["selector"]["name"]
+        raise UsageError(
+            f"{run_folder} is a run of predictor {name!r}, which shows an LM nothing; there is nothing to explain"
+        )
     answered = [row for row in run.rows if not row.failure]
     if query_id:
         rows = [_row(run, query_id)]

@@ -29,7 +29,7 @@ from iclkit.predictors import (
 from iclkit.prompts import Template, assemble
 from iclkit.records import CostEstimate, Progress, Run, digest
 from iclkit.registry import parse_spec
-from iclkit.selectors import RANDOM_FILL, Kit, SelectorCost, make_selector
+from iclkit.selectors import RANDOM_FILL, Kit, Needs, SelectorCost, make_selector
 
 _PROBES = 8
 
@@ -68,6 +68,12 @@ class Grid:
             raise UsageError("a prior is for the calibration 'given', which is not among those to be made")
         for k, order, calibrate in product(self.ks, self.orders, self.calibrations):
             self.settings(k, 0, order, calibrate)
+
+    @property
+    def needs(self) -> tuple[Needs, ...]:
+        """What each selector and predictor must be given."""
+        made = [make_predictor(name, Tools()) for name in self.predictors]
+        return (*(make_selector(name).needs for name in self.selectors), *(predictor.needs for predictor in made))
 
     def settings(self, k: int, seed: int, order: str, calibrate: str) -> Settings:
         """The settings of one run."""

@@ -52,6 +52,14 @@ class SelectorPart(TypedDict):
     version: str
 
 
+class PredictorPart(TypedDict):
+    """The predictor in the spec of a run that prompts no LM."""
+
+    name: str
+    settings: dict[str, Any]
+    version: int
+
+
 class ModelPart(TypedDict):
     """A model in a run's spec."""
 
@@ -66,7 +74,8 @@ class RunSpec(TypedDict):
     task: TaskPart
     pool: PoolPart
     selector: SelectorPart
-    lm: ModelPart
+    predictor: NotRequired[PredictorPart]
+    lm: ModelPart | None
     embedder: ModelPart | None
     reranker: NotRequired[ModelPart]
     template: dict[str, Any]

@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, Self
 
+import numpy as np
+from numpy.typing import NDArray
+
+from iclkit.embed import Embedder, Retriever
 from iclkit.errors import DataError, NeedError
 from iclkit.predictors._protocol import Prediction, TaskContext
 from iclkit.predictors._tools import Tools
-from iclkit.records import Json, Query, Spec
+from iclkit.records import Json, Query, Selection, Spec
 from iclkit.selectors import Needs
 from iclkit.settings import check_settings
 
@@ -47,9 +51,22 @@ class BasePredictor(ABC):
 
     @property
     def parts(self) -> dict[str, Json]:
-        """Name, settings and version; the models that it needs."""
-        head: dict[str, Json] = {"name": self.name, "settings": dict(self.spec.settings), "version": self.version}
-        return {"predictor": head, **self._tools.identities(self.needs)}
+        """Name, settings and version; the models that it needs. No LM, and nothing is shown to one: the other fields
+        of a run's spec stand at what they are without demonstrations."""
+        spec = self.spec
+        return {
+            "predictor": {"name": self.name, "settings": dict(spec.settings), "version": self.version},
+            "selector": {"name": self.name, "settings": dict(spec.settings), "version": spec.version},
+            "lm": None,
+            "embedder": None,
+            **self._tools.identities(self.needs),
+            "template": self.context.template.identity(),
+            "k": 0,
+            "seed": 0,
+            "order": "best-last",
+            "budget": None,
+            "normalise": "sum",
+        }
 
     @property
     def facts(self) -> Mapping[str, Json]:
@@ -62,6 +79,13 @@ class BasePredictor(ABC):
     def usage(self) -> Mapping[str, float]:
         """Nothing that is counted."""
         return {}
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder that ``needs`` has made sure is there, with the task's instruction where it reads one."""
+        embedder = self._tools.embedder
+        assert embedder is not None
+        return embedder.for_task(self.context.name) if isinstance(embedder, Retriever) else embedder
 
     @property
     def context(self) -> TaskContext:
@@ -96,3 +120,15 @@ class BasePredictor(ABC):
     def finish(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """As they are."""
         return [*predictions]
+
+
+def answer_by_shares(
+    query_id: str,
+    labels: Sequence[str],
+    shares: NDArray[np.float64],
+    output: str,
+    selection: Selection | None = None,
+) -> Prediction:
+    """The prediction of a label whose log-probabilities (labels,) sum to 1."""
+    by_label = {label: float(share) for label, share in zip(labels, shares, strict=True)}
+    return Prediction(query_id, output, output, by_label, by_label, selection=selection)

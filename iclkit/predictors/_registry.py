@@ -13,7 +13,15 @@ from iclkit.registry import Registry, parse_spec
 from iclkit.selectors import Selector, make_selector
 from iclkit.settings import read_settings
 
-PREDICTORS = Registry("predictor", "iclkit.predictors", {})
+PREDICTORS = Registry(
+    "predictor",
+    "iclkit.predictors",
+    {
+        "knn-vote": "iclkit.predictors._neighbors:KNNVote",
+        "logreg": "iclkit.predictors._logistic:LogisticRegression",
+        "majority": "iclkit.predictors._majority:Majority",
+    },
+)
 """Predictors by name that are no prompt to an LM: ours, and those of the entry point group ``iclkit.predictors``."""
 
 
@@ -30,9 +38,9 @@ def make_predictor(
     """
     if not isinstance(what, str | Spec):
         return PromptPredictor(what, tools, settings or Settings(), template)
-    spec = parse_spec(what) if isinstance(what, str) else what
-    if not is_predictor(spec):
+    if not is_predictor(what):
         return PromptPredictor(make_selector(what), tools, settings or Settings(), template)
+    spec = parse_spec(what) if isinstance(what, str) else what
     cls, owner = PREDICTORS.get(spec.name), f"predictor {spec.name!r}"
     if not (isinstance(cls, type) and issubclass(cls, BasePredictor)):
         raise UsageError(f"{owner} is {cls!r}; it must be a class made of iclkit.predictors.BasePredictor")
@@ -42,5 +50,5 @@ def make_predictor(
 
 def is_predictor(what: str | Spec) -> bool:
     """Whether a name is that of a predictor, and not of a selector that an LM is prompted with."""
-    spec = parse_spec(what) if isinstance(what, str) else what
-    return spec.name in PREDICTORS.names()
+    name = what.partition(",")[0].strip() if isinstance(what, str) else what.name
+    return name in PREDICTORS.names()

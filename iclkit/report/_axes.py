@@ -31,24 +31,29 @@ class Axis:
 
 
 def axes(run: Run) -> dict[str, Axis]:
-    """The run on every axis that it has, but for its seed: a run that shows nothing has no k."""
+    """The run on every axis that it has, but for its seed: a run that shows nothing has no k, and one that asks no LM
+    has no LM and nothing that decides how one is asked."""
     spec = run.spec
     task, lm, template = spec["task"], spec["lm"], dict(spec["template"])
     chat = bool(template.pop("chat", False))
     name, embedder = _selector_name(run), spec["embedder"] or {}
     found = {
         "task": Axis(canonical_json([task["name"], task["hash"], task["queries"]]), task["name"]),
-        "lm": Axis(lm["fingerprint"], lm["name"]),
         "selector": Axis(canonical_json([name, embedder.get("name", "")]), name, embedder.get("name", "")),
         "order": Axis(spec["order"], spec["order"]),
         "calibrate": Axis(_calibration(run), _calibration(run)),
-        "template": Axis(canonical_json(template), _template_label(template)),
-        "chat": Axis(str(chat), "chat" if chat else "plain"),
         "pool": Axis(spec["pool"]["hash"], f"of {spec['pool']['size']} ({spec['pool']['hash'][-4:]})"),
     }
+    if lm is not None:
+        found |= {
+            "lm": Axis(lm["fingerprint"], lm["name"]),
+            "template": Axis(canonical_json(template), _template_label(template)),
+            "chat": Axis(str(chat), "chat" if chat else "plain"),
+        }
     if spec["k"]:
         found["k"] = Axis(f"{spec['k']:06}", str(spec["k"]))
-    for axis in ("on_leak", "budget", "normalise", "answer_tokens", "stop"):
+    of_lm = ("budget", "normalise", "answer_tokens", "stop") if lm is not None else ()
+    for axis in ("on_leak", *of_lm):
         value = spec.get(axis)
         found[axis] = Axis(canonical_json(value), _label(value))
     for axis in ("sample", "rows"):
@@ -105,6 +110,8 @@ def seed_scope(run: Run) -> SeedScope:
     A selector that is not installed here counts as ``task``, which claims least.
     """
     selector, k = run.spec["selector"], run.spec["k"]
+    if "predictor" in run.spec:  # it has settings of its own, and no seed of the run's
+        return "none"
     try:
         scope: SeedScope = make_selector(Spec(selector["name"], selector["settings"])).needs.seed_scope
     except IclkitError:

@@ -179,8 +179,9 @@ def make_draft(table: Table, tag: str) -> Draft:
         what = "query" if failed == 1 else "queries"
         notes.append(f"{failed} {what} failed in one run or another and count in none of these figures")
     fixed = table.fixed
+    several = "several LMs" if any(run.spec["lm"] for run in newest) else "no LM"
     group = Group(
-        spec["task"]["name"], fixed["lm"].label if "lm" in fixed else "several LMs", spec["k"], metric.name, len(golds),
+        spec["task"]["name"], fixed["lm"].label if "lm" in fixed else several, spec["k"], metric.name, len(golds),
         spec["pool"]["size"], (), tuple(notes), tag, _title(table, tag),
     )  # fmt: skip
     return Draft(group, metric, drafts, golds, tuple(spec["task"]["labels"]), fixed)

@@ -80,7 +80,7 @@ def _selector(run: Run) -> str:
 
 def _model(run: Run) -> str:
     s = run.spec
-    parts = [s["lm"]["name"], _selector(run), f"k{s['k']}", f"seed{s['seed']}"]
+    parts = [s["lm"]["name"] if s["lm"] else "no-lm", _selector(run), f"k{s['k']}", f"seed{s['seed']}"]
     parts += [s["order"]] if s["order"] != "best-last" else []
     parts += [s["calibrate"]] if s.get("calibrate", "none") != "none" else []
     return _safe("__".join(parts))
