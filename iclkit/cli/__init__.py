@@ -27,7 +27,7 @@ from iclkit.errors import IclkitError, UnknownName
 COMMANDS = {
     "demo": ("_demo", "See the whole story on the bundled set with the default models."),
     "pool": ("_pool", "Keep demonstrations: add, ls, show, rm, dedupe, stats, embed, check, export."),
-    "generate": ("_augment", "Let a model write demonstrations into a pool."),
+    "augment": ("_augment", "Let a model write demonstrations into a pool."),
     "select": ("_select", "Choose demonstrations for queries and, with --prompt, show the prompt."),
     "train": ("_train", "Train a retriever from an LM's feedback: epr, udr, llm-r, se2, ceil."),
     "eval": ("_eval", "Run selectors over tasks with an LM and record every query."),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
 
-from iclkit.cli._eval import Numbers, load_reader, load_vectors, open_pool
-from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._kit import (
+    EMBEDDER_SETTINGS,
+    LMOptions,
+    Numbers,
+    lm_options,
+    load_embedder,
+    load_lm,
+    open_pool,
+)
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 from iclkit.secrets import redact
@@ -24,11 +31,8 @@ from iclkit.secrets import redact
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For likeness; none leaves knn out. "
               f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
-@click.option("--device", help="cpu, cuda, cuda:1 ...")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
-              "GPU as its memory allows]")  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
+@lm_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     task_name: str,
@@ -37,10 +41,8 @@ def command(
     shots: tuple[int, ...],
     embedder: str,
     pool_path: Path | None,
-    dtype: str,
-    device: str | None,
-    batch_tokens: int | None,
-    no_cache: bool,
+    chat: bool,
+    lm_options: LMOptions,
     as_json: bool,
 ) -> None:
     """Say whether to show TASK's LM nothing, more random shots, balanced or similar ones, or to train a retriever.
@@ -48,12 +50,14 @@ def command(
     The pilot asks about train rows, each hidden from itself; the test rows stay unseen.
     """
     from iclkit.datasets import load_task
-    from iclkit.eval import Grid, advise
+    from iclkit.eval import advise
 
     task = load_task(task_name)
+    if chat:
+        task = replace(task, template=replace(task.template, chat=True))
     pool = open_pool(pool_path) if pool_path else None
-    vectors = load_vectors(Grid(("knn",)), embedder, device) if embedder != "none" else None
-    lm = load_reader(lm_name, dtype, device, cache=not no_cache, batch_tokens=batch_tokens)
+    vectors = load_embedder(embedder, lm_options.device) if embedder != "none" else None
+    lm = load_lm(lm_name, lm_options)
     say(f"pilot on {task.name}: at most {prompts:,} prompts, with up to {max(shots, default=0)} demonstrations each")
     step = iter(range(1, 1000))
     found = advise(
@@ -61,6 +65,7 @@ def command(
         say=lambda what: say(f"run {next(step)}: {what}"),
     )  # fmt: skip
     confirm = f"iclkit eval {task_name} --lm {redact(lm_name)} -s random -k {found.k or max(shots)}"
+    confirm += " --chat" if chat else ""
     confirm += f" -s {found.choice}" if found.choice != "random" else " -s zero"
     if as_json:
         data = asdict(found) | {
@@ -94,11 +99,3 @@ def _print(found: object, metric: str, confirm: str) -> None:
     for n, reason in enumerate(found.reasons):
         out.print(Text(f"- {reason}", style="bold" if n == 0 else ""))
     out.print(Text(f"Confirm it on the test rows: {confirm}", style="cyan"))
-
-
-def _finite(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and value - value != 0 else value

@@ -1,4 +1,4 @@
-"""``iclkit generate``: let a model write demonstrations into a pool."""
+"""``iclkit augment``: let a model write demonstrations into a pool."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._kit import LMOptions, lm_options, load_lm, parse_template
 from iclkit.cli._terminal import echo, emit_json
 from iclkit.errors import DataError, UsageError
 from iclkit.files import read_text
@@ -47,6 +48,7 @@ METHODS = {
 @click.option("--document", "documents", multiple=True, type=click.Path(path_type=Path), help="A text file with blank "
               "lines between paragraphs; may repeat.")  # fmt: skip
 @click.option("--chat", is_flag=True, help="For auto-icl and recycle: ask in the LM's own chat template.")
+@lm_options
 @click.option("--verbatim", is_flag=True, help="For recycle: only answers that stand in their paragraph.")
 @click.option("--metric", help="What accepts a trace.  [default: the task's, or number_match]")
 @click.option("--cue", default="", help='Words that an answer or trace begins with, e.g. "Let\'s think step by step."')
@@ -65,6 +67,7 @@ def command(
     queries: Path | None,
     documents: tuple[Path, ...],
     chat: bool,
+    lm_options: LMOptions,
     verbatim: bool,
     metric: str | None,
     cue: str,
@@ -79,7 +82,6 @@ def command(
     iclkit pool ls POOL --where generated=recycle. The same command again takes what was done from the LM's cache.
     """
     from iclkit.augment import add_to_pool
-    from iclkit.lm import load_lm
     from iclkit.pool import Pool
 
     order = _Order(
@@ -90,7 +92,7 @@ def command(
     if method in ("bootstrap", "synthesise") and not pool.exists():
         raise DataError(f"{method} starts from real examples and there is no pool at {pool}; see --method labels")
     with Pool.open(pool) as store:
-        made = order.run(load_lm(lm_name), store, task)
+        made = order.run(load_lm(lm_name, lm_options), store, task)
         added = None if dry_run else add_to_pool(store, made)
         total = len(store)
     if as_json:
@@ -178,9 +180,7 @@ class _Order:
     def _template(self, task: Task | None) -> Template:
         from iclkit.prompts import Template
 
-        if self.template:
-            return Template.parse(self.template.replace("\\n", "\n"))
-        return task.template if task else Template()
+        return parse_template(self.template) or (task.template if task else Template())
 
     def _labels(self, task: Task | None) -> tuple[str, ...]:
         if self.labels is not None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._eval import announce, load_reader, load_vectors, run_jobs
+from iclkit.cli._eval import announce, run_jobs
+from iclkit.cli._kit import embedder_for, load_lm
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, emit_json_text
 
@@ -43,8 +44,8 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
         f"words (bm25), by likeness of meaning (knn)."
     )
     bench = replace(make_bench(task, limit=limit), source={"task": TASK})
-    embedder = load_vectors(grid, EMBEDDER, None)
-    lm = load_reader(LM, "auto", None)
+    embedder = embedder_for(grid.needs, EMBEDDER)
+    lm = load_lm(LM)
     runs = run_jobs(announce([bench], Tools(lm, embedder), grid, out), out)
     board = leaderboard(runs)
     if as_json:

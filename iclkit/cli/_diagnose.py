@@ -8,9 +8,7 @@ from pathlib import Path
 
 import click
 
-from iclkit.cli._eval import dedupe, load_cross, load_vectors, open_pool
-from iclkit.cli._kit import SELECTOR
-from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._kit import EMBEDDER_SETTINGS, SELECTOR, dedupe, embedder_for, open_pool, reranker_for
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 
@@ -79,8 +77,8 @@ def command(
         )
         for name in dedupe(tasks)
     ]
-    vectors = load_vectors(grid, embedder, None, always=embedder != "none")
-    tools = Tools(embedder=vectors, reranker=load_cross(grid, reranker_name, None))
+    vectors = embedder_for(grid.needs, embedder, always=embedder != "none")
+    tools = Tools(embedder=vectors, reranker=reranker_for(grid.needs, reranker_name))
     data = []
     for bench in benches:
         found = []

@@ -5,46 +5,38 @@ from __future__ import annotations
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import SELECTOR
-from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._kit import (
+    EMBEDDER_SETTINGS,
+    SELECTOR,
+    LMOptions,
+    Numbers,
+    dedupe,
+    embedder_for,
+    lm_options,
+    load_lm,
+    open_pool,
+    parse_template,
+    reranker_for,
+    tell_notes,
+    unescape,
+)
+from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say, show
-from iclkit.cli._terminal import console, echo, emit_json, emit_json_text
+from iclkit.cli._terminal import echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
 from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
-    from iclkit.embed import Embedder, Reranker
     from iclkit.eval import Grid, PlannedRun
-    from iclkit.lm import LM
     from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
-
-
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """Whole numbers from 0 on, with commas: ``1,4,8``."""
-
-    name = "N[,N...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        if isinstance(value, bool):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        try:
-            numbers = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a number, nor numbers with commas like 1,4,8", param, ctx)
-        if min(numbers) < 0:
-            self.fail(f"{min(numbers)} is less than 0", param, ctx)
-        return numbers
 
 
 def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -122,16 +114,9 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--on-error", default="record", show_default=True, help="A row that cannot be answered: record it as "
               "failed, or stop.")  # fmt: skip
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
-@click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
-              "GPU as its memory allows]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), help="Processes that share the work.  [default: one per GPU, or "
-              "on CPU per core for a small LM]")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.  [default: cores / workers]")
 @click.option("--out", default=Path("runs"), show_default=True, type=click.Path(path_type=Path), help="Where runs are "
               "kept; the same command again resumes there.")  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@lm_options
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
 def command(
@@ -158,13 +143,8 @@ def command(
     stops: tuple[str, ...],
     on_error: str,
     on_leak: str,
-    dtype: str,
-    device: str | None,
-    batch_tokens: int | None,
-    workers: int | None,
-    threads: int | None,
     out: Path,
-    no_cache: bool,
+    lm_options: LMOptions,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -177,7 +157,6 @@ def command(
     from iclkit.datasets import load_task
     from iclkit.eval import Grid, break_evens, make_bench
     from iclkit.predictors import Tools
-    from iclkit.prompts import Template
     from iclkit.report import leaderboard, to_json
 
     grid = Grid(
@@ -193,7 +172,7 @@ def command(
         tuple(unescape(stop) for stop in dedupe(stops)) or None,
         dedupe(predictors),
     )
-    template = Template.parse(unescape(template_text)) if template_text else None
+    template = parse_template(template_text)
     loaded = [load_task(name, template=template) for name in dedupe(tasks)]
     if chat:
         loaded = [replace(task, template=replace(task.template, chat=True)) for task in loaded]
@@ -202,14 +181,17 @@ def command(
     if (answer_tokens or stops) and not any(bench.writes for bench in benches):
         raise UsageError("--answer-tokens and --stop are for answers that are written; these tasks have labels")
     benches = [replace(b, source=source_of(n, pool_path)) for b, n in zip(benches, dedupe(tasks), strict=True)]
+    for task in loaded:
+        for note in task.notes:
+            say(f"note: {task.name}: {note}")
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
-    vectors = load_vectors(grid, embedder, device)
+    vectors = embedder_for(grid.needs, embedder, lm_options.device)
     for task in loaded:
-        if task.name in getattr(vectors, "seen", ()):
+        if vectors and task.name in vectors.trained_on:
             say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
-    reranker = load_cross(grid, reranker_name, device)
+    reranker = reranker_for(grid.needs, reranker_name, lm_options.device)
     runs: list[Run] = []
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[CostEstimate, list[str]]] = {}
@@ -217,9 +199,7 @@ def command(
         jobs = announce(benches, Tools(None, vectors, reranker), replace(grid, selectors=()), out)
         runs += run_jobs(jobs, out, on_error, lost)
     for name in dedupe(lms) if selectors else ():
-        lm = load_reader(
-            name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
-        )
+        lm = load_lm(name, lm_options)
         jobs = announce(benches, Tools(lm, vectors, reranker), replace(grid, predictors=()), out)
         if dry_run:
             prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
@@ -239,11 +219,6 @@ def command(
         raise lost[0]
 
 
-def unescape(text: str) -> str:
-    """What is typed with ``\\n`` for a line's end and ``\\t`` for a tab."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
-
-
 def read_prior(text: str) -> tuple[tuple[str, float], ...]:
     """(label, probability) pairs of a JSON object, or of a file that holds one. DataError when it is none."""
     found = parse_json(text, "--prior") if text.lstrip().startswith("{") else read_json(Path(text))
@@ -254,79 +229,10 @@ def read_prior(text: str) -> tuple[tuple[str, float], ...]:
     return tuple(sorted((label, float(value)) for label, value in found.items()))
 
 
-def dedupe(values: Any) -> tuple[Any, ...]:
-    """Each value once, in order."""
-    return tuple(dict.fromkeys(values))
-
-
 def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
     """Where a task and a pool are, for a later command in another folder."""
     places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
     return places | ({"pool": str(pool.resolve())} if pool else {})
-
-
-def open_pool(path: Path) -> Any:
-    """The user's pool, for reading."""
-    from iclkit.pool import Pool
-
-    return Pool.open(path, create=False)
-
-
-def load_vectors(grid: Grid, name: str, device: str | None, *, always: bool = False) -> Embedder | None:
-    """The embedder, if any selector of the grid needs one, or ``always``."""
-    if not always and not any(needs.embedder for needs in grid.needs):
-        return None
-    from iclkit.embed import load_embedder
-
-    fetch(name, "embedder")
-    say(f"loading {name} …")
-    return load_embedder(name, device=device)
-
-
-def load_cross(grid: Grid, name: str | None, device: str | None) -> Reranker | None:
-    """The reranker, if one was named and any selector of the grid needs one."""
-    if name is None or not any(needs.reranker for needs in grid.needs):
-        return None
-    from iclkit.embed import load_reranker
-
-    say(f"loading {name} …")
-    reranker: Reranker = load_reranker(name, device=device)
-    return reranker
-
-
-def load_reader(
-    name: str,
-    dtype: str,
-    device: str | None,
-    *,
-    cache: bool = True,
-    workers: int | None = None,
-    threads: int | None = None,
-    batch_tokens: int | None = None,
-) -> LM:
-    """The LM, fetched with a progress bar if it is not here. Says how a server is asked, where that matters."""
-    from iclkit.lm import load_lm
-
-    fetch(name, "lm")
-    say(f"loading {name} …")
-    lm: LM = load_lm(
-        name,
-        dtype=dtype,
-        device=device,
-        cache=cache,
-        workers=workers,
-        threads=threads,
-        batch_tokens=batch_tokens,
-    )
-    tell_notes(lm)
-    return lm
-
-
-def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
-    """Say what the user should know about how the LM is asked, but for what was said before."""
-    for note in lm.notes:
-        if note not in said:
-            say(f"note: {note}")
 
 
 def price_of(jobs: Sequence[PlannedRun]) -> CostEstimate:
@@ -334,7 +240,7 @@ def price_of(jobs: Sequence[PlannedRun]) -> CostEstimate:
     from iclkit.eval import dry_run
 
     total = sum(len(job.bench.queries) for job in jobs)
-    with bars(total) as (start, step):
+    with run_bars(total) as (start, step):
         start("planning", total)
         return dry_run(jobs, lambda done, _: step(done))
 
@@ -357,25 +263,6 @@ def show_prices(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: b
             + (", reading only" if p.tokens_generated and p.seconds is not None else "")
             + "".join(f"\n  {line}" for line in evens)
         )
-
-
-def fetch(name: str, kind: str) -> None:
-    """Fetch a model that is not here, with a bar. Folders and served models (``openai:…``) look after themselves."""
-    from iclkit.cli._models import progress_bar
-    from iclkit.errors import ModelError
-    from iclkit.models import resolve
-
-    if kind == "embedder":
-        from iclkit.embed import split_spec
-
-        name, _ = split_spec(name)
-    if ":" in name or Path(name).exists():
-        return
-    try:
-        resolve(name, kind, pull=False)  # type: ignore[arg-type]
-    except ModelError:
-        with progress_bar() as progress:
-            resolve(name, kind, progress=progress)  # type: ignore[arg-type]
 
 
 def announce(
@@ -416,7 +303,7 @@ def run_jobs(
     lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
     said = {at: lm.notes for at, lm in lms.items()}
     total = sum(len(job.bench.queries) for job in jobs)
-    with bars(total) as (start, step):
+    with run_bars(total) as (start, step):
         for number, job in enumerate(jobs, 1):
             start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
             begun = time.monotonic()
@@ -436,44 +323,3 @@ def run_jobs(
     for at, lm in lms.items():  # what was found out while they were asked
         tell_notes(lm, said[at])
     return runs
-
-
-@contextmanager
-def bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
-    """Two bars on stderr, of the run under way and of all runs; nothing where stderr is not a terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    err = console(err=True)
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=err, disable=not sys.stderr.isatty()) as bar:
-        whole = bar.add_task("all runs", total=total, rate="")
-        this = bar.add_task("", total=1, rate="")
-        before = [0, 0]  # finished in earlier runs, size of this one
-
-        def start(title: str, size: int) -> None:
-            before[0] += before[1]
-            before[1] = size
-            bar.reset(this, description=title, total=size, rate="")
-
-        def step(done: int) -> None:
-            bar.update(this, completed=done)
-            bar.update(whole, completed=before[0] + done)
-            for task in bar.tasks:
-                if task.speed:
-                    bar.update(task.id, rate=f"{task.speed:.1f}/s")
-
-        yield start, step

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._eval import load_reader, open_pool
+from iclkit.cli._kit import LMOptions, lm_options, load_embedder, load_lm, load_reranker, open_pool
+from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import DataError, IclkitError, UsageError
@@ -42,11 +42,7 @@ if TYPE_CHECKING:
 @click.option("--lm", "lm_name", help="The LM, if the run's name for it does not find it.")
 @click.option("--embedder", "embedder_name", help="The embedder, if the run's name for it does not find it.")
 @click.option("--reranker", "reranker_name", help="The reranker, if the run's name for it does not find it.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16 or fp32.")
-@click.option("--device", help="cpu, cuda, cuda:1 ...")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
-              "GPU as its memory allows]")  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@lm_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     run_folder: Path,
@@ -60,10 +56,7 @@ def command(
     lm_name: str | None,
     embedder_name: str | None,
     reranker_name: str | None,
-    dtype: str,
-    device: str | None,
-    batch_tokens: int | None,
-    no_cache: bool,
+    lm_options: LMOptions,
     as_json: bool,
 ) -> None:
     """Explain one query of a RUN (its folder), or without QUERY_ID the whole run.
@@ -93,19 +86,19 @@ def command(
         rows = answered[:first] if first else sample_rows(answered, limit, seed=sample_seed)
     texts = load_texts(run_folder)
     bench, why_not = _bench(run, task)
-    lm = load_reader(lm_name or run.spec["lm"]["name"], dtype, device, cache=not no_cache, batch_tokens=batch_tokens)
+    lm = load_lm(lm_name or run.spec["lm"]["name"], lm_options)
     if lm.fingerprint != run.spec["lm"]["fingerprint"]:
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
     if ranks_only(lm):
         say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
     tools = Tools(
         lm,
-        _embedder(run, embedder_name, device) if bench else None,
-        _reranker(run, reranker_name, device) if bench else None,
+        _embedder(run, embedder_name, lm_options.device) if bench else None,
+        _reranker(run, reranker_name, lm_options.device) if bench else None,
     )
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")
-    with _bar("leaving out", len(rows)) as progress:
+    with bar("leaving out") as progress:
         found = explain(run, texts, lm, rows, progress, bench)
     if missing := len(rows) - len(found):
         say(f"note: {missing} of {len(rows)} queries are left out: this LM does not take their prompts")
@@ -123,7 +116,7 @@ def command(
     elif with_suspects and run.spec["task"]["labels"] and bench:
         known = bench.view.examples_of(i.example.id for i in ranked)
         say(f"asking about the labels of {len(known)} demonstrations")
-        with _bar("own labels", len(known)) as progress:
+        with bar("own labels") as progress:
             doubted = suspects(bench, predictor_of(run, tools, plain=True), known, progress=progress)
     elif with_suspects and not bench:
         say(f"note: no labels are checked: {why_not}")
@@ -171,9 +164,7 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
 def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None:
     if not run.spec["embedder"]:
         return None
-    from iclkit.embed import load_embedder
-
-    embedder = load_embedder(name or run.spec["embedder"]["name"], device=device)
+    embedder = load_embedder(name or run.spec["embedder"]["name"], device)
     if embedder.fingerprint != run.spec["embedder"]["fingerprint"]:
         say("note: this embedder is not the run's (weights, dtype or prefixes differ): its neighbors may be others")
     return embedder
@@ -182,9 +173,7 @@ def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None
 def _reranker(run: Run, name: str | None, device: str | None) -> Reranker | None:
     if not run.spec.get("reranker"):
         return None
-    from iclkit.embed import load_reranker
-
-    reranker = load_reranker(name or run.spec["reranker"]["name"], device=device)
+    reranker = load_reranker(name or run.spec["reranker"]["name"], device)
     if reranker.fingerprint != run.spec["reranker"]["fingerprint"]:
         say("note: this reranker is not the run's (weights, dtype or versions differ): its order may be another")
     return reranker
@@ -319,13 +308,3 @@ def _item(example: Example) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if abs(value) != float("inf") else None
-
-
-@contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr with rate and time left."""
-    from iclkit.cli._eval import bars
-
-    with bars(total) as (start, step):
-        start(title, total)
-        yield lambda done, _: step(done)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import click
 
 from iclkit import models
+from iclkit.cli._progress import download_bar
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import ModelError
-
-EMBEDDER_SETTINGS = "Settings stand behind it: ,dtype=bf16 ,query_prefix=TEXT ,document_prefix=TEXT"
-"""What the help of every ``--embedder`` says; ``iclkit.embed.split_spec`` reads it."""
 
 
 @click.group()
@@ -46,7 +42,7 @@ def pull(names: tuple[str, ...], as_json: bool) -> None:
     """
     done = []
     for name in names:
-        with progress_bar() as progress:
+        with download_bar() as progress:
             path = models.pull(name, progress=progress)
         manifest = models.Manifest.read(path)
         source = manifest.source if manifest else f"hub:{name}"
@@ -56,23 +52,6 @@ def pull(names: tuple[str, ...], as_json: bool) -> None:
         echo(f"{name}: ready, from {source}", err=True)
     if as_json:
         emit_json(done, indent=2)
-
-
-@contextmanager
-def progress_bar() -> Iterator[models.PullProgress]:
-    """A bar on stderr for ``models.pull`` and ``models.resolve``, with size, speed and time left."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console(err=True)) as bar:
-        tasks = {}
-
-        def report(done: int, total: int, what: str) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total or None)
-
-        yield report
 
 
 def _plain(status: models.ModelStatus) -> dict[str, object]:

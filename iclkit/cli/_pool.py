@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._kit import EMBEDDER_SETTINGS, conditions
+from iclkit.cli._progress import bar
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool, example_dict
-from iclkit.records import Example, Json
+from iclkit.records import Example
 
 POOL = click.argument("pool", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -266,20 +266,6 @@ def export(pool: Path, file: Path, format_: str | None, as_json: bool) -> None:
         echo(f"wrote {count:,} examples to {file}")
 
 
-def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]:
-    """KEY=VALUE texts as a mapping; a value is JSON where it parses as JSON. UsageError names the one at fault."""
-    found: dict[str, Json] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{option} {pair!r} is not KEY=VALUE")
-        try:
-            found[key] = json.loads(value)
-        except json.JSONDecodeError:
-            found[key] = value
-    return found
-
-
 def print_json(value: object) -> None:
     """JSON on stdout."""
     emit_json(value, indent=2)
@@ -297,29 +283,3 @@ def print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: int 
         cells = (" ".join(c.split()) for c in row)
         table.add_row(*(Text(c, overflow="ellipsis", no_wrap=True) for c in cells))
     console(piped_width=120).print(table)
-
-
-@contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar with rate and time left, on a terminal's stderr, from the first report on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    terminal = console(err=True)
-    if not terminal.is_terminal:
-        yield lambda _done, _total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    shown = Progress(*columns, TimeRemainingColumn(), console=terminal, transient=True)
-    task = shown.add_task(title, start=False, rate="")
-
-    def report(done: int, total: int) -> None:
-        if not shown.live.is_started:
-            shown.start()
-            shown.start_task(task)
-        speed = shown.tasks[0].speed
-        shown.update(task, completed=done, total=total, rate=f"{speed:,.0f}/s" if speed else "")
-
-    try:
-        yield report
-    finally:
-        shown.stop()

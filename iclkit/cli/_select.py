@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import SELECTOR
-from iclkit.cli._models import EMBEDDER_SETTINGS
-from iclkit.cli._pool import conditions
+from iclkit.cli._kit import (
+    EMBEDDER_SETTINGS,
+    SELECTOR,
+    LMOptions,
+    conditions,
+    lm_options,
+    load_embedder,
+    load_lm,
+    load_reranker,
+    open_pool,
+    parse_template,
+)
+from iclkit.cli._progress import bar
 from iclkit.cli._terminal import console, echo, emit, emit_json
 from iclkit.errors import UsageError
 from iclkit.records import Example, Prompt, Query, Selection, one_line, unique_names
 
 if TYPE_CHECKING:
-    from iclkit.embed import Reranker
+    from iclkit.embed import Embedder
     from iclkit.lm import LM
     from iclkit.pool import PoolView
     from iclkit.prompts import Template
@@ -70,6 +79,7 @@ class _Shots(click.ParamType[int | None]):
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
 @click.option("--template", "template_text", help="Demonstration with {input} and {output}, instruction above it.")
 @click.option("--chat", is_flag=True, help="One chat turn pair per demonstration, in the LM's own chat template.")
+@lm_options
 @click.option("--prompt", "show_prompt", is_flag=True, help="Print the assembled prompt instead of the picks.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of picks, or of queries with --prompt.")
 def command(
@@ -88,6 +98,7 @@ def command(
     seed: int,
     template_text: str | None,
     chat: bool,
+    lm_options: LMOptions,
     show_prompt: bool,
     as_json: bool,
 ) -> None:
@@ -95,31 +106,30 @@ def command(
     from dataclasses import replace
 
     from iclkit.datasets import read_queries
-    from iclkit.pool import Pool
-    from iclkit.prompts import ORDERS, Template
+    from iclkit.prompts import ORDERS
     from iclkit.selectors import Kit, make_selector
 
     chooser = make_selector(selector)
     ORDERS.get(order)
-    given = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    given = parse_template(template_text)
     template = replace(chooser.template_for(given), chat=chat)
     asked = [Query(t) for t in texts] + (read_queries(queries) if queries else [])
     if not asked:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
     if k is None and not lm:
         raise UsageError("-k max fills an LM's context; give one with --lm")
-    with Pool.open(pool, create=False) as store:
+    with open_pool(pool) as store:
         hidden = frozenset(store.get(i).id for i in exclude)
         # two queries of one text are two queries
         names = unique_names(q.id for q in asked)
         asked = [replace(q, id=name, exclude=hidden) for q, name in zip(asked, names, strict=True)]
         view = store.view(task=task, where=conditions(where) or None)
-        model = _load_lm(lm) if lm else None
+        model = load_lm(lm, lm_options) if lm else None
         kit = Kit(lm=model, template=template, seed=seed, order=order, task=task or "")
         if chooser.needs.embedder:
-            kit = replace(kit, embedder=_load_embedder(embedder, view))
+            kit = replace(kit, embedder=_embedder(embedder, view, lm_options.device))
         if chooser.needs.reranker and reranker:
-            kit = replace(kit, reranker=_load_reranker(reranker))
+            kit = replace(kit, reranker=load_reranker(reranker, lm_options.device))
         chooser.fit(view, kit)
         shots = len(view) if k is None else k
         _say_cost(chooser, len(asked), shots)
@@ -224,39 +234,8 @@ def _say_cost(chooser: Selector, queries: int, k: int) -> None:
         echo(f"the LM reads at most {total:,} texts ({cost.per_task:,} once, {cost.per_query:,} per query)", err=True)
 
 
-def _load_lm(name: str) -> LM:
-    from iclkit.lm import load_lm
-
-    return load_lm(name)
-
-
-def _load_reranker(name: str) -> Reranker:
-    from iclkit.embed import load_reranker
-
-    return load_reranker(name)
-
-
-def _load_embedder(name: str, view: PoolView) -> Any:
-    from iclkit.embed import load_embedder
-
-    embedder = load_embedder(name)
-    with _bar("embedding the pool") as progress:
+def _embedder(name: str, view: PoolView, device: str | None) -> Embedder:
+    embedder = load_embedder(name, device)
+    with bar("embedding the pool") as progress:
         view.vectors(embedder, progress)
     return embedder
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr that appears with the first report, with the rate and the time left."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console(err=True), transient=True) as bar:
-        tasks: list[Any] = []
-
-        def report(done: int, total: int) -> None:
-            if not tasks:
-                tasks.append(bar.add_task(title, total=total))
-            bar.update(tasks[0], completed=done, total=total)
-
-        yield report

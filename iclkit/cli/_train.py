@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from iclkit.cli._eval import dedupe, load_reader
-from iclkit.cli._pool import conditions
+from iclkit.cli._kit import LMOptions, conditions, dedupe, lm_options, load_lm, open_pool, parse_template
+from iclkit.cli._progress import step_bars
 from iclkit.cli._tables import say as say_aloud
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import UsageError
@@ -56,12 +54,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.option("--restart", is_flag=True, help="Begin again after a change of settings; scores are kept.")
 @click.option("--tracker", default="none", show_default=True, help="wandb, mlflow, tensorboard …, as transformers "
               "names them.")  # fmt: skip
-@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
-@click.option("--device", help="Of the LM: cpu, cuda, cuda:1 ...")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
-              "GPU as its memory allows]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), help="Processes that score.  [default: as for iclkit eval]")
-@click.option("--threads", type=click.IntRange(1), help="Threads on CPU, of each worker and of the training.")
+@lm_options
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def command(
@@ -82,11 +75,7 @@ def command(
     score_only: bool,
     restart: bool,
     tracker: str,
-    dtype: str,
-    device: str | None,
-    batch_tokens: int | None,
-    workers: int | None,
-    threads: int | None,
+    lm_options: LMOptions,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -104,9 +93,9 @@ def command(
     check_extra()
     wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
     corpus = _corpus(sources, config, template_text, wording)
-    lm = load_reader(lm_name, dtype, device, workers=workers, threads=threads, batch_tokens=batch_tokens)
+    lm = load_lm(lm_name, lm_options)
     with ExitStack() as stack:
-        bar = stack.enter_context(_bars())
+        bar = stack.enter_context(step_bars(say, enabled=_FIRST))
         look = dry_run or bool(export_scores and not import_scores)
         training = stack.enter_context(
             Training(
@@ -165,18 +154,14 @@ def _corpus(
     from dataclasses import replace
 
     from iclkit.datasets import load_task
-    from iclkit.pool import Pool
-    from iclkit.prompts import Template
     from iclkit.trainers import corpus_of_pool, corpus_of_tasks
 
-    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    template = parse_template(template_text)
     pools = [s for s in sources if Path(s).is_file() or Path(s).suffix in (".db", ".sqlite")]
     if pools and len(sources) > 1:
         raise UsageError(f"{pools[0]} is a pool; give one pool alone, or tasks")
     if pools:
-        corpus = corpus_of_pool(
-            Pool.open(pools[0], create=False).view(), config, template=template, instructions=instructions
-        )
+        corpus = corpus_of_pool(open_pool(Path(pools[0])).view(), config, template=template, instructions=instructions)
     else:
         tasks = [load_task(name, template=template) for name in dedupe(sources)]
         corpus = corpus_of_tasks(tasks, config)
@@ -188,38 +173,6 @@ def _corpus(
         corpus,
         tasks=tuple(replace(task, instruction=instructions.get(task.name, task.instruction)) for task in corpus.tasks),
     )
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """A bar per step on stderr, with rate and time left; lines at the beginning and end where it is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    shown = sys.stderr.isatty() and _FIRST
-    with Progress(*columns, TimeRemainingColumn(), console=console(err=True), disable=not shown) as bar:
-
-        def begin(title: str) -> Callable[[int, int], None]:
-            task, start, told = bar.add_task(title, total=None), time.monotonic(), [0.0]
-
-            def report(done: int, total: int) -> None:
-                bar.update(task, completed=done, total=total)
-                now = time.monotonic()
-                if not shown and (done == total or now - told[0] > 30):
-                    told[0] = now
-                    left = (now - start) / max(1, done) * (total - done)
-                    say(f"{title}: {done} of {total}, {now - start:,.0f} s" + (f", {left:,.0f} s left" if left else ""))
-
-            return report
-
-        yield begin
 
 
 def _show(result: Trained, as_json: bool) -> None:

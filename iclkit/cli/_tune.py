@@ -9,15 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._eval import bars, load_reader
-from iclkit.cli._models import EMBEDDER_SETTINGS
+from iclkit.cli._kit import (
+    EMBEDDER_SETTINGS,
+    LMOptions,
+    lm_options,
+    load_embedder,
+    load_lm,
+    open_pool,
+    parse_template,
+)
+from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit, emit_json
 from iclkit.errors import DataError
 
 if TYPE_CHECKING:
     from iclkit.datasets import Task
-    from iclkit.embed import Embedder
     from iclkit.tuners import TuneProblem, TuneResult, TuneSettings
 
 
@@ -64,13 +71,7 @@ def command() -> None:
               "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
 @click.option("--metric", help="What scores an answer.  [default: the task's]")
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
-@click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
-@click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
-@click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, on a "
-              "GPU as its memory allows]")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of each worker on CPU.")
-@click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+@lm_options
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the best value so far by trial, of "
               "all searches in the storage for the same task and LM, as SVG.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the selector file.")
@@ -99,12 +100,7 @@ def ease(
     template_text: str | None,
     metric: str | None,
     chat: bool,
-    dtype: str,
-    device: str | None,
-    batch_tokens: int | None,
-    workers: int | None,
-    threads: int | None,
-    no_cache: bool,
+    lm_options: LMOptions,
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -113,7 +109,6 @@ def ease(
     Validation and confirmation queries come from TASK's dev rows, or are set aside from POOL; test rows are not
     touched. The same command again goes on where it stopped; run it in several places at once to share the work.
     """
-    from iclkit.prompts import Template
     from iclkit.registry import parse_spec
     from iclkit.tuners import (
         TuneSettings,
@@ -131,13 +126,11 @@ def ease(
     settings = TuneSettings(
         k, trials, sampler, seed, validation, confirm, top, candidates, features, pruner, batch, objective
     )
-    template = Template.parse(template_text.replace("\\n", "\n")) if template_text else None
+    template = parse_template(template_text)
     choices = read_instructions(instructions) if instructions else []
     task = _task(source, task_name, template, metric)
     task = replace(task, template=replace(task.template, chat=True)) if chat else task
-    lm = load_reader(
-        lm_name, dtype, device, cache=not no_cache, workers=workers, threads=threads, batch_tokens=batch_tokens
-    )
+    lm = load_lm(lm_name, lm_options)
     problem = make_problem(task, lm, settings, report=say)
     if written:
         say(f"{lm.name} writes {written} instructions")
@@ -146,14 +139,13 @@ def ease(
         problem = replace(problem, instructions=tuple(dict.fromkeys(choices)))
         say(f"{len(problem.instructions)} instructions to choose from")
     problem.objective(objective)  # an LM that cannot tell it is found out before it is asked
-    eyes = _embedder(embedder, device) if parse_spec(sampler).name == "ease" else None
+    eyes = load_embedder(embedder, lm_options.device) if parse_spec(sampler).name == "ease" else None
     storage = storage or storage_for(out)
     _say_cost(settings, storage)
-    with bars(trials) as (start, step):
-        start(f"{task.name} {sampler}", trials)
+    with bar(f"{task.name} {sampler}") as progress:
         found = tune(
             problem, settings, embedder=eyes, storage=storage, study_name=study_name,
-            progress=lambda done, _: step(done),
+            progress=progress,
         )  # fmt: skip
     found.file.write(out)
     if plot:
@@ -184,11 +176,10 @@ def demos(file: Path) -> None:
 def _task(source: str, name: str | None, template: Any, metric: str | None) -> Task:
     """A task by name; or a pool with the form of a task, or with the form that its examples suggest."""
     from iclkit.datasets import load_task, make_task
-    from iclkit.pool import Pool
 
     path = Path(source)
     if path.suffix in (".db", ".sqlite") or (name and path.is_file()):
-        with Pool.open(path, create=False) as pool:
+        with open_pool(path) as pool:
             rows = tuple(pool)
         if not rows:
             raise DataError(f"the pool {path} is empty; add examples with: iclkit pool add {path} FILE")
@@ -199,15 +190,6 @@ def _task(source: str, name: str | None, template: Any, metric: str | None) -> T
         like = load_task(name, template=template, metric=metric)
         return replace(like, train=rows, dev=())
     return load_task(source, template=template, metric=metric)
-
-
-def _embedder(name: str, device: str | None) -> Embedder:
-    from iclkit.cli._eval import fetch
-    from iclkit.embed import load_embedder
-
-    fetch(name, "embedder")
-    say(f"loading {name} …")
-    return load_embedder(name, device=device)
 
 
 def _check_place(path: Path) -> None:

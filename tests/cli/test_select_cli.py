@@ -23,8 +23,9 @@ EXAMPLES = [
 
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iclkit.embed.load_embedder", lambda name: HashEmbedder(), raising=False)
-    monkeypatch.setattr("iclkit.lm.load_lm", lambda name: FakeLM(context_size=100))
+    monkeypatch.setattr("iclkit.embed.load_embedder", lambda *a, **k: HashEmbedder())
+    monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: Path())
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: FakeLM(context_size=100))
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_what_the_lm_will_be_asked_is_said_before_it_is_asked(iclkit, pool, monk
         def generate(self, requests, on_done=None):
             raise DataError("the LM was asked")
 
-    monkeypatch.setattr("iclkit.lm.load_lm", lambda name: Broken(context_size=1000))
+    monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: Broken(context_size=1000))
     code, out, err = iclkit("select", pool, "red fish", "-s", "skill-knn,rewrites=3", "--lm", "x", "-k", "1")
     assert (code, out) == (1, "")
     assert err.split("\n")[-3:-1] == ["the LM reads at most 15 texts (12 once, 3 per query)", "error: the LM was asked"]

@@ -45,7 +45,7 @@ def lm(monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
     """The LM is a fake; embedders are folders and stay what they are."""
     fake = FakeLM()
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: fake)
-    monkeypatch.setattr("iclkit.cli._eval.fetch", lambda *a, **k: None)
+    monkeypatch.setattr("iclkit.cli._kit.fetch", lambda *a, **k: None)
     return fake
 
 

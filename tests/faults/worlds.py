@@ -123,9 +123,9 @@ def worlds(lm: Path, encoder: Path) -> list[World]:
         World("eval, batch calibration", _task, (*evaluating, "-s", "bm25", "--calibrate", "batch"), _runs),
         World("eval, generation", _free_task, (*evaluating, "-s", "bm25", "--seeds", "1"), _runs),
         World(
-            "generate",
+            "augment",
             _pool,
-            ("generate", "demos.db", "--method", "answer", "--queries", "queries.jsonl", "--lm", str(lm)),
+            ("augment", "demos.db", "--method", "answer", "--queries", "queries.jsonl", "--lm", str(lm)),
             _pool_rows,
         ),
         World(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.cli._pool import conditions
+from iclkit.cli._kit import conditions
 from iclkit.cli._train import command
 from iclkit.embed import Retriever, RetrieverFormat, load_embedder
 from iclkit.errors import UsageError

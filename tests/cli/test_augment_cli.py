@@ -16,7 +16,8 @@ def writer(monkeypatch):
 
     def use(reply):
         lm = ScriptedLM(reply=reply)
-        monkeypatch.setattr("iclkit.lm.load_lm", lambda name: lm)
+        monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: lm)
+        monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: None)
         return lm
 
     return use
@@ -36,7 +37,7 @@ def run(capsys):
 def test_what_is_generated_can_be_listed_and_removed_by_its_provenance(run, writer, tmp_path):
     pool, count = tmp_path / "demos.db", iter(range(99))
     writer(lambda _: f" text {next(count)}")
-    code, out, err = run("generate", pool, "--method", "labels", "--labels", "good,bad", "-n", 2)
+    code, out, err = run("augment", pool, "--method", "labels", "--labels", "good,bad", "-n", 2)
     assert (code, out) == (0, f"added 4 examples; {pool} holds 4\n")
     assert "asked at most 4 times" in err
     code, out, _ = run("pool", "ls", pool, "--where", "generated=labels", "--json")
@@ -48,7 +49,7 @@ def test_what_is_generated_can_be_listed_and_removed_by_its_provenance(run, writ
 def test_the_same_command_again_adds_nothing_and_a_dry_run_leaves_the_pool_alone(run, writer, tmp_path):
     pool = tmp_path / "demos.db"
     writer(lambda c: f" text {len(c)}")
-    first = ("generate", pool, "--method", "labels", "--labels", "good,bad", "-n", 1)
+    first = ("augment", pool, "--method", "labels", "--labels", "good,bad", "-n", 1)
     assert run(*first, "--dry-run")[1].endswith("is as it was\n")
     assert len(Pool.open(pool)) == 0
     run(*first)
@@ -59,13 +60,13 @@ def test_rejected_attempts_are_counted_on_stderr_and_kept_in_the_json(run, write
     pool, document = tmp_path / "demos.db", tmp_path / "long.txt"
     document.write_text("Ann bakes. She lives in Rome.\n\nBob sings. He lives in Oslo.")
     writer(lambda c: " Who bakes?\nAnswer: Ann\n" if "Ann" in c else " hm")
-    code, out, err = run("generate", pool, "--method", "recycle", "--document", document, "-n", 2, "--json")
+    code, out, err = run("augment", pool, "--method", "recycle", "--document", document, "-n", 2, "--json")
     facts = json.loads(out)
     assert code == 0
     assert [e["output"] for e in facts["examples"]] == ["[1]\nAnswer: Ann"]
     assert facts["rejected"] == [{"reason": "no question and answer", "text": " hm"}]
     assert facts["added"] == 1
-    _, _, err = run("generate", pool, "--method", "recycle", "--document", document, "-n", 2)
+    _, _, err = run("augment", pool, "--method", "recycle", "--document", document, "-n", 2)
     assert "rejected 1: no question and answer" in err
 
 
@@ -74,12 +75,12 @@ def test_traces_and_new_examples_start_from_the_real_ones_of_the_pool(run, write
     with Pool.open(pool) as store:
         store.add(Example(f"what is {n} and 1?", str(n + 1)) for n in range(6))
     writer(lambda c: f" it is {int(c.rpartition('what is ')[2].split()[0]) + 1}")
-    code, out, _ = run("generate", pool, "--method", "bootstrap", "-n", 2, "--cue", "Well,")
+    code, out, _ = run("augment", pool, "--method", "bootstrap", "-n", 2, "--cue", "Well,")
     assert (code, out) == (0, f"added 2 examples; {pool} holds 8\n")
     made = Pool.open(pool).view(where={"generated": "bootstrap"}).examples
     assert [e.output for e in made] == ["Well, it is 1", "Well, it is 2"]
     lm = writer(lambda c: f" what is {len(c)} and 1?\nOutput: 7")
-    assert run("generate", pool, "--method", "synthesise", "-n", 4)[0] == 0
+    assert run("augment", pool, "--method", "synthesise", "-n", 4)[0] == 0
     assert all("Well," not in r.context for r in lm.generated)
 
 
@@ -87,7 +88,7 @@ def test_the_models_own_answers_to_unlabelled_inputs(run, writer, tmp_path):
     queries = tmp_path / "q.txt"
     queries.write_text("one\ntwo\n")
     writer(lambda _: " yes")
-    _, out, _ = run("generate", tmp_path / "p.db", "--method", "answer", "--queries", queries, "--json")
+    _, out, _ = run("augment", tmp_path / "p.db", "--method", "answer", "--queries", queries, "--json")
     assert [(e["input"], e["output"]) for e in json.loads(out)["examples"]] == [("one", "yes"), ("two", "yes")]
 
 
@@ -101,9 +102,9 @@ def test_the_models_own_answers_to_unlabelled_inputs(run, writer, tmp_path):
     ],
 )
 def test_what_is_missing_is_said_before_a_model_is_loaded(run, tmp_path, args, message):
-    code, out, err = run("generate", tmp_path / "p.db", *args)
+    code, out, err = run("augment", tmp_path / "p.db", *args)
     assert (code, out) == (2, "")
     assert message in err
-    code, _, err = run("generate", tmp_path / "p.db", "--method", "synthesise")
+    code, _, err = run("augment", tmp_path / "p.db", "--method", "synthesise")
     assert code == 1
     assert "starts from real examples" in err

@@ -1,0 +1,78 @@
+"""One dialect over all commands: what loads an LM takes the same options, and no command borrows from another."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import click
+import pytest
+
+import iclkit.cli
+from iclkit.cli import COMMANDS, cli
+
+LM_OPTIONS = {"--dtype", "--device", "--workers", "--threads", "--batch-tokens", "--no-cache"}
+WITHOUT_CHAT = {
+    "explain": "the run's own template says it",
+    "train": "a retriever is trained on the task's template",
+}
+SHARED = {"_kit", "_progress", "_tables", "_terminal"}
+# Plans and runs of eval are also what the demo shows.
+KNOWN_BORROWERS = {("_demo", "_eval")}
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by the words that call it."""
+    table: dict[str, click.Command] = {}
+    ctx = click.Context(cli)
+    for name in COMMANDS:
+        command = cli.get_command(ctx, name)
+        assert command is not None
+        subs = command.commands if isinstance(command, click.Group) else {"": command}
+        table |= {f"{name} {sub}".strip(): found for sub, found in subs.items()}
+    return table
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for p in command.params if isinstance(p, click.Option) for name in p.opts}
+
+
+TABLE = commands()
+ASKING = sorted(name for name, command in TABLE.items() if "--lm" in options(command))
+
+
+def test_the_commands_that_load_an_lm_are_known() -> None:
+    assert ASKING == ["advise", "augment", "eval", "explain", "select", "train", "tune ease"]
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_every_command_that_loads_an_lm_says_how_in_the_same_options(name: str) -> None:
+    assert options(TABLE[name]) >= LM_OPTIONS
+    assert ("--chat" in options(TABLE[name])) == (name not in WITHOUT_CHAT)
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_an_option_of_an_lm_has_one_help_and_one_default(name: str) -> None:
+    def facts(command: click.Command) -> dict[str, object]:
+        return {
+            p.opts[0]: (p.help, p.default, str(p.type))
+            for p in command.params
+            if isinstance(p, click.Option) and p.opts[0] in LM_OPTIONS
+        }
+
+    assert facts(TABLE[name]) == facts(TABLE["eval"])
+
+
+def test_commands_do_not_borrow_from_each_other() -> None:
+    folder = Path(iclkit.cli.__file__).parent
+    borrowed = set()
+    for file in folder.glob("_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("iclkit.cli._"):
+                borrowed.add((file.stem, str(node.module).removeprefix("iclkit.cli.")))
+    assert {b for b in borrowed if b[1] not in SHARED and b[0] != "__init__"} == KNOWN_BORROWERS
+
+
+def test_progress_is_drawn_in_one_place() -> None:
+    folder = Path(iclkit.cli.__file__).parent
+    assert [f.stem for f in folder.glob("*.py") if "rich.progress" in f.read_text(encoding="utf-8")] == ["_progress"]
