@@ -95,8 +95,8 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
               "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
-@click.option("--normalise", default="sum", show_default=True, help="Compare labels by the sum, or the mean per token, "
-              "of log-probabilities.")  # fmt: skip
+@click.option("--normalize", "normalise", default="sum", show_default=True, help="Compare labels by the sum, or the "
+              "mean per token, of log-probabilities.")  # fmt: skip
 @click.option(
     "--calibrate",
     "calibrations",

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--suspects/--no-suspects", "with_suspects", default=True, show_default=True, help="For a whole run: ask "
               "the LM about the label of every demonstration shown.")  # fmt: skip
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many of each kind to list.")
-@click.option("--task", help="Where the task is, if it has moved.")
+@click.option("--task", help="The run's data set (name or folder), if it has moved.")
 @click.option("--lm", "lm_name", help="The LM, if the run's name for it does not find it.")
 @click.option("--embedder", "embedder_name", help="The embedder, if the run's name for it does not find it.")
 @click.option("--reranker", "reranker_name", help="The reranker, if the run's name for it does not find it.")

@@ -45,7 +45,7 @@ def _uncollected() -> Iterator[None]:
 @click.option("--compare", multiple=True, metavar="AXIS", help="Compare along this axis (task, lm, k, selector, order, "
               "calibrate, template or chat), with all others equal; may repeat. Usually selector, order and "
               "calibrate.")  # fmt: skip
-@click.option("--task", "tasks", multiple=True, help="Only this task; may repeat.")
+@click.option("--task-name", "tasks", multiple=True, help="Only runs of the task of this name; may repeat.")
 @click.option("--markdown", is_flag=True, help="Print Markdown.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")

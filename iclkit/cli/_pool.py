@@ -19,7 +19,7 @@ from iclkit.records import Example
 
 POOL = click.argument("pool", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-TASK = click.option("--task", help="Only examples of this task.")
+TASK = click.option("--task-name", "task", help="Only examples of the task of this name.")
 WHERE = click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat."
 )
@@ -37,7 +37,7 @@ def command() -> None:
     "--input", "input_", multiple=True, metavar="FIELD", help="Column of the input; several make named fields."
 )
 @click.option("--output", metavar="FIELD", help="Column of the output.")
-@click.option("--task", default="", help="Task the examples belong to.")
+@click.option("--task-name", "task", default="", help="Name of the task that the examples belong to.")
 @click.option("--keep", multiple=True, metavar="FIELD", help="Column to keep as metadata; may repeat.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata for every example; may repeat.")
 @click.option("--format", "format_", help="jsonl, json, csv, tsv or parquet; by default what the file's name says.")

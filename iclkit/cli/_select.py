@@ -72,7 +72,7 @@ class _Shots(click.ParamType[int | None]):
               f"{EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--lm", help="For selectors that ask one, chat prompts, and the token budget.")
 @click.option("--reranker", help="A cross-encoder for rerank; ,dtype=bf16 may stand behind it.")
-@click.option("--task", help="Only the pool's examples of this task.")
+@click.option("--task-name", "task", help="Only the pool's examples of the task of this name.")
 @click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat.")
 @click.option("--exclude", multiple=True, metavar="ID", help="Never show this example; may repeat.")
 @click.option("--order", default="best-last", show_default=True, help="Order of the demonstrations in the prompt.")

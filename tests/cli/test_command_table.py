@@ -63,6 +63,21 @@ def test_an_option_of_an_lm_has_one_help_and_one_default(name: str) -> None:
     assert facts(TABLE[name]) == facts(TABLE["eval"])
 
 
+def test_task_is_a_data_set_and_task_name_what_stands_with_examples_and_runs() -> None:
+    assert {name for name, command in TABLE.items() if "--task" in options(command)} == {
+        "augment", "explain", "tune ease",
+    }  # fmt: skip
+    assert {name for name, command in TABLE.items() if "--task-name" in options(command)} >= {
+        "leaderboard", "pool add", "pool ls", "select",
+    }  # fmt: skip
+
+
+def test_options_are_spelled_as_in_america() -> None:
+    names = {name for command in TABLE.values() for name in options(command)}
+    assert "--normalize" in names
+    assert not [name for name in names if "normalis" in name or "neighbour" in name or "centre" in name]
+
+
 def test_commands_do_not_borrow_from_each_other() -> None:
     folder = Path(iclkit.cli.__file__).parent
     borrowed = set()

@@ -237,7 +237,7 @@ def test_leaks_are_excluded_and_said_or_stop_the_run(tmp_path, fakes, capsys):
         (["-s", "random", "-k", "-1"], 2, "less than 0"),
         (["-s", "random", "--order", "best-lost"], 2, "best-last"),
         (["-s", "random", "--limit", "0"], 2, "limit"),
-        (["-s", "random", "--normalise", "max"], 2, "sum, mean"),
+        (["-s", "random", "--normalize", "max"], 2, "sum, mean"),
         (["-s", "random", "--on-leak", "hide"], 2, "exclude, stop, ignore"),
         (["-s", "random", "--pool", "missing.db"], 1, "missing.db"),
         ([], 2, "--selector"),

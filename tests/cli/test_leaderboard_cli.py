@@ -38,7 +38,7 @@ def test_each_format_begins_as_it_should(runs, capsys, flag, begins):
 
 
 def test_one_task_and_another_baseline_can_be_asked_for(runs, capsys):
-    _, stdout, _ = call("leaderboard", str(runs), "--task", "two", "--baseline", "bm25", "--json", capsys=capsys)
+    _, stdout, _ = call("leaderboard", str(runs), "--task-name", "two", "--baseline", "bm25", "--json", capsys=capsys)
     board = json.loads(stdout)
     assert [g["task"] for g in board["groups"]] == ["two"]
     assert {x["selector"]: x["verdict"] for x in board["groups"][0]["lines"]}["bm25"] == "baseline"
@@ -47,7 +47,7 @@ def test_one_task_and_another_baseline_can_be_asked_for(runs, capsys):
 @pytest.mark.parametrize(
     ("args", "code", "text"),
     [
-        (["{runs}", "--task", "three"], 2, "there are: one, two"),
+        (["{runs}", "--task-name", "three"], 2, "there are: one, two"),
         (["{runs}", "--json", "--csv"], 2, "choose one"),
         (["{runs}/none"], 1, "iclkit eval"),
         ([], 2, "RUNS"),

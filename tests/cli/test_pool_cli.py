@@ -52,11 +52,11 @@ def pool(tmp_path: Path) -> Path:
 
 def test_add_makes_the_pool_and_adding_again_adds_nothing(iclkit, tmp_path, rows):
     path = tmp_path / "new.db"
-    assert iclkit("add", path, rows, "--task", "quiz", "--meta", "source=web")[:2] == (
+    assert iclkit("add", path, rows, "--task-name", "quiz", "--meta", "source=web")[:2] == (
         0,
         f"added 6 examples; {path} holds 6\n",
     )
-    _, out, _ = iclkit("add", path, rows, "--task", "quiz", "--json")
+    _, out, _ = iclkit("add", path, rows, "--task-name", "quiz", "--json")
     assert json.loads(out) == {"added": 0, "known": 6, "revived": 0, "examples": 6}
     with Pool.open(path) as store:
         assert {(e.task, e.meta["source"]) for e in store} == {("quiz", "web")}
@@ -93,7 +93,7 @@ def test_ls_lists_and_filters(iclkit, pool):
     found = json.loads(iclkit("ls", pool, "--where", "n=3", "--json")[1])
     assert [e["input"] for e in found] == ["question 3"]
     assert len(json.loads(iclkit("ls", pool, "--json")[1])) == 8
-    assert json.loads(iclkit("ls", pool, "--task", "none", "--json")[1]) == []
+    assert json.loads(iclkit("ls", pool, "--task-name", "none", "--json")[1]) == []
 
 
 def test_show_takes_the_beginning_of_an_id(iclkit, pool):
