@@ -132,8 +132,8 @@ def lm_options(command: F) -> F:
     @click.option(
         "--threads", type=click.IntRange(1), help="Threads of each worker on CPU.  [default: cores / workers]"
     )
-    @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens that the LM reads at a time.  [default: what "
-                  "suits the device]")  # fmt: skip
+    @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, "
+                  "on a GPU as its memory allows]")  # fmt: skip
     @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
     @functools.wraps(command)
     def wrapped(
