@@ -159,6 +159,8 @@ def command(
     from iclkit.predictors import Tools
     from iclkit.report import leaderboard, to_json
 
+    if not selectors and not predictors:
+        raise UsageError("nothing to run: give at least one --selector, or a --predictor")
     grid = Grid(
         dedupe(selectors),
         dedupe(k for part in ks for k in part),
