@@ -138,6 +138,7 @@ BY_FIELD_NAME = {
     "schema": "reads JSON files by the names in them",
     "records": "rows of a run",
     "selectors/_base": "a selector's spec: its name and the settings as a user types them",
+    "predictors/_base": "a predictor's spec, likewise",
     "lm/_http": "checks",
     "lm/_openai": "settings as a user types them",
     "models/_catalogue": "reads the catalogue",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._eval import announce, run_jobs
 from iclkit.cli._kit import embedder_for, load_lm
+from iclkit.cli._runs import plan_with_estimate, run_jobs
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, emit_json_text
 
@@ -46,7 +46,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
     bench = replace(make_bench(task, limit=limit), source={"task": TASK})
     embedder = embedder_for(grid.needs, EMBEDDER)
     lm = load_lm(LM)
-    runs = run_jobs(announce([bench], Tools(lm, embedder), grid, out), out)
+    runs = run_jobs(plan_with_estimate([bench], Tools(lm, embedder), grid, out), out)
     board = leaderboard(runs)
     if as_json:
         emit_json_text(to_json(board))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +21,9 @@ from iclkit.cli._kit import (
     open_pool,
     parse_template,
     reranker_for,
-    tell_notes,
     unescape,
 )
-from iclkit.cli._progress import run_bars
+from iclkit.cli._runs import estimate_cost, plan_with_estimate, run_jobs
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
@@ -34,8 +31,6 @@ from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
-    from iclkit.eval import Grid, PlannedRun
-    from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
 
 
@@ -198,17 +193,17 @@ def command(
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[CostEstimate, list[str]]] = {}
     if predictors and not dry_run:
-        jobs = announce(benches, Tools(None, vectors, reranker), replace(grid, selectors=()), out)
+        jobs = plan_with_estimate(benches, Tools(None, vectors, reranker), replace(grid, selectors=()), out)
         runs += run_jobs(jobs, out, on_error, lost)
     for name in dedupe(lms) if selectors else ():
         lm = load_lm(name, lm_options)
-        jobs = announce(benches, Tools(lm, vectors, reranker), replace(grid, predictors=()), out)
+        jobs = plan_with_estimate(benches, Tools(lm, vectors, reranker), replace(grid, predictors=()), out)
         if dry_run:
-            prices[redact(name)] = price_of([job for job in jobs if not job.finished(out)]), break_evens(jobs)
+            prices[redact(name)] = estimate_cost([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
             runs += run_jobs(jobs, out, on_error, lost)
     if dry_run:
-        show_prices(prices, as_json)
+        print_cost(prices, as_json)
         return
     if runs:
         board = leaderboard(runs)
@@ -237,17 +232,7 @@ def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
     return places | ({"pool": str(pool.resolve())} if pool else {})
 
 
-def price_of(jobs: Sequence[PlannedRun]) -> CostEstimate:
-    """What the runs would ask of their LM, with a bar while it is found out."""
-    from iclkit.eval import dry_run
-
-    total = sum(len(job.bench.queries) for job in jobs)
-    with run_bars(total) as (start, step):
-        start("planning", total)
-        return dry_run(jobs, lambda done, _: step(done))
-
-
-def show_prices(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: bool) -> None:
+def print_cost(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: bool) -> None:
     """What each LM would be asked, and when shared demonstrations pay, on stdout."""
     from dataclasses import asdict
 
@@ -265,63 +250,3 @@ def show_prices(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: b
             + (", reading only" if p.tokens_generated and p.seconds is not None else "")
             + "".join(f"\n  {line}" for line in evens)
         )
-
-
-def announce(
-    benches: Sequence[Any],
-    tools: Tools,
-    grid: Grid,
-    out: Path | None,
-) -> list[PlannedRun]:
-    """Plan the runs and say what they will cost."""
-    from iclkit.eval import cost, plan
-
-    jobs = plan(benches, tools, grid)
-    price = cost(jobs, out)
-    if tools.lm is None:
-        say(f"{price.runs} runs that ask no LM" + (f" ({price.finished} more are finished)" if price.finished else ""))
-        return jobs
-    there = f" ({price.finished} more are finished)" if price.finished else ""
-    say(
-        f"{tools.lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score "
-        f"or write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
-    )
-    for note in price.notes:
-        say(f"note: {note}")
-    return jobs
-
-
-def run_jobs(
-    jobs: Sequence[PlannedRun], out: Path | None, on_error: str = "stop", lost: list[NothingAnswered] | None = None
-) -> list[Run]:
-    """Make the runs, with a bar each: rate and time left for the run and for all.
-
-    A run of which every query failed is put into ``lost``, where that is given, and does not end the others.
-    """
-    from iclkit.eval import cautions
-    from iclkit.report import format_figure
-
-    runs = []
-    lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
-    said = {at: lm.notes for at, lm in lms.items()}
-    total = sum(len(job.bench.queries) for job in jobs)
-    with run_bars(total) as (start, step):
-        for number, job in enumerate(jobs, 1):
-            start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
-            begun = time.monotonic()
-            try:
-                run = job.run(out, lambda done, _: step(done), on_error)
-            except NothingAnswered as error:
-                if lost is None:
-                    raise
-                lost.append(error)
-                say(f"{number}/{len(jobs)} {job.title}: {error}")
-                continue
-            runs.append(run)
-            if not sys.stderr.isatty():
-                say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
-            for caution in cautions([run]):
-                say(f"note: {job.title}: {caution}")
-    for at, lm in lms.items():  # what was found out while they were asked
-        tell_notes(lm, said[at])
-    return runs

@@ -1,0 +1,89 @@
+"""Runs as ``eval`` and ``demo`` make them: planned, their cost said, made with a bar each."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iclkit.cli._kit import tell_notes
+from iclkit.cli._progress import run_bars
+from iclkit.cli._tables import say
+from iclkit.errors import NothingAnswered
+
+if TYPE_CHECKING:
+    from iclkit.eval import Grid, PlannedRun
+    from iclkit.predictors import Tools
+    from iclkit.records import CostEstimate, Run
+
+
+def estimate_cost(jobs: Sequence[PlannedRun]) -> CostEstimate:
+    """What the runs would ask of their LM, with a bar while it is found out."""
+    from iclkit.eval import dry_run
+
+    total = sum(len(job.bench.queries) for job in jobs)
+    with run_bars(total) as (start, step):
+        start("planning", total)
+        return dry_run(jobs, lambda done, _: step(done))
+
+
+def plan_with_estimate(
+    benches: Sequence[Any],
+    tools: Tools,
+    grid: Grid,
+    out: Path | None,
+) -> list[PlannedRun]:
+    """Plan the runs and say what they will cost."""
+    from iclkit.eval import cost, plan
+
+    jobs = plan(benches, tools, grid)
+    price = cost(jobs, out)
+    if tools.lm is None:
+        say(f"{price.runs} runs that ask no LM" + (f" ({price.finished} more are finished)" if price.finished else ""))
+        return jobs
+    there = f" ({price.finished} more are finished)" if price.finished else ""
+    say(
+        f"{tools.lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score "
+        f"or write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
+    )
+    for note in price.notes:
+        say(f"note: {note}")
+    return jobs
+
+
+def run_jobs(
+    jobs: Sequence[PlannedRun], out: Path | None, on_error: str = "stop", lost: list[NothingAnswered] | None = None
+) -> list[Run]:
+    """Make the runs, with a bar each: rate and time left for the run and for all.
+
+    A run of which every query failed is put into ``lost``, where that is given, and does not end the others.
+    """
+    from iclkit.eval import cautions
+    from iclkit.report import format_figure
+
+    runs = []
+    lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
+    said = {at: lm.notes for at, lm in lms.items()}
+    total = sum(len(job.bench.queries) for job in jobs)
+    with run_bars(total) as (start, step):
+        for number, job in enumerate(jobs, 1):
+            start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
+            begun = time.monotonic()
+            try:
+                run = job.run(out, lambda done, _: step(done), on_error)
+            except NothingAnswered as error:
+                if lost is None:
+                    raise
+                lost.append(error)
+                say(f"{number}/{len(jobs)} {job.title}: {error}")
+                continue
+            runs.append(run)
+            if not sys.stderr.isatty():
+                say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
+            for caution in cautions([run]):
+                say(f"note: {job.title}: {caution}")
+    for at, lm in lms.items():  # what was found out while they were asked
+        tell_notes(lm, said[at])
+    return runs
