@@ -54,7 +54,7 @@ def test_what_selectors_ask_is_told_in_numbers_before_anything_is_asked():
     jobs = plan([make_bench(classification(train=18), limit=4)], Tools(lm, HASH), Grid(names, (2, 3), 2))
     notes = cost(jobs).notes
     assert [n.split(" asks ")[0] for n in notes] == [*names[1:]]
-    assert "at most 176 texts more (36 once a run and 2 per query)" in notes[0]  # 4 runs
+    assert "at most 88 texts more (36 once a run and 2 per query)" in notes[0]  # 4 runs
     assert "at most 192 texts more (0 once a run and 12 per query)" in notes[1]
     assert "at most 144 texts more (36 once a run and 0 per query)" in notes[2]
     assert (lm.scored, lm.generated) == ([], [])

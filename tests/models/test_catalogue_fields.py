@@ -34,7 +34,7 @@ def reads(where: str) -> set[str]:
 
 @pytest.mark.parametrize("kind", [ModelCard, Wheel])
 def test_every_field_of_the_models_catalogue_is_read(kind: type) -> None:
-    assert {f.name for f in fields(kind)} - reads("models pool lm cli") <= SHOWN
+    assert {f.name for f in fields(kind)} - reads("models embed lm cli") <= SHOWN
 
 
 def test_every_field_of_the_data_catalogue_is_read() -> None:
@@ -42,4 +42,4 @@ def test_every_field_of_the_data_catalogue_is_read() -> None:
 
 
 def test_what_an_embedder_was_trained_with_is_read_where_it_is_loaded() -> None:
-    assert {"query_prefix", "document_prefix", "context"} <= reads("pool")
+    assert {"query_prefix", "document_prefix", "context"} <= reads("embed")

@@ -65,7 +65,7 @@ def test_a_folder_with_only_pickled_weights_is_refused(home, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(ModelError, match="pickled weights are never loaded"):
+    with pytest.raises(ModelError, match="a pickle, and pickles are never loaded"):
         models.resolve(str(folder), "lm")
 
 

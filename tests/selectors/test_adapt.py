@@ -6,7 +6,7 @@ import pytest
 
 from iclkit.datasets import make_task
 from iclkit.errors import UsageError
-from iclkit.eval import evaluate
+from iclkit.eval import evaluate_task
 from iclkit.pool import Pool
 from iclkit.prompts import Template
 from iclkit.records import Example, Pick, Query, Selection, Spec
@@ -83,7 +83,7 @@ def test_it_is_evaluated_like_any_other():
     task = make_task(
         "t", EXAMPLES, [Example(f"test {n}", "a") for n in range(3)], template=Template("{input}: {output}")
     )
-    run = evaluate(task, Latest(), FakeLM(), k=2)
+    run = evaluate_task(task, Latest(), FakeLM(), k=2)
     assert [len(row.shown) for row in run.rows] == [2, 2, 2]
 
 

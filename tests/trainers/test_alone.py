@@ -13,6 +13,7 @@ def test_a_folder_that_another_process_is_making_is_left_to_it(mode_task, bag, t
     task, judge = mode_task
     config = preset("epr", base=str(bag), candidates="random:8", queries=8, held_out=4, report=0, batch_size=4)
     training = Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config)
+    (tmp_path / "out.work").mkdir()
     with (tmp_path / "out.work" / "lock").open("a") as lock:  # a lock of its own, as another process has it
         assert try_lock(lock)
         for work in (training.score, training.run):
