@@ -46,8 +46,14 @@ _NO_SPACE = os.strerror(errno.ENOSPC)
 """What a full disk is called, also inside the errors of libraries."""
 
 
-_NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive", "Cannot allocate memory")
-"""What the libraries that compute call memory that ends (the third is oneDNN's)."""
+_NO_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "could not create a primitive",  # oneDNN
+    "Cannot allocate memory",
+    "failed to map segment",  # the loader of libraries, as an ImportError
+)
+"""What the libraries that compute call memory that ends."""
 _FREE_SPACE = "free space and give the same command again: what was finished is kept"
 
 
