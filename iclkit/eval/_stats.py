@@ -356,19 +356,13 @@ def bootstrap_macro_f1(
     Queries that were answered alike under every seed are drawn together, as counts.
     """
     seeds = len(outputs)
-    said = [[one_line(o) for o in run] for run in outputs]
-    true = [one_line(g) for g in golds]
-    names = sorted({*true, *(map(one_line, labels) if labels else (o for run in said for o in run))})
-    index = {n: i for i, n in enumerate(names)}
-    none = len(names)  # an answer that is no label
-    table = np.array([[index[g] for g in true], *([index.get(o, none) for o in run] for run in said)])  # (1 + S, Q)
-    cells, counts = np.unique(table, axis=1, return_counts=True)
-    rng = np.random.default_rng([key, table.shape[1], seeds])
-    weights = rng.multinomial(table.shape[1], counts / counts.sum(), size=draws).astype(np.float64)  # (draws, cells)
-    scores = np.stack([_macro_f1(cells[0], row, weights, len(names)) for row in cells[1:]], axis=1)  # (draws, S)
+    cells, counts, labels_seen = _label_cells(outputs, golds, labels)
+    rng = np.random.default_rng([key, len(golds), seeds])
+    weights = rng.multinomial(len(golds), counts / counts.sum(), size=draws).astype(np.float64)  # (draws, cells)
+    scores = np.stack([_macro_f1(cells[0], row, weights, labels_seen) for row in cells[1:]], axis=1)  # (draws, S)
     picked = rng.integers(0, seeds, size=(draws, seeds))
     means = np.take_along_axis(scores, picked, axis=1).mean(axis=1)
-    whole = np.mean([_macro_f1(cells[0], row, counts[None].astype(np.float64), len(names))[0] for row in cells[1:]])
+    whole = np.mean([_macro_f1(cells[0], row, counts[None].astype(np.float64), labels_seen)[0] for row in cells[1:]])
     low, high = np.quantile(means, [alpha / 2, 1 - alpha / 2])
     return Estimate(float(whole), min(float(low), float(whole)), max(float(high), float(whole)))
 
@@ -379,46 +373,64 @@ def macro_f1_difference(
     golds: Sequence[str],
     labels: Sequence[str] = (),
     *,
+    scopes: tuple[SeedScope, SeedScope] = ("task", "task"),
     draws: int = 10_000,
     key: int = 0,
     alpha: float = ALPHA,
 ) -> Difference:
-    """Macro-F1 of a less that of b, each the mean over its seeds: lists of S lists of Q answers.
+    """Macro-F1 of a less that of b, each the mean over its seeds: lists of S and S' lists of Q answers.
 
     Tested by paired approximate randomization: the answers of a query are swapped, all its seeds together, and the
-    difference is taken anew; p is (1 + draws as large) / (1 + draws). Seeds must be equal in number for the swap; where
-    they are not, the longer is cut. The interval is a percentile interval from resampled queries. The smallest effects
-    are those of the normal limit.
+    difference is taken anew; p is (1 + draws as large) / (1 + draws). The interval is a percentile interval from
+    resampled queries, and from resampled seeds where they are a sample (``scopes``); then the normal limit of that
+    distribution must agree as well. The smallest effects are those of the normal limit.
     """
-    count = min(len(a), len(b))
-    said = [[one_line(o) for o in run] for run in (*a[:count], *b[:count])]
+    cells, counts, labels_seen = _label_cells([*a, *b], golds, labels)
+    gold, of_a, of_b = cells[0], cells[1 : 1 + len(a)], cells[1 + len(a) :]
+    rng, queries = np.random.default_rng([key, len(golds), len(a), len(b)]), len(golds)
+    whole = counts[None].astype(np.float64)
+
+    def scores(runs: NDArray[Any], weights: Floats) -> Floats:
+        """Macro-F1 (draws, seeds) of runs (seeds, cells)."""
+        return np.stack([_macro_f1(gold, run, weights, labels_seen) for run in runs], axis=1)
+
+    value = float(scores(of_a, whole).mean() - scores(of_b, whole).mean())
+    swaps = rng.binomial(counts, 0.5, size=(draws, len(counts))).astype(np.float64)
+    kept_and_swapped, twice = np.concatenate([whole - swaps, swaps], axis=1), np.concatenate([gold, gold])
+    flipped, pairs = np.zeros(draws), math.lcm(len(a), len(b))
+    for i in range(pairs):  # every seed of a and of b in equally many pairs, so that their mean is the difference
+        x, y = of_a[i % len(a)], of_b[i % len(b)]
+        flipped += _macro_f1(twice, np.concatenate([x, y]), kept_and_swapped, labels_seen)
+        flipped -= _macro_f1(twice, np.concatenate([y, x]), kept_and_swapped, labels_seen)
+    p = (1 + int((np.abs(flipped / pairs) >= abs(value) - 1e-12).sum())) / (1 + draws)
+    weights = rng.multinomial(queries, counts / queries, size=draws).astype(np.float64)
+    resampled, sampled_seeds = np.zeros(draws), False
+    for sign, runs, scope in ((1, of_a, scopes[0]), (-1, of_b, scopes[1])):
+        drawn = scores(runs, weights)
+        if scope == "task" and len(runs) > 1:
+            sampled_seeds = True
+            drawn = np.take_along_axis(drawn, rng.integers(0, len(runs), drawn.shape), axis=1)
+        resampled += sign * drawn.mean(axis=1)
+    error = float(resampled.std(ddof=1))
+    if sampled_seeds and error > 0:
+        p = max(p, _two_sided(value / error, math.inf))
+    low, high = np.quantile(resampled, [alpha / 2, 1 - alpha / 2])
+    least = (_z(alpha) + _z(2 * (1 - POWER))) * error
+    return Difference(value, min(float(low), value), max(float(high), value), p, least, least, queries)
+
+
+def _label_cells(
+    outputs: Sequence[Sequence[str]], golds: Sequence[str], labels: Sequence[str]
+) -> tuple[NDArray[Any], NDArray[Any], int]:
+    """Queries that were answered alike in every run, as one cell: cells (1 + runs, n) of label numbers, the gold first;
+    how many queries each holds; and the number of labels, which also stands for an answer that is none of them."""
+    said = [[one_line(o) for o in run] for run in outputs]
     true = [one_line(g) for g in golds]
     names = sorted({*true, *(map(one_line, labels) if labels else (o for run in said for o in run))})
     index = {n: i for i, n in enumerate(names)}
-    none = len(names)  # an answer that is no label
-    table = np.array([[index[g] for g in true], *([index.get(o, none) for o in run] for run in said)])
+    table = np.array([[index[g] for g in true], *([index.get(o, len(names)) for o in run] for run in said)])
     cells, counts = np.unique(table, axis=1, return_counts=True)
-    gold, first, second = cells[0], cells[1 : 1 + count], cells[1 + count :]
-
-    def figures(weights: Floats, swapped: Floats) -> Floats:
-        """a - b per draw where ``weights`` (draws, cells) keep their answers and ``swapped`` change them."""
-        both, twice = np.concatenate([weights, swapped], axis=1), np.concatenate([gold, gold])
-        total = np.zeros(len(weights))
-        for x, y in zip(first, second, strict=True):
-            total += _macro_f1(twice, np.concatenate([x, y]), both, none)
-            total -= _macro_f1(twice, np.concatenate([y, x]), both, none)
-        return total / count
-
-    rng, queries = np.random.default_rng([key, len(golds), count]), len(golds)
-    whole = counts[None].astype(np.float64)
-    value = float(figures(whole, np.zeros_like(whole))[0])
-    swaps = rng.binomial(counts, 0.5, size=(draws, len(counts))).astype(np.float64)
-    p = (1 + int((np.abs(figures(whole - swaps, swaps)) >= abs(value) - 1e-12).sum())) / (1 + draws)
-    drawn = rng.multinomial(queries, counts / queries, size=draws).astype(np.float64)
-    resampled = figures(drawn, np.zeros_like(drawn))
-    low, high = np.quantile(resampled, [alpha / 2, 1 - alpha / 2])
-    least = (_z(alpha) + _z(2 * (1 - POWER))) * float(resampled.std(ddof=1))
-    return Difference(value, min(float(low), value), max(float(high), value), p, least, least, queries)
+    return cells, counts, len(names)
 
 
 def _macro_f1(gold: NDArray[Any], said: NDArray[Any], weights: Floats, labels: int) -> Floats:

@@ -327,7 +327,9 @@ def compare_lines(draft: Draft, a: DraftLine, b: DraftLine) -> Pair:
             shared_draw=pair.shared_draw, key=key,
         )  # fmt: skip
     elif metric.name == "macro_f1":
-        pair.diff = macro_f1_difference(a.outputs, b.outputs, draft.golds, draft.labels, key=key)
+        pair.diff = macro_f1_difference(
+            a.outputs, b.outputs, draft.golds, draft.labels, scopes=(a.line.scope, b.line.scope), key=key
+        )
     else:
         pair.diff = _bootstrap_difference(metric.whole, a.outputs, b.outputs, draft.golds)
     return pair

@@ -415,6 +415,29 @@ def test_macro_f1_is_tested_by_swapping_the_answers_of_a_query():
     assert (back.value, back.p) == (pytest.approx(-found.value), pytest.approx(found.p, abs=0.01))
 
 
+def test_macro_f1_differs_by_the_mean_of_all_seeds_of_both_sides():
+    rng = np.random.default_rng(0)
+    gold = list(rng.choice(list("abc"), 60))
+    runs = [[g if rng.random() < share else "a" for g in gold] for share in (0.9, 0.5, 0.6, 0.7)]
+    found = macro_f1_difference(runs[:1], runs[1:], gold, scopes=("none", "query"))
+    expected = macro_f1(runs[0], gold) - np.mean([macro_f1(run, gold) for run in runs[1:]])
+    assert found.value == pytest.approx(expected)
+    back = macro_f1_difference(runs[1:], runs[:1], gold, scopes=("query", "none"))
+    assert back.value == pytest.approx(-expected)
+    assert found.low < found.value < found.high
+
+
+def test_macro_f1_of_seeds_that_are_a_sample_claims_less():
+    rng = np.random.default_rng(1)
+    gold = list(rng.choice(list("ab"), 80))
+    runs = [[g if rng.random() < share else "a" for g in gold] for share in (0.95, 0.55, 0.7)]
+    other = [[g if rng.random() < 0.6 else "a" for g in gold]]
+    sample = macro_f1_difference(runs, other, gold, scopes=("task", "none"))
+    repeats = macro_f1_difference(runs, other, gold, scopes=("query", "none"))
+    assert sample.high - sample.low > 1.2 * (repeats.high - repeats.low)
+    assert sample.p > repeats.p
+
+
 def test_smallest_effects_shrink_with_queries_and_no_drop_is_larger_than_the_baseline():
     rng = np.random.default_rng(2)
     sizes = []
