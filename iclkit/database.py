@@ -360,7 +360,7 @@ _KINDS: Mapping[int, Literal["damaged", "busy", "denied", "full"]] = {
 
 
 def _kind(error: sqlite3.Error) -> Literal["damaged", "busy", "denied", "full", "other"]:
-    code: int = getattr(error, "sqlite_errorcode", 0)  # none where Python itself raised it
+    code: int = vars(error).get("sqlite_errorcode", 0)  # none where Python itself raised it
     return _KINDS.get(code & 0xFF, "other")
 
 

@@ -27,6 +27,7 @@ class Reranker(Protocol):
         ...
 
 
+@runtime_checkable
 class EmbedderLike(Protocol):
     """The least that an embedder has: what ``as_embedder`` completes."""
 
@@ -205,6 +206,21 @@ class BaseEmbedder(ABC):
         raise NeedError(f"embedder {self.name!r} gives no vectors of single tokens; take another one")
 
 
+@runtime_checkable
+class _NamesDocuments(Protocol):
+    """An embedder whose documents are stored under a fingerprint of their own."""
+
+    @property
+    def document_fingerprint(self) -> str: ...
+
+
+@runtime_checkable
+class _EncodesTokens(Protocol):
+    """An embedder that gives vectors of single tokens."""
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], FloatArray]]: ...
+
+
 class _CompletedEmbedder(BaseEmbedder):
     """A foreign object with the members that it lacks. Of those that it need not have, it may have its own
     ``document_fingerprint`` and ``encode_tokens``."""
@@ -212,8 +228,10 @@ class _CompletedEmbedder(BaseEmbedder):
     def __init__(self, foreign: EmbedderLike) -> None:
         self._foreign: Any = foreign
         self.name, self.fingerprint, self.dim = foreign.name, foreign.fingerprint, int(foreign.dim)
-        self._document_fingerprint: str = getattr(foreign, "document_fingerprint", None) or foreign.fingerprint
-        self.gives_token_vectors = hasattr(foreign, "encode_tokens")
+        self._document_fingerprint: str = foreign.fingerprint
+        if isinstance(foreign, _NamesDocuments):
+            self._document_fingerprint = foreign.document_fingerprint
+        self.gives_token_vectors = isinstance(foreign, _EncodesTokens)
 
     @property
     def document_fingerprint(self) -> str:
@@ -247,8 +265,8 @@ def as_embedder(embedder: EmbedderLike) -> Embedder:
     """
     if isinstance(embedder, BaseEmbedder | Embedder):
         return embedder
-    missing = [member for member in _LEAST if not hasattr(embedder, member)]
-    if missing:
+    if not isinstance(embedder, EmbedderLike):
+        missing = [member for member in _LEAST if member not in dir(embedder)]
         raise UsageError(
             f"{type(embedder).__name__} is no embedder: it lacks {', '.join(missing)}; an embedder has "
             f"{', '.join(_LEAST)}"
