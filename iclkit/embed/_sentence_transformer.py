@@ -96,6 +96,7 @@ def load_sentence_transformer(
     tokenizers were read from. ModelError when a transformer in it lacks weights or its tokenizer."""
     from sentence_transformers import SentenceTransformer
 
+    models.check_memory(folder)
     with models.quiet_transformers():
         model = SentenceTransformer(
             str(folder),

@@ -7,6 +7,7 @@ Nothing here unpickles or runs fetched code: weights are safetensors, and wheels
 from iclkit.models._catalogue import Kind, ModelCard, Wheel, catalogue, home
 from iclkit.models._device import (
     DTYPES,
+    check_memory,
     find_device,
     quiet_transformers,
     resolve_dtype,
@@ -43,6 +44,7 @@ __all__ = [
     "check",
     "check_folder",
     "check_loaded",
+    "check_memory",
     "embedder_folder_hash",
     "find_device",
     "first_words",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from iclkit.errors import UsageError
+from iclkit.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "fp32", "bf16")
+WORKING_MEMORY = 256 << 20  # bytes that kernels and a first batch take beside the weights of the smallest model
 
 
 def find_device(name: str | None) -> torch.device:
@@ -51,6 +53,34 @@ def torch_dtype(dtype: str) -> torch.dtype:
     import torch
 
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+
+
+def room_to_grow() -> int | None:
+    """Bytes by which this process may still grow before its own limit (``ulimit -v``); None where there is none."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):  # not on this system
+        return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - used)
+
+
+def check_memory(folder: Path) -> None:
+    """ModelError where a process with a limit has no room for the weights of a folder and for computing with them.
+
+    Libraries that compute crash or hang where memory ends inside them, so this is asked before they are.
+    """
+    room = room_to_grow()
+    if room is None:
+        return
+    needed = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) + WORKING_MEMORY
+    if room < needed:
+        raise ModelError(
+            f"not enough memory for the model in {folder}: it takes about {needed >> 20} MB, and this process may grow "
+            f"by {room >> 20} MB (ulimit -v); raise that limit or use a smaller model"
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iclkit.errors import IclkitError, ModelError, UsageError
-from iclkit.models._device import quiet_transformers
+from iclkit.models._device import check_memory, quiet_transformers
 from iclkit.models._folder import OwnCode, TensorFacts, check_folder, elements
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def load_weights(
     import torch
     import transformers
 
+    check_memory(folder)
     what = f"the model in {folder} does not load"
     code = {"trust_remote_code": own_code == "run", "local_files_only": True}
     with load_errors(what), quiet_transformers():
