@@ -122,7 +122,7 @@ def disk_trials(folder: Path, all_worlds: list[World], names: tuple[str, ...] | 
         if names is not None and world.name not in names:
             continue
         work, home = fresh(world, folder / "whole")
-        if call([*world.words], work, home).code:
+        if call([*world.words], work, home).code != 0:
             yield Trial("full disk", world.name, "the command fails on a disk with space")
             continue
         expected = world.result(work, home)
@@ -188,7 +188,7 @@ def writer_trials(folder: Path, all_worlds: list[World], names: tuple[str, ...] 
         if names is not None and world.name not in names:
             continue
         work, home = fresh(world, folder / "one")
-        if call([*world.words], work, home).code:
+        if call([*world.words], work, home).code != 0:
             yield Trial("two writers", world.name, "the command alone fails")
             continue
         expected = world.result(work, home)

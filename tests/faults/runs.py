@@ -116,7 +116,7 @@ def run_trials(folder: Path, lm: Path, names: list[str] | None = None) -> Iterat
     words = ["eval", "task", "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1", "--lm", str(lm),
              "--dtype", "fp32", "--workers", "1"]  # fmt: skip
     made = call(words, folder, home)
-    if made.code:
+    if made.code != 0:
         yield Trial("damaged run folder", "set-up", made.fault or made.err[-300:])
         return
     (folder / "runs").rename(folder / "whole")
