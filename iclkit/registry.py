@@ -30,6 +30,7 @@ class Registry:
         self.kind, self.group, self._builtins = kind, group, dict(builtins)
         self._added: dict[str, Any] = {}
         self._warned: set[str] = set()
+        self._looked_up: set[str] = set()
 
     def names(self) -> list[str]:
         """Every known name, sorted; loads nothing."""
@@ -37,11 +38,14 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """The object of that name. UnknownName on a miss, UsageError when a plug-in does not load."""
-        plugins = [e for e in self._plugins() if e.name == name]
         if target := self._builtins.get(name):
+            if name not in self._looked_up:  # reading the metadata of all installed packages takes milliseconds
+                self._looked_up.add(name)
+                self._plugins()
             return _load(target)
         if name in self._added:
             return self._added[name]
+        plugins = [e for e in self._plugins() if e.name == name]
         if not plugins:
             raise UnknownName(self.kind, name, self.names())
         if len({e.value for e in plugins}) > 1:

@@ -100,6 +100,15 @@ def test_a_plug_in_under_a_name_of_ours_is_not_used_and_a_line_says_so_once(
     ]
 
 
+def test_a_name_of_ours_is_looked_for_among_the_plug_ins_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    scans = []
+    monkeypatch.setattr("iclkit.registry.entry_points", lambda group: scans.append(group) or [])
+    registry = Registry("selector", "iclkit.selectors", {"length": "operator:length_hint"})
+    for _ in range(100):
+        registry.get("length")
+    assert len(scans) == 1
+
+
 def test_two_plug_ins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = [_Entry("mine", "one:Mine"), _Entry("mine", "two:Mine")]
     monkeypatch.setattr("iclkit.registry.entry_points", lambda group: entries)
