@@ -66,6 +66,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_words.py $(DATA)
 	$(RUN)/bench_select.py $(DATA)
 	$(RUN)/bench_search.py
+	$(RUN)/bench_startup.py
 	$(RUN)/bench_embed.py
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
@@ -78,6 +79,7 @@ else
 	$(RUN)/bench_bm25.py $(DATA) --rows 2000 --queries 50 --reference 5 --repeats 1
 	$(RUN)/bench_select.py $(DATA) --rows 1000 --queries 32 --turns 1
 	$(RUN)/bench_search.py --smoke
+	$(RUN)/bench_startup.py --smoke
 	$(RUN)/bench_embed.py --smoke
 	$(RUN)/bench_beam.py --smoke
 	$(RUN)/bench_board.py --smoke

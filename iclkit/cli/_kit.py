@@ -178,13 +178,13 @@ def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
 # ---- other things that are loaded
 
 
-def load_embedder(name: str, device: str | None = None) -> Embedder:
-    """The embedder, fetched with a progress bar if it is not here."""
+def load_embedder(name: str, device: str | None = None, *, few: bool = False) -> Embedder:
+    """The embedder, fetched with a progress bar if it is not here. ``few``: for a few queries at most."""
     from iclkit import embed
 
     fetch(name, "embedder")
     say(f"loading {name} …")
-    return embed.load_embedder(name, device=device)
+    return embed.load_embedder(name, device=device, few=few)
 
 
 def load_reranker(name: str, device: str | None = None) -> Reranker:

@@ -218,7 +218,7 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
     from iclkit.embed import load_embedder
 
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
-        model = load_embedder(embedder, dtype=dtype, threads=threads)
+        model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
         made, total = store.embed(model, progress), len(store)
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from iclkit.selectors import Selector
 
 
+FEW_QUERIES = 64
+"""Queries up to which the embedder need not be loaded in full."""
+
+
 class _Shots(click.ParamType[int | None]):
     """A number of demonstrations, or ``max`` for as many as the LM's context holds."""
 
@@ -105,7 +109,6 @@ def command(
     """Choose demonstrations from POOL for each QUERY."""
     from dataclasses import replace
 
-    from iclkit.datasets import read_queries
     from iclkit.prompts import ORDERS
     from iclkit.selectors import Kit, make_selector
 
@@ -113,7 +116,7 @@ def command(
     ORDERS.get(order)
     given = parse_template(template_text)
     template = replace(chooser.template_for(given), chat=chat)
-    asked = [Query(t) for t in texts] + (read_queries(queries) if queries else [])
+    asked = [Query(t) for t in texts] + (_read(queries) if queries else [])
     if not asked:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
     if k is None and not lm:
@@ -127,7 +130,7 @@ def command(
         model = load_lm(lm, lm_options) if lm else None
         kit = Kit(lm=model, template=template, seed=seed, order=order, task=task or "")
         if chooser.needs.embedder:
-            kit = replace(kit, embedder=_embedder(embedder, view, lm_options.device))
+            kit = replace(kit, embedder=_embedder(embedder, view, lm_options.device, len(asked)))
         if chooser.needs.reranker and reranker:
             kit = replace(kit, reranker=load_reranker(reranker, lm_options.device))
         chooser.fit(view, kit)
@@ -136,6 +139,12 @@ def command(
         selections = chooser.select_many(asked, shots)
         prompts = [_assemble(template, s, view, model, order, seed) for s in selections] if show_prompt else []
         _print(selections, prompts, view, as_json)
+
+
+def _read(queries: Path) -> list[Query]:
+    from iclkit.datasets import read_queries
+
+    return read_queries(queries)
 
 
 def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: PoolView, as_json: bool) -> None:
@@ -234,8 +243,8 @@ def _say_cost(chooser: Selector, queries: int, k: int) -> None:
         echo(f"the LM reads at most {total:,} texts ({cost.per_task:,} once, {cost.per_query:,} per query)", err=True)
 
 
-def _embedder(name: str, view: PoolView, device: str | None) -> Embedder:
-    embedder = load_embedder(name, device)
+def _embedder(name: str, view: PoolView, device: str | None, queries: int) -> Embedder:
+    embedder = load_embedder(name, device, few=queries <= FEW_QUERIES)
     with bar("embedding the pool") as progress:
         view.vectors(embedder, progress)
     return embedder

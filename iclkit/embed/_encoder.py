@@ -178,6 +178,21 @@ class TextEmbedder(BaseEmbedder):
         """Of the document side alone."""
         return self._document_fingerprint
 
+    @property
+    def weights(self) -> str:
+        """Hash of the files that it was loaded from."""
+        return self._weights
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a text, special ones counted, that it reads."""
+        return self._limit
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer, as the library ``tokenizers`` has it."""
+        return self._backbone.tokenizer.backend_tokenizer
+
     def with_examples(self, pairs: Sequence[Pair]) -> TextEmbedder:
         """The same model with examples in front of each query, a line for each text of a pair."""
         query = replace(self.template.query, example="{query}\n{response}\n\n", examples=tuple(pairs))

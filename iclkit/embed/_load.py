@@ -21,7 +21,8 @@ from iclkit.embed._formats import (
 )
 from iclkit.embed._heads import dense_head, first_dimensions
 from iclkit.embed._protocol import Embedder
-from iclkit.embed._retriever import read_card, retriever_from_card
+from iclkit.embed._quick import Note, QuickEmbedder, QuickFolder, leave_note
+from iclkit.embed._retriever import Retriever, read_card, retriever_from_card
 from iclkit.embed._sentence_transformer import SentenceTransformerEmbedder, load_sentence_transformer
 from iclkit.embed._spec import checked_dtype, join_spec, split_spec
 from iclkit.errors import ModelError, UsageError
@@ -59,12 +60,16 @@ class Wanted:
 
     def put(self, template: EmbeddingFormat) -> EmbeddingFormat:
         """The template with the prefixes that were asked for in the place of its own."""
-        query, document = template.query, template.document
-        if self.query_prefix is not None:
-            query = replace(query, open=self.query_prefix)
-        if self.document_prefix is not None:
-            document = replace(document, open=self.document_prefix)
-        return replace(template, query=query, document=document)
+        return with_prefixes(template, self.query_prefix, self.document_prefix)
+
+
+def with_prefixes(template: EmbeddingFormat, query: str | None, document: str | None) -> EmbeddingFormat:
+    """The template with these prefixes, those that are not None, in the place of its own."""
+    sides = [
+        own if prefix is None else replace(own, open=prefix)
+        for own, prefix in ((template.query, query), (template.document, document))
+    ]
+    return replace(template, query=sides[0], document=sides[1])
 
 
 def load_embedder(
@@ -76,6 +81,7 @@ def load_embedder(
     template: EmbeddingFormat | None = None,
     query_prefix: str | None = None,
     document_prefix: str | None = None,
+    few: bool = False,
 ) -> Embedder:
     """An embedder by catalogue name, hub id or folder, with settings behind commas: ``e5-small-v2,dtype=bf16``.
 
@@ -89,6 +95,9 @@ def load_embedder(
     with other nearest neighbours here and there; or auto, bf16 where the hardware computes in it. Pooling and
     normalisation are always fp32.
 
+    ``few``: a few queries only will be encoded, perhaps none. Then a BERT-like folder that was loaded on this machine
+    before is not loaded in full unless documents are to be encoded: vectors agree to 1e-5, and no torch is imported.
+
     Only files of the folder are read, as safetensors and text; weights that it lacks are not made up.
     UsageError, DataError or ModelError, in one line.
     """
@@ -97,6 +106,9 @@ def load_embedder(
     for key, value in given.items():
         if value is not None and said.setdefault(key, value) != value:
             raise UsageError(f"{name_or_path!r} says {key}={said[key]!r}, and {key}={value!r} was given beside it")
+    few = few and template is None and device in (None, "cpu") and said.get("dtype", "fp32") == "fp32"
+    if few and (":" not in bare or Path(bare).exists()):
+        return _load_for_few(bare, said, device, threads)
     place = models.find_device(device)
     numbers = models.resolve_dtype(checked_dtype(said.get("dtype", "fp32")), place)
     name = join_spec(bare, {**said, "dtype": numbers})
@@ -115,6 +127,44 @@ def load_embedder(
             raise UsageError(f"the retriever in {folder} writes texts as its training did; it takes no prefixes")
         loaded = _load(name, folder, wanted, template, models.card_of(bare), own_metric=card is not None)
         return retriever_from_card(loaded, card) if card else loaded
+
+
+def _load_for_few(bare: str, said: Mapping[str, str], device: str | None, threads: int | None) -> Embedder:
+    """See ``few`` of ``load_embedder``. ``said``: the settings behind the name."""
+    folder, name = models.resolve(bare, "embedder"), join_spec(bare, said)
+
+    def load() -> Embedder:
+        return load_embedder(name, device=device, threads=threads)
+
+    with models.load_errors(f"cannot load the embedder {name!r} from {folder}"):
+        card, modules = read_card(folder), read_modules(folder)
+        if modules and not (_is_simple(modules) and [m.kind for m in modules[2:]] in ([], ["Normalize"])):
+            return load()
+        settings = FolderSettings.read(folder)
+        if settings.dimensions:
+            return load()
+        words = modules[0] if modules else Module("Transformer", folder)
+        written = _folder_template(
+            words, _pooling(modules), settings.prompts(models.card_of(bare)), models.card_of(bare)
+        )
+        prefixes = said.get("query_prefix"), said.get("document_prefix")
+        written = with_prefixes(written, *prefixes)
+        quick = QuickFolder.of(words.path, written, lambda: folder_hash(folder, modules))
+        if quick is None:
+            return load()
+        note = Note.read(quick.note)
+        if note is not None and not (card and any(prefixes)):
+            embedder = QuickEmbedder(name, quick, note, lambda: _inner(load()))
+            return retriever_from_card(embedder, card) if card else embedder
+    whole = load()
+    inner = _inner(whole)
+    if isinstance(inner, TextEmbedder) and inner.weights == quick.weights:
+        leave_note(quick, inner, inner.tokenizer, inner.limit)
+    return whole
+
+
+def _inner(embedder: Embedder) -> Embedder:
+    return embedder.inner if isinstance(embedder, Retriever) else embedder
 
 
 def load_training_base(name_or_path: str) -> Any:
@@ -192,8 +242,7 @@ def _load(
     if not modules:
         _refuse_what_has_no_states(name, folder)
     words = modules[0] if modules else Module("Transformer", folder)
-    pooling = next((m for m in modules if m.kind == "Pooling"), None)
-    template = wanted.put(_folder_template(words, pooling, prompts, card))
+    template = wanted.put(_folder_template(words, _pooling(modules), prompts, card))
     heads = [dense_head(m) for m in modules if m.kind == "Dense"]
     notes: dict[str, Json] = {"default activation": True} if any(h.by_default for h in heads) else {}
     if settings.dimensions:
@@ -224,6 +273,10 @@ def _refuse_what_has_no_states(name: str, folder: Path) -> None:
         raise ModelError(
             f"{folder} is an encoder-decoder; take a sentence-transformers folder of it, with modules.json"
         )
+
+
+def _pooling(modules: Sequence[Module]) -> Module | None:
+    return next((m for m in modules if m.kind == "Pooling"), None)
 
 
 def _is_simple(modules: Sequence[Module]) -> bool:
