@@ -79,7 +79,7 @@ class _LazyGroup(click.Group):
 @click.pass_context
 def cli(ctx: click.Context, debug: bool) -> None:
     """Choose in-context demonstrations, assemble prompts, and measure whether the choice helps."""
-    ctx.obj = {"debug": debug}
+    ctx.obj = {**(ctx.obj or {}), "debug": debug}
 
 
 class _Ended(KeyboardInterrupt):
@@ -113,7 +113,7 @@ def main(args: list[str] | None = None) -> None:
         sys.excepthook = _show_traceback
     _end_cleanly_on_signals()
     try:
-        status = cli.main(arguments, prog_name="iclkit", standalone_mode=False)
+        status = cli.main(arguments, prog_name="iclkit", standalone_mode=False, obj={"typed": list(arguments)})
         sys.exit(status if isinstance(status, int) else 0)
     except IclkitError as error:
         if "--debug" in arguments:

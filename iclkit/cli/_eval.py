@@ -23,7 +23,7 @@ from iclkit.cli._kit import (
     reranker_for,
     unescape,
 )
-from iclkit.cli._runs import estimate_cost, plan_with_estimate, run_jobs
+from iclkit.cli._runs import estimate_cost, plan_with_estimate, run_jobs, run_plain_rules, source_of
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
@@ -65,7 +65,8 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--selector", "-s", "selectors", multiple=True, type=SELECTOR, help="See iclkit selectors "
               "ls; or my_module:MyClass. May repeat.")  # fmt: skip
 @click.option("--predictor", "predictors", multiple=True, metavar="NAME[,KEY=VALUE...]", help="What answers without "
-              "an LM: knn-vote, logreg, majority; repeat for several.")  # fmt: skip
+              "an LM: knn-vote, logreg, majority, or none; repeat for several.  [default: majority where there "
+              "are labels, and the others where an embedder is used anyway]")  # fmt: skip
 @click.option("--lm", "lms", multiple=True, default=("smollm2-135m",), show_default=True, help="Repeat for several.")
 @click.option("-k", "--num_fewshot", "-f", "ks", type=Numbers(), multiple=True, default=((8,),), help="How many "
               "demonstrations; several with commas.  [default: 8]")  # fmt: skip
@@ -154,6 +155,8 @@ def command(
     from iclkit.predictors import Tools
     from iclkit.report import leaderboard, to_json
 
+    beside = not predictors
+    predictors = tuple(name for name in predictors if name != "none")
     if not selectors and not predictors:
         raise UsageError("nothing to run: give at least one --selector, or a --predictor")
     grid = Grid(
@@ -205,6 +208,9 @@ def command(
     if dry_run:
         print_cost(prices, as_json)
         return
+    if beside:
+        answered = {run.spec["task"]["hash"] for run in runs}
+        runs += run_plain_rules([bench for bench in benches if bench.task.hash in answered], vectors, out)
     if runs:
         board = leaderboard(runs)
         if as_json:
@@ -224,12 +230,6 @@ def read_prior(text: str) -> tuple[tuple[str, float], ...]:
     ):
         raise DataError(f"--prior {text}: expected a JSON object with a number for each label")
     return tuple(sorted((label, float(value)) for label, value in found.items()))
-
-
-def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
-    """Where a task and a pool are, for a later command in another folder."""
-    places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
-    return places | ({"pool": str(pool.resolve())} if pool else {})
 
 
 def print_cost(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: bool) -> None:

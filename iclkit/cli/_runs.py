@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from iclkit.cli._kit import tell_notes
 from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say
-from iclkit.errors import NothingAnswered
+from iclkit.errors import NeedError, NothingAnswered
+from iclkit.secrets import redact
 
 if TYPE_CHECKING:
-    from iclkit.eval import Grid, PlannedRun
+    from iclkit.embed import Embedder
+    from iclkit.eval import Bench, Grid, PlannedRun
     from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
+
+
+def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
+    """Where a task and a pool are, for a later command in another folder; the command that is running, and the day."""
+    places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
+    typed = click.get_current_context().find_root().obj.get("typed", ())
+    places |= {"command": redact(shlex.join(["iclkit", *typed])), "date": date.today().isoformat()}
+    return places | ({"pool": str(pool.resolve())} if pool else {})
+
+
+def plain_rules(bench: Bench, embedder: Embedder | None) -> tuple[str, ...]:
+    """The predictors without an LM that cost next to nothing beside one: what a board shows unless told otherwise.
+
+    They answer with labels; those that need an embedder are left out where nothing else needs it.
+    """
+    if not bench.task.labels:
+        return ()
+    return ("majority",) if embedder is None else ("majority", "knn-vote", "logreg")
+
+
+def run_plain_rules(benches: Sequence[Bench], embedder: Embedder | None, out: Path | None) -> list[Run]:
+    """The runs of ``plain_rules``. One that cannot be made is a note: nobody asked for it."""
+    from iclkit.eval import Grid, plan
+    from iclkit.predictors import Tools
+
+    runs: list[Run] = []
+    for bench in benches:
+        for name in plain_rules(bench, embedder):
+            try:
+                runs += run_jobs(plan([bench], Tools(None, embedder), Grid(predictors=(name,))), out, "record")
+            except (NothingAnswered, NeedError) as error:
+                say(f"note: {bench.task.name}: no line of {name}: {error}")
+    return runs
 
 
 def estimate_cost(jobs: Sequence[PlannedRun]) -> CostEstimate:

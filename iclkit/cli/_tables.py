@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from iclkit.report import Board
 
-STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim"}
+STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim",
+          "asks no LM": "italic"}  # fmt: skip
 WIDTH = 128
 
 
@@ -27,8 +28,10 @@ def show(board: Board) -> None:
         group_notes,
         heads,
         legend,
+        lm_words,
         overall_cells,
         overall_heads,
+        overall_lm_words,
         overall_notes,
     )
 
@@ -43,9 +46,10 @@ def show(board: Board) -> None:
             )
         for one in overall.lines:
             row = overall_cells(one)
-            table.add_row(*(Text(row[i], style=STYLES["baseline" if one.diff is None else one.verdict]) for i in kept))
+            table.add_row(*(Text(row[i], style=STYLES[one.verdict]) for i in kept))
         out.print(table)
-        out.print(Padding(Text(" ".join(overall_notes(overall)), style="dim"), (0, 0, 1, 0)))
+        notes = Text(" ".join(overall_notes(overall)), style="dim")
+        out.print(Padding(Text.assemble(notes, _own_line(overall_lm_words(overall))), (0, 0, 1, 0)))
     for group in board.groups:
         table = titled_table(group.title)
         names = heads(board, group)
@@ -60,7 +64,8 @@ def show(board: Board) -> None:
             row.insert(4, bar(line.figure, 10) if line.figure.low >= 0 and line.figure.high <= 1 else "")
             table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in kept))
         out.print(table)
-        out.print(Padding(Text(" ".join(group_notes(group)), style="dim"), (0, 0, 1, 0)))
+        notes = Text(" ".join(group_notes(group)), style="dim")
+        out.print(Padding(Text.assemble(notes, _own_line(lm_words(group.lm_adds))), (0, 0, 1, 0)))
     for curve in curves(board):
         head, *body = curve.table()
         table = titled_table(f"{curve.title}: by k")
@@ -71,6 +76,10 @@ def show(board: Board) -> None:
         out.print(Padding(table, (0, 0, 1, 0)))
     for text in legend(board):
         out.print(Text(f"- {text}", style="dim"))
+
+
+def _own_line(text: str) -> str:
+    return f"\n{text}" if text else ""
 
 
 def titled_table(title: str) -> Table:

@@ -21,6 +21,7 @@ from iclkit.report._drafts import (
     tables_of,
     tags_of,
 )
+from iclkit.report._lm_adds import lm_pairs, of_table, over_tasks, same_reference
 from iclkit.report._overall import PooledLine, finish, pool
 from iclkit.report._questions import Primary, Question, answer
 from iclkit.report._records import (
@@ -29,6 +30,7 @@ from iclkit.report._records import (
     BASELINES,
     BETTER,
     INCONCLUSIVE,
+    NO_LM,
     NONE,
     WORSE,
     Board,
@@ -54,6 +56,8 @@ def leaderboard(
     without some axis (zero-shot has no k) stands in every table that agrees with it on the others. ``baseline``: the
     line that the others are compared with, by its name on the first axis. ``primary``: questions declared beforehand,
     ``NAME`` or ``NAME@K``, of the figures over all tasks where there are several; see ``answer`` for ``correction``.
+    A line that asks no LM is compared with the baseline only where that asks none either; the lines that ask one are
+    compared with it (``lm_adds``), which takes nothing from the other comparisons.
 
     Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read, and
     those whose values are not what their answers are worth (see ``usable_runs``). DataError when nothing is left.
@@ -98,11 +102,19 @@ def leaderboard(
         pair.answer = told
     for line, told in zip(pooled, answers[len(pairs) :], strict=True):
         line.answer = told
+    beside = lm_pairs(drafts)
     groups = tuple(
-        _finished(draft, pairs, alpha, [is_baseline(d.line, base_name, compared) for d in draft.lines])
+        replace(
+            _finished(draft, pairs, alpha, [is_baseline(d.line, base_name, compared) for d in draft.lines]),
+            lm_adds=of_table(draft, beside, alpha),
+        )
         for draft in drafts
     )
     overall = finish(pooled, drafts, groups, alpha)
+    added = pool(drafts, same_reference(beside))[0]
+    overall = tuple(
+        replace(one, lm_adds=over_tasks([line for line in added if line.title == one.lm], alpha)) for one in overall
+    )
     return Board(groups, base_name, len(pairs), alpha, tuple(notes), tuple(lost), overall, correction,
                  tuple(primary), compared)  # fmt: skip
 
@@ -129,7 +141,7 @@ def _pairs(draft: Draft, baseline: str, compared: Sequence[str]) -> list[Pair]:
     found = []
     for d in draft.lines:
         base = baseline_of(d.line, lines, baseline, compared)
-        if base is not None and not is_baseline(d.line, baseline, compared):
+        if base is not None and not is_baseline(d.line, baseline, compared) and (d.line.asks_lm or not base.asks_lm):
             found.append(compare_lines(draft, d, draft.lines[lines.index(base)]))
     return found
 
@@ -140,7 +152,7 @@ def _finished(draft: Draft, pairs: Sequence[Pair], alpha: float, is_base: Sequen
     lines = []
     for d, rank, base in zip(draft.lines, rank_lines(draft), is_base, strict=True):
         pair = own.get(id(d))
-        verdict = BASE if base else NONE
+        verdict = BASE if base else NONE if d.line.asks_lm else NO_LM
         if pair is None or pair.answer is None:
             lines.append(replace(d.line, verdict=verdict, ranks=rank))
             continue

@@ -275,6 +275,7 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
         seconds=sum(r.usage.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
         name=name,
         scope=scope,
+        asks_lm=runs[0].spec["lm"] is not None,
         others=others,
         notes=tuple(notes),
     )

@@ -15,7 +15,17 @@ from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
 from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, baseline_of
 from iclkit.report._rows import Texts, pack
-from iclkit.report._text import figure, group_notes, interval, legend, plain_words, points, signed
+from iclkit.report._text import (
+    figure,
+    group_notes,
+    interval,
+    legend,
+    lm_words,
+    overall_lm_words,
+    plain_words,
+    points,
+    signed,
+)
 
 DRILL_LIMIT = 8_500_000
 """Characters of the page that the rows of single queries may take."""
@@ -48,21 +58,40 @@ def to_html(
 
 
 def headline(board: Board) -> dict[str, str]:
-    """Does choosing beat the baseline, by how much, for what cost: a short answer, and the evidence in sentences.
+    """Does choosing beat the baseline, by how much, for what cost (``answer``); the evidence in sentences (``detail``);
+    and what asking the LM adds to a line that asks none (``lm``, empty where there is none).
 
     The answer is that over all tasks where there are several, else that of the setting that gains most. A setting is a
-    group with a baseline and at least one way of choosing; drawing at random and showing nothing are none.
+    group with a baseline and at least one way of choosing; drawing at random and showing nothing are none. The evidence
+    counts every comparison with the baseline, as the tables do.
     """
+    return _choosing(board) | {"lm": _lm_adds(board)}
+
+
+def _lm_adds(board: Board) -> str:
+    """Over all tasks where there are several; else of the table in which a line that asks the LM is best."""
+    over = [x for x in board.overall if x.lm_adds]
+    if over:
+        return " ".join(f"{x.lm}: {said}" if len(over) > 1 else said for x in over if (said := overall_lm_words(x)))
+    tables = [group for group in board.groups if group.lm_adds]
+    if not tables:
+        return ""
+    best = max(tables, key=lambda group: group.lm_adds[0].figure)
+    return (f"{best.title}: " if len(tables) > 1 else "") + lm_words(best.lm_adds)
+
+
+def _choosing(board: Board) -> dict[str, str]:
     base = board.baseline
     settings = [(g, lines) for g in board.groups if (lines := [x for x in g.lines if x.diff and _chosen(x, base)])]
     if not settings:
         return {"answer": "Nothing can be said yet.",
                 "detail": f"There is no way of choosing beside a run of {base} to compare it with."}  # fmt: skip
     lines = [line for _, found in settings for line in found]
+    every = [line for group in board.groups for line in group.lines if line.diff]
     best = [(g, next(x for x in found if x.verdict == BETTER)) for g, found in settings
             if any(x.verdict == BETTER for x in found)]  # fmt: skip
     on = " on single tasks" if board.overall else ""
-    tally = f"Of {_count(len(lines), 'comparison')} with {base}{on}, {_verdict_counts(lines)}."
+    tally = f"Of {_count(len(every), 'comparison')} with {base}{on}, {_verdict_counts(every)}."
     if board.overall:
         return _over_tasks(board, tally, [ratio for g, x in best if (ratio := _cost(board, g, x)) is not None])
     if not best:

@@ -11,7 +11,7 @@ from iclkit.eval import Estimate, NewTasks, PooledDifference, TaskPair, new_task
 from iclkit.records import canonical_json
 from iclkit.report._drafts import Draft, Pair
 from iclkit.report._questions import Answer
-from iclkit.report._records import BETTER, INCONCLUSIVE, NONE, WORSE, Group, Overall, OverallLine
+from iclkit.report._records import BASE, BETTER, INCONCLUSIVE, NO_LM, NONE, WORSE, Group, Overall, OverallLine
 
 _OF_A_TASK = {"task", "pool", "template", "sample", "rows", "answer_tokens", "stop", "budget"}
 """Axes on which tables of different tasks may differ and still be pooled."""
@@ -98,14 +98,20 @@ def finish(
             ranks = _ranks(these, tasks)
             lines += [_finished(line, groups, drafts, ranks.get(line.name), alpha) for line in ranked]
             lines += [
-                OverallLine(name, k, tasks, sum(len(d.golds) for d in these), None, None, None, rank, 0, 0, 0)
+                OverallLine(name, k, tasks, sum(len(d.golds) for d in these), None, None, None, rank, 0, 0, 0,
+                            verdict=_beside(name, these[0]))
                 for name, rank in ranks.items() if all(name != line.name for line in ranked)
             ]  # fmt: skip
         lines.sort(
             key=lambda x: (x.k, x.rank.value if x.rank else math.inf, -(x.diff.value if x.diff else 0.0), x.name)
         )
-        out.append(Overall(f"all tasks · {title}", tuple(lines), tasks))
+        out.append(Overall(f"all tasks · {title}", tuple(lines), tasks, title))
     return tuple(out)
+
+
+def _beside(name: str, draft: Draft) -> str:
+    """What a line without a difference to the baseline is."""
+    return BASE if next(d.line for d in draft.lines if d.line.name == name).asks_lm else NO_LM
 
 
 def _ranks(drafts: Sequence[Draft], tasks: Sequence[str]) -> dict[str, Estimate]:

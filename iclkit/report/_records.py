@@ -12,6 +12,8 @@ from iclkit.report._axes import USUAL
 
 ALPHA = 0.05
 BETTER, WORSE, INCONCLUSIVE, BASE, NONE = "better", "worse", "no difference shown", "baseline", "not compared"
+NO_LM = "asks no LM"
+"""Instead of a verdict: such a line stands beside the others and takes no power from their comparisons."""
 BASELINES = {"selector": "random", "order": "best-last", "calibrate": "none", "chat": "plain"}
 """What lines are compared with on the first axis, unless the user names another."""
 
@@ -21,7 +23,8 @@ class Line:
     """One way of answering on one task: its figure and how it stands against the baseline of its table.
 
     ``others`` are further figures by name. ``p`` is corrected as ``kind`` says; for ``explored`` it is a q-value.
-    ``ranks`` are the ranks, best 1, that the data leave open. ``scope`` is what the seeds stand for. ``tokens`` per
+    ``ranks`` are the ranks, best 1, that the data leave open. ``scope`` is what the seeds stand for. ``asks_lm``: false
+    for what answers without one, such as a vote of neighbors. ``tokens`` per
     prompt; ``calls`` and ``seconds`` of LM work per query, as far as recorded (a run served from the cache spends next
     to none).
     """
@@ -42,15 +45,41 @@ class Line:
     p: float = math.nan
     kind: str = ""
     verdict: str = NONE
+    asks_lm: bool = True
     ranks: tuple[int, int] = (1, 1)
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LMAdds:
+    """What asking an LM adds: one of its lines against ``reference``, a line that asks none, on the same queries.
+
+    ``figure`` and ``reference_figure`` are means over the queries of both. ``diff`` has its interval; ``p`` is
+    corrected (Holm) over ``among``, the lines of the same table that were compared with the reference. ``only_lm`` and
+    ``only_reference`` count queries that one of the two alone got right; None where answers are more than right or
+    wrong, or of several seeds. ``best`` is the best line that asks no LM, where that is another one, with its figure.
+    """
+
+    name: str
+    reference: str
+    figure: float
+    reference_figure: float
+    diff: Difference | PooledDifference
+    p: float
+    verdict: str
+    among: int
+    k: int = 0
+    only_lm: int | None = None
+    only_reference: int | None = None
+    best: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """The lines that can be compared with one another, best first: they differ on the compared axes alone.
 
-    ``comparisons`` are those with the baseline of this table.
+    ``comparisons`` are those with the baseline of this table. ``lm_adds``: every line that asks an LM against one that
+    asks none, best first; empty where there is none.
     """
 
     task: str
@@ -64,6 +93,7 @@ class Group:
     tag: str = ""
     title: str = ""
     comparisons: int = 0
+    lm_adds: tuple[LMAdds, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +124,14 @@ class OverallLine:
 
 @dataclass(frozen=True, slots=True)
 class Overall:
-    """All tasks of one LM together: a line per way of answering and k."""
+    """All tasks of one LM together: a line per way of answering and k. ``lm_adds`` as in ``Group``, over the tasks."""
 
     title: str
     lines: tuple[OverallLine, ...]
     tasks: tuple[str, ...]
+    lm: str = ""
     notes: tuple[str, ...] = ()
+    lm_adds: tuple[LMAdds, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,18 @@ from typing import Any
 from iclkit.eval import METRICS, Estimate, Metric
 from iclkit.records import Run
 from iclkit.report._axes import USUAL, axis_word
-from iclkit.report._records import BASE, INCONCLUSIVE, Board, Group, Line, Overall, OverallLine
+from iclkit.report._records import (
+    BASE,
+    BETTER,
+    INCONCLUSIVE,
+    NO_LM,
+    Board,
+    Group,
+    Line,
+    LMAdds,
+    Overall,
+    OverallLine,
+)
 from iclkit.text import printable
 
 _MARKS = re.compile(r"[\\`*_\[\]|~#]")  # what Markdown reads as markup; < > & are entities
@@ -88,7 +99,7 @@ def overall_cells(line: OverallLine) -> list[str]:
         signed(diff.value) if diff else "",
         interval(diff.low, diff.high, sign=True) if diff else "",
         p_or_q(line.p, line.kind),
-        "baseline" if diff is None else f"{line.verdict} (declared)" if line.kind == "declared" else line.verdict,
+        f"{line.verdict} (declared)" if line.kind == "declared" else line.verdict,
         f"{signed(new.value)} ({interval(new.low, new.high, sign=True)})" if new else "",
         f"{line.better} better, {line.open} not shown, {line.worse} worse" if diff else "",
     ]
@@ -129,6 +140,32 @@ def smallest(line: Line) -> str:
     return f"{up}, {down}"
 
 
+def lm_words(adds: Sequence[LMAdds], *, where: str = "") -> str:
+    """What asking the LM adds, for the best of its lines, in a sentence or two; empty where nothing can be said.
+
+    ``where`` stands behind the first words: " over 3 tasks".
+    """
+    if not adds:
+        return ""
+    a = max(adds, key=lambda x: x.figure)
+    d = a.diff
+    name = f"{a.name} at k = {a.k}" if where and a.k else a.name
+    found = (
+        f"{name} is right on {figure(a.figure)} %, {a.reference}, which asks no LM, on {figure(a.reference_figure)} %"
+        f" ({signed(d.value)} points, {interval(d.low, d.high, sign=True)}, p {format_p(a.p)}"
+        + (f", corrected over {a.among} lines)" if a.among > 1 else ")")
+    )
+    if a.verdict == BETTER:
+        said = f"The LM adds {figure(d.value)} points{where}: {found}."
+    elif a.verdict == INCONCLUSIVE:
+        said = f"That the LM adds anything is not shown{where}: {found}."
+    else:
+        said = f"The LM adds nothing{where}, a plain rule does better: {found}."
+    if a.only_lm is not None:
+        said += f" {a.only_lm} of {d.queries} queries only the LM got right, {a.only_reference} only {a.reference}."
+    return said + (f" The best without an LM is {a.best[0]}: {figure(a.best[1])} %." if a.best else "")
+
+
 def group_notes(group: Group) -> list[str]:
     """What a reader must know about a group's table."""
     notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
@@ -156,6 +193,11 @@ def overall_notes(overall: Overall) -> list[str]:
     ]
     some = sorted({line.name for line in overall.lines if len(line.tasks) < len(overall.tasks)})
     return [*notes, f"Not on all tasks: {', '.join(some)}."] if some else notes
+
+
+def overall_lm_words(overall: Overall) -> str:
+    """What asking the LM adds over all tasks."""
+    return lm_words(overall.lm_adds, where=f" over {len(overall.tasks)} tasks")
 
 
 def _correction(board: Board) -> str:
@@ -195,6 +237,12 @@ def legend(board: Board) -> list[str]:
         said.append(
             "All tasks: the difference over all queries of these tasks; new tasks: the mean over tasks with the "
             "interval for tasks like these (Student, tasks as a sample). The average rank is a description, not a test."
+        )
+    if any(line.verdict == NO_LM for line in lines):
+        said.append(
+            f"{NO_LM[0].upper()}{NO_LM[1:]}: what a plain rule makes of the same examples. It is not compared with "
+            f"{board.baseline or 'a baseline'}; every line that asks the LM is compared with the first there is of "
+            f"neighbors' vote, logistic regression and majority label, corrected (Holm) among themselves."
         )
     if any(line.scope == "query" and len(line.seeds) > 1 for line in lines):
         said.append("Seeds of selectors that draw anew for each query are repeats of one line, not treatments.")
@@ -252,14 +300,14 @@ def to_markdown(board: Board) -> str:
             row = [_markdown(c) for c in overall_cells(one)]
             rows.append([f"**{c}**" if c else "" for c in row] if one.verdict == "better" else row)
         parts.append(f"### {_markdown(overall.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in rows))
-        parts.append(_markdown(" ".join(overall_notes(overall))))
+        parts.append(_markdown(" ".join([*overall_notes(overall), overall_lm_words(overall)]).strip()))
     for group in board.groups:
         table = [[_markdown(h) for h in heads(board, group)], ["---"] * len(HEADS)]
         for line in group.lines:
             row = [_markdown(c) for c in cells(line)]
             table.append([f"**{c}**" for c in row] if line.verdict == "better" else row)
         parts.append(f"### {_markdown(group.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
-        parts.append(_markdown(" ".join(group_notes(group))))
+        parts.append(_markdown(" ".join([*group_notes(group), lm_words(group.lm_adds)]).strip()))
     for curve in curves(board):
         head, *body = curve.table()
         table = [head, ["---"] * len(head), *([_markdown(c) for c in row] for row in body)]
@@ -327,7 +375,11 @@ def to_latex(board: Board) -> str:
             rows.append(f"{rank} & {name} & {value} ({ends}) & {gain} & {p.replace('< ', '$<$')} \\\\")
         metric, base = (name.translate(_TEX) for name in (group.metric, board.baseline))
         head = f"Rank & Selector & {metric} & vs {base} & $p$"
-        caption = printable(f"{group.title}. {' '.join(group_notes(group))}").translate(_TEX)
+        caption = (
+            printable(f"{group.title}. {' '.join([*group_notes(group), lm_words(group.lm_adds)])}")
+            .strip()
+            .translate(_TEX)
+        )
         top = "\\begin{table}\n\\centering\n\\begin{tabular}{rlrrr}\n\\toprule"
         end = f"\\bottomrule\n\\end{{tabular}}\n\\caption{{{caption}}}\n\\end{{table}}\n"
         parts.append("\n".join([top, rf"{head} \\", r"\midrule", *rows, end]))
@@ -368,7 +420,7 @@ def plain_words(board: Board, group: Group) -> str:
             missed = f"; a true gain of less than {span} points could have been missed"
         names = _list([line.name for line in by["no difference shown"]])
         said.append(f"For {names} no difference was shown{missed}.")
-    return " ".join(said)
+    return " ".join([*said, lm_words(group.lm_adds)]).strip()
 
 
 def format_figure(run: Run) -> str:

@@ -170,8 +170,8 @@ RESUMED: dict[str, Damage] = {  # what a kill can leave behind: eval goes on, an
 @pytest.fixture
 def runs(tmp_path: Path, fakes: Any, capsys: Any) -> tuple[list[str], Path, Path]:
     """A command, its folder of two finished runs, and the run of bm25 in it."""
-    args = ["eval", str(write_task(tmp_path / "one")), "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1",
-            "--limit", "30", "--out", str(tmp_path / "runs")]  # fmt: skip
+    args = ["eval", str(write_task(tmp_path / "one")), "--predictor", "none", "-s", "random", "-s", "bm25", "-k", "2",
+            "--seeds", "1", "--limit", "30", "--out", str(tmp_path / "runs")]  # fmt: skip
     assert call(*args, capsys=capsys)[0] == 0
     (found,) = (
         p.parent
@@ -265,7 +265,20 @@ def test_the_words_of_a_row_may_hold_what_other_readers_take_for_the_end_of_a_li
     task = write_task(tmp_path / "one", extra=[{"input": f"train {odd} owl", "output": "animal"}])
     test = [json.dumps({"input": f"{odd} {n} owl", "output": "animal"}, ensure_ascii=False) for n in range(20)]
     (task / "test.jsonl").write_text("".join(f"{line}\n" for line in test), encoding="utf-8", newline="\n")
-    args = ["eval", str(task), "-s", "random", "-k", "2", "--seeds", "1", "--out", str(tmp_path / "runs")]
+    args = [
+        "eval",
+        str(task),
+        "--predictor",
+        "none",
+        "-s",
+        "random",
+        "-k",
+        "2",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path / "runs"),
+    ]
     assert call(*args, capsys=capsys)[0] == 0
     page = tmp_path / "board.html"
     assert call("leaderboard", str(tmp_path / "runs"), "--html", str(page), capsys=capsys)[0] == 0

@@ -29,8 +29,8 @@ def test_eval_runs_the_cross_product_and_prints_the_leaderboard(task, tmp_path, 
     args = ["eval", str(task), "-s", "zero", "-s", "random", "-s", "knn", "-k", "2,4", "--out", str(out)]
     code, stdout, stderr = call(*args, capsys=capsys)
     assert code == 0
-    # zero once; random under 3 seeds and knn under one, for two k
-    assert len(run_ids(out)) == 1 + 2 * (3 + 1)
+    # zero once; random under 3 seeds and knn under one, for two k; and three plain rules that ask no LM
+    assert len(run_ids(out)) == 1 + 2 * (3 + 1) + 3
     assert "things · voting · k = 2" in stdout
     assert "things · voting · k = 4" in stdout
     assert "better" in stdout
@@ -113,13 +113,38 @@ def test_json_is_the_board_and_nothing_else(task, tmp_path, fakes, capsys):
     assert code == 0
     group = json.loads(stdout)["groups"][0]
     assert (group["queries"], group["k"]) == (20, 2)
-    assert {x["selector"]: len(x["seeds"]) for x in group["lines"]} == {"random": 2, "bm25": 1}
+    assert {x["selector"]: len(x["seeds"]) for x in group["lines"]} == {"random": 2, "bm25": 1, "majority": 1}
 
 
 def test_a_random_order_is_run_under_every_seed(task, tmp_path, fakes, capsys):
     out = tmp_path / "runs"
     call("eval", str(task), "-s", "bm25", "--order", "random", "-k", "3", "--out", str(out), capsys=capsys)
-    assert len(run_ids(out)) == 3
+    assert len(run_ids(out)) == 3 + 1
+
+
+def test_lines_without_an_lm_stand_on_every_board_unless_told_otherwise(task, tmp_path, fakes, capsys):
+    def names(*more):
+        args = ["eval", str(task), *more, "-k", "2", "--seeds", "1", "--json", "--out", str(tmp_path / "runs")]
+        code, stdout, _ = call(*args, capsys=capsys)
+        assert code == 0
+        return {x["selector"]: x["verdict"] for x in json.loads(stdout)["groups"][0]["lines"]}
+
+    without = {"majority": "asks no LM", "knn-vote": "asks no LM", "logreg": "asks no LM"}
+    assert names("-s", "random", "-s", "knn").items() >= without.items()
+    assert set(names("-s", "random")) == {"random", "majority"}  # no embedder is used, and none is loaded for this
+    assert set(names("-s", "random", "--predictor", "none")) == {"random"}
+    assert set(names("-s", "random", "--predictor", "knn-vote,k=3")) == {"random", "knn-vote,k=3"}
+
+
+def test_a_run_says_by_which_command_it_was_made_and_when(task, tmp_path, fakes, capsys):
+    out = tmp_path / "runs"
+    args = ("eval", str(task), "-s", "random", "--seeds", "1", "--lm", "openai:m@http://me:secret@host/v1", "--out")
+    call(*args, str(out), capsys=capsys)
+    for file in out.glob("*/run.json"):
+        source = json.loads(file.read_text())["facts"]["source"]
+        assert source["command"].startswith(f"iclkit eval {task} -s random --seeds 1")
+        assert len(source["date"]) == len("2026-01-31")
+        assert "secret" not in file.read_text()
 
 
 def test_a_pool_of_ones_own_is_used(task, tmp_path, fakes, capsys):
@@ -146,7 +171,7 @@ def test_a_sweep_file_says_the_same_as_the_options(task, tmp_path, fakes, capsys
     assert code == 0
     by_file = run_ids(out)
     # per calibration and order: 2 k x (random under 2 seeds, knn once)
-    assert len(by_file) == 2 * 2 * 2 * 3
+    assert len(by_file) == 2 * 2 * 2 * 3 + 3
     assert "things · voting: by k" in stdout
     assert "knn + best-first + batch" in stdout
     options = [
@@ -168,7 +193,7 @@ def test_a_sweep_file_says_the_same_as_the_options(task, tmp_path, fakes, capsys
     _, again, _ = call("eval", str(task), *options, capsys=capsys)
     assert (again, fakes.scored) == (stdout, [])
     call("eval", "--file", str(file), "--seeds", "1", "--out", str(tmp_path / "fewer"), capsys=capsys)
-    assert len(run_ids(tmp_path / "fewer")) == 16
+    assert len(run_ids(tmp_path / "fewer")) == 16 + 3
 
 
 @pytest.mark.parametrize(
@@ -342,7 +367,7 @@ def test_a_limit_samples_and_first_takes_the_head(task, tmp_path, fakes, capsys)
     golds = {}
     for option in ("--limit", "--first"):
         out = tmp_path / option
-        args = ["eval", str(task), "-s", "zero", option, "20", "--out", str(out)]
+        args = ["eval", str(task), "-s", "zero", "--predictor", "none", option, "20", "--out", str(out)]
         assert call(*args, capsys=capsys)[0] == 0
         (file,) = out.glob("*/rows.jsonl")
         golds[option] = {json.loads(line)["gold"] for line in file.read_text().splitlines()}

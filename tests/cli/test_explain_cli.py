@@ -16,7 +16,17 @@ __all__ = ["fakes"]
 def run(tmp_path, fakes, capsys):
     out = tmp_path / "runs"
     code, _, err = call(
-        "eval", str(write_task(tmp_path / "things")), "-s", "knn", "-k", "3", "--out", str(out), capsys=capsys
+        "eval",
+        str(write_task(tmp_path / "things")),
+        "-s",
+        "knn",
+        "--predictor",
+        "none",
+        "-k",
+        "3",
+        "--out",
+        str(out),
+        capsys=capsys,
     )
     assert code == 0, err
     return next(out.glob("*/run.json")).parent

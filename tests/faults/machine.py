@@ -105,7 +105,22 @@ def model_trials(folder: Path, lm: Path, encoder: Path, names: list[str] | None 
             shutil.copytree(source, folder / "model")
             MODELS[name](folder / "model")
             words = (
-                ["eval", "task", "-s", "random", "-k", "1", "--seeds", "1", "--lm", "./model", "--workers", "1"]
+                [
+                    "eval",
+                    "task",
+                    "--predictor",
+                    "none",
+                    "-s",
+                    "random",
+                    "-k",
+                    "1",
+                    "--seeds",
+                    "1",
+                    "--lm",
+                    "./model",
+                    "--workers",
+                    "1",
+                ]
                 if kind == "LM"
                 else ["select", "demos.db", "a query", "--selector", "knn", "--embedder", "./model", "-k", "2"]
             )
@@ -166,7 +181,22 @@ def memory_trials(folder: Path, lm: Path) -> Iterator[Trial]:
     (folder / "rows.csv").write_text("input,output\n" + "".join(f"{'x' * 900} {n},animal\n" for n in range(40_000)))
     write_jsonl(folder / "task" / "train.jsonl", rows("train", 40))
     write_jsonl(folder / "task" / "test.jsonl", rows("test", 40))
-    evaluating = ["eval", "task", "-s", "random", "-k", "8", "--seeds", "1", "--lm", str(lm), "--workers", "1"]
+    evaluating = [
+        "eval",
+        "task",
+        "--predictor",
+        "none",
+        "-s",
+        "random",
+        "-k",
+        "8",
+        "--seeds",
+        "1",
+        "--lm",
+        str(lm),
+        "--workers",
+        "1",
+    ]
     for words in (["pool", "add", "demos.db", "rows.csv"], evaluating):
         for more in (8, 32, 64):
 

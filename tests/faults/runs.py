@@ -113,8 +113,8 @@ def run_trials(folder: Path, lm: Path, names: list[str] | None = None) -> Iterat
     write_jsonl(folder / "task" / "train.jsonl", rows("train", 20))
     write_jsonl(folder / "task" / "test.jsonl", rows("test", 30))
     home = folder / "home"
-    words = ["eval", "task", "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1", "--lm", str(lm),
-             "--dtype", "fp32", "--workers", "1"]  # fmt: skip
+    words = ["eval", "task", "--predictor", "none", "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1",
+             "--lm", str(lm), "--dtype", "fp32", "--workers", "1"]  # fmt: skip
     made = call(words, folder, home)
     if made.code != 0:
         yield Trial("damaged run folder", "set-up", made.fault or made.err[-300:])

@@ -224,7 +224,7 @@ def _asked(folder: Path, name: str, kind: str, address: str, limit: float) -> Tr
             data = [{"input": r["input"], "output": r["output"]} for r in data]
         write_jsonl(folder / "task" / f"{split}.jsonl", data)
     lm = f"openai:{name}@http://user:{SECRET}@{address}/v1?api_key={SECRET}"
-    words = ["eval", "task", "-s", "random", "-k", "2", "--seeds", "1", "--lm", lm, "--json"]
+    words = ["eval", "task", "--predictor", "none", "-s", "random", "-k", "2", "--seeds", "1", "--lm", lm, "--json"]
     if kind == "answers":
         words.append("--chat")
 

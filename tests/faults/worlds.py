@@ -112,7 +112,7 @@ class World:
 def worlds(lm: Path, encoder: Path) -> list[World]:
     """Every command that works for long or writes what must not be lost."""
     reading = ("--lm", str(lm), "--dtype", "fp32", "--workers", "1", "--threads", "1")
-    evaluating = ("eval", "task", "-k", "2", *reading, "--embedder", str(encoder))
+    evaluating = ("eval", "task", "--predictor", "none", "-k", "2", *reading, "--embedder", str(encoder))
     made = [
         World("pool add", _task, ("pool", "add", "demos.db", "many.jsonl"), _pool_rows),
         World("pool dedupe", _pool, ("pool", "dedupe", "demos.db", "--near", "0.9"), _pool_rows),

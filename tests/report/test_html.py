@@ -103,8 +103,9 @@ def test_the_headline_says_yes_with_size_and_cost():
     assert said["answer"].startswith("Yes: knn gains ")
     assert re.search(r"gains \d+\.\d points over random \(\d+\.\d … \d+\.\d\) on toy", said["answer"])
     assert "for as many prompt tokens as random" in said["answer"]
-    counts = "1 came out better, 1 showed no difference, 0 came out worse"
-    assert said["detail"] == f"Of 2 comparisons with random, {counts}."
+    board = leaderboard(make_runs())
+    counts = "1 came out better, 2 showed no difference, 0 came out worse"
+    assert said["detail"] == f"Of {board.comparisons} comparisons with random, {counts}."
 
 
 def test_the_headline_names_the_setting_that_gained_most():
