@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; at run time each nam
     from iclkit.prompts import Template, assemble
     from iclkit.records import Example, Pick, Prompt, Query, Row, Run, Selection, Spec
     from iclkit.report import leaderboard
-    from iclkit.selectors import BaseSelector, Kit, Needs, Selector, make_selector
+    from iclkit.selectors import BaseSelector, Chooser, Kit, Needs, Selector, load_selector, make_selector
 
 __version__ = "0.1.0"
 
@@ -40,6 +40,8 @@ _HOME = {
     "load_task": "iclkit.datasets",
     "IclkitError": "iclkit.errors",
     "BaseSelector": "iclkit.selectors",
+    "Chooser": "iclkit.selectors",
+    "load_selector": "iclkit.selectors",
     "Kit": "iclkit.selectors",
     "Needs": "iclkit.selectors",
     "Selector": "iclkit.selectors",
@@ -49,6 +51,7 @@ _HOME = {
 }
 __all__ = [
     "BaseSelector",
+    "Chooser",
     "Example",
     "IclkitError",
     "Kit",
@@ -70,6 +73,7 @@ __all__ = [
     "leaderboard",
     "load_embedder",
     "load_lm",
+    "load_selector",
     "load_task",
     "make_selector",
 ]

@@ -125,6 +125,16 @@ class Database:
             _migrate(made._connection, form)
         return made
 
+    def save_copy(self, path: Path) -> None:
+        """Write what the file holds now to a new file."""
+        with self._lock, _explained(self._explain), closing(sqlite3.connect(path)) as made:
+            self._connected().backup(made)
+
+    def compact(self) -> None:
+        """Rewrite the file without what was removed from it."""
+        with self._lock, _explained(self._explain):
+            self._connected().execute("VACUUM")
+
     def close(self) -> None:
         """Close the file; the last process that does folds the write-ahead log in."""
         with self._lock:

@@ -13,10 +13,10 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from iclkit.errors import DataError, ModelError
+from iclkit.errors import DataError, ModelError, UsageError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Fields: TypeAlias = "str | Mapping[str, str]"
@@ -69,6 +69,28 @@ def input_text(value: Fields) -> str:
     Sorted by field name, so that it does not depend on the order in which a row happens to give its fields.
     """
     return value if isinstance(value, str) else "\n".join(value[name] for name in sorted(value))
+
+
+def meta_value(meta: Mapping[str, Any], path: str, default: Any = None) -> Any:
+    """A value of some metadata by its name, or by a path of names with dots where it stands inside another value.
+
+    A name that holds dots itself comes before a path.
+
+    >>> meta_value({"attrs": {"tenant": "acme"}}, "attrs.tenant")
+    'acme'
+    """
+    if path in meta:
+        return meta[path]
+    at = path.find(".")
+    while at > 0:
+        inside = meta.get(path[:at])
+        if isinstance(inside, Mapping):
+            missing = object()
+            found = meta_value(inside, path[at + 1 :], missing)
+            if found is not missing:
+                return found
+        at = path.find(".", at + 1)
+    return default
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -161,8 +183,8 @@ class Example:
 class Query:
     """An input to choose demonstrations for. ``exclude`` holds example ids that must never be shown for it.
 
-    ``where``: metadata that its demonstrations must have; it is no part of the id. Texts are spelled as in ``Example``;
-    DataError for an input that is not text.
+    ``where``: metadata that its demonstrations must have, by path (see ``meta_value``); it is no part of the id. Texts
+    are spelled as in ``Example``; DataError for an input that is not text.
     """
 
     input: Fields
@@ -181,10 +203,29 @@ class Query:
     def __hash__(self) -> int:
         return hash(self.id)
 
+    @classmethod
+    def of(cls, value: QueryLike, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()) -> Query:
+        """A query from a text, from named fields or from another query, with more conditions and exclusions.
+
+        UsageError for anything else.
+        """
+        if isinstance(value, str | Mapping):
+            value = Query(value)
+        elif not isinstance(value, Query):
+            raise UsageError(f"a query is a text, named fields or a Query, not {type(value).__name__} ({value!r:.60})")
+        hidden = [exclude] if isinstance(exclude, str) else exclude
+        if not where and not hidden:
+            return value
+        return replace(value, where={**value.where, **(where or {})}, exclude=value.exclude | frozenset(hidden))
+
     @property
     def text(self) -> str:
         """The input as one text, for retrieval."""
         return input_text(self.input)
+
+
+QueryLike: TypeAlias = "Query | str | Mapping[str, str]"
+"""What can be asked: a query, a text, or named fields."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,14 @@
-"""``iclkit select``: which demonstrations a selector shows for a query, and the prompt they make."""
+"""``iclkit select``: which demonstrations a selector shows for a query, and the prompt they make; and keeping it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
@@ -17,11 +18,12 @@ from iclkit.cli._kit import (
     lm_options,
     load_embedder,
     load_lm,
-    load_reranker,
     open_pool,
     parse_template,
+    reranker_for,
 )
 from iclkit.cli._progress import bar
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, echo, emit, emit_json
 from iclkit.errors import UsageError
 from iclkit.records import Example, Prompt, Query, Selection, one_line, unique_names
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from iclkit.lm import LM
     from iclkit.pool import PoolView
     from iclkit.prompts import Template
-    from iclkit.selectors import Selector
+    from iclkit.selectors import Chooser, Kit, Needs, Selector
 
 
 FEW_QUERIES = 64
@@ -85,60 +87,142 @@ class _Shots(click.ParamType[int | None]):
 @click.option("--chat", is_flag=True, help="One chat turn pair per demonstration, in the LM's own chat template.")
 @lm_options
 @click.option("--prompt", "show_prompt", is_flag=True, help="Print the assembled prompt instead of the picks.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the selector, fitted, in a "
+              "folder; give that in the place of POOL later.")  # fmt: skip
+@click.option("--with-pool", is_flag=True, help="With --save: the examples and vectors too, to move the folder.")
+@click.option("--follow", is_flag=True, help="With --save, or a kept selector: fit it anew when the pool has changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of picks, or of queries with --prompt.")
+@click.pass_context
 def command(
+    ctx: click.Context,
+    /,
     pool: Path,
     texts: tuple[str, ...],
     queries: Path | None,
-    selector: str,
     k: int | None,
-    embedder: str,
     lm: str | None,
-    reranker: str | None,
-    task: str | None,
     where: tuple[str, ...],
     exclude: tuple[str, ...],
-    order: str,
-    seed: int,
-    template_text: str | None,
-    chat: bool,
     lm_options: LMOptions,
     show_prompt: bool,
+    save: Path | None,
+    with_pool: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
-    """Choose demonstrations from POOL for each QUERY."""
-    from dataclasses import replace
+    """Choose demonstrations from POOL for each QUERY.
 
-    from iclkit.prompts import ORDERS
-    from iclkit.selectors import Kit, make_selector
+    POOL is a pool's file, or a folder that --save wrote: then the selector, its settings and its pool are those that
+    were kept.
+    """
+    from iclkit.selectors import Chooser, is_saved_selector
 
-    chooser = make_selector(selector)
-    ORDERS.get(order)
-    given = parse_template(template_text)
-    template = replace(chooser.template_for(given), chat=chat)
     asked = [Query(t) for t in texts] + (_read(queries) if queries else [])
-    if not asked:
+    if not asked and save is None:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
-    if k is None and not lm:
-        raise UsageError("-k max fills an LM's context; give one with --lm")
-    with open_pool(pool) as store:
-        hidden = frozenset(store.get(i).id for i in exclude)
-        # two queries of one text are two queries
-        names = unique_names(q.id for q in asked)
-        asked = [replace(q, id=name, exclude=hidden) for q, name in zip(asked, names, strict=True)]
-        view = store.view(task=task, where=conditions(where) or None)
-        model = load_lm(lm, lm_options) if lm else None
-        kit = Kit(lm=model, template=template, seed=seed, order=order, task=task or "")
-        if chooser.needs.embedder:
-            kit = replace(kit, embedder=_embedder(embedder, view, lm_options.device, len(asked)))
-        if chooser.needs.reranker and reranker:
-            kit = replace(kit, reranker=load_reranker(reranker, lm_options.device))
-        chooser.fit(view, kit)
-        shots = len(view) if k is None else k
-        _say_cost(chooser, len(asked), shots)
+    if with_pool and save is None:
+        raise UsageError("--with-pool goes with --save FOLDER")
+    if k is None and (save is not None or not lm):
+        raise UsageError("a kept selector has a number: give -k N" if save else
+                         "-k max fills an LM's context; give one with --lm")  # fmt: skip
+    kept = is_saved_selector(pool)
+    if not kept:  # what is wrong is said before anything is loaded
+        store = ctx.with_resource(open_pool(pool))
+        selector, template = _checked(settings)
+    model = load_lm(lm, lm_options) if lm else None
+    if kept:
+        given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        chooser = _kept(pool, given, model, settings, lm_options.device, len(asked))
+        shots = k if "k" in given else chooser.k
+        conditions_of_each = conditions(where)
+    else:
+        view = store.view(task=settings["task"], where=conditions(where) or None)
+        kit = _kit(selector.needs, view, template, model, settings, lm_options.device, len(asked))
+        chooser = Chooser(selector.fit(view, kit), view, kit, k=k or 0, pool=store)
+        shots, conditions_of_each = k, {}
+    chooser.follow = chooser.follow or settings["follow"]
+    view = chooser.view
+    hidden = [chooser.pool.get(i).id for i in exclude]
+    # two queries of one text are two queries
+    names = unique_names(q.id for q in asked)
+    asked = [
+        Query.of(replace(q, id=name), where=conditions_of_each, exclude=hidden)
+        for q, name in zip(asked, names, strict=True)
+    ]
+    if asked:
+        shots = len(view) if shots is None else shots
+        _say_cost(chooser.selector, len(asked), shots)
         selections = chooser.select_many(asked, shots)
-        prompts = [_assemble(template, s, view, model, order, seed) for s in selections] if show_prompt else []
+        view = chooser.view
+        prompts = [_assemble(chooser, s, model) for s in selections] if show_prompt else []
         _print(selections, prompts, view, as_json)
+    if save is not None:
+        chooser.save(save, copy_pool=with_pool)
+        echo(f"kept in {save}; ask it with: iclkit select {save} QUERY", err=True)
+
+
+KEPT = {
+    "selector": "--selector",
+    "order": "--order",
+    "seed": "--seed",
+    "template_text": "--template",
+    "chat": "--chat",
+    "task": "--task-name",
+}
+"""Options that a kept selector has its own answers to."""
+
+
+def _kept(
+    folder: Path, given: set[str], lm: LM | None, settings: Mapping[str, Any], device: str | None, queries: int
+) -> Chooser:
+    from iclkit.selectors import load_selector
+
+    if clash := [option for name, option in KEPT.items() if name in given]:
+        raise UsageError(f"the selector in {folder} was kept with its own {clash[0]}; leave that out, or keep another")
+    say(f"loading {folder} …")
+    chooser = load_selector(
+        folder,
+        lm=lm,
+        embedder=settings["embedder"] if "embedder" in given else None,
+        reranker=settings["reranker"],
+        device=device,
+        follow=True if settings["follow"] else None,
+        few=queries <= FEW_QUERIES,
+    )
+    for note in chooser.notes:
+        say(f"note: {note}")
+    return chooser
+
+
+def _checked(settings: Mapping[str, Any]) -> tuple[Selector, Template]:
+    from iclkit.prompts import ORDERS
+    from iclkit.selectors import make_selector
+
+    selector = make_selector(settings["selector"])
+    ORDERS.get(settings["order"])
+    return selector, replace(selector.template_for(parse_template(settings["template_text"])), chat=settings["chat"])
+
+
+def _kit(
+    needs: Needs,
+    view: PoolView,
+    template: Template,
+    lm: LM | None,
+    settings: Mapping[str, Any],
+    device: str | None,
+    queries: int,
+) -> Kit:
+    from iclkit.selectors import Kit
+
+    return Kit(
+        embedder=_embedder(settings["embedder"], view, device, queries) if needs.embedder else None,
+        lm=lm,
+        template=template,
+        seed=settings["seed"],
+        order=settings["order"],
+        reranker=reranker_for([needs], settings["reranker"], device),
+        task=settings["task"] or "",
+    )
 
 
 def _read(queries: Path) -> list[Query]:
@@ -221,18 +305,18 @@ def _by_note(selections: Sequence[Selection]) -> dict[str, int]:
     return counts
 
 
-def _assemble(template: Template, chosen: Selection, view: PoolView, lm: LM | None, order: str, seed: int) -> Prompt:
+def _assemble(chooser: Chooser, chosen: Selection, lm: LM | None) -> Prompt:
     from iclkit.prompts import assemble
 
     return assemble(
-        template,
+        chooser.template,
         chosen.query,
-        view.examples_of(chosen.ids),
-        order=order,
+        chooser.view.examples_of(chosen.ids),
+        order=chooser.order,
         budget=lm.context_size if lm else None,
         count_tokens=lm.count_tokens if lm else None,
         render_chat=lm.render_chat if lm else None,
-        seed=seed,
+        seed=chooser.kit.seed,
         reserve=64 if lm else 0,
     )
 

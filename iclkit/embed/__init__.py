@@ -21,7 +21,7 @@ from iclkit.embed._protocol import (
 )
 from iclkit.embed._reranker import load_reranker
 from iclkit.embed._retriever import CARD, Retriever, RetrieverFormat
-from iclkit.embed._spec import split_spec
+from iclkit.embed._spec import absolute_spec, split_spec
 
 __all__ = [
     "CARD",
@@ -35,6 +35,7 @@ __all__ = [
     "Retriever",
     "RetrieverFormat",
     "SideFormat",
+    "absolute_spec",
     "are_unit",
     "as_embedder",
     "bge_icl",

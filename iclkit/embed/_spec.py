@@ -50,6 +50,16 @@ def join_spec(name: str, settings: Mapping[str, str | None]) -> str:
     return name + "".join(f",{key}={value}".replace("\n", "\\n") for key, value in said.items())
 
 
+def absolute_spec(text: str) -> str:
+    """The same embedder or reranker with the folders and files that it names given by their whole paths."""
+    name, settings = split_spec(text)
+    way, colon, rest = name.partition(":")
+    if colon and not Path(name).exists():
+        parts = [str(Path(part).resolve()) if part and Path(part).exists() else part for part in rest.split("@")]
+        return join_spec(f"{way}:{'@'.join(parts)}", settings)
+    return join_spec(str(Path(name).resolve()) if Path(name).exists() else name, settings)
+
+
 def checked_dtype(dtype: str) -> str:
     """The dtype, or a UsageError that names the ones there are."""
     if dtype not in DTYPES:

@@ -9,8 +9,8 @@ from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
-from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats
-from iclkit.pool._view import PoolView
+from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats, as_view, copy_view
+from iclkit.pool._view import PoolOrigin, PoolView
 
 __all__ = [
     "AddReport",
@@ -21,11 +21,14 @@ __all__ = [
     "FlatIndex",
     "KeyTransform",
     "Pool",
+    "PoolOrigin",
     "PoolStats",
     "PoolView",
     "Ranked",
     "RetrievalKeys",
     "Scope",
+    "as_view",
+    "copy_view",
     "example_dict",
     "exported_example",
     "run_read_only",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
 from iclkit.pool._schema import open_database
 from iclkit.pool._vectors import VectorStore, text_hash
-from iclkit.pool._view import IntArray, MadeBy, PoolReader, PoolView
+from iclkit.pool._view import IntArray, MadeBy, PoolOrigin, PoolReader, PoolView
 from iclkit.records import Example, Json, Progress, Query, clean_text, digest
 
 
@@ -60,7 +60,8 @@ class PoolStats:
 class Pool:
     """Examples that may be shown, in insertion order. Also a context manager that closes itself.
 
-    Two processes may use one file; writers wait for each other. Every change is one transaction.
+    Two processes may use one file; writers wait for each other. Every change is one transaction. A pool is pickled and
+    copied as its path, and one in memory as its examples.
     """
 
     def __init__(self, path: Path | str, database: Database, read_only: bool = False) -> None:
@@ -87,6 +88,11 @@ class Pool:
         pool = cls.open(MEMORY)
         pool.add(examples)
         return pool
+
+    def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
+        if self.path == MEMORY:
+            return Pool.of, (self.view().examples,)
+        return _pool_of_file, (str(Path(self.path).resolve()), self.uid, self.read_only)
 
     def close(self) -> None:
         """Close the file. Views stay usable for what they have loaded."""
@@ -144,7 +150,8 @@ class Pool:
     def view(self, *, task: str | None = None, where: Mapping[str, Json] | None = None) -> PoolView:
         """A snapshot, of all examples or of those of a task and with the given metadata.
 
-        A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
+        A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``). A name
+        with dots reaches into values: ``attrs.tenant`` is ``tenant`` in what stands under ``attrs``.
         """
         full, stale = self._load()
         if stale and not self.read_only and not self._db.in_transaction:
@@ -157,7 +164,7 @@ class Pool:
             wanted = clean_text(task)
             belongs = [e.task == wanted for e in full.examples_at(rows)]
             rows = rows[np.array(belongs, dtype=np.bool_)]
-        return full.only(rows)
+        return full.only(rows, origin=self._origin(task, where or {}))
 
     def _load(self) -> tuple[PoolView, dict[int, bytes]]:
         """The snapshot of all examples and, of those just read, {row: hash} of the texts numbered as another one.
@@ -202,10 +209,17 @@ class Pool:
     def _whole_view(self, revision: int, rows: IntArray, examples: tuple[Example, ...], texts: IntArray) -> PoolView:
         made_by: MadeBy = _view_in_memory, (revision, rows, examples)
         if self.path != MEMORY:
-            made_by = _view_of_file, (str(Path(self.path).resolve()), self._uid(), revision, self.read_only)
-        return PoolView(self._reader, revision, rows, examples, texts, whole=True, made_by=made_by)
+            made_by = _view_of_file, (str(Path(self.path).resolve()), self.uid, revision, self.read_only)
+        origin = self._origin(None, {})
+        return PoolView(self._reader, revision, rows, examples, texts, whole=True, made_by=made_by, origin=origin)
 
-    def _uid(self) -> str:
+    def _origin(self, task: str | None, where: Mapping[str, Json]) -> PoolOrigin:
+        path = None if self.path == MEMORY else Path(self.path).resolve()
+        return PoolOrigin(path, self.uid, task, dict(where))
+
+    @property
+    def uid(self) -> str:
+        """What tells this pool from all others, wherever it is moved or copied to."""
         ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
         return str(uid)
 
@@ -434,17 +448,51 @@ def _view_in_memory(revision: int, rows: IntArray, examples: tuple[Example, ...]
     return PoolView(pool._reader, revision, rows, examples, texts, whole=True, made_by=saved)
 
 
+def _pool_of_file(path: str, uid: str, read_only: bool) -> Pool:
+    """A pool's file, after it was pickled. PoolError when another pool stands there now."""
+    pool = Pool.open(path, create=False, read_only=read_only)
+    if pool.uid != uid:
+        raise PoolError(f"{path} is another pool than the one that this was made with; make it again")
+    return pool
+
+
 def _view_of_file(path: str, uid: str, revision: int, read_only: bool) -> PoolView:
     """A view of a pool's file, after it was pickled. PoolError when the pool is not as it was."""
-    pool = Pool.open(path, create=False, read_only=read_only)
+    pool = _pool_of_file(path, uid, read_only)
     view = pool.view()
-    if pool._uid() != uid:
-        raise PoolError(f"{path} is another pool than the one that this was made with; make it again")
     if view.revision != revision:
         raise PoolError(
             f"the pool {path} has changed since this was made (revision {revision}, now {view.revision}); make it again"
         )
     return view
+
+
+def as_view(source: PoolView | Pool | Iterable[Example]) -> PoolView:
+    """A view of whatever examples stand in: a view itself, all of a pool, or examples, which are kept in memory.
+
+    UsageError for anything else.
+    """
+    if isinstance(source, PoolView):
+        return source
+    return source.view() if isinstance(source, Pool) else Pool.of(source).view()
+
+
+def copy_view(view: PoolView, path: Path) -> None:
+    """Write a new pool file of a view's examples alone, with the vectors and keys that their pool has stored.
+
+    It keeps the pool's uid and the rows' handles, so that whatever is picked from it is picked as from the view.
+    PoolError where the file cannot be written, or is there already.
+    """
+    if path.exists():
+        raise PoolError(f"{path} is there already; name another file")
+    view._reader.vectors.database.save_copy(path)
+    with Pool.open(path) as pool:
+        kept, here = {*view.ids}, {*pool.ids}
+        if here - kept:
+            pool.remove(here - kept, reason="not in the part that was copied")
+        if kept - here:
+            pool.add(e for e in view.examples if e.id not in here)
+        pool._db.compact()
 
 
 COLUMNS = "seq, id, input, output, task, choices, meta, text"

@@ -41,7 +41,7 @@ class VectorStore:
     """Stored vectors of one pool. One that does not write keeps what it makes in memory."""
 
     def __init__(self, database: Database, writes: bool) -> None:
-        self.writes, self._db = writes, database
+        self.writes, self.database, self._db = writes, database, database
         self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
 
     def in_memory(self) -> VectorStore:

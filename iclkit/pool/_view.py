@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
 from iclkit.pool._vectors import VectorStore
-from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest
+from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest, meta_value
 
 IntArray = NDArray[np.int64]
 T = TypeVar("T")
@@ -35,6 +36,19 @@ class PoolReader:
     def in_memory(self) -> PoolReader:
         """One that reads the same and keeps what is made in memory."""
         return PoolReader(self.vectors.in_memory(), self.keys.in_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class PoolOrigin:
+    """Which part of which pool a view was taken of: ``task`` and ``where`` as ``Pool.view`` takes them.
+
+    ``path`` is None for a pool in memory; ``uid`` is the pool's own, which stays with a copy.
+    """
+
+    path: Path | None
+    uid: str
+    task: str | None = None
+    where: Mapping[str, Json] = field(default_factory=dict)
 
 
 class PoolView:
@@ -57,6 +71,7 @@ class PoolView:
         *,
         whole: bool,
         made_by: MadeBy,
+        origin: PoolOrigin | None = None,
     ) -> None:
         self.examples = examples
         self.revision = revision
@@ -65,6 +80,8 @@ class PoolView:
         # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers.
         # whole: these are all rows of the pool
         self._reader, self._texts, self._whole, self._made_by = reader, texts, whole, made_by
+        self.origin = origin
+        """What to ask of the pool for this view again; None for rows or examples that somebody has put together."""
         self._indexes: dict[str, FlatIndex] = {}
         self._derived: dict[str, Any] = {}
 
@@ -122,13 +139,15 @@ class PoolView:
         rows = [row for i in ids if (row := self._row_of.get(i)) is not None]
         return [int(p) for p in self.positions(np.array(rows, dtype=np.int64))]
 
-    def only(self, rows: IntArray) -> PoolView:
+    def only(self, rows: IntArray, *, origin: PoolOrigin | None = None) -> PoolView:
         """A view of these row handles of this one, ascending; vectors are shared through the pool."""
         kept = np.unique(np.asarray(rows, dtype=np.int64))
         at = self.positions(kept)
         examples = tuple(self.examples[p] for p in at.tolist())
-        made_by = (PoolView.only, (self, kept))
-        return PoolView(self._reader, self.revision, kept, examples, self._texts[at], whole=False, made_by=made_by)
+        made_by = (_part, (self, kept, origin))
+        return PoolView(
+            self._reader, self.revision, kept, examples, self._texts[at], whole=False, made_by=made_by, origin=origin
+        )
 
     def overlay(self, examples: Iterable[Example] = ()) -> PoolView:
         """This view with more examples, of which nothing is stored: what is made on it stays in memory.
@@ -152,6 +171,7 @@ class PoolView:
             np.concatenate([self._texts, texts]),
             whole=self._whole and not new,
             made_by=(PoolView.overlay, (self, new)),
+            origin=None if new else self.origin,
         )
         if not new:
             view._indexes, view._derived = {**self._indexes}, {**self._derived}
@@ -171,11 +191,14 @@ class PoolView:
     def matching(self, where: Mapping[str, Json]) -> IntArray:
         """Ascending handles of the examples with this metadata; one array per filter.
 
-        A value matches when it is equal, or when both are written the same (``3`` matches ``"3"``).
+        Names with dots reach into values (see ``meta_value``). A value matches when it is equal, or when both are
+        written the same (``3`` matches ``"3"``).
         """
 
         def find() -> IntArray:
-            hits = [all(k in e.meta and matches_value(e.meta[k], v) for k, v in where.items()) for e in self.examples]
+            hits = [
+                all(matches_value(meta_value(e.meta, k, _NONE), v) for k, v in where.items()) for e in self.examples
+            ]
             return self.rows[np.array(hits, dtype=np.bool_)] if hits else self.rows
 
         return self.derived(f"where {canonical_json(dict(where))}", find)
@@ -281,8 +304,18 @@ class PoolView:
         return self._reader.vectors.of_texts(texts, as_embedder(embedder), progress)
 
 
+_NONE: Any = object()
+
+
+def _part(view: PoolView, rows: IntArray, origin: PoolOrigin | None) -> PoolView:
+    """A part of a view, after it was pickled."""
+    return view.only(rows, origin=origin)
+
+
 def matches_value(value: Json, wanted: Json) -> bool:
-    """Whether a metadata value is the wanted one, or is written the same."""
+    """Whether a metadata value is there and is the wanted one, or is written the same."""
+    if value is _NONE:
+        return False
     return (value == wanted and type(value) is type(wanted)) or _as_text(value) == _as_text(wanted)
 
 

@@ -10,6 +10,7 @@ from iclkit.selectors._base import (
     IntArray,
     Kit,
     Needs,
+    PoolLike,
     Selector,
     SelectorCost,
     selector_info,
@@ -20,6 +21,7 @@ from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
 from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, make_selector, selectors_table
+from iclkit.selectors._saved import Chooser, is_saved_selector, load_selector
 
 __all__ = [
     "BUILTINS",
@@ -27,17 +29,21 @@ __all__ = [
     "SELECTORS",
     "BaseSelector",
     "Choice",
+    "Chooser",
     "FixedSelector",
     "FloatArray",
     "IntArray",
     "Kit",
     "Needs",
+    "PoolLike",
     "Selector",
     "SelectorCost",
     "SelectorFile",
     "dpp_order",
     "import_selectors",
+    "is_saved_selector",
     "label_recall",
+    "load_selector",
     "make_selector",
     "pvi",
     "selector_info",

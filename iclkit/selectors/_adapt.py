@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from iclkit.errors import UsageError
+from iclkit.errors import DataError, UsageError
+from iclkit.pool import as_view
 from iclkit.prompts import Template
-from iclkit.records import Query, Selection, Spec
-from iclkit.selectors._base import BaseSelector, Needs, Selector, SelectorCost
+from iclkit.records import Json, Query, QueryLike, Selection, Spec
+from iclkit.selectors._base import BaseSelector, Kit, Needs, PoolLike, Selector, SelectorCost, as_queries
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView
-    from iclkit.selectors._base import Kit
 
 REQUIRED = ("fit", "select")
 OPTIONAL = ("spec", "needs", "select_many", "cost", "shared", "capacity", "explain", "template_for")
@@ -29,6 +30,7 @@ class ForeignSelector:
 
     def __init__(self, inner: Any, spec: Spec) -> None:
         self.inner, self._spec = inner, spec
+        self._fitted: tuple[PoolView, Kit] | None = None
         self._has = {name for name in OPTIONAL if name in dir(inner)}
 
     @property
@@ -43,21 +45,39 @@ class ForeignSelector:
         declared: Needs = self.inner.needs if "needs" in self._has else Needs(pool=False)
         return replace(declared, seed_scope="task")
 
-    def fit(self, pool: PoolView, kit: Kit) -> Self:
+    def fit(self, pool: PoolLike, kit: Kit | None = None) -> Self:
         """Fit the object."""
-        self.inner.fit(pool, kit)
+        view, kit = as_view(pool), kit or Kit()
+        self.inner.fit(view, kit)
+        self._fitted = view, kit
         return self
 
-    def select(self, query: Query, k: int) -> Selection:
+    def select(
+        self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
+    ) -> Selection:
         """The object's selection."""
-        selection: Selection = self.inner.select(query, k)
-        return selection
+        return self.select_many([Query.of(query, where=where, exclude=exclude)], k)[0]
 
-    def select_many(self, queries: Sequence[Query], k: int) -> list[Selection]:
-        """The object's own batch, or one query after the other."""
-        if "select_many" in self._has:
-            return [*self.inner.select_many(queries, k)]
-        return [self.select(query, k) for query in queries]
+    def select_many(self, queries: Sequence[QueryLike], k: int) -> list[Selection]:
+        """The object's own batch, or one query after the other. DataError for a pick that a query's filter rules out:
+        an object may not know of filters."""
+        asked = as_queries(queries)
+        many = "select_many" in self._has
+        found = [*self.inner.select_many(asked, k)] if many else [self.inner.select(query, k) for query in asked]
+        for query, selection in zip(asked, found, strict=True):
+            self._check(query, selection)
+        return found
+
+    def _check(self, query: Query, selection: Selection) -> None:
+        if not query.where or self._fitted is None:
+            return
+        view, _ = self._fitted
+        allowed = {*view.matching(query.where).tolist()}
+        if any(view.row_of(i) not in allowed for i in selection.ids):
+            raise DataError(
+                f"selector {self.spec.name!r} does not keep to the filter of a query ({dict(query.where)}); fit it on "
+                f"the part of the pool instead: pool.view(where=…)"
+            )
 
     def cost(self, k: int) -> SelectorCost:
         """Nothing unless the object says so."""
@@ -80,6 +100,14 @@ class ForeignSelector:
         """The one given unless the object has its own."""
         template: Template | None = self.inner.template_for(given) if "template_for" in self._has else given
         return template or Template()
+
+    def save(self, folder: str | Path, *, k: int = 8, copy_pool: bool = False, follow: bool = False) -> Path:
+        """Keep it in a folder; only a selector that an installed package provides can be loaded again."""
+        from iclkit.selectors._saved import Chooser
+
+        if self._fitted is None:
+            raise DataError(f"selector {self.spec.name!r} has not seen a pool yet; call fit(pool, kit) before save")
+        return Chooser(self, *self._fitted, k=k, follow=follow).save(folder, copy_pool=copy_pool)
 
 
 def adapt(selector: object, spec: Spec) -> Selector:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
 from iclkit.embed import as_embedder
-from iclkit.errors import DataError, NeedError
+from iclkit.errors import DataError, NeedError, UsageError
 from iclkit.lm import ranks_only
+from iclkit.pool import as_view
 from iclkit.prompts import Template
-from iclkit.records import Json, Pick, Query, SeedScope, Selection, Spec
+from iclkit.records import Example, Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder, Reranker
     from iclkit.lm import LM
-    from iclkit.pool import CandidateBatch, Candidates, PoolView, Scope
+    from iclkit.pool import CandidateBatch, Candidates, Pool, PoolView, Scope
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -116,6 +118,17 @@ class Kit:
             object.__setattr__(self, "embedder", as_embedder(self.embedder))
 
 
+PoolLike: TypeAlias = "PoolView | Pool | Iterable[Example]"
+"""What a selector can be fitted on."""
+
+
+def as_queries(queries: Sequence[QueryLike]) -> list[Query]:
+    """Each of them as a query. UsageError for one text in the place of several."""
+    if isinstance(queries, str | Mapping | Query):
+        raise UsageError("select_many takes a list of queries; for one, use select")
+    return [Query.of(query) for query in queries]
+
+
 class Selector(Protocol):
     """All that eval, trainers and the command line rely on. ``make_selector`` completes an object that has less."""
 
@@ -129,15 +142,17 @@ class Selector(Protocol):
         """What ``fit`` must be given, and what results depend on."""
         ...
 
-    def fit(self, pool: PoolView, kit: Kit) -> Self:
+    def fit(self, pool: PoolLike, kit: Kit | None = None) -> Self:
         """Look at the pool once; touches models and indexes as needed, and asks an LM nothing."""
         ...
 
-    def select(self, query: Query, k: int) -> Selection:
-        """The best k demonstrations for a query, best first."""
+    def select(
+        self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
+    ) -> Selection:
+        """The best k demonstrations for a query, best first; of those with some metadata, and without some ids."""
         ...
 
-    def select_many(self, queries: Sequence[Query], k: int) -> list[Selection]:
+    def select_many(self, queries: Sequence[QueryLike], k: int) -> list[Selection]:
         """Equal to ``[select(q, k) for q in queries]``, faster."""
         ...
 
@@ -159,6 +174,10 @@ class Selector(Protocol):
 
     def template_for(self, given: Template | None) -> Template:
         """The template to show the picks with: the one given, changed where the selector has words of its own."""
+        ...
+
+    def save(self, folder: str | Path, *, k: int = 8, copy_pool: bool = False, follow: bool = False) -> Path:
+        """Keep it, fitted, in a folder that ``load_selector`` reads."""
         ...
 
 
@@ -196,11 +215,12 @@ class BaseSelector:
         settings: dict[str, Json] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
         return Spec(self.name, settings, __version__)
 
-    def fit(self, pool: PoolView, kit: Kit) -> Self:
-        """Remember pool and kit, then ``prepare``.
+    def fit(self, pool: PoolLike, kit: Kit | None = None) -> Self:
+        """Remember pool and kit, then ``prepare``. Examples without a pool are kept in memory.
 
         NeedError names what is missing and the flag that gives it; DataError when the pool has no examples.
         """
+        pool, kit = as_view(pool), kit or Kit()
         for part, label in (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker")):
             if getattr(self.needs, part) and getattr(kit, part) is None:
                 raise NeedError(f"selector {self.name!r} needs {label}; give one with --{part}")
@@ -257,16 +277,23 @@ class BaseSelector:
         """Hook: how many texts the LM is asked to read, at most."""
         return SelectorCost()
 
-    def select(self, query: Query, k: int) -> Selection:
-        """The best k demonstrations for a query. DataError before ``fit``, for k < 0."""
-        return self.select_many([query], k)[0]
+    def select(
+        self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
+    ) -> Selection:
+        """The best k demonstrations for a query: a text, named fields or a ``Query``.
 
-    def select_many(self, queries: Sequence[Query], k: int) -> list[Selection]:
+        ``where``: metadata that they must have, ``{"attrs.tenant": "acme"}``; ``exclude``: ids of examples that they
+        must not be. DataError before ``fit``, for k < 0.
+        """
+        return self.select_many([Query.of(query, where=where, exclude=exclude)], k)[0]
+
+    def select_many(self, queries: Sequence[QueryLike], k: int) -> list[Selection]:
         """One Selection per query, each as ``select`` would give it."""
         if not self.fitted_:
             raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) first")
         if k < 0:
             raise DataError(f"k is {k}; give 0 or more")
+        queries = as_queries(queries)
         if not queries:
             return []
         embedder = self.kit_.embedder if self.needs.embedder else None
@@ -274,6 +301,18 @@ class BaseSelector:
         choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
         spec = self.spec
         return [self._selection(c, k, choice, spec) for c, choice in zip(batch, choices, strict=True)]
+
+    def save(self, folder: str | Path, *, k: int = 8, copy_pool: bool = False, follow: bool = False) -> Path:
+        """Keep this fitted selector in a folder that ``iclkit.load_selector`` reads; see ``iclkit.selectors.Chooser``.
+
+        ``copy_pool``: with the pool's examples and vectors, so that the folder can be moved to another machine; a pool
+        in memory always goes along. ``follow``: once loaded, it is fitted anew whenever the pool has changed.
+        """
+        from iclkit.selectors._saved import Chooser
+
+        if not self.fitted_:
+            raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) before save")
+        return Chooser(self, self.pool_, self.kit_, k=k, follow=follow).save(folder, copy_pool=copy_pool)
 
     def _selection(self, candidates: Candidates, k: int, choice: Choice, spec: Spec) -> Selection:
         rows = np.asarray(choice.rows, dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.pool import CandidateBatch, Candidates
-from iclkit.records import Example, Json, Query
+from iclkit.records import Json, Query
 from iclkit.selectors._base import Choice
 from iclkit.selectors._composite import CompositeSelector
 
@@ -46,19 +46,15 @@ class FilterSelector(CompositeSelector):
 
     def prepare(self) -> None:
         """Fit the selector on the part; DataError when nothing is left of the pool."""
-        fits = np.array([self._fits(e) for e in self.pool_.examples], dtype=np.bool_)
-        self.part_ = self.pool_.only(self.pool_.rows[fits])
+        rows = self.pool_.matching(self.conditions_)
+        if self.task:
+            rows = rows[np.array([e.task == self.task for e in self.pool_.examples_at(rows)], dtype=np.bool_)]
+        self.part_ = self.pool_.only(rows)
         if not len(self.part_):
             raise DataError(
                 f"filter: none of the pool's {len(self.pool_)} examples has {self.where} {self.task}".rstrip()
             )
         self._fit_parts(self.part_, self.kit_)
-
-    def _fits(self, example: Example) -> bool:
-        missing = object()
-        return (not self.task or example.task == self.task) and all(
-            example.meta.get(key, missing) == value for key, value in self.conditions_.items()
-        )
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """As the inner selector chooses; ids that a query excludes are excluded there too."""

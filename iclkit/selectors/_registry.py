@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
@@ -100,6 +100,25 @@ def import_selectors(text: str) -> str:
         for key, value in spec.settings.items()
     }
     return text if name == spec.name and settings == spec.settings else str(Spec(name, settings))
+
+
+def move_files(spec: Spec, moved: Callable[[str], str]) -> Spec:
+    """A spec with the selector files that it names, at any depth, under other names.
+
+    A selector file is known as ``make_selector`` knows it: by the ``.json`` at its end.
+    """
+
+    def value(given: Json) -> Json:
+        if not isinstance(given, str) or ".json" not in given:
+            return given
+        if given.startswith("["):
+            return f"[{','.join(str(move_files(part, moved)) for part in parse_specs(given))}]"
+        if not given.endswith(".json"):
+            return given
+        return moved(given) if "=" not in given else str(move_files(parse_spec(given), moved))
+
+    name = moved(spec.name) if spec.name.endswith(".json") else spec.name
+    return Spec(name, {key: value(given) for key, given in spec.settings.items()}, spec.version)
 
 
 def _imported(name: str) -> str:

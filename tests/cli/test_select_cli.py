@@ -227,3 +227,31 @@ def test_small_scores_are_not_printed_as_zero():
     assert [_rounded(s) for s in (0.12345678, -12.3456789, 3.21e-7, 0.0123456789, 0.0)] == [
         0.123457, -12.345679, 3.21e-7, 0.0123457, 0.0,
     ]  # fmt: skip
+
+
+def test_a_selector_is_kept_and_asked_again_without_its_pool_or_settings(iclkit, pool, tmp_path):
+    kept = str(tmp_path / "kept")
+    words = ("-s", "mmr,trade_off=0.3", "-k", "2", "--template", r"Text: {input}\nAnimal: {output}")
+    code, before, err = iclkit("select", pool, "red fish", *words, "--prompt", "--save", kept, "--with-pool")
+    assert (code, f"kept in {kept}" in err) == (0, True)
+    Path(pool).unlink()
+    code, after, _ = iclkit("select", kept, "red fish", "--prompt")
+    assert (code, after) == (0, before)
+    _, filtered, _ = iclkit("select", kept, "red fish", "-k", "3", "--where", "lang=de", "--json")
+    assert [r["input"] for r in json.loads(filtered)] == ["ein Hund bellt"]
+    code, _, err = iclkit("select", kept, "red fish", "--seed", "3")
+    assert (code, "was kept with its own --seed" in err) == (2, True)
+
+
+def test_keeping_needs_no_query_and_what_cannot_be_kept_is_said(iclkit, pool, tmp_path):
+    kept = str(tmp_path / "kept")
+    assert iclkit("select", pool, "-s", "bm25", "--save", kept)[:2] == (0, "")
+    Pool.open(pool).add([Example("red fish red fish", "fish")])
+    code, _, err = iclkit("select", kept, "red fish")
+    assert (code, "has changed since" in err, "--follow" in err) == (1, True, True)
+    code, out, _ = iclkit("select", kept, "red fish", "--follow", "--json")
+    assert (code, json.loads(out)[0]["input"]) == (0, "red fish red fish")
+    assert iclkit("select", pool, "-s", "bm25", "--save", pool)[0] == 1
+    assert iclkit("select", pool, "red fish", "--with-pool")[0] == 2
+    assert iclkit("select", pool, "-s", "bm25", "-k", "max", "--lm", "x", "--save", kept)[0] == 2
+    assert iclkit("select", pool)[0] == 2
