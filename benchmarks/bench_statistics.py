@@ -1,6 +1,6 @@
 """How often boards are right: false alarms, coverage and power of old and new designs, on simulated boards.
 
-    python benchmarks/bench_statistics.py power --queries 50 --boards 300
+    python benchmarks/bench_statistics.py power --boards 300 --queries 50
     python benchmarks/bench_statistics.py seeds --boards 2000
     python benchmarks/bench_statistics.py smallest --boards 2000
     python benchmarks/bench_statistics.py declared --queries 100 --boards 2000
@@ -23,7 +23,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.eval import TaskPair, difference, estimate, false_discovery, holm, new_tasks, pooled_difference
+from iclkit.eval import (
+    TaskPair,
+    difference,
+    estimate,
+    false_discovery,
+    holm,
+    new_tasks,
+    pooled_difference,
+    variance_components,
+)
 
 Floats = NDArray[np.float64]
 DIFFICULTY, INTERACTION, DRAW, SEED = 1.5, 1.0, 0.8, 0.5
@@ -226,9 +235,65 @@ def declared(study: Study, boards: int, queries: int, gain: float) -> None:
         print(f"| {others} | {' | '.join(f'{x:.3f}' for x in row)} |")
 
 
+def mixed(study: Study, boards: int, queries: int) -> None:
+    """The same data through statsmodels: mixed models fitted by REML, and conditional logistic regression."""
+    import warnings
+
+    import pandas as pd
+    import statsmodels.formula.api as smf
+    from statsmodels.discrete.conditional_models import ConditionalLogit
+
+    seeds = 5
+
+    def figure(rng: np.random.Generator) -> list[float]:
+        """A per-task selector's figure: crossed random effects of queries and seeds."""
+        x = World(rng, queries, 0.40).line(0.0, seeds, by_task=True)
+        rows = pd.DataFrame({"y": x.ravel(), "seed": np.repeat(np.arange(seeds), queries),
+                             "query": np.tile(np.arange(queries), seeds), "one": 1})  # fmt: skip
+        parts = {"seed": "0 + C(seed)", "query": "0 + C(query)"}
+        fit = smf.mixedlm("y ~ 1", rows, groups="one", vc_formula=parts).fit(reml=True)
+        own = variance_components(x)
+        return [
+            fit.converged,
+            fit.params["Intercept"] - own.mean,
+            fit.bse["Intercept"],
+            math.sqrt(own.query + own.seed),
+        ]
+
+    def pair(rng: np.random.Generator) -> list[float]:
+        """Two equal lines: a random intercept per query, and conditional logistic regression."""
+        world = World(rng, queries, 0.40)
+        a, b = world.line(0.0, 1), world.line(0.0, 1)
+        rows = pd.DataFrame({"y": np.concatenate([a[0], b[0]]), "line": np.repeat([1, 0], queries),
+                             "query": np.tile(np.arange(queries), 2)})  # fmt: skip
+        fit = smf.mixedlm("y ~ line", rows, groups="query").fit(reml=True)
+        logit = ConditionalLogit(rows["y"], rows[["line"]], groups=rows["query"]).fit(disp=0)
+        own = pooled_difference([TaskPair(a, b, ("none", "none"))])
+        return [fit.converged, fit.params["line"] - own.value, fit.bse["line"], own.error,
+                fit.pvalues["line"] <= ALPHA, float(logit.pvalues.iloc[0]) <= ALPHA, own.p <= ALPHA]  # fmt: skip
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figures = study.boards(f"mixed figure {queries}", max(1, boards // 10), figure)
+        pairs = study.boards(f"mixed pair {queries}", boards, pair)
+    print("| quantity | boards | converged | largest difference of estimates | of standard errors, median | 95th |")
+    print("|---|---:|---:|---:|---:|---:|")
+    named = [(f"figure, draws once per task, {seeds} seeds", figures), ("difference of two lines", pairs)]
+    for name, found in named:
+        kept = found[found[:, 0] == 1]
+        off = np.abs(kept[:, 2] / kept[:, 3] - 1)
+        print(f"| {name} | {len(found)} | {len(kept)} | {np.abs(kept[:, 1]).max():.1e} | {100 * np.median(off):.3f} % "
+              f"| {100 * np.quantile(off, 0.95):.3f} % |")  # fmt: skip
+    alarms = ", ".join(
+        f"{name} {pairs[:, 4 + i].mean():.3f}"
+        for i, name in enumerate(("mixed model", "conditional logistic regression", "sign flip (here)"))
+    )
+    print(f"\nTwo equal lines told apart, n = {queries}: {alarms}.")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=["power", "seeds", "smallest", "declared"])
+    parser.add_argument("study", choices=["power", "seeds", "smallest", "declared", "mixed"])
     parser.add_argument("--boards", type=int, default=500)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--tasks", type=int, default=6)
@@ -244,6 +309,8 @@ def main() -> None:
         seeds(study, args.boards)
     elif args.study == "smallest":
         smallest(study, args.boards)
+    elif args.study == "mixed":
+        mixed(study, args.boards, args.queries)
     else:
         declared(study, args.boards, args.queries, args.gain)
 

@@ -36,9 +36,9 @@ def _uncollected() -> Iterator[None]:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUNS...")
 @click.option("--baseline", metavar="NAME", help="What all others are compared with, by its name on the first compared "
               "axis; random for selectors, best-last for orders, none for calibrations.")  # fmt: skip
-@click.option("--primary", multiple=True, metavar="NAME[@K]", help="A question declared beforehand: does this line "
-              "differ from the baseline. Tested first, at full strength; the rest is explored, with q-values. May "
-              "repeat.")  # fmt: skip
+@click.option("--primary", multiple=True, metavar="'NAME[@K][ on TASK]'", help="A question declared beforehand: "
+              "does this line differ from the baseline, over all tasks or on one. Tested first, at full strength; the "
+              "rest is explored, with q-values. May repeat.")  # fmt: skip
 @click.option("--correct", type=click.Choice(["task", "board", "fdr", "fdr-any"]), default="task", show_default=True,
               help="How p-values are corrected: Holm within a task or over the board, or false discovery rate (for "
               "positively dependent or any tests).")  # fmt: skip

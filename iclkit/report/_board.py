@@ -55,7 +55,8 @@ def leaderboard(
     ``compare``: the axes along which lines differ (see ``AXES``); by default selector, order and calibration. A run
     without some axis (zero-shot has no k) stands in every table that agrees with it on the others. ``baseline``: the
     line that the others are compared with, by its name on the first axis. ``primary``: questions declared beforehand,
-    ``NAME`` or ``NAME@K``, of the figures over all tasks where there are several; see ``answer`` for ``correction``.
+    ``NAME`` or ``NAME@K``, of the figures over all tasks where there are several, or of one with `` on TASK`` behind
+    it; see ``answer`` for ``correction``.
     A line that asks no LM is compared with the baseline only where that asks none either; the lines that ask one are
     compared with it (``lm_adds``), which takes nothing from the other comparisons.
 
@@ -120,13 +121,14 @@ def leaderboard(
 
 
 def _mark_primary(primary: Sequence[Primary], pairs: Sequence[Pair], pooled: Sequence[PooledLine]) -> None:
-    """Mark the comparisons that were declared: of the figures over all tasks where a line has them, else of its table.
+    """Mark the comparisons that were declared: of the task that is named; else of the figures over all tasks where a
+    line has them, else of its table.
 
     UsageError for a question that nothing here answers.
     """
     for question in primary:
-        over_all = [line for line in pooled if question.matches(line.name, line.k)]
-        own = [p for p in pairs if question.matches(p.line.line.name, p.draft.group.k)]
+        over_all = [line for line in pooled if question.matches(line.name, line.k, "")]
+        own = [p for p in pairs if question.matches(p.line.line.name, p.draft.group.k, p.draft.group.task)]
         if not over_all and not own:
             names = sorted({f"{p.line.line.name}@{p.draft.group.k}" for p in pairs})
             raise UsageError(

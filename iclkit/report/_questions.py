@@ -14,26 +14,28 @@ DECLARED, EXPLORED, CORRECTED = "declared", "explored", "corrected"
 
 @dataclass(frozen=True, slots=True)
 class Primary:
-    """A question declared beforehand: does this line differ from the baseline, at every k or at one."""
+    """A question declared beforehand: does this line differ from the baseline, at every k or at one; on one task, or
+    over all of them where there are several."""
 
     line: str
     k: int | None = None
+    task: str = ""
 
     @classmethod
     def parse(cls, text: str) -> Primary:
-        """``NAME`` or ``NAME@K``; UsageError for a K that is no number."""
-        name, at, k = text.rpartition("@")
-        if not at:
-            return cls(text)
-        if not k.isdecimal():
-            raise UsageError(f"--primary {text}: expected NAME or NAME@K, such as knn or knn@8")
-        return cls(name, int(k))
+        """``NAME``, ``NAME@K`` or either with `` on TASK`` behind it; UsageError for a K that is no number."""
+        what, on, task = text.partition(" on ")
+        name, at, k = what.rpartition("@")
+        if at and not k.isdecimal():
+            raise UsageError(f"--primary {text}: expected NAME or NAME@K, such as knn, knn@8 or 'knn@8 on TASK'")
+        return cls(name if at else what, int(k) if at else None, task if on else "")
 
     def __str__(self) -> str:
-        return self.line if self.k is None else f"{self.line}@{self.k}"
+        return (self.line if self.k is None else f"{self.line}@{self.k}") + (f" on {self.task}" if self.task else "")
 
-    def matches(self, line: str, k: int) -> bool:
-        return line == self.line and self.k in (None, k)
+    def matches(self, line: str, k: int, task: str) -> bool:
+        """Whether a table's line answers it; the ``task`` of a line over all tasks is empty."""
+        return line == self.line and self.k in (None, k) and self.task in ("", task)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,16 @@ def test_a_declared_question_keeps_its_p_whatever_else_is_on_the_board():
     assert {x.kind for g in crowd.groups for x in g.lines if x.diff and (x.name, g.k) != ("knn", 8)} == {"explored"}
 
 
+def test_a_question_declared_of_one_task_keeps_its_p_beside_unrelated_tasks():
+    own, others = make_runs(task="a", lift=0.08), [*make_runs(task="b", key=1, lift=0.0), *make_runs(task="c", key=2)]
+    alone = line(leaderboard(own, primary=["knn@8 on a"]), "knn")
+    beside = line(leaderboard([*own, *others], primary=["knn@8 on a"]), "knn")
+    assert (alone.p, alone.kind, alone.verdict) == (beside.p, "declared", beside.verdict)
+    assert alone.diff == beside.diff  # the smallest effects as well
+    with pytest.raises(UsageError, match="nothing here answers --primary knn@8 on z"):
+        leaderboard(own, primary=["knn@8 on z"])
+
+
 def test_a_question_that_nothing_answers_is_refused_with_what_there_is():
     with pytest.raises(UsageError, match=r"nothing here answers --primary knn@5.*knn@8"):
         leaderboard(make_runs(), primary=["knn@5"])
