@@ -59,7 +59,7 @@ class Se2Config(SetConfig):
     }  # fmt: skip
 
     queries: int = other_default(SetConfig, "queries", 100)
-    candidates: str = other_default(SetConfig, "candidates", "random:10")
+    candidates: str = other_default(SetConfig, "candidates", "bm25:4+knn:3+random:3")
     batch_size: int = other_default(SetConfig, "batch_size", 8)
     temperature: float = setting(0.05, "similarities are divided by it", gt=0)
     negatives: int = setting(4, "worst candidates that can be negatives", ge=1)
