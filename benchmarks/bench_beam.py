@@ -126,7 +126,7 @@ def main() -> None:
         pool.vectors(kit.embedder)  # type: ignore[arg-type]
         facts = {"rows": args.rows, "queries": args.queries, "shots": args.shots, "embedder": name}
         near, _ = seconds("knn", pool, kit, queries, args.shots, args.turns)
-        for spec in ("knn", "se2,width=1", f"se2,width={args.width}", f"se2,width={args.width},normalise=log-softmax"):
+        for spec in ("knn", "se2,width=1", f"se2,width={args.width}", f"se2,width={args.width},normalize=log-softmax"):
             took, count = seconds(spec, pool, kit, queries, args.shots, args.turns)
             emit(part="select", selector=spec, ms_per_query=round(1000 * took, 3), times_knn=round(took / near, 1),
                  texts_encoded_per_query=round(count / args.queries, 1), **facts)  # fmt: skip

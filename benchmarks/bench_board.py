@@ -12,15 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from iclkit.records import Example, Query, Row, Run
+from iclkit.records import Example, PoolPart, Query, Row, Run, RunSpec, Spec, TaskPart
 from iclkit.report import leaderboard, to_html
 
 LABELS = ("world", "sports", "business", "technology")
-TASK = {"name": "drawn", "hash": "drawn", "kind": "classification", "metric": "accuracy", "labels": [*LABELS]}
+TASK = TaskPart("drawn", "drawn", "classification", "accuracy", LABELS, 0)
 K = 8
 
 
@@ -53,13 +54,12 @@ def make_runs(queries: int, selectors: int) -> tuple[list[Run], dict[str, dict[s
                     tuple(zip(shown, scores[i].tolist(), strict=False)), shown[::-1], prompt_tokens=400 + i % 90)
             )  # fmt: skip
         selector, _, setting = name.partition(",trade_off=")
-        spec = {
-            "iclkit": "0.1.0", "task": TASK | {"queries": queries}, "pool": {"hash": "p", "size": len(pool)},
-            "selector": {"name": selector, "settings": {"trade_off": setting} if setting else {}, "version": "0.1.0"},
-            "lm": {"name": "drawn", "fingerprint": "drawn"}, "embedder": None,
-            "template": {"demo": "Article: {input}\nTopic: {output}"}, "on_leak": "exclude",
-            "k": K, "seed": seed, "order": "best-last", "budget": None, "normalise": "sum",
+        parts = {
+            "selector": Spec(selector, {"trade_off": setting} if setting else {}).identity(),
+            "lm": {"name": "drawn", "fingerprint": "drawn"}, "template": {"demo": "Article: {input}\nTopic: {output}"},
+            "k": K, "seed": seed, "order": "best-last", "budget": None, "normalize": "sum", "calibrate": "none",
         }  # fmt: skip
+        spec = RunSpec(replace(TASK, queries=queries), PoolPart("p", len(pool)), Spec("prompt"), parts)
         runs.append(Run(spec, tuple(rows), {}, {"done": True, "leaks": {}}))
     texts = {e.id: {"input": e.text, "output": e.output} for e in pool} | {q.id: {"input": q.text} for q in asked}
     return runs, {"drawn": texts}

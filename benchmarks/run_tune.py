@@ -111,7 +111,7 @@ def table(args: argparse.Namespace) -> None:
             if not runs:
                 cells.append("–")
                 continue
-            metric = runs[0].spec["task"]["metric"]
+            metric = runs[0].spec.task.metric
             x = np.array([[row.metrics[metric] for row in run.rows] for run in runs])
             e = estimate(x)
             cells.append(f"{100 * e.value:.1f} ({100 * e.low:.0f}–{100 * e.high:.0f})")

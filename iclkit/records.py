@@ -230,14 +230,24 @@ QueryLike: TypeAlias = "Query | str | Mapping[str, str]"
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A name with settings: enough to build the object again. ``str(spec)`` is what the command line takes."""
+    """A name with settings: enough to build the object again. ``str(spec)`` is what the command line takes.
+
+    ``version`` is raised when the same settings give other results; ``content`` is the hash of what a file named in the
+    settings says. Both tell results apart and build nothing.
+    """
 
     name: str
     settings: Mapping[str, Json] = field(default_factory=dict)
-    version: str = ""
+    version: int = 1
+    content: str = ""
 
     def __str__(self) -> str:
         return ",".join([self.name, *(f"{k}={_setting(v)}" for k, v in sorted(self.settings.items()))])
+
+    def identity(self) -> dict[str, Json]:
+        """What an identity is taken of; ``content`` joins where there is any."""
+        parts: dict[str, Json] = {"name": self.name, "settings": dict(self.settings), "version": self.version}
+        return parts | ({"content": self.content} if self.content else {})
 
 
 def _setting(value: Json) -> str:
@@ -438,22 +448,180 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """Everything that determines a result (``spec``), its rows, and what it cost (``usage``).
+class ModelName:
+    """A model that a run used: the name a person knows it by, and the fingerprint that says which weights it has."""
 
-    ``id`` is the hash of ``spec``; ``usage`` holds calls, tokens, seconds and is not part of the identity (``run.json``
-    calls it ``spent``).
+    name: str
+    fingerprint: str
+
+    def identity(self) -> dict[str, Json]:
+        """What an identity is taken of."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+
+@dataclass(frozen=True, slots=True)
+class TaskPart:
+    """The task of a run, and how many queries were asked: the first, a ``sample`` by this seed, or ``rows`` by hash."""
+
+    name: str
+    hash: str
+    kind: str
+    metric: str
+    labels: tuple[str, ...]
+    queries: int
+    sample: int | None = None
+    rows: str = ""
+
+    def identity(self) -> dict[str, Json]:
+        """What an identity is taken of; how the queries were drawn joins where it was said."""
+        drawn = {"sample": self.sample} if self.sample is not None else {"rows": self.rows} if self.rows else {}
+        return {"name": self.name, "hash": self.hash, "kind": self.kind, "metric": self.metric,
+                "labels": [*self.labels], "queries": self.queries, **drawn}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPart:
+    """The pool of a run."""
+
+    hash: str
+    size: int
+
+    def identity(self) -> dict[str, Json]:
+        """What an identity is taken of."""
+        return {"hash": self.hash, "size": self.size}
+
+
+RUN_FORMAT = 2
+"""Of ``run.json``. Raised only when runs of before cannot be read as they are; see ``iclkit.eval.upgrade_spec``."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """Everything that determines the rows of a run, and nothing else.
+
+    ``predictor`` is what answered; ``parts`` is all that decides its answers, by name, and what a board compares along.
+    ``conditions`` are what the user says was done to task or pool (``noise``: 0.2): they are compared along as well.
+    The members below read the parts that a prompt has; each says what it is for predictors without that part.
     """
 
-    spec: Mapping[str, Any]
-    rows: tuple[Row, ...] = ()
-    usage: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    task: TaskPart
+    pool: PoolPart
+    predictor: Spec
+    parts: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, Json] = field(default_factory=dict)
+    on_leak: str = "exclude"
+
+    def identity(self) -> dict[str, Json]:
+        """What ``run.json`` holds and the id is taken of."""
+        return {
+            "format": RUN_FORMAT,
+            "task": self.task.identity(),
+            "pool": self.pool.identity(),
+            "predictor": self.predictor.identity(),
+            "parts": dict(self.parts),
+            "conditions": dict(self.conditions),
+            "on_leak": self.on_leak,
+        }
 
     @property
     def id(self) -> str:
-        """Hash of the spec; the name of the run's folder."""
-        return digest(self.spec, 8)
+        """Hash of the identity; the name of the run's folder."""
+        return digest(self.identity(), 8)
+
+    @property
+    def selector(self) -> Spec:
+        """What chose the demonstrations; the predictor itself where there are none."""
+        part = self.parts.get("selector")
+        if part is None:
+            return self.predictor
+        return Spec(part["name"], part["settings"], part["version"], part.get("content", ""))
+
+    @property
+    def lm(self) -> ModelName | None:
+        """The LM that was asked."""
+        return self._model("lm")
+
+    @property
+    def embedder(self) -> ModelName | None:
+        """The embedder, where the picks or the answers are by its vectors."""
+        return self._model("embedder")
+
+    @property
+    def reranker(self) -> ModelName | None:
+        """The reranker, where the picks are by its scores."""
+        return self._model("reranker")
+
+    @property
+    def k(self) -> int:
+        """How many demonstrations were wanted; 0 without a prompt."""
+        return int(self.parts.get("k", 0))
+
+    @property
+    def seed(self) -> int:
+        """The run's seed; 0 without a prompt."""
+        return int(self.parts.get("seed", 0))
+
+    @property
+    def order(self) -> str:
+        """The order policy of the demonstrations."""
+        return str(self.parts.get("order", "best-last"))
+
+    @property
+    def budget(self) -> int | None:
+        """Tokens for prompt and answer; None: what the LM reads."""
+        budget: int | None = self.parts.get("budget")
+        return budget
+
+    @property
+    def normalize(self) -> str:
+        """How the scores of labels of several tokens are compared: sum or mean."""
+        return str(self.parts.get("normalize", "sum"))
+
+    @property
+    def calibrate(self) -> str:
+        """The calibration."""
+        return str(self.parts.get("calibrate", "none"))
+
+    @property
+    def prior(self) -> Any:
+        """What the prior of the calibration was taken over, or the given one; None where that is not said."""
+        return self.parts.get("prior")
+
+    @property
+    def answer_tokens(self) -> int | None:
+        """Most tokens of a written answer; None for answers that are chosen."""
+        tokens: int | None = self.parts.get("answer_tokens")
+        return tokens
+
+    @property
+    def stop(self) -> tuple[str, ...] | None:
+        """What ends a written answer; None for answers that are chosen."""
+        stop = self.parts.get("stop")
+        return None if stop is None else tuple(stop)
+
+    def _model(self, part: str) -> ModelName | None:
+        found = self.parts.get(part)
+        return None if found is None else ModelName(found["name"], found["fingerprint"])
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that determines a result (``spec``), its rows, and what it cost (``usage``).
+
+    ``usage`` holds calls, tokens, seconds and is not part of the identity (``run.json`` calls it ``spent``). ``stored``
+    is the id under which the run was read from a folder, "" for one that was just made.
+    """
+
+    spec: RunSpec
+    rows: tuple[Row, ...] = ()
+    usage: Mapping[str, float] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    stored: str = ""
+
+    @property
+    def id(self) -> str:
+        """The name of the run's folder: the hash of its spec, taken by the format in which the run was made."""
+        return self.stored or self.spec.id
 
 
 @dataclass(frozen=True, slots=True)

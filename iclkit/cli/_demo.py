@@ -52,7 +52,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
         emit_json_text(to_json(board))
         return
     show(board)
-    _example(bench, {r.spec["selector"]["name"]: r for r in reversed(runs)})
+    _example(bench, {r.spec.selector.name: r for r in reversed(runs)})
     terminal = console()
     terminal.rule("What was found", align="left", style="dim")
     terminal.print(plain_words(board, board.groups[0]), highlight=False)

@@ -91,7 +91,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
               "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
-@click.option("--normalize", "normalise", default="sum", show_default=True, help="Compare labels by the sum, or the "
+@click.option("--normalize", default="sum", show_default=True, help="Compare labels by the sum, or the "
               "mean per token, of log-probabilities.")  # fmt: skip
 @click.option(
     "--calibrate",
@@ -132,7 +132,7 @@ def command(
     budget: int | None,
     template_text: str | None,
     chat: bool,
-    normalise: str,
+    normalize: str,
     calibrations: tuple[str, ...],
     prior: str | None,
     answer_tokens: int | None,
@@ -165,7 +165,7 @@ def command(
         seeds,
         dedupe(orders),
         budget,
-        normalise,
+        normalize,
         dedupe(calibrations),
         read_prior(prior) if prior is not None else (),
         answer_tokens,
@@ -209,7 +209,7 @@ def command(
         print_cost(prices, as_json)
         return
     if beside:
-        answered = {run.spec["task"]["hash"] for run in runs}
+        answered = {run.spec.task.hash for run in runs}
         runs += run_plain_rules([bench for bench in benches if bench.task.hash in answered], vectors, out)
     if runs:
         board = leaderboard(runs)

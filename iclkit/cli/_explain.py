@@ -74,8 +74,8 @@ def command(
     from iclkit.predictors import Tools
 
     run = load_run(run_folder)
-    if run.spec["lm"] is None:
-        name = run.spec["selector"]["name"]
+    if run.spec.lm is None:
+        name = run.spec.selector.name
         raise UsageError(
             f"{run_folder} is a run of predictor {name!r}, which shows an LM nothing; there is nothing to explain"
         )
@@ -86,8 +86,8 @@ def command(
         rows = answered[:first] if first else sample_rows(answered, limit, seed=sample_seed)
     texts = load_texts(run_folder)
     bench, why_not = _bench(run, task)
-    lm = load_lm(lm_name or run.spec["lm"]["name"], lm_options)
-    if lm.fingerprint != run.spec["lm"]["fingerprint"]:
+    lm = load_lm(lm_name or run.spec.lm.name, lm_options)
+    if lm.fingerprint != run.spec.lm.fingerprint:
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
     if ranks_only(lm):
         say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
@@ -107,13 +107,13 @@ def command(
             found = [with_runner_up(found[0], run, bench, tools)]
         else:
             say(f"note: no runner-up: {why_not}")
-        _print_query(found[0], run.spec["task"]["metric"], as_json)
+        _print_query(found[0], run.spec.task.metric, as_json)
         return
     ranked = influences(found)
     doubted: list[Suspect] = []
     if with_suspects and ranks_only(lm):
         say("note: no labels are checked: that takes log-probabilities")
-    elif with_suspects and run.spec["task"]["labels"] and bench:
+    elif with_suspects and run.spec.task.labels and bench:
         known = bench.view.examples_of(i.example.id for i in ranked)
         say(f"asking about the labels of {len(known)} demonstrations")
         with bar("own labels") as progress:
@@ -139,22 +139,22 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
     from iclkit.datasets import load_task
     from iclkit.eval import make_bench
 
-    source, asked = run.facts.get("source", {}), run.spec["task"]
+    source, asked = run.facts.get("source", {}), run.spec.task
     name = task or source.get("task")
     if not name:
         return None, "the run does not say where its task is; give --task"
     try:
         pool = open_pool(Path(source["pool"])) if "pool" in source else None
         # a run that was not drawn asked the first of the test rows
-        rows = {"first": asked["queries"]}
-        if "sample" in asked:
-            rows = {"limit": asked["queries"], "seed": asked["sample"]}
-        bench = make_bench(load_task(name), pool, **rows, on_leak=run.spec["on_leak"])
+        rows = {"first": asked.queries}
+        if asked.sample is not None:
+            rows = {"limit": asked.queries, "seed": asked.sample}
+        bench = make_bench(load_task(name), pool, **rows, on_leak=run.spec.on_leak)
     except IclkitError as error:
         if task:
             raise
         return None, f"{error}; give --task"
-    if bench.view.hash != run.spec["pool"]["hash"]:
+    if bench.view.hash != run.spec.pool.hash:
         if task:
             raise DataError(f"the pool of {task!r} is not the one of this run")
         return None, "the pool has changed since the run"
@@ -162,19 +162,19 @@ def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
 
 
 def _embedder(run: Run, name: str | None, device: str | None) -> Embedder | None:
-    if not run.spec["embedder"]:
+    if run.spec.embedder is None:
         return None
-    embedder = load_embedder(name or run.spec["embedder"]["name"], device)
-    if embedder.fingerprint != run.spec["embedder"]["fingerprint"]:
+    embedder = load_embedder(name or run.spec.embedder.name, device)
+    if embedder.fingerprint != run.spec.embedder.fingerprint:
         say("note: this embedder is not the run's (weights, dtype or prefixes differ): its neighbors may be others")
     return embedder
 
 
 def _reranker(run: Run, name: str | None, device: str | None) -> Reranker | None:
-    if not run.spec.get("reranker"):
+    if run.spec.reranker is None:
         return None
-    reranker = load_reranker(name or run.spec["reranker"]["name"], device)
-    if reranker.fingerprint != run.spec["reranker"]["fingerprint"]:
+    reranker = load_reranker(name or run.spec.reranker.name, device)
+    if reranker.fingerprint != run.spec.reranker.fingerprint:
         say("note: this reranker is not the run's (weights, dtype or versions differ): its order may be another")
     return reranker
 

@@ -75,22 +75,23 @@ def command(
 
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
-    from iclkit.eval import LeftOut, load_runs
-    from iclkit.report import leaderboard, to_csv, to_json, to_latex, to_markdown, usable_runs
+    from iclkit.eval import RunStore
+    from iclkit.report import distinct_runs, leaderboard, to_csv, to_json, to_latex, to_markdown, usable_runs
 
     if markdown + as_json + as_csv + latex > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex")
-    lost: list[LeftOut] = []
-    found = {run.id: run for folder in runs for run in load_runs(folder, lost.append)}
+    stores = [RunStore(folder) for folder in runs]
+    found = distinct_runs(run for store in stores for run in store.runs())
+    lost = [problem for store in stores for problem in store.problems]
     if not found:
         for one in lost[1:]:
             say(f"note: run {one.run} cannot be used: {one.reason}")
         raise DataError(f"no run in {', '.join(map(str, runs))} can be read; the first: {lost[0].reason}")
-    known = sorted({run.spec["task"]["name"] for run in found.values()})
+    known = sorted({run.spec.task.name for run in found})
     for task in tasks:
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
-    kept = [r for r in found.values() if not tasks or r.spec["task"]["name"] in tasks]
+    kept = [r for r in found if not tasks or r.spec.task.name in tasks]
     board = leaderboard(kept, baseline, left_out=lost, primary=primary, correction=correct, compare=compare)
     for one in board.left_out:
         say(f"note: run {one.run} is left out: {one.reason}")
@@ -114,7 +115,7 @@ def _texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, 
             place = folder if (folder / "run.json").exists() else folder / run.id
             if place.name == run.id:
                 try:
-                    texts.setdefault(run.spec["task"]["hash"], {}).update(load_texts(place))
+                    texts.setdefault(run.spec.task.hash, {}).update(load_texts(place))
                 except DataError as error:
                     say(f"note: {error}; what no other run shows stands there by its id")
     return texts

@@ -36,7 +36,7 @@ from iclkit.eval._pooled import (
     pooled_difference,
     rank_estimates,
 )
-from iclkit.eval._runs import LeftOut, RunSpec, load_run, load_runs, load_texts
+from iclkit.eval._runs import LeftOut, RunStore, RunWriter, load_run, load_runs, load_texts, upgrade_spec
 from iclkit.eval._stats import (
     Difference,
     Estimate,
@@ -69,7 +69,8 @@ __all__ = [
     "NewTasks",
     "PlannedRun",
     "PooledDifference",
-    "RunSpec",
+    "RunStore",
+    "RunWriter",
     "Suspect",
     "TaskPair",
     "advise",
@@ -109,6 +110,7 @@ __all__ = [
     "smallest_effects",
     "suspects",
     "task_pool",
+    "upgrade_spec",
     "variance_components",
     "with_runner_up",
 ]

@@ -14,7 +14,7 @@ from iclkit.errors import DataError, LeakError, UsageError
 from iclkit.models import home
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import TaskContext, leave_one_out
-from iclkit.records import Example, Query, digest
+from iclkit.records import Example, Json, Query, digest
 
 ON_LEAK = ("exclude", "stop", "ignore")
 
@@ -35,9 +35,11 @@ class Bench:
     leaks: Mapping[str, Any] = field(default_factory=dict)
     source: Mapping[str, str] = field(default_factory=dict)
     """Where ``task`` and ``pool`` were read from, for a later command; not part of a run's identity."""
-    drawn: Mapping[str, int | str] = field(default_factory=dict)
+    drawn: Mapping[str, Any] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Where queries were read, by id, as far as known; for messages."""
+    conditions: Mapping[str, Json] = field(default_factory=dict)
+    """What was done to task or pool, by name (``noise``: 0.2): a part of the identity; boards compare along it."""
 
     @cached_property
     def context(self) -> TaskContext:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -13,12 +14,12 @@ from iclkit.errors import DataError, NothingAnswered, UsageError
 from iclkit.eval._bench import Bench, make_bench
 from iclkit.eval._judge import Judge, prediction_of
 from iclkit.eval._metrics import METRICS
-from iclkit.eval._runs import RunWriter, batches
+from iclkit.eval._runs import RunStore, batches
 from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import CUT, NO_ANSWER, Predictor, Settings, Tools, make_predictor
 from iclkit.prompts import Template
-from iclkit.records import Example, Progress, Query, Row, Run, Spec
+from iclkit.records import Example, PoolPart, Progress, Query, Row, Run, RunSpec, Spec, TaskPart
 from iclkit.selectors import Selector
 
 ON_ERROR = ("record", "stop")
@@ -32,7 +33,7 @@ class SettingFields(TypedDict, total=False):
     seed: int
     order: str
     budget: int | None
-    normalise: str
+    normalize: str
     calibrate: str
     prior: Mapping[str, float] | None
     answer_tokens: int | None
@@ -92,24 +93,22 @@ def evaluate(
     if out is None:
         rows = work.finished([row for part in batches(total) for row in work.rows(part)])
         _must_have_answers(rows)
-        return Run(spec, tuple(rows), dict(predictor.usage), work.facts(rows) | {"done": True})
+        return Run(spec, tuple(rows), dict(predictor.usage), _made() | work.facts(rows) | {"done": True})
     asked = [(q.id, gold) for q, gold in zip(bench.queries, bench.golds, strict=True)]
-    with RunWriter.opened(Path(out), spec, total, asked) as folder:
+    with RunStore(out).open(spec, asked) as folder:
         again = [at for at, row in enumerate(folder.rows) if row.failure]
         if not folder.done or again:
-            before = dict(folder.usage)
+            before, made = dict(folder.usage), _made(folder.facts if folder.rows else {})
 
             def save(*, done: bool) -> None:
                 folder.usage = before | {k: before.get(k, 0) + value for k, value in predictor.usage.items()}
-                folder.facts = work.facts(folder.rows if done else ())
+                folder.facts = made | work.facts(folder.rows if done else ())
                 folder.save(done=done, texts=work.texts(folder.rows) if done else ())
 
             if not folder.done:  # a finished run with failed rows stays finished until they are asked again
                 save(done=False)
-            for part in batches(total):
-                if part.start < len(folder.rows):
-                    work.step(len(part))
-                    continue
+            work.step(len(folder.rows))
+            for part in folder.todo:
                 folder.append(work.rows(part))
                 save(done=False)
             rows = list(folder.rows)
@@ -125,23 +124,29 @@ def evaluate(
         return Run(spec, tuple(folder.rows), folder.usage, folder.facts | {"done": True})
 
 
+def _made(before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """By which version and when; of a run that goes on, the version that began it."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"iclkit": (before or {}).get("iclkit", __version__), "date": date}
+
+
 def check_on_error(on_error: str) -> None:
     """UsageError for what is no policy."""
     if on_error not in ON_ERROR:
         raise UsageError(f"on_error is {on_error!r}; choose from {', '.join(ON_ERROR)}")
 
 
-def run_spec(bench: Bench, predictor: Predictor) -> dict[str, Any]:
+def run_spec(bench: Bench, predictor: Predictor) -> RunSpec:
     """Everything that determines a run's rows, of a predictor that was fitted to the bench."""
     task = bench.task
-    return {
-        "iclkit": __version__,
-        "task": {"name": task.name, "hash": task.hash, "kind": task.kind, "metric": task.metric,
-                 "labels": list(task.labels), "queries": len(bench.queries), **bench.drawn},
-        "pool": {"hash": bench.view.hash, "size": len(bench.view)},
-        "on_leak": bench.on_leak,
-        **predictor.parts,
-    }  # fmt: skip
+    return RunSpec(
+        TaskPart(task.name, task.hash, task.kind, task.metric, task.labels, len(bench.queries), **bench.drawn),
+        PoolPart(bench.view.hash, len(bench.view)),
+        predictor.spec,
+        predictor.parts,
+        bench.conditions,
+        bench.on_leak,
+    )
 
 
 class _Work:
@@ -149,7 +154,7 @@ class _Work:
 
     def __init__(self, bench: Bench, predictor: Predictor, on_error: str, progress: Progress | None) -> None:
         self.bench, self.predictor, self.on_error, self.progress = bench, predictor, on_error, progress
-        calibrated = predictor.parts.get("calibrate", "none") != "none"
+        calibrated = run_spec(bench, predictor).calibrate != "none"
         self.judge = Judge(METRICS.get(bench.task.metric), calibrated, bench.places)
         self._done = 0
 
@@ -227,7 +232,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     def count(name: str) -> int:
         return sum(run.facts.get(name, 0) for run in runs)
 
-    total, said = sum(run.spec["task"]["queries"] for run in runs), list[str]()
+    total, said = sum(run.spec.task.queries for run in runs), list[str]()
     if failed := count("failed"):
         reason = next(run.facts["failure"] for run in runs if run.facts.get("failed"))
         said.append(
@@ -236,7 +241,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     if silent := count("no answer"):
         said.append(f"{silent} of {total} queries got no answer, which counts as wrong")
     if (cut := count("cut")) > MANY_CUT * total:
-        bound = max(run.spec.get("answer_tokens", 0) for run in runs)
+        bound = max(run.spec.answer_tokens or 0 for run in runs)
         said.append(
             f"{cut} of {total} answers ended by length, after {bound} tokens: give them more with --answer-tokens, or "
             f"an end with --stop"

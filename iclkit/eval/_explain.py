@@ -138,10 +138,10 @@ def explain(
 
 def _content_free(run: Run, bench: Bench | None) -> tuple[str, ...]:
     """The content-free inputs that the run's calibration asked about. DataError where they cannot be made again."""
-    kind = run.spec.get("calibrate", "none")
+    kind = run.spec.calibrate
     if kind == "domain" and bench is None:
         raise DataError(f"run {run.id} was calibrated with words of its pool, and the pool is not known; give --task")
-    return content_free_inputs(kind, bench.view.examples if bench else (), run.spec["seed"])
+    return content_free_inputs(kind, bench.view.examples if bench else (), run.spec.seed)
 
 
 def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, content_free: Sequence[str]) -> Explanation:
@@ -171,7 +171,7 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, conte
             gold = _worth_of(run, row, ["" if b is None else asked[b] for b in best])
         else:
             if labels:
-                judged = log_probs(found, run.spec["normalise"])
+                judged = log_probs(found, run.spec.normalize)
                 scores = _calibrated(run, labels, judged.reshape(len(left), -1, len(labels)))
             gold = scores[:, asked.index(row.gold)]
     rank = {i: (n, s) for n, (i, s) in enumerate(row.picks, 1)}
@@ -205,22 +205,22 @@ def _calibrated(run: Run, labels: Sequence[str], scores: NDArray[np.float64]) ->
 
 def _labels(run: Run, row: Row, query: Query) -> list[str]:
     """What the answer was chosen among; nothing where it was written."""
-    task = run.spec["task"]
-    if row.label_logprobs or not (task["labels"] or task["kind"] == "multiple_choice"):
+    task = run.spec.task
+    if row.label_logprobs or not (task.labels or task.kind == "multiple_choice"):
         return [*row.label_logprobs]
-    return [*answer_options(query, task["labels"])]
+    return [*answer_options(query, task.labels)]
 
 
 def _written(run: Run, row: Row, lm: LM, prompts: Sequence[Prompt]) -> list[str]:
     """What the LM writes after each prompt, within the bounds of the run."""
-    tokens = run.spec.get("answer_tokens") or lm.count_tokens(row.gold) + 16  # early runs do not say it
-    stop = tuple(run.spec.get("stop", template_of(run).stop_strings))
+    tokens = run.spec.answer_tokens or lm.count_tokens(row.gold) + 16  # early runs do not say it
+    stop = template_of(run).stop_strings if run.spec.stop is None else run.spec.stop
     return [a.text.strip() for a in lm.generate([GenerateRequest(p.text, tokens, stop) for p in prompts])]
 
 
 def _worth_of(run: Run, row: Row, answers: Sequence[str]) -> NDArray[np.float64]:
     """(answers,): the value of each by the run's metric; of a metric of whole runs, whether it is the right text."""
-    judge = METRICS.get(run.spec["task"]["metric"]).judge or equal_text
+    judge = METRICS.get(run.spec.task.metric).judge or equal_text
     return np.array([float(judge(answer, row.gold)) for answer in answers])
 
 
@@ -228,23 +228,23 @@ def predictor_of(run: Run, tools: Tools, *, plain: bool = False) -> PromptPredic
     """The predictor that made a run, made again; ``plain`` without its normalization and calibration."""
     spec = run.spec
     settings = Settings(
-        k=spec["k"],
-        seed=spec["seed"],
-        order=spec["order"],
-        budget=spec["budget"],
-        normalise="sum" if plain else spec["normalise"],
-        calibrate="none" if plain else spec.get("calibrate", "none"),
-        prior=spec["prior"] if spec.get("calibrate") == "given" and not plain else None,
-        answer_tokens=spec.get("answer_tokens"),
-        stop=spec.get("stop"),
+        k=spec.k,
+        seed=spec.seed,
+        order=spec.order,
+        budget=spec.budget,
+        normalize="sum" if plain else spec.normalize,
+        calibrate="none" if plain else spec.calibrate,
+        prior=spec.prior if spec.calibrate == "given" and not plain else None,
+        answer_tokens=spec.answer_tokens,
+        stop=spec.stop,
     )
-    selector = make_selector(Spec(spec["selector"]["name"], spec["selector"]["settings"]))
+    selector = make_selector(Spec(spec.selector.name, spec.selector.settings))
     return PromptPredictor(selector, tools, settings, template_of(run))
 
 
 def with_runner_up(explanation: Explanation, run: Run, bench: Bench, tools: Tools) -> Explanation:
     """The explanation with how the choice came about and what came next: the selector asked again, and for one more."""
-    k = run.spec["k"]
+    k = run.spec.k
     selector = predictor_of(run, tools).fit(bench.context).fitted_selector()
     query = next((q for q in bench.queries if q.id == explanation.row.query_id), explanation.query)
     picked = {i for i, _ in explanation.row.picks}

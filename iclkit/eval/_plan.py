@@ -12,7 +12,7 @@ from pathlib import Path
 from iclkit.errors import DataError, UnknownName, UsageError
 from iclkit.eval._bench import Bench
 from iclkit.eval._evaluate import evaluate, run_spec
-from iclkit.eval._runs import finished
+from iclkit.eval._runs import RunStore
 from iclkit.lm import ModelShape, break_even
 from iclkit.pool import PoolView
 from iclkit.predictors import (
@@ -27,7 +27,7 @@ from iclkit.predictors import (
     make_predictor,
 )
 from iclkit.prompts import Template, assemble
-from iclkit.records import CostEstimate, Progress, Run, digest
+from iclkit.records import CostEstimate, Progress, Run
 from iclkit.registry import parse_spec
 from iclkit.selectors import RANDOM_FILL, Kit, Needs, SelectorCost, make_selector
 
@@ -46,7 +46,7 @@ class Grid:
     seeds: int = 3
     orders: tuple[str, ...] = ("best-last",)
     budget: int | None = None
-    normalise: str = "sum"
+    normalize: str = "sum"
     calibrations: tuple[str, ...] = ("none",)
     prior: tuple[tuple[str, float], ...] = ()
     answer_tokens: int | None = None
@@ -78,7 +78,7 @@ class Grid:
     def settings(self, k: int, seed: int, order: str, calibrate: str) -> Settings:
         """The settings of one run."""
         prior = self.prior if calibrate == "given" else ()
-        return Settings(k, seed, order, self.budget, self.normalise, calibrate, prior, self.answer_tokens, self.stop)
+        return Settings(k, seed, order, self.budget, self.normalize, calibrate, prior, self.answer_tokens, self.stop)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,11 +122,11 @@ class PlannedRun:
     @cached_property
     def run_id(self) -> str:
         """The id that the run will have."""
-        return digest(run_spec(self.bench, self.predictor.fit(self.bench.context)), 8)
+        return run_spec(self.bench, self.predictor.fit(self.bench.context)).id
 
     def finished(self, out: Path) -> bool:
         """Whether the run stands finished in a folder of runs, with no failed row left to ask again."""
-        return finished(out / self.run_id)
+        return RunStore(out).finished(self.run_id)
 
     def run(self, out: Path | None, progress: Progress | None = None, on_error: str = "record") -> Run:
         """Make the run, or take it from ``out``."""

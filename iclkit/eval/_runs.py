@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,68 +19,106 @@ from typing import Any, Literal, NotRequired, TypedDict
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.files import parse_json, read_json, read_jsonl, replace_file, try_lock
 from iclkit.prompts import Template
-from iclkit.records import Example, Query, Row, Run, digest
+from iclkit.records import (
+    RUN_FORMAT,
+    Example,
+    ModelName,
+    PoolPart,
+    Query,
+    Row,
+    Run,
+    RunSpec,
+    Spec,
+    TaskPart,
+    digest,
+)
 from iclkit.schema import read_as
 
 CHUNK = 64
 
 
-class TaskPart(TypedDict):
-    """The task in a run's spec."""
+class _Task(TypedDict):
+    """The task in a stored spec."""
 
     name: str
     hash: str
     kind: str
     metric: str
-    labels: list[str]
+    labels: tuple[str, ...]
     queries: int
     sample: NotRequired[int]
     rows: NotRequired[str]
 
 
-class PoolPart(TypedDict):
-    """The pool in a run's spec."""
+class _Spec(TypedDict):
+    """A selector or predictor in a stored spec."""
 
-    hash: str
-    size: int
+    name: str
+    settings: dict[str, Any]
+    version: int
+    content: NotRequired[str]
 
 
-class SelectorPart(TypedDict):
-    """The selector in a run's spec."""
+class _Parts(TypedDict, total=False):
+    """Parts whose meaning is known; a predictor may have others."""
 
+    selector: _Spec
+    lm: ModelName
+    embedder: ModelName
+    reranker: ModelName
+    template: dict[str, Any]
+    k: int
+    seed: int
+    order: str
+    budget: int | None
+    normalize: str
+    calibrate: str
+    prior: str | dict[str, float]
+    answer_tokens: int
+    stop: list[str]
+
+
+_OF_A_PROMPT = ("selector", "lm", "template", "k", "seed", "order", "budget", "normalize", "calibrate")
+OnLeak = Literal["exclude", "stop", "ignore"]
+
+
+class _StoredSpec(TypedDict):
+    """The spec in ``run.json``."""
+
+    format: int
+    task: _Task
+    pool: PoolPart
+    predictor: _Spec
+    parts: _Parts
+    conditions: dict[str, Any]
+    on_leak: OnLeak
+
+
+class _OldSelector(TypedDict):
     name: str
     settings: dict[str, Any]
     version: str
 
 
-class PredictorPart(TypedDict):
-    """The predictor in the spec of a run that prompts no LM."""
-
+class _OldPredictor(TypedDict):
     name: str
     settings: dict[str, Any]
     version: int
 
 
-class ModelPart(TypedDict):
-    """A model in a run's spec."""
-
-    name: str
-    fingerprint: str
-
-
-class RunSpec(TypedDict):
-    """What ``run.json`` says determined a run, as far as anything here relies on it; it may say more."""
+class _OldSpec(TypedDict):
+    """The spec in ``run.json`` of the first format."""
 
     iclkit: str
-    task: TaskPart
+    task: _Task
     pool: PoolPart
-    selector: SelectorPart
-    predictor: NotRequired[PredictorPart]
-    lm: ModelPart | None
-    embedder: ModelPart | None
-    reranker: NotRequired[ModelPart]
+    selector: _OldSelector
+    predictor: NotRequired[_OldPredictor]
+    lm: ModelName | None
+    embedder: ModelName | None
+    reranker: NotRequired[ModelName]
     template: dict[str, Any]
-    on_leak: Literal["exclude", "stop", "ignore"]
+    on_leak: OnLeak
     k: int
     seed: int
     order: str
@@ -114,6 +153,9 @@ RunFacts = TypedDict(
         "failed": int,
         "failure": str,
         "prior": dict[str, float],
+        "iclkit": str,
+        "date": str,
+        "template": dict[str, Any],
     },
     total=False,
 )
@@ -125,7 +167,7 @@ class RunState(TypedDict):
 
     id: str
     done: bool
-    spec: RunSpec
+    spec: dict[str, Any]
     spent: dict[str, float]
     facts: RunFacts
 
@@ -159,36 +201,30 @@ def batches(total: int, size: int = CHUNK) -> list[range]:
     return [range(a, b) for a, b in zip(starts, [*starts[1:], total], strict=True)]
 
 
-class RunWriter:
-    """One run's folder, held by one process at a time. Use ``opened``."""
+class RunStore:
+    """A folder of runs, one folder each."""
 
-    def __init__(
-        self, folder: Path, spec: Mapping[str, Any], total: int, asked: Sequence[tuple[str, str]] | None = None
-    ) -> None:
-        self.folder, self.spec, self.total, self.asked = folder, spec, total, asked
-        self.done = False
-        self.usage: dict[str, float] = {}
-        self.facts: dict[str, Any] = {}
-        self.rows: list[Row] = []
-        self._read()
+    def __init__(self, out: str | Path) -> None:
+        self.out = Path(out)
+        self.problems: list[LeftOut] = []
+        """Runs that ``runs`` could not read."""
 
-    @classmethod
     @contextmanager
-    def opened(
-        cls, out: Path, spec: Mapping[str, Any], total: int, asked: Sequence[tuple[str, str]] | None = None
-    ) -> Iterator[RunWriter]:
-        """The folder of a run of ``total`` queries, made if it is not there, locked against other processes.
+    def open(self, spec: RunSpec, asked: Sequence[tuple[str, str]]) -> Iterator[RunWriter]:
+        """The folder of a run, made if it is not there, locked against other processes.
 
-        ``asked``: id and gold answer of each query, which the rows that are there must have. RunError when another
-        process holds the folder or it cannot be written; DataError when what is there is damaged: nothing is changed
-        then.
+        ``asked``: id and gold answer of each query, by position, which the rows that are there must have. RunError when
+        another process holds the folder or it cannot be written; DataError when what is there is damaged: nothing is
+        changed then.
         """
-        folder = out / digest(spec, 8)
+        folder = self.out / spec.id
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = (folder / "lock").open("a")
         except OSError as error:
-            raise RunError(f"cannot write runs to {out} ({error.strerror}); give another folder with --out") from error
+            raise RunError(
+                f"cannot write runs to {self.out} ({error.strerror}); give another folder with --out"
+            ) from error
         with lock:
             if not try_lock(lock):
                 raise RunError(
@@ -196,7 +232,66 @@ class RunWriter:
                 )
             for stale in folder.glob("*.part"):  # of a process that was killed while it replaced a file
                 stale.unlink(missing_ok=True)
-            yield cls(folder, spec, total, asked)
+            yield RunWriter(folder, spec, asked)
+
+    def finished(self, run_id: str) -> bool:
+        """Whether a run is here and says that it is finished, with no failed row left to ask again.
+
+        DataError when its ``run.json`` is damaged.
+        """
+        file = self.out / run_id / "run.json"
+        if not _there(file):
+            return False
+        state = _read_state(file)
+        return state.done and not state.facts.get("failed", 0)
+
+    def runs(self) -> list[Run]:
+        """All runs, in order of their folders; a folder that is itself a run is one.
+
+        A run that is damaged is put into ``problems`` and left out, so that it does not hide the others. DataError when
+        there is no run at all.
+        """
+        self.problems = []
+        runs = []
+        for folder in self._folders():
+            try:
+                runs.append(load_run(folder))
+            except DataError as error:
+                self.problems.append(LeftOut(folder.name, str(error)))
+        return runs
+
+    def _folders(self) -> list[Path]:
+        out = self.out
+        make = f"make some with: iclkit eval TASK --selector NAME --lm M --out {out}"
+        try:
+            if not out.is_dir():
+                raise DataError(f"no folder {out}; {make}")
+            marks = ("run.json", "rows.jsonl")
+            found = [out] if any((out / m).exists() for m in marks) else sorted(
+                {path for path in out.iterdir() if path.is_dir() and any((path / m).exists() for m in marks)}
+            )  # fmt: skip
+        except OSError as error:
+            raise DataError(f"cannot read {out} ({error.strerror})") from error
+        if not found:
+            raise DataError(f"no runs in {out}; {make}")
+        return found
+
+
+class RunWriter:
+    """One run's folder, held by one process at a time; ``RunStore.open`` makes it."""
+
+    def __init__(self, folder: Path, spec: RunSpec, asked: Sequence[tuple[str, str]]) -> None:
+        self.folder, self.spec, self.asked = folder, spec, asked
+        self.done = False
+        self.usage: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
+        self.rows: list[Row] = []
+        self._read()
+
+    @property
+    def todo(self) -> list[range]:
+        """Positions without a row, in the batches in which they are to be asked."""
+        return [part for part in batches(len(self.asked)) if part.start >= len(self.rows)]
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add a chunk's rows; they are on disk when this returns."""
@@ -230,7 +325,7 @@ class RunWriter:
         state = {
             "id": self.folder.name,
             "done": done,
-            "spec": self.spec,
+            "spec": self.spec.identity(),
             "facts": self.facts,
             "spent": self.usage,
         }
@@ -241,39 +336,27 @@ class RunWriter:
         file, state = self.folder / "rows.jsonl", self.folder / "run.json"
         if _there(state):
             found = _read_state(state)
-            if found["id"] != digest(self.spec, 8):
-                raise DataError(f"{state}: the run in this folder is another, {found['id']}; {_STATE_REMEDY}")
-            self.done, self.usage, self.facts = found["done"], found["spent"], dict(found["facts"])
+            if found.id != self.spec.id:
+                raise DataError(f"{state}: the run in this folder is another, {found.id}; {_STATE_REMEDY}")
+            self.done, self.usage, self.facts = found.done, found.spent, found.facts
         if not _there(file):
             self.done = False
             return
         lines = _whole_lines(file)
-        if len(lines) > self.total:
-            raise DataError(f"{file} has {len(lines)} rows and the run {self.total} queries; {_ROWS_REMEDY}")
-        whole = max(n for n in {0, *(c.stop for c in batches(self.total))} if n <= len(lines))
+        if len(lines) > len(self.asked):
+            raise DataError(f"{file} has {len(lines)} rows and the run {len(self.asked)} queries; {_ROWS_REMEDY}")
+        whole = max(n for n in {0, *(c.stop for c in batches(len(self.asked)))} if n <= len(lines))
         rows = _rows(file, lines[:whole])
-        for number, (row, asked) in enumerate(zip(rows, self.asked or (), strict=False), 1):
+        for number, (row, asked) in enumerate(zip(rows, self.asked, strict=False), 1):
             if (row.query_id, row.gold) != asked:
                 raise DataError(f"{file}, line {number} is damaged (it answers another query); {_ROWS_REMEDY}")
         self.rows = rows
-        self.done = self.done and len(rows) == self.total
+        self.done = self.done and len(rows) == len(self.asked)
         size = sum(len(line) + 1 for line in lines[:whole])
         if size < file.stat().st_size:
             with file.open("r+b") as handle:
                 handle.truncate(size)
                 os.fsync(handle.fileno())
-
-
-def finished(folder: Path) -> bool:
-    """Whether a folder holds a run that says it is finished, with no failed row left to ask again.
-
-    DataError when its ``run.json`` is damaged.
-    """
-    file = folder / "run.json"
-    if not _there(file):
-        return False
-    state = _read_state(file)
-    return state["done"] and not state["facts"].get("failed", 0)
 
 
 def load_run(folder: str | Path) -> Run:
@@ -285,42 +368,21 @@ def load_run(folder: str | Path) -> Run:
     state = _read_state(folder / "run.json")
     file = folder / "rows.jsonl"
     rows = _rows(file, _whole_lines(file) if _there(file) else [])
-    queries = state["spec"]["task"]["queries"]
-    if len(rows) > queries or (state["done"] and len(rows) < queries):
+    queries = state.spec.task.queries
+    if len(rows) > queries or (state.done and len(rows) < queries):
         raise DataError(
             f"{file} has {len(rows)} rows and the run {queries} queries; "
             f"{_GO_ON if len(rows) < queries else _ROWS_REMEDY}"
         )
-    return Run(state["spec"], tuple(rows), state["spent"], {**state["facts"], "done": state["done"]})
+    return Run(state.spec, tuple(rows), state.spent, {**state.facts, "done": state.done}, state.id)
 
 
-def load_runs(out: str | Path, on_damage: Callable[[LeftOut], None] | None = None) -> list[Run]:
-    """All runs under a folder, in order of their folders; a folder that is itself a run is one.
-
-    A run that is damaged is handed to ``on_damage`` and left out, so that it does not hide the others; without
-    ``on_damage`` the first one is raised. DataError when there is no run at all.
-    """
-    out = Path(out)
-    make = f"make some with: iclkit eval TASK --selector NAME --lm M --out {out}"
-    try:
-        if not out.is_dir():
-            raise DataError(f"no folder {out}; {make}")
-        marks = ("run.json", "rows.jsonl")
-        found = [out] if any((out / m).exists() for m in marks) else sorted(
-            {path for path in out.iterdir() if path.is_dir() and any((path / m).exists() for m in marks)}
-        )  # fmt: skip
-    except OSError as error:
-        raise DataError(f"cannot read {out} ({error.strerror})") from error
-    if not found:
-        raise DataError(f"no runs in {out}; {make}")
-    runs = []
-    for folder in found:
-        try:
-            runs.append(load_run(folder))
-        except DataError as error:
-            if on_damage is None:
-                raise
-            on_damage(LeftOut(folder.name, str(error)))
+def load_runs(out: str | Path) -> list[Run]:
+    """All runs under a folder. DataError when there is none or one is damaged; ``RunStore.runs`` leaves these out."""
+    store = RunStore(out)
+    runs = store.runs()
+    if store.problems:
+        raise DataError(store.problems[0].reason)
     return runs
 
 
@@ -352,7 +414,18 @@ def _there(file: Path) -> bool:
         raise DataError(f"cannot read {file} ({error.strerror})") from error
 
 
-def _read_state(file: Path) -> RunState:
+@dataclass(frozen=True, slots=True)
+class _State:
+    """``run.json``, read."""
+
+    id: str
+    done: bool
+    spec: RunSpec
+    spent: dict[str, float]
+    facts: dict[str, Any]
+
+
+def _read_state(file: Path) -> _State:
     """``run.json`` with every field of its type, and a spec that is the one its id was taken of."""
     try:
         state = read_as(RunState, read_json(file), str(file))
@@ -361,13 +434,92 @@ def _read_state(file: Path) -> RunState:
         for name, value in state["spent"].items():
             if not math.isfinite(value):
                 raise DataError(f"{file}: spent.{name} is {value}")
-        try:
-            read_as(Template, state["spec"]["template"], f"{file}: spec.template")
-        except UsageError as error:
-            raise DataError(f"{file}: spec.template: {error}") from error
+        facts: dict[str, Any] = {**state["facts"]}
+        spec, more = read_spec(state["spec"], str(file))
+        facts = more | facts
+        if "format" not in state["spec"] and "selector" in facts:  # the name by which a board joins it with new runs
+            facts["selector"] = _american(facts["selector"])
+        for template in (spec.parts.get("template"), facts.get("template")):
+            if template is not None:
+                try:
+                    read_as(Template, template, f"{file}: spec.template")
+                except UsageError as error:
+                    raise DataError(f"{file}: spec.template: {error}") from error
     except DataError as error:
         raise DataError(f"{error}; {_STATE_REMEDY}") from error
-    return state
+    return _State(state["id"], state["done"], spec, state["spent"], facts)
+
+
+def read_spec(value: dict[str, Any], where: str) -> tuple[RunSpec, dict[str, Any]]:
+    """A spec as ``run.json`` holds it, of any format, and what older formats kept in it that is a fact now.
+
+    DataError for one that is damaged, or of a format that this version does not know.
+    """
+    where = f"{where}: spec"
+    if "format" not in value:
+        return upgrade_spec(value, where)
+    if type(value["format"]) is int and value["format"] > RUN_FORMAT:
+        raise DataError(f"{where}: format {value['format']} is of a newer iclkit; read it with that one")
+    found = read_as(_StoredSpec, value, where)
+    if found["format"] != RUN_FORMAT:
+        raise DataError(f"{where}: format should be {RUN_FORMAT}, and is {found['format']}")
+    predictor, parts = Spec(**found["predictor"]), value["parts"]
+    if predictor.name == "prompt" and (missing := [name for name in _OF_A_PROMPT if name not in parts]):
+        raise DataError(f"{where}: parts.{missing[0]} should be there, and is missing")
+    return RunSpec(
+        TaskPart(**_known(found["task"], _Task)), found["pool"], predictor, parts, found["conditions"], found["on_leak"]
+    ), {}
+
+
+def _known(value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    return {name: value[name] for name in kind.__annotations__ if name in value}
+
+
+_AMERICAN = {"normalise": "normalize", "neighbours": "neighbors", "centre": "center"}
+"""Settings of the first format by their names of today."""
+
+
+def upgrade_spec(value: dict[str, Any], where: str = "spec") -> tuple[RunSpec, dict[str, Any]]:
+    """The spec of a run of the first format, and the facts that stood in it: it can be ranked beside those of today.
+
+    It is not resumed: the same command makes a run of today's format, for which the cache knows the answers. Versions
+    of selectors were those of the package then; they count as version 0, older than any. DataError for a damaged spec.
+    """
+    old = read_as(_OldSpec, value, where)
+    selector = old["selector"]
+    content = selector["version"].partition("+")[2]
+    facts: dict[str, Any] = {"iclkit": old["iclkit"]}
+    models = {name: value[name] for name in ("embedder", "reranker") if value.get(name)}
+    if "predictor" in old:
+        predictor, parts = Spec(**_known(old["predictor"], _OldPredictor)), models
+        facts["template"] = old["template"]
+    elif old["lm"] is None:
+        raise DataError(f"{where}: lm should be an object, and is null")
+    else:
+        predictor = Spec("prompt", {}, 0)
+        settings = _american(selector["settings"])
+        parts = {
+            "selector": Spec(selector["name"], settings, 0, content).identity(),
+            "lm": value["lm"],
+            **models,
+            "template": old["template"],
+            **{name: value[name] for name in ("k", "seed", "order", "budget")},
+            "normalize": old["normalise"],
+            "calibrate": old.get("calibrate", "none"),
+            **{name: value[name] for name in ("prior", "answer_tokens", "stop", "shapes") if name in value},
+        }
+    return RunSpec(TaskPart(**_known(old["task"], _Task)), old["pool"], predictor, parts, {}, old["on_leak"]), facts
+
+
+def _american(value: Any) -> Any:
+    """Settings with today's names, in the specs of parts (``of``) too."""
+    if isinstance(value, dict):
+        return {_AMERICAN.get(name, name): _american(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_american(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(rf"\b({'|'.join(_AMERICAN)})=", lambda found: f"{_AMERICAN[found[1]]}=", value)
+    return value
 
 
 def _whole_lines(file: Path) -> list[bytes]:

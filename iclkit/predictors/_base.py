@@ -47,33 +47,19 @@ class BasePredictor(ABC):
     def spec(self) -> Spec:
         """Name and settings: enough to build this predictor again."""
         settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return Spec(self.name, settings, str(self.version))
+        return Spec(self.name, settings, self.version)
 
     @property
     def parts(self) -> dict[str, Json]:
-        """Name, settings and version; the models that it needs. No LM, and nothing is shown to one: the other fields
-        of a run's spec stand at what they are without demonstrations."""
-        spec = self.spec
-        return {
-            "predictor": {"name": self.name, "settings": dict(spec.settings), "version": self.version},
-            "selector": {"name": self.name, "settings": dict(spec.settings), "version": spec.version},
-            "lm": None,
-            "embedder": None,
-            **self._tools.identities(self.needs),
-            "template": self.context.template.identity(),
-            "k": 0,
-            "seed": 0,
-            "order": "best-last",
-            "budget": None,
-            "normalise": "sum",
-        }
+        """The models that it needs; its settings stand in ``spec``."""
+        return self._tools.identities(self.needs)
 
     @property
     def facts(self) -> Mapping[str, Json]:
-        """Its name on a board."""
+        """Its name on a board, and how the task's rows are written out for people."""
         defaults = {f.name: f.default for f in fields(self) if f.init}
         given = {name: value for name, value in self.spec.settings.items() if value != defaults[name]}
-        return {"selector": str(Spec(self.name, given))}
+        return {"selector": str(Spec(self.name, given)), "template": self.context.template.identity()}
 
     @property
     def usage(self) -> Mapping[str, float]:

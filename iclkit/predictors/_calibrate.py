@@ -1,6 +1,6 @@
 """Calibration: take out of label scores what the prompt says before it has seen the query. Pure functions, in nats.
 
-All work on scores after any length normalisation, and all divide the label probabilities by a prior: of content-free
+All work on scores after any length normalization, and all divide the label probabilities by a prior: of content-free
 inputs after the same demonstrations (contextual: Zhao et al. 2021, arXiv 2102.09690), of random words of the domain
 (domain: Fei et al. 2023, arXiv 2305.19148), of all queries of the run together (batch: Zhou et al. 2024, arXiv
 2309.17249), of rows of the pool that are asked as the queries are and never see themselves (pool: the same without a

@@ -48,12 +48,13 @@ from iclkit.prompts import (
     best_option,
     log_probs,
 )
-from iclkit.records import Generation, Json, Prompt, Query, Selection, Spec
+from iclkit.records import Generation, Json, ModelName, Prompt, Query, Selection, Spec
 from iclkit.selectors import SELECTORS, Needs, Selector, make_selector, selector_info
 
 NO_ANSWER = "no answer: the LM wrote nothing, or nothing that names an option"
 CUT = "the answer ended by length, after"
 """How the notes of a row begin whose answer is none, or was cut; every other note is the selector's."""
+PROMPT_VERSION = 1  # raised when the same parts give other answers
 POOL_ROWS = 100  # rows of the pool that the prior of ``pool`` calibration is taken over
 _LEAST_ROOM = 16  # tokens that an answer has beyond those that the longest one shown would need, and a quarter of these
 _REASONING = 256  # tokens for an answer that may be reasoned out, however short the answers that are shown
@@ -63,7 +64,7 @@ _REASONING = 256  # tokens for an answer that may be reasoned out, however short
 class Settings:
     """How an LM is prompted; all of it is part of a run's identity.
 
-    ``budget`` in tokens for prompt and answer (None: the LM's context). ``normalise``: ``sum`` compares labels by their
+    ``budget`` in tokens for prompt and answer (None: the LM's context). ``normalize``: ``sum`` compares labels by their
     summed log-probability, ``mean`` by that divided by the label's tokens. ``calibrate``: see ``CALIBRATIONS``;
     ``prior``: probability of each label, for the calibration ``given``, as a mapping or as (label, probability) pairs,
     which are kept sorted. ``answer_tokens`` and ``stop`` bound an answer that is written (None: see ``answer_bounds``).
@@ -73,7 +74,7 @@ class Settings:
     seed: int = 0
     order: str = "best-last"
     budget: int | None = None
-    normalise: str = "sum"
+    normalize: str = "sum"
     calibrate: str = "none"
     prior: Mapping[str, float] | tuple[tuple[str, float], ...] | None = ()
     answer_tokens: int | None = None
@@ -86,8 +87,8 @@ class Settings:
             raise UsageError(f"k is {self.k}; give 0 or more")
         if self.calibrate not in CALIBRATIONS:
             raise UsageError(f"calibrate is {self.calibrate!r}; choose from {', '.join(CALIBRATIONS)}")
-        if self.normalise not in NORMALIZATIONS:
-            raise UsageError(f"normalise is {self.normalise!r}; choose from {', '.join(NORMALIZATIONS)}")
+        if self.normalize not in NORMALIZATIONS:
+            raise UsageError(f"normalize is {self.normalize!r}; choose from {', '.join(NORMALIZATIONS)}")
         if (self.calibrate == "given") != bool(self.prior):
             raise UsageError(
                 "the calibration 'given' needs a prior, a probability for each label"
@@ -172,8 +173,8 @@ class PromptPredictor:
 
     @property
     def spec(self) -> Spec:
-        """The selector's, by which a prompt is known on boards."""
-        return self.selector.spec
+        """A prompt; what it is made of stands in ``parts``."""
+        return Spec("prompt", {}, PROMPT_VERSION)
 
     @property
     def needs(self) -> Needs:
@@ -202,18 +203,17 @@ class PromptPredictor:
     @property
     def parts(self) -> dict[str, Json]:
         """Selector, models, template and settings."""
-        s, spec = self.settings, self.spec
+        s = self.settings
         parts: dict[str, Any] = {
-            "selector": {"name": spec.name, "settings": dict(spec.settings), "version": spec.version},
-            "lm": {"name": self.lm.name, "fingerprint": self.lm.fingerprint},
-            "embedder": None,
+            "selector": self.selector.spec.identity(),
+            "lm": ModelName(self.lm.name, self.lm.fingerprint).identity(),
             **self.tools.identities(self.selector.needs),
             "template": self._template.identity(),
             "k": s.k,
             "seed": s.seed,
             "order": s.order,
             "budget": s.budget,
-            "normalise": s.normalise,
+            "normalize": s.normalize,
             "calibrate": s.calibrate,
         }
         if s.calibrate in OVER_ROWS:
@@ -228,7 +228,7 @@ class PromptPredictor:
     @property
     def facts(self) -> dict[str, Json]:
         """Its name on a board, whether its retriever has learnt from this task, and the prior over all rows."""
-        name = display_name(self.spec)
+        name = display_name(self.selector.spec)
         shapes = "".join(f" + {shape.spec}" for shape in self.shapes)
         facts: dict[str, Json] = {"selector": name + shapes, "trained on": self._trained_on_task}
         return facts | ({"prior": self._prior} if self._prior else {})
@@ -262,8 +262,8 @@ class PromptPredictor:
             raise UsageError(f"task {context.name!r} has no labels to calibrate; leave --calibrate out")
         if calibrate in OVER_ROWS and context.kind == "multiple_choice":
             raise UsageError(f"{calibrate} calibration needs one label set for all queries; use contextual or domain")
-        if ranks_only(self.lm) and not context.writes and (calibrate, self.settings.normalise) != ("none", "sum"):
-            what = f"calibrate {calibrate}" if calibrate != "none" else "normalise mean"
+        if ranks_only(self.lm) and not context.writes and (calibrate, self.settings.normalize) != ("none", "sum"):
+            what = f"calibrate {calibrate}" if calibrate != "none" else "normalize mean"
             raise UsageError(
                 f"{self.lm.name} tells no log-probabilities: its answers are compared with the labels, and such ranks "
                 f"cannot be averaged or calibrated; leave {what!r} out"
@@ -364,8 +364,8 @@ class PromptPredictor:
 
     def _answer_of(self, query_id: str, reading: Reading) -> Prediction:
         s = self.settings
-        over_rows = s.normalise == "mean" and s.calibrate in OVER_ROWS
-        return answer_of(query_id, reading, s.normalise, ranks=ranks_only(self.lm), keep_tokens=over_rows)
+        over_rows = s.normalize == "mean" and s.calibrate in OVER_ROWS
+        return answer_of(query_id, reading, s.normalize, ranks=ranks_only(self.lm), keep_tokens=over_rows)
 
     def _write(
         self, inputs: Mapping[int, PromptInput], prompts: Mapping[int, Prompt], failures: Failures

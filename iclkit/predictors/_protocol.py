@@ -78,7 +78,7 @@ class Predictor(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """Name and settings."""
+        """Name, settings and version; a part of a run's identity."""
         ...
 
     @property
@@ -88,8 +88,11 @@ class Predictor(Protocol):
 
     @property
     def parts(self) -> Mapping[str, Json]:
-        """Everything that decides its answers beside task and pool, by name; a part of a run's identity, and the axes
-        along which a board compares. Known after ``fit``."""
+        """What decides its answers beside task, pool and ``spec``, by name; a part of a run's identity, and the axes
+        along which a board compares. Known after ``fit``. A ``selector`` is what chose demonstrations; ``lm``,
+        ``embedder`` and ``reranker`` are models by name and fingerprint; ``template``, ``k``, ``seed``, ``order``,
+        ``budget``, ``normalize``, ``calibrate``, ``prior``, ``answer_tokens`` and ``stop`` mean what they mean in a
+        prompt; other names are free."""
         ...
 
     @property

@@ -10,7 +10,7 @@ from iclkit.errors import NeedError
 from iclkit.lm import LM, as_lm
 from iclkit.predictors._protocol import TaskContext
 from iclkit.prompts import Template
-from iclkit.records import Json
+from iclkit.records import Json, ModelName
 from iclkit.selectors import Kit, Needs
 
 _WORDS = (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker"))
@@ -69,4 +69,4 @@ class Tools:
     def identities(self, needs: Needs) -> dict[str, Json]:
         """Name and fingerprint of the embedder and the reranker that are there and needed, for a run's identity."""
         used = {"embedder": needs.embedder and self.embedder, "reranker": needs.reranker and self.reranker}
-        return {part: {"name": m.name, "fingerprint": m.fingerprint} for part, m in used.items() if m}
+        return {part: ModelName(m.name, m.fingerprint).identity() for part, m in used.items() if m}

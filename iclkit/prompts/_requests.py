@@ -72,6 +72,6 @@ def log_softmax(values: Any) -> Floats:
 
 
 def template_of(run: Run) -> Template:
-    """The template that a run showed its demonstrations with, from its spec."""
-    fields = dict(run.spec["template"])
+    """The template that a run showed its demonstrations with; the task's for a run that showed an LM nothing."""
+    fields = dict(run.spec.parts.get("template") or run.facts.get("template") or {})
     return Template(**fields | {"stop": tuple(fields.get("stop", ()))})

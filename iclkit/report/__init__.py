@@ -2,6 +2,7 @@
 
 from iclkit.report._board import leaderboard
 from iclkit.report._checks import usable_runs
+from iclkit.report._drafts import distinct_runs
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
 from iclkit.report._records import Board, Group, Line, Overall, OverallLine
@@ -36,6 +37,7 @@ __all__ = [
     "bar",
     "cells",
     "curves",
+    "distinct_runs",
     "format_figure",
     "group_notes",
     "headline",

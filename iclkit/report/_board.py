@@ -16,6 +16,7 @@ from iclkit.report._drafts import (
     Table,
     compare_lines,
     count,
+    distinct_runs,
     make_draft,
     rank_lines,
     tables_of,
@@ -63,9 +64,9 @@ def leaderboard(
     Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read, and
     those whose values are not what their answers are worth (see ``usable_runs``). DataError when nothing is left.
     """
-    compared, questions = check_axes(compare), [Primary.parse(text) for text in primary]
+    runs, lost = distinct_runs(runs), list(left_out)
+    compared, questions = check_axes(compare, runs), [Primary.parse(text) for text in primary]
     base_name = baseline or BASELINES.get(compared[0], "")
-    runs, lost = list(runs), list(left_out)
     done = [r for r in runs if r.facts.get("done", True) and r.rows]
     notes = [f"{len(runs) - len(done)} unfinished runs are left out"] if len(done) < len(runs) else []
     trusted, wrong, more = usable_runs(done)

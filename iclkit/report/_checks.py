@@ -39,7 +39,7 @@ def usable_runs(runs: Iterable[Run]) -> tuple[list[Run], list[LeftOut], list[str
             lost.append(LeftOut(run.id, f"{error}; {reason or _REMEDY}"))
             continue
         kept.append(checked)
-        anew[metric.name, run.spec["iclkit"]] += changed
+        anew[metric.name, made_by(run)] += changed
         if not metric.repeatable:
             recorded[metric.name] = None
     notes = [f"values of {name} are as they were recorded: a board cannot take them anew" for name in recorded]
@@ -51,10 +51,15 @@ def usable_runs(runs: Iterable[Run]) -> tuple[list[Run], list[LeftOut], list[str
     return kept, lost, notes
 
 
+def made_by(run: Run) -> str:
+    """The version of iclkit that made the run; of one that several went on with, the first."""
+    return str(run.facts.get("iclkit", __version__))
+
+
 def metric_of(run: Run) -> tuple[Metric, str]:
     """The metric of a run's task; where it is not at hand here, one that has recorded values only, and why."""
-    name: str = run.spec["task"]["metric"]
-    labels = run.spec["task"]["labels"] or sorted({row.gold for row in run.rows})
+    name: str = run.spec.task.metric
+    labels = run.spec.task.labels or sorted({row.gold for row in run.rows})
     try:
         found: Metric = METRICS.get(name)
         return found.for_labels(labels), ""
@@ -86,7 +91,7 @@ def same_queries(runs: Sequence[Run]) -> tuple[list[Run], list[LeftOut]]:
 def _checked(run: Run, metric: Metric) -> tuple[Run, bool]:
     """The run with values that are right, and whether any had to be replaced. DataError, naming the row, for others."""
     rows = list(run.rows)
-    plain = run.spec["normalise"] == "sum" and run.spec.get("calibrate", "none") == "none"
+    plain = run.spec.normalize == "sum" and run.spec.calibrate == "none"
     for number, row in enumerate(rows):
         if row.failure:
             continue
@@ -100,7 +105,7 @@ def _checked(run: Run, metric: Metric) -> tuple[Run, bool]:
         value = row.metrics[metric.name]
         worth = _worth(metric, row.output, row.gold)
         if worth is not None and abs(value - worth) > _ROUNDING * max(1.0, abs(worth)):
-            if run.spec["iclkit"] == __version__:
+            if made_by(run) == __version__:
                 raise DataError(
                     f"{place} has {metric.name} {value:g}, and its answer {_short(row.output)} is worth {worth:g} "
                     f"against {_short(row.gold)}"

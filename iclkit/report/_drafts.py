@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +23,9 @@ from iclkit.eval import (
     smallest_effects,
     variance_components,
 )
-from iclkit.records import Run, canonical_json
+from iclkit.records import Run, RunSpec, canonical_json, digest
 from iclkit.report._axes import AXES, USUAL, Axis, axes, axis_word, seed_scope
-from iclkit.report._checks import metric_of
+from iclkit.report._checks import made_by, metric_of
 from iclkit.report._questions import Answer
 from iclkit.report._records import ALPHA, Group, Line
 
@@ -162,8 +161,9 @@ def _title(table: Table, tag: str) -> str:
 
 def make_draft(table: Table, tag: str) -> Draft:
     """The lines of a table with their figures."""
-    newest, failed = answered(_newest(table.runs, table.compared))
-    spec = max(newest, key=lambda r: r.spec["k"]).spec
+    newest, repeated = _newest(table.runs, table.compared)
+    newest, failed = answered(newest)
+    spec = max(newest, key=lambda r: r.spec.k).spec
     metric, _ = metric_of(newest[0])
     lines: dict[str, list[Run]] = {}
     for run in newest:
@@ -174,17 +174,17 @@ def make_draft(table: Table, tag: str) -> Draft:
         _draft_line(name, members, metric, golds)
         for name, (_, members) in sorted(zip(names, lines.items(), strict=True), key=lambda pair: pair[1][0])
     ]  # fmt: skip
-    notes = [*_leak_notes(spec, newest)]
+    notes = [*_leak_notes(spec, newest), *repeated]
     if failed:
         what = "query" if failed == 1 else "queries"
         notes.append(f"{failed} {what} failed in one run or another and count in none of these figures")
     fixed = table.fixed
-    several = "several LMs" if any(run.spec["lm"] for run in newest) else "no LM"
+    several = "several LMs" if any(run.spec.lm for run in newest) else "no LM"
     group = Group(
-        spec["task"]["name"], fixed["lm"].label if "lm" in fixed else several, spec["k"], metric.name, len(golds),
-        spec["pool"]["size"], (), tuple(notes), tag, _title(table, tag),
+        spec.task.name, fixed["lm"].label if "lm" in fixed else several, spec.k, metric.name, len(golds),
+        spec.pool.size, (), tuple(notes), tag, _title(table, tag),
     )  # fmt: skip
-    return Draft(group, metric, drafts, golds, tuple(spec["task"]["labels"]), fixed)
+    return Draft(group, metric, drafts, golds, spec.task.labels, fixed)
 
 
 def answered(runs: Sequence[Run]) -> tuple[list[Run], int]:
@@ -199,19 +199,19 @@ def answered(runs: Sequence[Run]) -> tuple[list[Run], int]:
     return kept, len(failed)
 
 
-def _leak_notes(spec: Mapping[str, Any], runs: Sequence[Run]) -> tuple[str, ...]:
+def _leak_notes(spec: RunSpec, runs: Sequence[Run]) -> tuple[str, ...]:
     leaks = next((r.facts["leaks"] for r in runs if r.facts.get("leaks", {}).get("queries")), None)
     if not leaks:
         return ()
     kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(leaks["pairs"].items()))
-    done = {"exclude": "kept from the queries they give away", "ignore": "shown nevertheless"}[spec["on_leak"]]
-    return (f"{leaks['queries']} of {spec['task']['queries']} test rows stand in the pool ({kinds}); {done}",)
+    done = {"exclude": "kept from the queries they give away", "ignore": "shown nevertheless"}[spec.on_leak]
+    return (f"{leaks['queries']} of {spec.task.queries} test rows stand in the pool ({kinds}); {done}",)
 
 
 def _names(places: Sequence[Mapping[str, Axis]], compared: Sequence[str]) -> list[str]:
     """A name for each line: its first compared axis, and the others where they are not the usual.
 
-    Lines of one name get what else tells them apart: the embedder of a selector, the end of a key.
+    Lines of one name get what else tells them apart: the models of a selector, a hash.
     """
     names = []
     for place in places:
@@ -221,25 +221,31 @@ def _names(places: Sequence[Mapping[str, Axis]], compared: Sequence[str]) -> lis
         if compared[0] == "k":
             labels[0] = f"k = {labels[0]}"
         names.append(" + ".join(label for label in labels if label))
-    for name in {n for n in names if names.count(n) > 1}:
-        for i, own in enumerate(names):
-            if own == name:
-                names[i] = f"{name} ({_apart(places[i], compared)})"
+    for apart in (_details, _marks):
+        for name in {n for n in names if names.count(n) > 1}:
+            for i, own in enumerate(names):
+                if own == name:
+                    names[i] = f"{name} ({apart(places[i], compared)})"
     return names
 
 
-def _apart(place: Mapping[str, Axis], compared: Sequence[str]) -> str:
+def _details(place: Mapping[str, Axis], compared: Sequence[str]) -> str:
     return " ".join(place[a].detail or place[a].key[-6:] for a in compared if a in place and a not in _USUAL_LABELS)
 
 
+def _marks(place: Mapping[str, Axis], compared: Sequence[str]) -> str:
+    """What no person can read, for lines of which all that can be read is equal: two versions of one model."""
+    return digest([place[a].key for a in compared if a in place], 2)
+
+
 def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]) -> DraftLine:
-    runs = sorted(runs, key=lambda run: int(run.spec["seed"]))
+    runs = sorted(runs, key=lambda run: run.spec.seed)
     ids = [r.query_id for r in runs[0].rows]
     for run in runs:
         if [r.query_id for r in run.rows] != ids:
             raise DataError(f"runs {runs[0].id} and {run.id} should have the same queries and have not; run them again")
     values, outputs = np.empty((len(runs), 0)), list[list[str]]()
-    labels, scope = runs[0].spec["task"]["labels"], seed_scope(runs[0])
+    labels, scope = runs[0].spec.task.labels, seed_scope(runs[0])
     calibrate = axes(runs[0])["calibrate"].label if "calibrate" in axes(runs[0]) else "none"
     notes = [*_line_notes(runs), *cautions(runs)]
     if metric.whole is not None or labels:
@@ -265,21 +271,21 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
     place = axes(runs[0])
     line = Line(
         selector=place["selector"].label,
-        order=runs[0].spec["order"],
+        order=runs[0].spec.order,
         calibrate=calibrate,
         figure=figure,
-        seeds=tuple(r.spec["seed"] for r in runs),
+        seeds=tuple(r.spec.seed for r in runs),
         runs=tuple(r.id for r in runs),
         tokens=sum(r.prompt_tokens for run in runs for r in run.rows) / queries,
         calls=sum(r.usage.get("calls", 0) for r in runs) / queries,
         seconds=sum(r.usage.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
         name=name,
         scope=scope,
-        asks_lm=runs[0].spec["lm"] is not None,
+        asks_lm=runs[0].spec.lm is not None,
         others=others,
         notes=tuple(notes),
     )
-    return DraftLine(line, values, outputs, canonical_json([place["selector"].key, runs[0].spec["k"]]))
+    return DraftLine(line, values, outputs, canonical_json([place["selector"].key, runs[0].spec.k]))
 
 
 def _scope_notes(values: Floats, scope: str) -> list[str]:
@@ -290,9 +296,14 @@ def _scope_notes(values: Floats, scope: str) -> list[str]:
     return []
 
 
-def _newest(runs: Sequence[Run], compared: tuple[str, ...]) -> list[Run]:
-    """The same run made by two versions counts once: the later version's."""
-    return [*{(_line_key(run, compared), run.spec["seed"]): run for run in sorted(runs, key=_version)}.values()]
+def _newest(runs: Sequence[Run], compared: tuple[str, ...]) -> tuple[list[Run], list[str]]:
+    """Of runs that are the same but for the version that made them the newest, and a note on the others."""
+    twins: dict[tuple[str, int], list[Run]] = {}
+    for run in sorted(runs, key=_age):
+        twins.setdefault((_line_key(run, compared), run.spec.seed), []).append(run)
+    pairs = [f"{old.id} by {made[-1].id}" for made in twins.values() for old in made[:-1]]
+    notes = [f"{count(len(pairs), 'run')} repeated by a newer one, which counts: {', '.join(pairs)}"] if pairs else []
+    return [made[-1] for made in twins.values()], notes
 
 
 def _line_key(run: Run, compared: Sequence[str]) -> str:
@@ -301,9 +312,15 @@ def _line_key(run: Run, compared: Sequence[str]) -> str:
     return canonical_json([place[a].key if a in place else "" for a in compared])
 
 
-def _version(run: Run) -> list[tuple[int, str]]:
-    text = f"{run.spec['iclkit']}.{run.spec['selector']['version']}"
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in text.split(".")]
+def distinct_runs(runs: Iterable[Run]) -> list[Run]:
+    """Each run once: of those of one id, which stand in several folders, the newest."""
+    return [*{run.id: run for run in sorted(runs, key=_age)}.values()]
+
+
+def _age(run: Run) -> tuple[int, int, list[tuple[int, str]], str]:
+    """Versions of predictor, selector and package, and the date; the newest is the largest."""
+    package = [(int(part), "") if part.isdigit() else (-1, part) for part in made_by(run).split(".")]
+    return run.spec.predictor.version, run.spec.selector.version, package, str(run.facts.get("date", ""))
 
 
 def _line_notes(runs: Sequence[Run]) -> tuple[str, ...]:

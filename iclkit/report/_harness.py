@@ -18,7 +18,7 @@ from typing import Any
 
 from iclkit import __version__
 from iclkit.errors import DataError
-from iclkit.prompts import Template, assemble
+from iclkit.prompts import Template, assemble, template_of
 from iclkit.records import Example, Message, Query, Run, digest
 from iclkit.report._checks import metric_of
 from iclkit.report._drafts import answered
@@ -47,7 +47,7 @@ def write_harness(runs: Iterable[Run], folder: str | Path, texts: Texts | None =
         models.setdefault(name, {})[task] = run
     written = []
     for name, tasks in sorted(models.items()):
-        samples = {task: _samples(run, (texts or {}).get(run.spec["task"]["hash"], {})) for task, run in tasks.items()}
+        samples = {task: _samples(run, (texts or {}).get(run.spec.task.hash, {})) for task, run in tasks.items()}
         files = {
             f"results_{stamp}.json": json.dumps(_results(name, tasks, samples, date), indent=2, ensure_ascii=False)
         }
@@ -71,18 +71,18 @@ def _safe(text: str) -> str:
 
 
 def _task(run: Run) -> str:
-    return _safe(run.spec["task"]["name"])
+    return _safe(run.spec.task.name)
 
 
 def _selector(run: Run) -> str:
-    return str(run.facts.get("selector") or run.spec["selector"]["name"])
+    return str(run.facts.get("selector") or run.spec.selector.name)
 
 
 def _model(run: Run) -> str:
     s = run.spec
-    parts = [s["lm"]["name"] if s["lm"] else "no-lm", _selector(run), f"k{s['k']}", f"seed{s['seed']}"]
-    parts += [s["order"]] if s["order"] != "best-last" else []
-    parts += [s["calibrate"]] if s.get("calibrate", "none") != "none" else []
+    parts = [s.lm.name if s.lm else "no-lm", _selector(run), f"k{s.k}", f"seed{s.seed}"]
+    parts += [s.order] if s.order != "best-last" else []
+    parts += [s.calibrate] if s.calibrate != "none" else []
     return _safe("__".join(parts))
 
 
@@ -91,7 +91,7 @@ def _sha(text: str) -> str:
 
 
 def _metric(run: Run) -> str:
-    name: str = run.spec["task"]["metric"]
+    name: str = run.spec.task.metric
     return _NAMES.get(name, name)
 
 
@@ -130,7 +130,7 @@ def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             target = str(choices.index(row.gold)) if row.gold in choices else row.gold
             doc["choices"] = choices
         else:
-            stops = run.spec.get("stop", template.stop_strings)
+            stops = template.stop_strings if run.spec.stop is None else run.spec.stop
             arguments = [{"arg_0": prompt, "arg_1": {"until": [*stops]}}]
             resps, filtered, target = [[row.output]], [row.output], row.gold
         found.append({
@@ -169,40 +169,38 @@ def _results(
     first = next(iter(tasks.values())).spec
     results, configs = {}, {}
     for task, run in tasks.items():
-        metric, template = _metric(run), run.spec["template"]
+        metric, template = _metric(run), template_of(run)
         value, error = _figure(run)
         results[task] = {"alias": task, f"{metric},none": value, f"{metric}_stderr,none": error}
         configs[task] = {
             "task": task,
             "output_type": _kind(run),
-            "doc_to_text": template["demo"],
-            "description": template.get("instruction", ""),
-            "fewshot_delimiter": template.get("separator", ""),
+            "doc_to_text": template.demo,
+            "description": template.instruction,
+            "fewshot_delimiter": template.separator,
             "target_delimiter": "",
-            "num_fewshot": run.spec["k"],
+            "num_fewshot": run.spec.k,
             "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],
             "repeats": 1,
             "should_decontaminate": False,
-            "metadata": {"version": run.spec["task"]["hash"], "iclkit_run": run.id, "selector": _selector(run)},
+            "metadata": {"version": run.spec.task.hash, "iclkit_run": run.id, "selector": _selector(run)},
         }
     spent = sum(run.usage.get(k, 0.0) for run in tasks.values() for k in ("select_s", "assemble_s", "score_s"))
     return {
         "results": results,
         "group_subtasks": {task: [] for task in tasks},
         "configs": configs,
-        "versions": {task: run.spec["task"]["hash"] for task, run in tasks.items()},
-        "n-shot": {task: run.spec["k"] for task, run in tasks.items()},
+        "versions": {task: run.spec.task.hash for task, run in tasks.items()},
+        "n-shot": {task: run.spec.k for task, run in tasks.items()},
         "higher_is_better": {task: {_metric(run): True} for task, run in tasks.items()},
-        "n-samples": {
-            task: {"original": r.spec["task"]["queries"], "effective": len(r.rows)} for task, r in tasks.items()
-        },
+        "n-samples": {task: {"original": r.spec.task.queries, "effective": len(r.rows)} for task, r in tasks.items()},
         "config": {
             "model": "iclkit",
-            "model_args": f"pretrained={first['lm']['name']},selector={first['selector']['name']}",
+            "model_args": f"pretrained={first.lm.name if first.lm else None},selector={first.selector.name}",
             "batch_size": None,
             "limit": None,
-            "random_seed": first["seed"],
-            "fewshot_seed": first["seed"],
+            "random_seed": first.seed,
+            "fewshot_seed": first.seed,
         },
         "git_hash": None,
         "date": date.timestamp(),

@@ -108,9 +108,10 @@ def _pack(board: Board, runs: Mapping[str, Run], texts: Texts, count: int) -> tu
     sheets: dict[str, _TextTable] = {}
     packages = []
     for group in board.groups:
-        run = runs[group.lines[0].runs[0]]
-        key = canonical_json([run.spec["task"]["hash"], run.spec["template"]])
-        sheet = sheets.setdefault(key, _TextTable(template_of(run), texts.get(run.spec["task"]["hash"], {})))
+        members = [runs[i] for line in group.lines for i in line.runs]
+        run = next((run for run in members if run.spec.lm is not None), members[0])  # one whose template an LM read
+        key = canonical_json([run.spec.task.hash, template_of(run).identity()])
+        sheet = sheets.setdefault(key, _TextTable(template_of(run), texts.get(run.spec.task.hash, {})))
         kept = _spaced(group.queries, count)
         packages.append({"sheet": [*sheets].index(key)} | _group(group, runs, sheet, kept))
     return [_compress(p) for p in packages], [_compress(s.content()) for s in sheets.values()]
@@ -146,7 +147,7 @@ def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _TextTable, numb
     scores = [dict(row.picks) for row in rows]
     return {
         "id": run.id,
-        "seed": run.spec["seed"],
+        "seed": run.spec.seed,
         "output": [number(row.output) for row in rows],
         "value": [_short(value) for value in values_of(rows, metric)],
         "tokens": [row.prompt_tokens for row in rows],

@@ -425,9 +425,9 @@ def plain_words(board: Board, group: Group) -> str:
 
 def format_figure(run: Run) -> str:
     """A run's figure in words: ``accuracy 61.3 %``."""
-    metric: Metric = METRICS.get(run.spec["task"]["metric"])
+    metric: Metric = METRICS.get(run.spec.task.metric)
     rows = [row for row in run.rows if not row.failure]
-    value = metric.figure([r.output for r in rows], [r.gold for r in rows], run.spec["task"]["labels"])
+    value = metric.figure([r.output for r in rows], [r.gold for r in rows], run.spec.task.labels)
     return f"{metric.name.replace('_', ' ')} {figure(value)} %"
 
 

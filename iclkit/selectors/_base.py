@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit import __version__
 from iclkit.embed import as_embedder
 from iclkit.errors import DataError, NeedError, UsageError
 from iclkit.lm import ranks_only
@@ -199,6 +198,8 @@ class BaseSelector:
     name: ClassVar[str] = ""
     source: ClassVar[str] = ""
     """Where the method comes from: authors, venue or arXiv number."""
+    version: ClassVar[int] = 1
+    """Raised when the same settings pick others than before: runs of before are then not taken for those of now."""
 
     pool_: PoolView = field(init=False, repr=False, compare=False)
     kit_: Kit = field(init=False, repr=False, compare=False)
@@ -213,7 +214,7 @@ class BaseSelector:
     def spec(self) -> Spec:
         """Name and settings: enough to build this selector again."""
         settings: dict[str, Json] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        return Spec(self.name, settings, __version__)
+        return Spec(self.name, settings, self.version)
 
     def fit(self, pool: PoolLike, kit: Kit | None = None) -> Self:
         """Remember pool and kit, then ``prepare``. Examples without a pool are kept in memory.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from iclkit.prompts import Template
-from iclkit.records import SeedScope, Selection
+from iclkit.records import SeedScope, Selection, Spec, digest
 from iclkit.registry import parse_specs
 from iclkit.selectors._base import (
     RANDOM_FILL,
@@ -52,6 +52,17 @@ class CompositeSelector(BaseSelector, ABC):
     def needs(self) -> Needs:
         """Its own needs and those of its parts, together."""
         return combined_needs([self.own_needs, *(part.needs for part in self.parts_)], keeps_fill=self.keeps_fill)
+
+    @property
+    def spec(self) -> Spec:
+        """Name and settings; version and content change with those of its parts."""
+        own, parts = super().spec, [part.spec for part in self.parts_]
+        contents = [part.content for part in parts]
+        return replace(
+            own,
+            version=own.version + sum(part.version - 1 for part in parts),
+            content=digest(contents, 8) if any(contents) else "",
+        )
 
     def prepare(self) -> None:
         """Fit the parts."""

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, NotRequired, Self, TypedDict
 
 import numpy as np
 
-from iclkit import __version__
 from iclkit.errors import DataError, IclkitError, UsageError
 from iclkit.files import read_json, replace_file
 from iclkit.pool import Candidates
@@ -163,9 +162,9 @@ class FixedSelector(BaseSelector):
 
     @property
     def spec(self) -> Spec:
-        """Name and file; the version tells contents apart, so that a changed file makes another run."""
-        version = f"{__version__}+{self.content.hash}" if self.file or "content" in self.__dict__ else __version__
-        return Spec(self.name, {"file": self.file}, version)
+        """Name, file and the hash of what it says, so that a changed file makes another run."""
+        content = self.content.hash if self.file or "content" in self.__dict__ else ""
+        return Spec(self.name, {"file": self.file}, self.version, content)
 
     def template_for(self, given: Template | None) -> Template:
         """The run's template, or the file's where none is given, with the file's instruction."""

@@ -29,7 +29,7 @@ PromptQuery = tuple[Query, Sequence[Example]]
 
 
 def entropy(logprobs: FloatArray) -> FloatArray:
-    """Entropy in nats (…,) of distributions given as unnormalised log-probabilities (…, n); 0 log 0 is 0.
+    """Entropy in nats (…,) of distributions given as unnormalized log-probabilities (…, n); 0 log 0 is 0.
 
     >>> entropy(np.log([0.5, 0.5])).round(4).item()
     0.6931
@@ -93,7 +93,7 @@ class LabelScorer:
             )
         return options
 
-    def label_logprobs(self, prompts: Sequence[PromptQuery], normalise: str) -> list[FloatArray | None]:
+    def label_logprobs(self, prompts: Sequence[PromptQuery], normalize: str) -> list[FloatArray | None]:
         """For each prompt (labels,): log-probability in nats of each option, in one call of the LM.
 
         ``sum`` adds up a label's tokens, ``mean`` divides by their number. None for a prompt that the LM cannot answer.
@@ -106,7 +106,7 @@ class LabelScorer:
                 owners += [number] * len(options)
         scores, failed = ask_each(self.lm.score, requests, owners)
         answered = [position for position, owner in enumerate(owners) if owner not in failed]
-        values = dict(zip(answered, log_probs([scores[p] for p in answered], normalise).tolist(), strict=True))
+        values = dict(zip(answered, log_probs([scores[p] for p in answered], normalize).tolist(), strict=True))
         by_prompt = [list[float]() for _ in prompts]
         for position, value in values.items():
             by_prompt[owners[position]].append(value)

@@ -44,14 +44,14 @@ class MDLSelector(BaseSelector):
     candidates: int = 30  # how many of the nearest subsets are drawn from; k when k is larger
     window: int = 10  # how many ordered subsets are tried, the plain k nearest among them; 1 = knn
     prefer: str = "lowest"  # label entropy; highest is the switch of the authors' code
-    normalise: str = "mean"  # log-probability per token of a label; sum adds them up
+    normalize: str = "mean"  # log-probability per token of a label; sum adds them up
 
     def __post_init__(self) -> None:
         if self.candidates < 1 or self.window < 1:
             raise UsageError(f"mdl: candidates is {self.candidates}, window {self.window}; give 1 or more for both")
-        if self.prefer not in _PREFER or self.normalise not in NORMALIZATIONS:
+        if self.prefer not in _PREFER or self.normalize not in NORMALIZATIONS:
             raise UsageError(
-                f"mdl: prefer is {self.prefer!r}, normalise {self.normalise!r}; "
+                f"mdl: prefer is {self.prefer!r}, normalize {self.normalize!r}; "
                 f"choose {' or '.join(_PREFER)}, {' or '.join(NORMALIZATIONS)}"
             )
 
@@ -72,7 +72,7 @@ class MDLSelector(BaseSelector):
         nearest = batch.nearest(max(k, self.candidates))
         subsets = [near.rows[self._subsets(c.query, near.rows, k)] for c, near in zip(batch, nearest, strict=True)]
         prompts = [(c.query, c.examples(rows)) for c, tried in zip(batch, subsets, strict=True) for rows in tried]
-        logprobs = self.scorer_.label_logprobs(prompts, self.normalise)
+        logprobs = self.scorer_.label_logprobs(prompts, self.normalize)
         entropies = np.array([np.nan if values is None else float(entropy(values)) for values in logprobs])
         entropies = entropies.reshape(len(batch), self.window)
         return [self._best(rows, values) for rows, values in zip(subsets, entropies, strict=True)]

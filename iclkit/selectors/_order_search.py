@@ -76,14 +76,14 @@ class _OrderSearchSelector(BaseSelector, ABC):
     probe_tokens: int = 128  # length of a generated text, from which several inputs may be read
     temperature: float = 1.0  # of the generation
     min_words: int = 5  # shorter generated inputs are left out
-    normalise: str = "sum"  # log-probability of a label; mean divides by its tokens
+    normalize: str = "sum"  # log-probability of a label; mean divides by its tokens
 
     def __post_init__(self) -> None:
         if min(self.orders, self.probes, self.probe_tokens) < 1:
             raise UsageError(f"{self.name}: orders, probes and probe_tokens are 1 or more")
-        if self.probe not in _PROBES or self.normalise not in NORMALIZATIONS:
+        if self.probe not in _PROBES or self.normalize not in NORMALIZATIONS:
             raise UsageError(
-                f"{self.name}: probe is {self.probe!r}, normalise {self.normalise!r}; "
+                f"{self.name}: probe is {self.probe!r}, normalize {self.normalize!r}; "
                 f"choose {' or '.join(_PROBES)}, {' or '.join(NORMALIZATIONS)}"
             )
 
@@ -130,7 +130,7 @@ class _OrderSearchSelector(BaseSelector, ABC):
                 return self.searched_[k]
             ranked = [[demos[i] for i in order] for order in orders]
             prompts = [(Query(text), demonstrations) for demonstrations in ranked for text in inputs]
-            scores = self.scorer_.label_logprobs(prompts, self.normalise)
+            scores = self.scorer_.label_logprobs(prompts, self.normalize)
             by_order = [scores[at : at + len(inputs)] for at in range(0, len(scores), len(inputs))]
             # an input that cannot be answered after one order is left out after all, so that orders stay comparable
             complete = [column for column in zip(*by_order, strict=True) if all(one is not None for one in column)]

@@ -38,7 +38,8 @@ class _Model(TypedDict):
 class _Spec(TypedDict):
     name: str
     settings: dict[str, Any]
-    version: str
+    version: int
+    content: NotRequired[str]
 
 
 class _PoolFacts(TypedDict):
@@ -220,7 +221,7 @@ class Chooser:
         return {
             "iclkit_saved_selector": FORMAT,
             "iclkit": __version__,
-            "selector": {"name": spec.name, "settings": dict(spec.settings), "version": spec.version},
+            "selector": spec.identity(),  # type: ignore[typeddict-item]  # its keys are those of _Spec
             "k": self.k,
             "order": kit.order,
             "seed": kit.seed,
@@ -289,8 +290,11 @@ def load_selector(
     )
     store, view = _same_pool(folder, saved["pool"], pool, follows)
     notes: tuple[str, ...] = ()
-    if selector.spec.version != spec["version"]:
-        notes = (f"saved by {spec['name']} {spec['version']}, loaded by {selector.spec.version}: picks may differ",)
+    now = selector.spec
+    if now.version != spec["version"]:
+        notes = (f"saved by version {spec['version']} of {now.name}, loaded by {now.version}: picks may differ",)
+    elif now.content != spec.get("content", ""):
+        notes = (f"the selector file of {now.name} was changed after it was saved: picks may differ",)
     return Chooser(selector.fit(view, kit), view, kit, k=saved["k"], follow=follows, pool=store, notes=notes)
 
 
@@ -331,7 +335,8 @@ def _check_known(selector: Selector) -> None:
 
 
 def _spec_of(selector: Selector) -> Spec:
-    return Spec(selector.spec.name, selector.spec.settings, selector.spec.version)
+    spec = selector.spec
+    return Spec(spec.name, spec.settings, spec.version, spec.content)
 
 
 def _with_files(spec: Spec, folder: Path) -> Spec:

@@ -102,15 +102,15 @@ class Se2Selector(BaseSelector):
     source: ClassVar[str] = "Se²; Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
 
     width: int = 3  # beams; 1 is greedy
-    normalise: str = "none"  # sum of the trained similarities, or log-softmax: of log-probabilities over the pool
+    normalize: str = "none"  # sum of the trained similarities, or log-softmax: of log-probabilities over the pool
     temperature: float = 0.05  # divides similarities before the softmax
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.temperature <= 0:
             raise UsageError(f"se2: width is {self.width}, temperature {self.temperature}; give width >= 1, "
                              f"temperature > 0")  # fmt: skip
-        if self.normalise not in _NORMS:
-            raise UsageError(f"se2: normalise is {self.normalise!r}; give {' or '.join(_NORMS)}")
+        if self.normalize not in _NORMS:
+            raise UsageError(f"se2: normalize is {self.normalize!r}; give {' or '.join(_NORMS)}")
 
     def prepare(self) -> None:
         """Vectors of the pool."""
@@ -144,7 +144,7 @@ class Se2Selector(BaseSelector):
                 new = ~np.isin(near.rows, chosen)
                 rows, scores = self._compared(vector, float(size), near.rows[new], near.scores[new])
                 rows, scores = rows[:limit], scores[:limit]
-                if self.normalise == "log-softmax" and len(rows):
+                if self.normalize == "log-softmax" and len(rows):
                     mass = self._log_partition(vector, float(size), chosen, candidates[q].scope)
                     scores = np.round(scores / self.temperature - mass, SCORE_DECIMALS)
                 out.append((rows, scores))
@@ -156,7 +156,7 @@ class Se2Selector(BaseSelector):
         """When the softmax is not the one of the training."""
         assert self.kit_.embedder is not None
         trained = self.kit_.embedder.training.get("temperature")
-        if self.normalise == "none" or not isinstance(trained, int | float) or trained == self.temperature:
+        if self.normalize == "none" or not isinstance(trained, int | float) or trained == self.temperature:
             return ()
         return (f"temperature is {self.temperature:g}, and the retriever was trained with {trained:g}",)
 

@@ -99,13 +99,13 @@ def _most_votes(neighbors: IntArray, rows: IntArray, voting: BoolArray, heard: I
 @dataclass
 class _AnnotationSelector(BaseSelector, ABC):
     budget: int = 100  # how many examples of the pool are worth a label
-    neighbours: int = 150  # how many others each example votes for
-    centre: bool = True  # subtract the pool's mean vector first, as the source does
+    neighbors: int = 150  # how many others each example votes for
+    center: bool = True  # subtract the pool's mean vector first, as the source does
 
     def __post_init__(self) -> None:
-        if self.budget < 1 or self.neighbours < 1:
+        if self.budget < 1 or self.neighbors < 1:
             raise UsageError(
-                f"{self.name}: budget is {self.budget}, neighbours {self.neighbours}; give 1 or more for both"
+                f"{self.name}: budget is {self.budget}, neighbors {self.neighbors}; give 1 or more for both"
             )
 
     @property
@@ -120,7 +120,7 @@ class _AnnotationSelector(BaseSelector, ABC):
     def prepare(self) -> None:
         """Vectors of the pool, about its mean."""
         vectors = self._vectors()
-        self.mean_ = vectors.mean(axis=0, dtype=np.float64).astype(np.float32) if self.centre else np.float32(0)
+        self.mean_ = vectors.mean(axis=0, dtype=np.float64).astype(np.float32) if self.center else np.float32(0)
         self.vectors_ = _unit(vectors - self.mean_)
         self.__dict__.pop("annotated_", None)
 
@@ -128,8 +128,8 @@ class _AnnotationSelector(BaseSelector, ABC):
     def annotated_(self) -> IntArray:
         """Positions worth a label, in the order of choice; decided when first asked for, since an LM may be asked."""
         assert self.kit_.embedder is not None
-        graph = f"neighbors {vector_key(self.kit_.embedder, 'document')} {self.neighbours} {self.centre}"
-        near = self.pool_.derived(graph, lambda: neighbor_rows(self.vectors_, self.neighbours))
+        graph = f"neighbors {vector_key(self.kit_.embedder, 'document')} {self.neighbors} {self.center}"
+        near = self.pool_.derived(graph, lambda: neighbor_rows(self.vectors_, self.neighbors))
         density = np.round(self.vectors_ @ self.vectors_.mean(axis=0), SCORE_DECIMALS)
         rows = np.array(self.annotation_order(near, density), dtype=np.int64)
         assert len(rows) <= self.budget

@@ -106,16 +106,25 @@ STATES: dict[str, Damage] = {
     "labels a text": put("spec", "task", "labels", value="ab"),
     "labels of numbers": put("spec", "task", "labels", value=[1, 2]),
     "queries a text": put("spec", "task", "queries", value="30"),
-    "k a text": put("spec", "k", value="2"),
-    "k true": put("spec", "k", value=True),
-    "k huge": put("spec", "k", value=10**30),
-    "seed null": put("spec", "seed", value=None),
-    "selector a list": put("spec", "selector", value=["bm25"]),
-    "settings null": put("spec", "selector", "settings", value=None),
-    "version a number": put("spec", "iclkit", value=1.0),
-    "template a text": put("spec", "template", value="{input}"),
-    "template without a field": put("spec", "template", "demo", value="x"),
-    "template with more": put("spec", "template", "colour", value="red"),
+    "k a text": put("spec", "parts", "k", value="2"),
+    "k true": put("spec", "parts", "k", value=True),
+    "k huge": put("spec", "parts", "k", value=10**30),
+    "seed null": put("spec", "parts", "seed", value=None),
+    "selector a list": put("spec", "parts", "selector", value=["bm25"]),
+    "settings null": put("spec", "parts", "selector", "settings", value=None),
+    "version a text": put("spec", "parts", "selector", "version", value="1"),
+    "no k": drop("spec", "parts", "k"),
+    "no LM": drop("spec", "parts", "lm"),
+    "parts a list": put("spec", "parts", value=[]),
+    "no predictor": drop("spec", "predictor"),
+    "conditions a text": put("spec", "conditions", value="noise"),
+    "format a text": put("spec", "format", value="2"),
+    "format 0": put("spec", "format", value=0),
+    "no format": drop("spec", "format"),
+    "made by a number": put("facts", "iclkit", value=1.0),
+    "template a text": put("spec", "parts", "template", value="{input}"),
+    "template without a field": put("spec", "parts", "template", "demo", value="x"),
+    "template with more": put("spec", "parts", "template", "colour", value="red"),
     "policy unknown": put("spec", "on_leak", value="perhaps"),
     "facts null": put("facts", value=None),
     "leaks null": put("facts", "leaks", value=None),
@@ -176,7 +185,7 @@ def runs(tmp_path: Path, fakes: Any, capsys: Any) -> tuple[list[str], Path, Path
     (found,) = (
         p.parent
         for p in (tmp_path / "runs").glob("*/run.json")
-        if json.loads(p.read_text())["spec"]["selector"]["name"] == "bm25"
+        if json.loads(p.read_text())["spec"]["parts"]["selector"]["name"] == "bm25"
     )
     return args, tmp_path / "runs", found
 

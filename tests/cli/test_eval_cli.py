@@ -411,7 +411,7 @@ def test_the_end_of_an_answer_can_be_said(tmp_path, fakes, capsys):
     assert code == 0
     assert "12 of 12 answers ended by length, after 3 tokens" in stderr
     specs = [json.loads(p.read_text())["spec"] for p in (tmp_path / "runs").glob("*/run.json")]
-    assert all(spec["stop"] == ["\n", "ever"] for spec in specs)
+    assert all(spec["parts"]["stop"] == ["\n", "ever"] for spec in specs)
     labelled = str(write_task(tmp_path / "things"))
     code, _, stderr = call("eval", labelled, "-s", "zero", "--answer-tokens", "3", capsys=capsys)
     assert (code, "these tasks have labels" in stderr) == (2, True)

@@ -79,7 +79,7 @@ def test_an_exact_answer_that_holds_a_blank_line_is_not_cut_at_it():
 
     run = evaluate(task, "random", ScriptedLM(reply=reply), k=2)
     assert {r.metrics["exact_match"] for r in run.rows} == {1.0}
-    assert run.spec["stop"] == ["\n\nInput:"]
+    assert run.spec.stop == ("\n\nInput:",)
 
 
 def test_the_bound_holds_the_longest_answer_that_may_be_shown_with_room_for_any_script():
@@ -93,9 +93,9 @@ def test_the_bound_holds_the_longest_answer_that_may_be_shown_with_room_for_any_
     rows = [Example(f"say {n}", "ab" if n else long) for n in range(30)]
     task = make_task("hindi", rows, rows[:3], kind="generation")
     run = evaluate(task, "zero", Bytes(), k=0)
-    assert run.spec["answer_tokens"] >= 1.25 * len(long.encode())
+    assert run.spec.answer_tokens >= 1.25 * len(long.encode())
     small = evaluate(task, "zero", Bytes(context_size=120), k=0)
-    assert small.spec["answer_tokens"] == 60  # at most half of what the LM reads
+    assert small.spec.answer_tokens == 60  # at most half of what the LM reads
 
 
 def test_what_the_user_says_of_an_answers_end_is_done(tmp_path):
@@ -115,7 +115,7 @@ def test_answers_that_end_by_length_are_counted_and_warned_of_from_five_per_cent
         return " it is" + " really" * 90 if long else " it is 1"
 
     run = evaluate(generation(), "random", ScriptedLM(reply=reply), k=2)
-    bound = run.spec["answer_tokens"]
+    bound = run.spec.answer_tokens
     assert run.facts["cut"] == 2
     assert run.rows[0].notes == (f"the answer ended by length, after {bound} tokens",)
     (said,) = cautions([run])
@@ -136,8 +136,7 @@ def test_runs_with_other_bounds_are_not_put_into_one_line():
 def test_the_bounds_of_an_answer_are_no_part_of_a_run_that_chooses_among_labels():
     runs = [evaluate(classification(test=3), "random", FakeLM(), k=2, **m) for m in ({}, {"answer_tokens": 7})]
     assert runs[0].id == runs[1].id
-    assert "answer_tokens" not in runs[0].spec
-    assert "stop" not in runs[0].spec
+    assert (runs[0].spec.answer_tokens, runs[0].spec.stop) == (None, None)
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------
@@ -185,9 +184,8 @@ def test_what_was_drawn_is_part_of_a_run_and_all_rows_or_the_first_are_what_they
         }.items()
     }
     assert specs["all"] == specs["more"]
-    assert (specs["drawn"]["task"]["sample"], specs["again"]["task"]["sample"]) == (0, 1)
-    assert "sample" not in specs["head"]["task"]
-    assert "sample" not in specs["all"]["task"]
+    assert (specs["drawn"].task.sample, specs["again"].task.sample) == (0, 1)
+    assert (specs["head"].task.sample, specs["all"].task.sample) == (None, None)
     runs = [evaluate(make_bench(task, **m), "random", FakeLM(), k=2) for m in ({"limit": 20}, {"first": 20})]
     assert len(leaderboard(runs).groups) == 2
 
@@ -223,18 +221,18 @@ def test_a_grid_passes_the_end_of_answers_and_the_prior_on(tmp_path):
     grid = Grid(("random",), (2,), 1, answer_tokens=4, stop=("#",))
     (job,) = plan([make_bench(generation())], Tools(FakeLM()), grid)
     run = job.run(tmp_path)
-    assert (run.id, run.spec["answer_tokens"], run.spec["stop"]) == (job.run_id, 4, ["#"])
+    assert (run.id, run.spec.answer_tokens, run.spec.stop) == (job.run_id, 4, ("#",))
     prior = tuple((label, 1 / 3) for label in LABELS)
     jobs = plan(
         [make_bench(classification(test=4))],
         Tools(FakeLM()),
         Grid(("random",), (2,), 1, calibrations=("none", "given"), prior=prior),
     )
-    assert [job.run(tmp_path).spec.get("prior") for job in jobs] == [None, dict(prior)]
+    assert [job.run(tmp_path).spec.prior for job in jobs] == [None, dict(prior)]
     with pytest.raises(UsageError, match="given"):
         Grid(("random",), prior=prior)
 
 
 def test_templates_keep_their_own_stops_where_these_cut_nothing():
     task = replace(generation(), template=Template("Input: {input}\nOutput: {output}", stop=("END",)))
-    assert evaluate(task, "zero", FakeLM(), k=0).spec["stop"] == ["END", "\n"]
+    assert evaluate(task, "zero", FakeLM(), k=0).spec.stop == ("END", "\n")

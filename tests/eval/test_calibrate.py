@@ -163,12 +163,12 @@ def sorted_by_label():
     return replace(task, test=tuple(sorted(task.test, key=lambda e: e.output)))
 
 
-@pytest.mark.parametrize("normalise", ["sum", "mean"])
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
 @pytest.mark.parametrize("kind", ["batch", "pool"])
-def test_the_order_of_the_rows_changes_nothing(kind, normalise):
+def test_the_order_of_the_rows_changes_nothing(kind, normalize):
     rng, whole = random.Random(3), sorted_by_label()
     shuffled = replace(whole, test=tuple(rng.sample(whole.test, len(whole.test))))
-    runs = [evaluate(t, "bm25", biased(), k=2, calibrate=kind, normalise=normalise) for t in (whole, shuffled)]
+    runs = [evaluate(t, "bm25", biased(), k=2, calibrate=kind, normalize=normalize) for t in (whole, shuffled)]
     by_query = [{r.query_id: r for r in run.rows} for run in runs]
     assert by_query[0] == by_query[1]
     assert runs[0].facts["prior"] == runs[1].facts["prior"]
@@ -195,10 +195,10 @@ def test_the_prior_is_the_mean_over_all_rows_and_answers_are_recomputed_from_it(
 
 
 def test_length_is_divided_out_before_a_prior_over_all_rows():
-    run = evaluate(classification(test=40), "random", biased(), k=3, calibrate="batch", normalise="mean")
+    run = evaluate(classification(test=40), "random", biased(), k=3, calibrate="batch", normalize="mean")
     scores = np.array([[r.label_logprobs[x] / r.label_tokens[x] for x in LABELS] for r in run.rows])
     assert [*run.facts["prior"].values()] == pytest.approx(np.exp(mean_prior(scores)))
-    assert not any(r.label_tokens for r in evaluate(classification(test=9), "random", biased(), normalise="mean").rows)
+    assert not any(r.label_tokens for r in evaluate(classification(test=9), "random", biased(), normalize="mean").rows)
 
 
 def test_the_prior_of_pool_rows_sees_no_test_row_and_no_row_sees_itself():
@@ -274,6 +274,6 @@ def test_content_free_prompts_fit_the_budget_as_every_prompt_does():
 def test_an_lm_that_only_ranks_is_not_calibrated_nor_averaged():
     lm = biased()
     lm.scoring = "generate"
-    for arguments in ({"calibrate": "contextual"}, {"calibrate": "batch"}, {"normalise": "mean"}):
+    for arguments in ({"calibrate": "contextual"}, {"calibrate": "batch"}, {"normalize": "mean"}):
         with pytest.raises(UsageError, match="tells no log-probabilities"):
             evaluate(classification(test=3), "random", lm, **arguments)

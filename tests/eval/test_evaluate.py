@@ -70,7 +70,7 @@ def test_mean_normalisation_divides_by_the_tokens_of_the_label():
             return [Score(s.logprob, n, s.greedy) for s, n in zip(found, tokens, strict=True)]
 
     lm = Tokens(lambda c, a: {" animal": -3.0, " food": -2.0, " tool": -2.5}[a])
-    assert {r.output for r in evaluate(task, "zero", lm, normalise="mean").rows} == {"animal"}
+    assert {r.output for r in evaluate(task, "zero", lm, normalize="mean").rows} == {"animal"}
     assert {r.output for r in evaluate(task, "zero", lm).rows} == {"food"}
 
 
@@ -152,7 +152,7 @@ def test_a_run_in_memory_equals_a_run_on_disk(tmp_path):
 
 def test_whatever_changes_the_result_changes_the_run():
     task = classification(test=3)
-    ways = [{}, {"k": 3}, {"seed": 1}, {"order": "best-first"}, {"normalise": "mean"}, {"limit": 2}, {"budget": 100}]
+    ways = [{}, {"k": 3}, {"seed": 1}, {"order": "best-first"}, {"normalize": "mean"}, {"limit": 2}, {"budget": 100}]
     ways += [{"on_leak": "ignore"}, {"pool": Pool.of(task.train[:20])}]
     ids = [evaluate(task, "random", FakeLM(), **way).id for way in ways]
     ids += [evaluate(task, s, FakeLM(), embedder=HashEmbedder(d)).id for s, d in (("knn", 8), ("knn", 9), ("bm25", 8))]
@@ -215,7 +215,7 @@ def test_the_tasks_own_pool_keeps_its_vectors():
         ({"k": -1}, UsageError, "0 or more"),
         ({"limit": 0}, UsageError, "at least 1"),
         ({"on_leak": "hide"}, UsageError, "exclude, stop, ignore"),
-        ({"normalise": "max"}, UsageError, "sum, mean"),
+        ({"normalize": "max"}, UsageError, "sum, mean"),
         ({"pool": Pool.of([])}, DataError, "empty"),
         ({"budget": 5}, NothingAnswered, "none of 3 queries .*budget"),
         ({"budget": 5, "on_error": "stop"}, DataError, "things test, row 1: .*budget"),

@@ -56,15 +56,15 @@ def test_worth_is_what_leaving_a_demonstration_out_by_hand_gives(made):
         assert sum(found.shares.values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("normalise", ["sum", "mean"])
+@pytest.mark.parametrize("normalize", ["sum", "mean"])
 @pytest.mark.parametrize("calibrate", ["none", "contextual", "domain", "batch", "pool", "given"])
-def test_an_explanation_starts_from_the_probability_that_the_run_judged_by(tmp_path, home, calibrate, normalise):
+def test_an_explanation_starts_from_the_probability_that_the_run_judged_by(tmp_path, home, calibrate, normalize):
     worded = {"animal": "animal", "food": "food", "tool": "tool of a craft"}  # labels of one and of four tokens
     train, test = ([Example(e.input, worded[e.output]) for e in rows(n, n)] for n in (45, 8))
     task, lm = make_task("worded", train, test, template=Template("Text: {input}\nKind: {output}")), FakeLM()
     prior = {"animal": 0.2, "food": 0.5, "tool of a craft": 0.3} if calibrate == "given" else None
     run = evaluate(task, "knn", lm, k=2, embedder=HashEmbedder(), out=tmp_path, calibrate=calibrate, prior=prior,
-                   normalise=normalise)  # fmt: skip
+                   normalize=normalize)  # fmt: skip
     for found in explain(run, load_texts(tmp_path / run.id), lm, bench=make_bench(task)):
         assert found.logprob == pytest.approx(found.row.metrics["gold_logprob"])
 

@@ -369,7 +369,7 @@ def test_the_same_row_twice_is_two_rows_everywhere(tmp_path):
         file = out / run.id / "rows.jsonl"
         whole = file.read_bytes()
         file.write_bytes(whole[: len(whole) // 3])
-        assert evaluate(task, run.spec["selector"]["name"], copying_lm(), k=2, out=out).rows == run.rows
+        assert evaluate(task, run.spec.selector.name, copying_lm(), k=2, out=out).rows == run.rows
         assert file.read_bytes() == whole
     (group,) = leaderboard(runs).groups
     assert group.queries == 74

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError, RunError
-from iclkit.eval._runs import CHUNK, RunWriter, batches, load_run, load_runs
-from iclkit.records import Dropped, Row, Run
+from iclkit.eval._runs import CHUNK, RunStore, batches, load_run, load_runs
+from iclkit.records import Dropped, Row
 
 from .worlds import run_spec
 
@@ -23,6 +23,7 @@ def row(n: int) -> Row:
 
 
 ROWS = [row(n) for n in range(200)]
+ASKED = [(row.query_id, row.gold) for row in ROWS]
 
 
 @given(st.integers(0, 1000))
@@ -33,15 +34,15 @@ def test_chunks_tile_the_queries_and_none_is_tiny(total):
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         folder.append(ROWS[:64])
         folder.append(ROWS[64:128])
         folder.append(ROWS[128:])
         folder.usage = {"calls": 3}
         folder.save(done=True)
-    run = load_run(tmp_path / Run(SPEC).id)
+    run = load_run(tmp_path / SPEC.id)
     assert run.rows == tuple(ROWS)
-    assert (run.spec, run.usage, run.facts["done"]) == (SPEC, {"calls": 3}, True)
+    assert (run.id, run.spec, run.usage, run.facts["done"]) == (SPEC.id, SPEC, {"calls": 3}, True)
     assert [r.id for r in load_runs(tmp_path)] == [run.id]
 
 
@@ -49,13 +50,13 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 @given(st.integers(0, 10_000_000))
 def test_a_file_cut_at_any_byte_opens_with_whole_chunks_only(tmp_path_factory, cut):
     out = tmp_path_factory.mktemp("runs")
-    with RunWriter.opened(out, SPEC, 200) as folder:
+    with RunStore(out).open(SPEC, ASKED) as folder:
         folder.append(ROWS)
         folder.save(done=True)
-    file = out / Run(SPEC).id / "rows.jsonl"
+    file = out / SPEC.id / "rows.jsonl"
     raw = file.read_bytes()
     file.write_bytes(raw[: cut % len(raw)])
-    with RunWriter.opened(out, SPEC, 200) as folder:
+    with RunStore(out).open(SPEC, ASKED) as folder:
         assert not folder.done
         assert len(folder.rows) in (0, 64, 128)
         assert folder.rows == ROWS[: len(folder.rows)]
@@ -64,19 +65,19 @@ def test_a_file_cut_at_any_byte_opens_with_whole_chunks_only(tmp_path_factory, c
 
 
 def test_a_finished_run_whose_rows_are_gone_is_not_finished(tmp_path):
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         folder.append(ROWS)
         folder.save(done=True)
-    (tmp_path / Run(SPEC).id / "rows.jsonl").unlink()
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    (tmp_path / SPEC.id / "rows.jsonl").unlink()
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         assert (folder.done, folder.rows) == (False, [])
 
 
 def test_a_damaged_row_is_named_by_file_and_line(tmp_path):
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         folder.append(ROWS)
         folder.save(done=True)
-    file = tmp_path / Run(SPEC).id / "rows.jsonl"
+    file = tmp_path / SPEC.id / "rows.jsonl"
     lines = file.read_text().split("\n")
     lines[16] = lines[16][:20]
     file.write_text("\n".join(lines))
@@ -92,7 +93,7 @@ def test_a_damaged_state_says_what_to_do(tmp_path):
 
 
 def hold(out, held, let_go):
-    with RunWriter.opened(out, SPEC, 200):
+    with RunStore(out).open(SPEC, ASKED):
         held.set()
         let_go.wait(120)
 
@@ -103,18 +104,18 @@ def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
     other = context.Process(target=hold, args=(tmp_path, held, let_go))
     other.start()
     assert held.wait(120)
-    with pytest.raises(RunError, match="another process"), RunWriter.opened(tmp_path, SPEC, 200):
+    with pytest.raises(RunError, match="another process"), RunStore(tmp_path).open(SPEC, ASKED):
         pass
     other.kill()
     other.join()
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         assert folder.rows == []
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    with pytest.raises(RunError, match="cannot write runs"), RunWriter.opened(blocked, SPEC, 1):
+    with pytest.raises(RunError, match="cannot write runs"), RunStore(blocked).open(SPEC, ASKED):
         pass
 
 
@@ -129,16 +130,16 @@ def test_texts_hold_queries_and_shown_examples(tmp_path):
     from iclkit.eval._runs import load_texts
     from iclkit.records import Example, Query
 
-    with RunWriter.opened(tmp_path, SPEC, 0) as folder:
+    with RunStore(tmp_path).open(SPEC, ()) as folder:
         folder.save(done=True, texts=[Query("wie?", id="q"), Example({"a": "x"}, "y", id="e")])
-    texts = load_texts(tmp_path / Run(SPEC).id)
+    texts = load_texts(tmp_path / SPEC.id)
     assert texts["q"]["input"] == "wie?"
     assert texts["e"] == {"id": "e", "input": {"a": "x"}, "output": "y"}
-    assert json.loads((tmp_path / Run(SPEC).id / "run.json").read_text())["done"] is True
+    assert json.loads((tmp_path / SPEC.id / "run.json").read_text())["done"] is True
 
 
 def test_a_full_disk_stops_the_run_with_what_was_finished_kept(tmp_path, monkeypatch):
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         folder.append(ROWS[:64])
 
         def full(descriptor):
@@ -148,5 +149,5 @@ def test_a_full_disk_stops_the_run_with_what_was_finished_kept(tmp_path, monkeyp
         with pytest.raises(RunError, match=r"No space left .* kept"):
             folder.append(ROWS[64:128])
     monkeypatch.undo()
-    with RunWriter.opened(tmp_path, SPEC, 200) as folder:
+    with RunStore(tmp_path).open(SPEC, ASKED) as folder:
         assert folder.rows in (ROWS[:64], ROWS[:128])

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 from iclkit.datasets import Task, make_task
 from iclkit.prompts import Template
-from iclkit.records import Example, Query
+from iclkit.records import Example, PoolPart, Query, RunSpec, Spec, TaskPart
 from iclkit.testing import ScriptedLM
 
 
-def run_spec(queries: int) -> dict[str, Any]:
+def run_spec(queries: int) -> RunSpec:
     """The spec of a run of so many queries."""
-    return {
-        "iclkit": "0.1.0",
-        "task": {"name": "t", "hash": "h", "kind": "classification", "metric": "accuracy", "labels": ["no", "yes"],
-                 "queries": queries},
-        "pool": {"hash": "p", "size": 5},
-        "selector": {"name": "knn", "settings": {}, "version": "0.1.0"},
-        "lm": {"name": "fake", "fingerprint": "fake-1"},
-        "embedder": None,
-        "template": {"demo": "{input} {output}"},
-        "on_leak": "exclude",
-        "k": 8, "seed": 0, "order": "best-last", "budget": None, "normalise": "sum",
-    }  # fmt: skip
+    return RunSpec(
+        TaskPart("t", "h", "classification", "accuracy", ("no", "yes"), queries),
+        PoolPart("p", 5),
+        Spec("prompt"),
+        {
+            "selector": Spec("knn").identity(), "lm": {"name": "fake", "fingerprint": "fake-1"},
+            "template": {"demo": "{input} {output}"}, "k": 8, "seed": 0, "order": "best-last", "budget": None,
+            "normalize": "sum", "calibrate": "none",
+        },
+    )  # fmt: skip
 
 
 LABELS = ("animal", "food", "tool")

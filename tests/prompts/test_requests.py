@@ -16,7 +16,7 @@ from iclkit.prompts import (
     log_softmax,
     template_of,
 )
-from iclkit.records import Query, Run, Score, ScoreRequest
+from iclkit.records import PoolPart, Query, Run, RunSpec, Score, ScoreRequest, Spec, TaskPart
 
 
 def test_a_request_reads_what_a_demonstration_shows_after_the_prompt() -> None:
@@ -65,5 +65,6 @@ def test_log_softmax_sums_to_one_over_the_last_axis() -> None:
 
 
 def test_a_runs_template_is_read_from_its_spec() -> None:
-    spec = {"template": {"demo": "{input} {output}", "stop": ["\n"]}}
+    parts = {"template": {"demo": "{input} {output}", "stop": ["\n"]}}
+    spec = RunSpec(TaskPart("t", "h", "classification", "accuracy", (), 1), PoolPart("p", 1), Spec("prompt"), parts)
     assert template_of(Run(spec)) == Template("{input} {output}", stop=("\n",))

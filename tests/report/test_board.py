@@ -14,11 +14,11 @@ import pytest
 
 from iclkit.errors import DataError, UsageError
 from iclkit.eval import Estimate, difference, estimate, holm
-from iclkit.records import Run
+from iclkit.records import PoolPart, Spec
 from iclkit.report import bar, leaderboard, plain_words, to_csv, to_json, to_latex, to_markdown
 from iclkit.report._records import baseline_of
 
-from .worlds import draw, make_run, make_runs
+from .worlds import draw, make_run, make_runs, respec
 
 
 def line(board, name, group=0):
@@ -26,7 +26,7 @@ def line(board, name, group=0):
 
 
 def values(runs, name):
-    return np.array([[r.metrics["accuracy"] for r in run.rows] for run in runs if run.spec["selector"]["name"] == name])
+    return np.array([[r.metrics["accuracy"] for r in run.rows] for run in runs if run.spec.selector.name == name])
 
 
 def test_a_line_joins_the_seeds_and_is_compared_with_random():
@@ -71,8 +71,8 @@ def test_a_task_alone_is_corrected_as_if_no_other_stood_beside_it():
 def test_a_declared_question_keeps_its_p_whatever_else_is_on_the_board():
     own = make_runs(task="a", lift=0.08)
     more = [*make_runs(task="a", k=4, key=3), *(r for r in make_runs(task="a", key=9) if "bm25" in str(r.spec))]
-    others = [replace(r, spec={**r.spec, "selector": {"name": f"s{n}", "settings": {}, "version": "1"}})
-              for n, r in enumerate(more) if r.spec["selector"]["name"] == "bm25"]  # fmt: skip
+    others = [respec(r, selector=Spec(f"s{n}").identity())
+              for n, r in enumerate(more) if r.spec.selector.name == "bm25"]  # fmt: skip
     alone = line(leaderboard(own, primary=["knn@8"]), "knn")
     crowd = leaderboard([*own, *others, *more[:6]], primary=["knn@8"])
     beside = next(x for g in crowd.groups if g.k == 8 for x in g.lines if x.name == "knn")
@@ -155,7 +155,7 @@ def test_templates_that_differ_have_groups_that_say_how():
 
 
 def test_an_axis_that_there_is_not_is_refused():
-    with pytest.raises(UsageError, match="cannot compare along 'colour'; choose from task, lm, k"):
+    with pytest.raises(UsageError, match=r"cannot compare along 'colour'; choose from task, lm, k"):
         leaderboard(make_runs(), compare=["colour"])
 
 
@@ -166,13 +166,13 @@ def test_a_selector_that_draws_once_is_noted_with_one_seed():
 
 def test_two_identical_selectors_never_differ():
     runs = make_runs(200)
-    twin = replace(runs[0], spec={**runs[0].spec, "selector": {"name": "twin", "settings": {}, "version": "1"}})
+    twin = respec(runs[0], selector=Spec("twin").identity())
     found = line(leaderboard([*runs[:1], twin]), "twin")
     assert (found.diff.value, found.p, found.verdict) == (0, 1, "no difference shown")
 
 
 def test_zero_stands_beside_every_k():
-    board = leaderboard([*make_runs(k=4), *[r for r in make_runs(k=16, key=1) if r.spec["k"]]])
+    board = leaderboard([*make_runs(k=4), *[r for r in make_runs(k=16, key=1) if r.spec.k]])
     assert [(g.k, len(g.lines)) for g in board.groups] == [(4, 4), (16, 4)]
 
 
@@ -182,7 +182,7 @@ def test_zero_alone_is_a_group():
 
 
 def test_without_the_baseline_nothing_is_compared_and_it_says_so():
-    board = leaderboard([r for r in make_runs() if r.spec["selector"]["name"] != "random"])
+    board = leaderboard([r for r in make_runs() if r.spec.selector.name != "random"])
     assert {x.verdict for x in board.groups[0].lines} == {"not compared"}
     assert "no run of 'random'" in board.notes[0]
     assert "Nothing can be said" in plain_words(board, board.groups[0])
@@ -215,16 +215,44 @@ def test_settings_orders_and_calibrations_are_lines_of_their_own():
 
 
 def test_runs_that_cannot_be_compared_are_groups_with_names_of_their_own():
-    runs = [make_run("random", [1, 0] * 9), make_run("random", [1, 0] * 9, pool={"hash": "other", "size": 9})]
+    runs = [make_run("random", [1, 0] * 9), make_run("random", [1, 0] * 9, pool=PoolPart("other", 9))]
     titles = [g.title for g in leaderboard(runs).groups]
     assert len(set(titles)) == 2
     assert all("pool" in t for t in titles)
 
 
 def test_the_same_run_by_a_newer_version_counts_once():
-    old, new = make_run("random", [1] * 20), make_run("random", [0] * 20, iclkit="0.10.0")
+    old, new = make_run("random", [1] * 20), with_facts(make_run("random", [0] * 20), iclkit="0.10.0")
     board = leaderboard([new, old])
     assert (board.groups[0].lines[0].seeds, board.groups[0].lines[0].figure.value) == ((0,), 0)
+    assert not board.groups[0].notes  # it has one id: the same run in two folders
+
+
+@pytest.mark.parametrize("parts", [{"selector": Spec("random", version=2).identity()}, {"prior": "all rows"}])
+def test_of_twins_the_newer_counts_and_a_note_names_the_other(parts):
+    old = make_run("random", [1] * 20)
+    new = with_facts(respec(make_run("random", [0] * 20), **parts), date="2030-01-01T00:00:00+00:00")
+    (group,) = leaderboard([new, old]).groups
+    assert (group.lines[0].seeds, group.lines[0].figure.value) == ((0,), 0)
+    assert group.notes == (f"1 run repeated by a newer one, which counts: {old.id} by {new.id}",)
+
+
+def test_lines_are_told_apart_by_the_models_that_chose_and_not_taken_for_twins():
+    def chosen_by(fingerprint):
+        return respec(make_run("rerank", [1, 0] * 10), reranker={"name": "cross", "fingerprint": fingerprint})
+
+    (group,) = leaderboard([make_run("random", [1, 0] * 10), chosen_by("fp32"), chosen_by("bf16")]).groups
+    assert len({x.name for x in group.lines}) == 3
+
+
+def test_a_condition_is_an_axis_of_its_own():
+    runs = [respec(r, conditions={"noise": n}) for n in (0, 0.2) for r in make_runs(60, key=int(n * 10))]
+    assert [g.title.split(" · ")[-1] for g in leaderboard(runs).groups] == ["noise 0", "noise 0.2"]
+    board = leaderboard([r for r in runs if r.spec.selector.name == "knn"], "0", compare=["noise"])
+    assert [x.name for x in board.groups[0].lines] in (["0", "0.2"], ["0.2", "0"])
+    assert board.comparisons == 1
+    with pytest.raises(UsageError, match=r"cannot compare along 'loudness'; choose from task, .*, noise"):
+        leaderboard(runs, compare=["loudness"])
 
 
 def test_unfinished_runs_are_left_out_and_noted():
@@ -243,10 +271,10 @@ def reasons(board):
 
 def test_a_run_with_other_queries_than_the_others_of_its_task_is_left_out():
     runs = make_runs()
-    torn = Run({**runs[0].spec, "seed": 9}, runs[0].rows[:-1], {}, {"done": True})
-    doubled = Run({**runs[0].spec, "seed": 8}, (runs[0].rows[1], *runs[0].rows[1:]), {}, {"done": True})
+    torn = replace(respec(runs[0], seed=9), rows=runs[0].rows[:-1])
+    doubled = replace(respec(runs[0], seed=8), rows=(runs[0].rows[1], *runs[0].rows[1:]))
     flipped = replace(runs[0].rows[0], gold=runs[0].rows[1].gold, metrics={"accuracy": 1.0}, output="yes")
-    golds = Run({**runs[0].spec, "seed": 7}, (flipped, *runs[0].rows[1:]), {}, {"done": True})
+    golds = replace(respec(runs[0], seed=7), rows=(flipped, *runs[0].rows[1:]))
     board = leaderboard([*runs, torn, doubled, golds])
     assert line(board, "random").seeds == (0, 1, 2)
     assert {*reasons(board)} == {torn.id, doubled.id, golds.id}
@@ -256,8 +284,12 @@ def test_a_run_with_other_queries_than_the_others_of_its_task_is_left_out():
         leaderboard([runs[0], torn])  # nobody knows which is right
 
 
+def with_facts(run, **facts):
+    return replace(run, facts={**run.facts, **facts})
+
+
 def with_rows(run, change, **spec):
-    return replace(run, rows=tuple(change(row) for row in run.rows), spec={**run.spec, **spec})
+    return respec(replace(run, rows=tuple(change(row) for row in run.rows)), **spec)
 
 
 def test_a_run_whose_values_are_not_what_its_answers_are_worth_is_left_out():
@@ -286,7 +318,7 @@ def test_large_values_of_a_metric_without_bounds_end_in_a_board(value, monkeypat
     right = [0.0, 1.0, 1.0, 0.0, 1.0] * 8
     runs = [make_run(name, right) for name in ("random", "knn")]
     runs = [with_rows(r, lambda row: replace(row, metrics={"gain": value * row.metrics["accuracy"]}),
-                      task={**r.spec["task"], "metric": "gain"}) for r in runs]  # fmt: skip
+                      task={"metric": "gain"}) for r in runs]  # fmt: skip
     wild = with_rows(runs[1], lambda row: replace(row, metrics={"gain": row.metrics["gain"] * 0.7 + 3}))
     board = leaderboard([runs[0], wild])
     assert line(board, "knn").diff is not None
@@ -302,7 +334,8 @@ def gain(output, gold):
 
 def test_values_by_the_rules_of_another_version_are_taken_anew():
     runs = make_runs()
-    old = with_rows(runs[3], lambda row: replace(row, metrics={"accuracy": 1.0}), iclkit="0.0.1")
+    old = with_rows(runs[3], lambda row: replace(row, metrics={"accuracy": 1.0}))
+    old = with_facts(old, iclkit="0.0.1")
     board = leaderboard([*runs[:3], old, *runs[4:]])
     assert board.left_out == ()
     assert line(board, "knn").figure == line(leaderboard(runs), "knn").figure
@@ -333,7 +366,7 @@ def test_an_answer_or_a_log_probability_that_label_scores_speak_against_is_told(
 def test_a_metric_that_is_not_at_hand_here_has_its_recorded_values_and_a_note(tmp_path):
     name = f"sql_execution,database={tmp_path / 'gone.db'}"
     runs = [with_rows(r, lambda row: replace(row, metrics={name: row.metrics["accuracy"]}),
-                      task={**r.spec["task"], "metric": name}) for r in make_runs(60)]  # fmt: skip
+                      task={"metric": name}) for r in make_runs(60)]  # fmt: skip
     board = leaderboard(runs)
     assert line(board, "knn").figure == line(leaderboard(make_runs(60)), "knn").figure
     assert f"values of {name} are as they were recorded" in " ".join(board.notes)
@@ -362,7 +395,7 @@ def test_figures_by_k_stand_in_one_table():
     assert curve.rows["knn"] == tuple(line(board, "knn", g).figure for g in (1, 2))
     assert "### toy · fake: by k" in to_markdown(board)
     gone = curves(
-        leaderboard([r for r in [*make_runs(k=4), *make_runs(k=16)] if r.spec["k"] != 4 or "knn" not in str(r.spec)])
+        leaderboard([r for r in [*make_runs(k=4), *make_runs(k=16)] if r.spec.k != 4 or "knn" not in str(r.spec)])
     )
     assert gone[0].rows["knn"][0] is None
 
@@ -377,7 +410,7 @@ def test_json_and_csv_hold_the_same_numbers():
 
 
 def test_latex_escapes_what_latex_reads():
-    runs = [replace(r, spec={**r.spec, "task": {**r.spec["task"], "name": "50%_a&b"}}) for r in make_runs()]
+    runs = [respec(r, task={"name": "50%_a&b"}) for r in make_runs()]
     text = to_latex(leaderboard(runs))
     assert r"50\%\_a\&b" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 1
@@ -391,16 +424,14 @@ def test_plain_words_say_what_the_board_says():
     assert "knn beats random" in text
     assert "bm25" in text.split("no difference was shown")[0]
     assert text.startswith("With 8 demonstrations drawn")
-    one = leaderboard([replace(r, spec={**r.spec, "k": min(1, r.spec["k"])}) for r in make_runs()])
+    one = leaderboard([respec(r, k=min(1, r.spec.k)) for r in make_runs()])
     assert plain_words(one, one.groups[0]).startswith("With 1 demonstration drawn")
     calm = leaderboard(make_runs(lift=0.0))
     assert "No way of choosing was shown to beat random" in plain_words(calm, calm.groups[0])
 
 
 def test_a_metric_of_whole_runs_is_compared_by_bootstrap():
-    runs = [
-        replace(r, spec={**r.spec, "task": {**r.spec["task"], "metric": "macro_f1"}}) for r in make_runs(120, lift=0.25)
-    ]
+    runs = [respec(r, task={"metric": "macro_f1"}) for r in make_runs(120, lift=0.25)]
     board = leaderboard(runs)
     knn = line(board, "knn")
     assert knn.figure.low < knn.figure.value < knn.figure.high

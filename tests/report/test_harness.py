@@ -14,7 +14,7 @@ from iclkit.datasets import make_task
 from iclkit.errors import DataError
 from iclkit.eval import load_texts
 from iclkit.prompts import Template
-from iclkit.records import Example
+from iclkit.records import Example, PoolPart
 from iclkit.report import write_harness
 from iclkit.testing import FakeLM, ScriptedLM
 
@@ -66,7 +66,7 @@ def test_results_hold_the_fields_and_the_figures_of_the_run(tmp_path):
 def test_samples_hold_the_prompt_and_the_score_of_every_label(tmp_path, monkeypatch):
     monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
     runs, texts = make(tmp_path / "runs", ks=(2,), test=10)
-    run = next(r for r in runs if r.spec["selector"]["name"] == "knn")
+    run = next(r for r in runs if r.spec.selector.name == "knn")
     samples = lines(write_harness([run], tmp_path / "out", texts, date=DATE)[1])
     old = replace(run, rows=tuple(replace(row, greedy=None) for row in run.rows))
     before = lines(write_harness([old], tmp_path / "old", texts, date=DATE)[1])
@@ -107,7 +107,7 @@ def test_generated_answers_and_chats(tmp_path):
 
 
 def test_two_runs_of_one_task_do_not_overwrite_each_other(tmp_path):
-    runs = [make_run("knn", [1, 0]), make_run("knn", [0, 1], pool={"hash": "other", "size": 9})]
+    runs = [make_run("knn", [1, 0]), make_run("knn", [0, 1], pool=PoolPart("other", 9))]
     files = write_harness(runs, tmp_path, date=DATE)
     assert len({f.parent for f in files}) == 2
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 from iclkit.report import leaderboard, to_csv, to_latex, to_markdown, write_harness
 from iclkit.report._text import COLUMNS
 
-from .worlds import make_run
+from .worlds import make_run, respec
 
 HOSTILE = ("<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "a|b", "`code`", "**bold**", "=1+1", "@SUM(A1)",
            "-2+3", "+1", "\\input{x} $ % &", "a\nb", "\x1b[2J", "../../x", "x" * 400)  # fmt: skip
@@ -26,8 +25,7 @@ def board_of(name: str):
     runs = [make_run(s, rng.random(60) < p) for s, p in (("random", 0.5), ("knn", 0.9))]
     named = []
     for run in runs:
-        spec = {**run.spec, "task": {**run.spec["task"], "name": name}, "lm": {**run.spec["lm"], "name": name}}
-        named.append(replace(run, spec=spec))
+        named.append(respec(run, task={"name": name}, lm={**run.spec.parts["lm"], "name": name}))
     return named, leaderboard(named)
 
 

@@ -114,7 +114,7 @@ def test_the_headline_names_the_setting_that_gained_most():
     assert said["answer"].startswith("Yes: over 3 tasks knn gains ")
     assert "For new tasks like these the gain is +" in said["detail"]
     assert "comparisons with random on single tasks, 2 came out better" in said["detail"]
-    ks = [*make_runs(k=4, lift=0.3), *(r for r in make_runs(k=8, lift=0.0, key=3) if r.spec["k"])]
+    ks = [*make_runs(k=4, lift=0.3), *(r for r in make_runs(k=8, lift=0.0, key=3) if r.spec.k)]
     said = headline(leaderboard(ks))
     assert said["answer"] == "Yes in 1 of 2 settings; not shown in the others."
     assert "Most: knn gains " in said["detail"]
@@ -140,7 +140,7 @@ def test_cost_is_told_as_a_ratio_of_tokens():
 
         return replace(run, rows=tuple(replace(r, prompt_tokens=2 * 108) for r in run.rows))
 
-    runs = [dear(r) if r.spec["selector"]["name"] == "knn" else r for r in make_runs()]
+    runs = [dear(r) if r.spec.selector.name == "knn" else r for r in make_runs()]
     assert "for 2.00 times the prompt tokens of random" in headline(leaderboard(runs))["answer"]
 
 

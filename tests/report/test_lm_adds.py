@@ -26,7 +26,7 @@ def world(queries=200, lift=0.2, vote=0.5, task="toy", key=0):
 
 
 def right(runs, name):
-    return np.array([[x.metrics["accuracy"] for x in r.rows] for r in runs if r.spec["selector"]["name"] == name])
+    return np.array([[x.metrics["accuracy"] for x in r.rows] for r in runs if r.spec.selector.name == name])
 
 
 def test_every_line_that_asks_the_lm_is_compared_with_the_vote():

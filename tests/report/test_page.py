@@ -187,7 +187,7 @@ def test_a_query_shows_the_very_prompt_that_the_lm_read(page, made):
             control(page, "Selector") if not all_of(page, "dialog label") else all_of(page, "dialog select")[0], name
         )
         run, row = shown_run(page, made)
-        assert run.spec["selector"]["name"] == name
+        assert run.spec.selector.name == name
         prompt = one(page, "dialog pre").get_attribute("textContent")
         assert digest(prompt) == row.prompt_hash
         assert len(all_of(page, "dialog pre .demo")) == len(row.shown) == (0 if name == "zero" else 4)
@@ -205,7 +205,7 @@ def test_later_and_seed_change_what_is_shown(page, made):
     choose(all_of(page, "dialog select")[0], "random")
     first = shown_run(page, made)
     choose(all_of(page, "dialog select")[1], "2")
-    assert shown_run(page, made)[0].spec["seed"] == 2
+    assert shown_run(page, made)[0].spec.seed == 2
     assert page.switch_to.active_element.tag_name == "select"
     next(x for x in all_of(page, "dialog button") if x.text.startswith("Later")).click()
     assert shown_run(page, made)[1].query_id == first[0].rows[1].query_id

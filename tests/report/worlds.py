@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from iclkit.records import Row, Run, Spec
+from iclkit.records import PoolPart, Row, Run, RunSpec, Spec, TaskPart
 from iclkit.registry import parse_spec
 
 LABELS = ["no", "yes"]
@@ -20,19 +22,22 @@ def make_run(selector: str, right: Any, *, seed: int = 0, k: int = 8, task: str 
         Row(f"q{i}", gold, gold if ok else LABELS[1 - i % 2], {"accuracy": float(ok)}, prompt_tokens=100 + k)
         for i, (gold, ok) in enumerate(zip(golds, right, strict=True))
     )
-    whole = {
-        "iclkit": "0.1.0",
-        "task": {"name": task, "hash": "h" + task, "kind": "classification", "metric": "accuracy", "labels": LABELS,
-                 "queries": len(rows)},
-        "pool": {"hash": "p", "size": 50},
-        "selector": {"name": spec.name, "settings": dict(spec.settings), "version": "0.1.0"},
-        "lm": {"name": "fake", "fingerprint": "fake-1"},
-        "embedder": None,
-        "template": {"demo": "{input} {output}"},
-        "on_leak": "exclude",
-        "k": k, "seed": seed, "order": "best-last", "budget": None, "normalise": "sum",
-    } | changes  # fmt: skip
-    return Run(whole, rows, {"calls": 10.0, "score_s": 1.0}, {"done": True, "leaks": {}})
+    parts = {
+        "selector": spec.identity(), "lm": {"name": "fake", "fingerprint": "fake-1"},
+        "template": {"demo": "{input} {output}"}, "k": k, "seed": seed, "order": "best-last", "budget": None,
+        "normalize": "sum", "calibrate": "none",
+    }  # fmt: skip
+    task_part = TaskPart(task, "h" + task, "classification", "accuracy", tuple(LABELS), len(rows))
+    whole = RunSpec(task_part, PoolPart("p", 50), Spec("prompt"), parts)
+    facts = {"done": True, "leaks": {}, "iclkit": "0.1.0"}
+    return respec(Run(whole, rows, {"calls": 10.0, "score_s": 1.0}, facts), **changes)
+
+
+def respec(run: Run, *, task: Mapping[str, Any] | None = None, **changes: Any) -> Run:
+    """The run with other parts of its predictor; ``task``: other fields of its task; ``pool``, ``conditions``."""
+    spec = replace(run.spec, task=replace(run.spec.task, **(task or {})))
+    whole = {name: changes.pop(name) for name in ("pool", "conditions") if name in changes}
+    return replace(run, spec=replace(spec, parts={**spec.parts, **changes}, **whole))
 
 
 def draw(rng: np.random.Generator, chance: np.ndarray) -> np.ndarray:

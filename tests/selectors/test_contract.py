@@ -22,7 +22,7 @@ VARIANTS = [
     "borda,of=[knn,cosine-coverage],depth=40",
     "hybrid,near=2,fixed=mfl,of=bm25",
     "rerank,of=[mmr,trade_off=0.9],depth=12",
-    "mdl,window=3,candidates=6,prefer=highest,normalise=sum",
+    "mdl,window=3,candidates=6,prefer=highest,normalize=sum",
     "cone,candidates=3",
     "locale,probe=pool,probes=4,orders=5",
     "pvi-weight,of=bm25,weight=2.0,candidates=4",

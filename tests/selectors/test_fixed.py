@@ -80,7 +80,7 @@ def test_the_instruction_and_the_order_are_in_every_prompt_of_a_run(tmp_path):
     run = evaluate(task(), str(tmp_path / "best.json"), lm, k=3)
     assert all(row.shown == (POOL[4].id, POOL[1].id, POOL[2].id) for row in run.rows)
     assert all(r.context.startswith("Answer me.\n\nText: input number 4\nKind: yes\n\n") for r in lm.scored)
-    assert run.spec["template"]["instruction"] == "Answer me."
+    assert run.spec.parts["template"]["instruction"] == "Answer me."
     SelectorFile((POOL[4], POOL[1], POOL[2])).write(tmp_path / "plain.json")
     evaluate(
         replace(task(), template=replace(TEMPLATE, instruction="The task's.")), str(tmp_path / "plain.json"), lm, k=3

@@ -20,10 +20,10 @@ from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
 LABELS = ("label 0", "label 1", "a third")
 
 
-def naive_entropy(lm, text, normalise):
+def naive_entropy(lm, text, normalize):
     """- sum p log p over the labels, one score at a time."""
     raw = [lm._score(text, " " + label) for label in LABELS]
-    values = [math.exp(s.logprob / (s.tokens if normalise == "mean" else 1)) for s in raw]
+    values = [math.exp(s.logprob / (s.tokens if normalize == "mean" else 1)) for s in raw]
     return -sum(v / sum(values) * math.log(v / sum(values)) for v in values)
 
 
@@ -33,14 +33,14 @@ def naive_entropy(lm, text, normalise):
     n=st.integers(1, 12),
     k=st.integers(1, 5),
     window=st.integers(1, 6),
-    normalise=st.sampled_from(["mean", "sum"]),
+    normalize=st.sampled_from(["mean", "sum"]),
     prefer=st.sampled_from(["lowest", "highest"]),
     order=st.sampled_from(["best-last", "best-first"]),
 )
-def test_mdl_equals_asking_about_one_subset_after_the_other(world, seed, n, k, window, normalise, prefer, order):
+def test_mdl_equals_asking_about_one_subset_after_the_other(world, seed, n, k, window, normalize, prefer, order):
     w = world(seed, n, exclude=(0,) if n > 1 else ())
     kit = replace(w.kit, lm=FakeLM(), labels=LABELS, order=order)
-    spec = f"mdl,candidates=4,window={window},normalise={normalise},prefer={prefer}"
+    spec = f"mdl,candidates=4,window={window},normalize={normalize},prefer={prefer}"
     selection = make_selector(spec).fit(w.view, kit).select(w.query, k)
     nearest = make_selector("knn").fit(w.view, kit).select(w.query, max(k, 4)).ids
     lists = ordered_subsets(nearest, k, window, "mdl", kit.seed, w.query.id)
@@ -50,7 +50,7 @@ def test_mdl_equals_asking_about_one_subset_after_the_other(world, seed, n, k, w
         ids = [nearest[p] for p in positions]
         shown = ids if order == "best-first" else ids[::-1]
         text = "\n\n".join([*(texts[i] for i in shown), "Input: q\nOutput:"])
-        value = round(naive_entropy(FakeLM(), text, normalise) * (1 if prefer == "lowest" else -1), 6)
+        value = round(naive_entropy(FakeLM(), text, normalize) * (1 if prefer == "lowest" else -1), 6)
         if best_value is None or value < best_value:
             best, best_value = ids, value
     assert [*selection.ids] == best
@@ -76,7 +76,7 @@ def test_a_window_of_one_is_knn(world, seed, n, k):
     kit = replace(kit, labels=LABELS)
     assert make_selector("mdl,window=1").fit(w.view, kit).select(w.query, k).ids == ids
     same = replace(kit, lm=ScriptedLM(logprob=lambda *_: -1.0))  # an LM that cannot tell: ties go to the plain list
-    assert make_selector("mdl,normalise=sum").fit(w.view, same).select(w.query, k).ids == ids
+    assert make_selector("mdl,normalize=sum").fit(w.view, same).select(w.query, k).ids == ids
 
 
 def test_entropy_lies_between_zero_and_that_of_the_uniform():
@@ -129,7 +129,7 @@ def test_a_task_without_labels_is_refused():
         make_selector("mdl").fit(view, Kit(HashEmbedder(), FakeLM())).select(Query("q"), 2)
 
 
-@pytest.mark.parametrize("spec", ["mdl,window=0", "mdl,candidates=0", "mdl,prefer=best", "mdl,normalise=no"])
+@pytest.mark.parametrize("spec", ["mdl,window=0", "mdl,candidates=0", "mdl,prefer=best", "mdl,normalize=no"])
 def test_settings_out_of_range_are_refused(spec):
     with pytest.raises(UsageError, match="mdl"):
         make_selector(spec)

@@ -31,11 +31,11 @@ def fitted(spec, lm=None, **kit):
     seed=st.integers(0, 10**6),
     k=st.integers(2, 3),
     probes=st.integers(1, 6),
-    normalise=st.sampled_from(["sum", "mean"]),
+    normalize=st.sampled_from(["sum", "mean"]),
     order=st.sampled_from(["best-last", "best-first", "edges"]),
 )
-def test_the_search_equals_trying_one_order_after_the_other(name, seed, k, probes, normalise, order):
-    spec = f"{name},probe=pool,probes={probes},normalise={normalise}"
+def test_the_search_equals_trying_one_order_after_the_other(name, seed, k, probes, normalize, order):
+    spec = f"{name},probe=pool,probes={probes},normalize={normalize}"
     selection = fitted(spec, seed=seed, order=order).select(Query("x"), k)
     drawn = make_selector("random-fixed").fit(POOL, Kit(seed=seed)).select(Query("x"), k + probes).ids
     rows = [POOL.examples_of([i])[0] for i in drawn]
@@ -45,7 +45,7 @@ def test_the_search_equals_trying_one_order_after_the_other(name, seed, k, probe
         for probe in rows[k:]:
             text = assemble(TEMPLATE, Query(probe.input), ranked, order=order).text
             scores = [FakeLM()._score(text, " " + label) for label in LABELS]
-            raw = [s.logprob / (s.tokens if normalise == "mean" else 1) for s in scores]
+            raw = [s.logprob / (s.tokens if normalize == "mean" else 1) for s in scores]
             p = [math.exp(v) / sum(math.exp(u) for u in raw) for v in raw]
             said.append(raw.index(max(raw)))
             unsure.append(-sum(q * math.log(q) for q in p))
@@ -146,7 +146,7 @@ def test_an_excluded_row_is_replaced_where_it_stands():
     assert with_replacements(np.array([1, 3, 0]), np.array([5]), allowed.__getitem__).tolist() == [5, 0]
 
 
-@pytest.mark.parametrize("spec", ["globale,orders=0", "locale,probe=none", "globale,normalise=x"])
+@pytest.mark.parametrize("spec", ["globale,orders=0", "locale,probe=none", "globale,normalize=x"])
 def test_settings_out_of_range_are_refused(spec):
     with pytest.raises(UsageError, match=spec[:6]):
         make_selector(spec)

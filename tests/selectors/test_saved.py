@@ -145,7 +145,7 @@ def test_another_model_another_pool_or_a_damaged_file_is_one_line(tmp_path: Path
     Pool.open(tmp_path / "demos.db").add(EXAMPLES[:3])
     with pytest.raises(PoolError, match="another pool"):
         load_selector(kept, **MODELS)
-    for damage in ({"k": -1}, {"order": "nearest"}, {"selector": {"name": "knnn", "settings": {}, "version": ""}},
+    for damage in ({"k": -1}, {"order": "nearest"}, {"selector": {"name": "knnn", "settings": {}, "version": 1}},
                    {"template": {"demo": "no field"}}, {"pool": None}, {"iclkit_saved_selector": 9}):  # fmt: skip
         (tmp_path / "odd").mkdir(exist_ok=True)
         said = json.loads((kept / "selector.json").read_text()) | damage

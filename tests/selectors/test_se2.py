@@ -20,7 +20,7 @@ from iclkit.testing import HashEmbedder, SelectorContract
 
 
 class TestSe2(SelectorContract):
-    @pytest.fixture(params=["se2,width=1", "se2,width=2,normalise=log-softmax"])
+    @pytest.fixture(params=["se2,width=1", "se2,width=2,normalize=log-softmax"])
     def selector(self, request):
         return make_selector(request.param)
 
@@ -152,8 +152,8 @@ def test_one_demonstration_is_the_nearest_whatever_the_width(make):
             assert found.picks[0].score == nearest.picks[0].score
 
 
-@pytest.mark.parametrize("normalise", ["none", "log-softmax"])
-def test_the_pool_of_six_is_searched_to_the_end(normalise):
+@pytest.mark.parametrize("normalize", ["none", "log-softmax"])
+def test_the_pool_of_six_is_searched_to_the_end(normalize):
     examples, embedder, query = pool_of(6), retriever(), "garden wine and a dog"
     view = Pool.of(examples).view()
     documents = view.vectors(embedder).astype(np.float64)
@@ -162,7 +162,7 @@ def test_the_pool_of_six_is_searched_to_the_end(normalise):
     def step(chosen, row):
         text = embedder.rendering.query(query, "", [examples[c] for c in chosen])
         sim = documents @ embedder.encode_states([text])[0].astype(np.float64)
-        if normalise == "none":
+        if normalize == "none":
             return sim[row]
         others = [r for r in range(6) if r not in chosen and r != 2]
         return sim[row] / 0.05 - math.log(sum(math.exp(sim[r] / 0.05) for r in others))
@@ -171,7 +171,7 @@ def test_the_pool_of_six_is_searched_to_the_end(normalise):
         return sum(step(rows[:t], row) for t, row in enumerate(rows))
 
     best = max(permutations([0, 1, 3, 4, 5], 3), key=score)
-    found = make_selector(f"se2,width=60,normalise={normalise}").fit(view, Kit(embedder))
+    found = make_selector(f"se2,width=60,normalize={normalize}").fit(view, Kit(embedder))
     picks = found.select(Query(query, exclude=frozenset({hidden})), 3)
     assert sum(p.score for p in picks) == pytest.approx(score(best), abs=1e-5)
     assert [view.ids.index(i) for i in picks.ids] == [*best]
@@ -248,7 +248,7 @@ def test_its_explanation_has_the_sequence_its_scores_and_the_beams_that_came_nex
 
 
 def test_settings_are_checked():
-    for spec in ("se2,width=0", "se2,normalise=softmax", "se2,temperature=0"):
+    for spec in ("se2,width=0", "se2,normalize=softmax", "se2,temperature=0"):
         with pytest.raises(UsageError, match="give"):
             make_selector(spec)
 
@@ -276,14 +276,14 @@ def dot_retriever(examples, card=None):
     return Retriever(inner, replace(rendering, radius=1.1 * float(lengths.max())), card or {})
 
 
-def product_steps(examples, embedder, text, normalise, temperature):
+def product_steps(examples, embedder, text, normalize, temperature):
     """What each row adds after the rows chosen, from the towers' own inner products."""
     documents = embedder.inner.encode_raw([embedder.document_text(e) for e in examples]).astype(np.float64)
 
     def step(chosen, row):
         state = embedder.rendering.query(text, "", [examples[c] for c in chosen])
         dots = documents @ embedder.inner.encode_raw([state], side="query")[0].astype(np.float64)
-        if normalise == "none":
+        if normalize == "none":
             return float(dots[row])
         left = np.delete(dots, [*chosen]) / temperature
         return float(dots[row] / temperature - np.logaddexp.reduce(left))
@@ -294,13 +294,13 @@ def product_steps(examples, embedder, text, normalise, temperature):
 QUESTIONS = [f"{a} and {b}" for a in ("fish", "cream", "the bill", "wine") for b in ("soup", "a dog", "salt", "cake")]
 
 
-@pytest.mark.parametrize(("normalise", "temperature"), [("none", 0.05), ("log-softmax", 1.0), ("log-softmax", 200.0)])
-def test_a_retriever_of_inner_products_is_searched_by_their_sum(normalise, temperature):
+@pytest.mark.parametrize(("normalize", "temperature"), [("none", 0.05), ("log-softmax", 1.0), ("log-softmax", 200.0)])
+def test_a_retriever_of_inner_products_is_searched_by_their_sum(normalize, temperature):
     examples = pool_of(6)
     view, embedder = Pool.of(examples).view(), dot_retriever(examples)
-    spec = f"se2,width=60,normalise={normalise},temperature={temperature}"
+    spec = f"se2,width=60,normalize={normalize},temperature={temperature}"
     for picks in make_selector(spec).fit(view, Kit(embedder)).select_many([Query(q) for q in QUESTIONS], 3):
-        step = product_steps(examples, embedder, picks.query.text, normalise, temperature)
+        step = product_steps(examples, embedder, picks.query.text, normalize, temperature)
         totals = {rows: sum(step(rows[:t], r) for t, r in enumerate(rows)) for rows in permutations(range(6), 3)}
         found = tuple(view.ids.index(i) for i in picks.ids)
         assert totals[found] == pytest.approx(max(totals.values()), rel=1e-5)
@@ -345,7 +345,7 @@ def test_a_temperature_that_is_not_the_one_trained_with_is_noted():
     view, embedder = Pool.of(examples).view(), dot_retriever(examples, {"config": {"temperature": 1.0}})
     for added, notes in (
         ("", ()),
-        (",normalise=log-softmax,temperature=1", ()),
-        (",normalise=log-softmax", ("temperature is 0.05, and the retriever was trained with 1",)),
+        (",normalize=log-softmax,temperature=1", ()),
+        (",normalize=log-softmax", ("temperature is 0.05, and the retriever was trained with 1",)),
     ):
         assert make_selector("se2" + added).fit(view, Kit(embedder)).select(Query("fish"), 2).notes == notes

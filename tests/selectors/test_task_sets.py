@@ -180,7 +180,7 @@ def test_neighbours_leave_oneself_out(seed, n, k):
 
 def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
     w = world(8, 40, dim=6)
-    one = make_selector("vote-k,budget=10,neighbours=5,centre=false").fit(w.view, w.kit)
+    one = make_selector("vote-k,budget=10,neighbors=5,center=false").fit(w.view, w.kit)
     labelled = {w.view.ids[r] for r in one.annotated_}
     assert len(labelled) == 10
     selection = one.select(w.query, 15)
@@ -192,7 +192,7 @@ def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
 
 def test_vote_k_about_the_mean_uses_one_mean_for_pool_and_query(world):
     w = world(9, 30, dim=6)
-    one = make_selector("vote-k,budget=30,neighbours=5").fit(w.view, w.kit)
+    one = make_selector("vote-k,budget=30,neighbors=5").fit(w.view, w.kit)
     mean = w.kit.embedder.encode_documents([e.text for e in w.view.examples]).mean(axis=0)
     vectors = w.kit.embedder.encode_documents([e.text for e in w.view.examples]) - mean
     target = w.kit.embedder.encode_queries(["q"])[0] - mean
@@ -212,7 +212,7 @@ def test_confident_vote_k_never_labels_the_surest_tenth_and_takes_one_of_each_bu
     lm = ScriptedLM(logprob)
     view = Pool.of(POOL).view()
     kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE, labels=("yes", "no"))
-    one = make_selector("vote-k-confidence,budget=8,seeds=3,neighbours=4").fit(view, kit)
+    one = make_selector("vote-k-confidence,budget=8,seeds=3,neighbors=4").fit(view, kit)
     assert lm.scored == []  # fitting is free: the LM is asked with the first query
     assert one.cost(4) == SelectorCost(per_task=(24 - 3) * 2)
     one.select(Query("x"), 4)
@@ -229,7 +229,7 @@ def test_confident_vote_k_reads_generations_where_there_are_no_labels():
     view = Pool.of(Example(f"text {n}", f"answer {n}") for n in range(12)).view()
     lm = FakeLM()
     kit = Kit(embedder=HashEmbedder(), lm=lm, template=TEMPLATE)
-    one = make_selector("vote-k-confidence,budget=6,seeds=2,neighbours=3").fit(view, kit)
+    one = make_selector("vote-k-confidence,budget=6,seeds=2,neighbors=3").fit(view, kit)
     assert len(one.select(Query("x"), 6)) == 6
     assert len(lm.generated) == len(lm.scored) == 10
     assert Counter(one.annotated_.tolist()).most_common(1)[0][1] == 1
@@ -247,7 +247,7 @@ def test_an_lm_that_says_nothing_is_least_sure():
 
     view = Pool.of(Example(f"text {n}", f"answer {n}") for n in range(22)).view()
     kit = Kit(embedder=HashEmbedder(), lm=Strict(reply=reply), template=TEMPLATE)
-    one = make_selector("vote-k-confidence,budget=4,seeds=2,neighbours=3").fit(view, kit)
+    one = make_selector("vote-k-confidence,budget=4,seeds=2,neighbors=3").fit(view, kit)
     one.select(Query("x"), 4)
     silent, talking = one.annotated_[2:].tolist()
     assert silent % 2 == 1
@@ -265,7 +265,7 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
     task, lm = load_task(str(shared_data / name)), load_lm(str(smollm2_path), cache=False, workers=1)
     view = Pool.of(task.train[:size]).view()
     kit = Kit(HashEmbedder(), lm, task.template, task.labels, reserve=24)
-    one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbours=5").fit(view, kit)
+    one = make_selector("vote-k-confidence,budget=10,seeds=4,neighbors=5").fit(view, kit)
     selections = one.select_many(task.queries()[:3], 4)
     assert lm.usage.requests <= one.cost(4).per_task
     assert len({*one.annotated_.tolist()}) == 10
@@ -276,7 +276,7 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
     assert (confidence <= 0).all()
 
 
-@pytest.mark.parametrize("spec", ["vote-k,budget=0", "vote-k,neighbours=0", "vote-k-confidence,seeds=0"])
+@pytest.mark.parametrize("spec", ["vote-k,budget=0", "vote-k,neighbors=0", "vote-k-confidence,seeds=0"])
 def test_settings_are_checked(spec):
     with pytest.raises(UsageError, match="give 1 or more"):
         make_selector(spec)

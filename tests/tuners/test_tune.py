@@ -179,7 +179,7 @@ def test_the_better_instruction_is_found_and_shown(tmp_path):
     assert found.confirmation.value == 1
     found.file.write(tmp_path / "best.json")
     run = evaluate(one.task, str(tmp_path / "best.json"), one.lm, k=3)
-    assert run.spec["template"]["instruction"] == "Do it well."
+    assert run.spec.parts["template"]["instruction"] == "Do it well."
     assert np.mean([r.metrics["accuracy"] for r in run.rows]) == 1
 
 
