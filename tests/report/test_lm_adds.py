@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from iclkit.eval import difference, holm
+from iclkit.records import Spec
 from iclkit.report import headline, leaderboard, lm_words, plain_words, to_csv, to_json, to_markdown
 
 from .worlds import draw, make_run, make_runs
 
 
 def without_lm(name, right, task="toy"):
-    spec = {"lm": None, "predictor": {"name": name, "settings": {}, "version": 1}}
-    return make_run(name, right, k=0, task=task, **spec)
+    run = make_run(name, right, k=0, task=task)
+    return replace(run, spec=replace(run.spec, predictor=Spec(name), parts={}))
 
 
 def world(queries=200, lift=0.2, vote=0.5, task="toy", key=0):
