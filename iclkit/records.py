@@ -12,7 +12,7 @@ import json
 import math
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -268,13 +268,15 @@ class Pick:
 class Selection:
     """What a selector chose, best first; the order in the prompt is made in ``iclkit.prompts``.
 
-    ``notes`` say what the user should know, e.g. that fewer than k examples were allowed.
+    ``notes`` say what the user should know, e.g. that fewer than k examples were allowed. ``examples`` are the chosen
+    ones themselves, in the order of the picks.
     """
 
     query: Query
     picks: tuple[Pick, ...]
     spec: Spec
     notes: tuple[str, ...] = ()
+    examples: tuple[Example, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -294,6 +296,22 @@ class Message:
 
     role: str
     content: str
+
+    def as_dict(self) -> dict[str, str]:
+        """As chat APIs take it."""
+        return {"role": self.role, "content": self.content}
+
+
+def without_system(messages: Sequence[Message]) -> list[Message]:
+    """The same chat with the text of its system messages before that of the first user message."""
+    system = [m.content for m in messages if m.role == "system"]
+    rest = [m for m in messages if m.role != "system"]
+    at = next((i for i, m in enumerate(rest) if m.role == "user"), None)
+    if not system:
+        return rest
+    if at is None:
+        return [Message("user", "\n\n".join(system)), *rest]
+    return [*rest[:at], Message("user", "\n\n".join([*system, rest[at].content])), *rest[at + 1 :]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +339,8 @@ class Span:
 class Prompt:
     """What an LM reads. ``shown`` is in prompt order; ``tokens`` counts ``text`` with the LM's own tokenizer.
 
-    ``messages`` is None for a plain-text prompt; for a chat prompt ``text`` is the rendering by the model's template.
+    ``messages`` is None for a plain-text prompt; for a chat prompt ``text`` is the rendering by the model's template,
+    or, where it was made without a model, one for people to read.
     ``answer_prefix`` is what stands between the end of ``text`` and an answer: " " after "Label:", "" in a chat.
     """
 
@@ -337,6 +356,14 @@ class Prompt:
     def hash(self) -> str:
         """Hash of the text."""
         return digest(self.text)
+
+    def to_openai(self, *, system: bool = True) -> list[dict[str, str]]:
+        """The ``messages`` of a request to a chat API; a plain-text prompt is one user message.
+
+        ``system=False``: for a model that knows no system role; the system text stands in the first user message.
+        """
+        turns = [Message("user", self.text)] if self.messages is None else [*self.messages]
+        return [turn.as_dict() for turn in (turns if system else without_system(turns))]
 
 
 @dataclass(frozen=True, slots=True)

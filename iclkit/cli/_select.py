@@ -154,7 +154,7 @@ def command(
         _say_cost(chooser.selector, len(asked), shots)
         selections = chooser.select_many(asked, shots)
         view = chooser.view
-        prompts = [_assemble(chooser, s, model) for s in selections] if show_prompt else []
+        prompts = [chooser.prompt_of(s) for s in selections] if show_prompt else []
         _print(selections, prompts, view, as_json)
     if save is not None:
         chooser.save(save, copy_pool=with_pool)
@@ -303,22 +303,6 @@ def _by_note(selections: Sequence[Selection]) -> dict[str, int]:
         for note in selection.notes:
             counts[note] = counts.get(note, 0) + 1
     return counts
-
-
-def _assemble(chooser: Chooser, chosen: Selection, lm: LM | None) -> Prompt:
-    from iclkit.prompts import assemble
-
-    return assemble(
-        chooser.template,
-        chosen.query,
-        chooser.view.examples_of(chosen.ids),
-        order=chooser.order,
-        budget=lm.context_size if lm else None,
-        count_tokens=lm.count_tokens if lm else None,
-        render_chat=lm.render_chat if lm else None,
-        seed=chooser.kit.seed,
-        reserve=64 if lm else 0,
-    )
 
 
 def _say_cost(chooser: Selector, queries: int, k: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.models import first_words
-from iclkit.records import Message
+from iclkit.records import Message, without_system
 
 TokenIds = tuple[int, ...]
 
@@ -148,22 +148,10 @@ class ChatTemplate:
         return self._apply(messages if self._takes_system else without_system(messages))
 
     def _apply(self, messages: Sequence[Message], *, opening: bool = True) -> str:
-        turns = [{"role": m.role, "content": m.content} for m in messages]
+        turns = [m.as_dict() for m in messages]
         try:
             return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=opening))
         except Exception as error:  # a template is a foreign program, and raises what it likes
             raise ModelError(
                 f"this model's chat template fails ({first_words(error)}); use a plain-text prompt template"
             ) from error
-
-
-def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The same chat with the text of its system messages before that of the first user message."""
-    system = [m.content for m in messages if m.role == "system"]
-    rest = [m for m in messages if m.role != "system"]
-    at = next((i for i, m in enumerate(rest) if m.role == "user"), None)
-    if not system:
-        return rest
-    if at is None:
-        return [Message("user", "\n\n".join(system)), *rest]
-    return [*rest[:at], Message("user", "\n\n".join([*system, rest[at].content])), *rest[at + 1 :]]

@@ -11,7 +11,7 @@ from iclkit.errors import DataError, IclkitError, PoolError, RequestError
 from iclkit.lm import LM
 from iclkit.pool import PoolView
 from iclkit.prompts import Template, assemble
-from iclkit.records import Example, Message, Prompt, Query, Selection, Spec, clean_text, fold_text
+from iclkit.records import Example, Prompt, Query, Selection, Spec, clean_text, fold_text
 from iclkit.selectors import Selector
 
 
@@ -106,13 +106,8 @@ def recorded_prompt(template: Template, query: Query, shown: Sequence[Example], 
         list(shown),
         order="best-first",
         count_tokens=lm.count_tokens if lm else None,
-        render_chat=(lm.render_chat if lm else plain_chat) if template.chat else None,
+        render_chat=lm.render_chat if lm else None,
     )
-
-
-def plain_chat(messages: Sequence[Message]) -> str:
-    """A chat as people read it, where no model's own template is at hand."""
-    return "".join(f"[{m.role}]\n{m.content}\n" for m in messages) + "[assistant]\n"
 
 
 def leave_one_out(view: PoolView, examples: Iterable[Example]) -> tuple[Query, ...]:

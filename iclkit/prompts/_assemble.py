@@ -31,13 +31,13 @@ def assemble(
 
     ``budget`` is in tokens as ``count_tokens`` counts a text, and covers the prompt plus ``reserve`` tokens for the
     answer. Over budget, whole demonstrations go, worst rank first; the best m are kept for the largest m that fits,
-    found in a few counts of whole prompts. ``render_chat`` turns messages into text for a chat template.
+    found in a few counts of whole prompts. ``render_chat`` turns the messages of a chat into the text that a model
+    reads; without it they are what counts, and the text is for people (``plain_chat``).
 
     OverBudget when instruction and query alone do not fit, DataError for a missing field; UsageError when a budget
-    comes without ``count_tokens`` or a chat template without ``render_chat``.
+    comes without ``count_tokens``.
     """
-    if template.chat and render_chat is None:
-        raise UsageError("a chat template is rendered by a model; give an LM (render_chat), or set chat=False")
+    render = render_chat or plain_chat
     if budget is not None and count_tokens is None:
         raise UsageError("a token budget needs a tokenizer; give an LM (count_tokens)")
     shots = {e.id: template.demo_pieces(e) for e in examples_best_first}
@@ -52,8 +52,7 @@ def assemble(
     def text_of(m: int) -> str:
         made = turns(ordered(m))
         if template.chat:
-            assert render_chat is not None
-            return render_chat(_messages(made))
+            return render(_messages(made))
         return "".join(p.text for _, pieces in made for p in pieces)
 
     most = len(examples_best_first)
@@ -71,11 +70,7 @@ def assemble(
             )
     shown = ordered(kept)
     final, text = turns(shown), text_of(kept)
-    if template.chat:
-        assert render_chat is not None
-        pieces = _chat_pieces(final, text, render_chat)
-    else:
-        pieces = [p for _, turn in final for p in turn]
+    pieces = _chat_pieces(final, text, render) if template.chat else [p for _, turn in final for p in turn]
     reason = f"over the budget of {budget} tokens" + (f" with {reserve} for the answer" if reserve else "")
     return Prompt(
         text=text,
@@ -86,6 +81,11 @@ def assemble(
         messages=tuple(_messages(final)) if template.chat else None,
         answer_prefix=template.answer_prefix,
     )
+
+
+def plain_chat(messages: Sequence[Message]) -> str:
+    """A chat as people read it, where no model's own template is at hand."""
+    return "".join(f"[{m.role}]\n{m.content}\n" for m in messages) + "[assistant]\n"
 
 
 def _turns(template: Template, shots: Sequence[list[Piece]], tail: list[Piece]) -> list[tuple[str, list[Piece]]]:

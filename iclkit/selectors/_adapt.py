@@ -64,20 +64,10 @@ class ForeignSelector:
         asked = as_queries(queries)
         many = "select_many" in self._has
         found = [*self.inner.select_many(asked, k)] if many else [self.inner.select(query, k) for query in asked]
-        for query, selection in zip(asked, found, strict=True):
-            self._check(query, selection)
-        return found
-
-    def _check(self, query: Query, selection: Selection) -> None:
-        if not query.where or self._fitted is None:
-            return
+        if self._fitted is None:
+            return found
         view, _ = self._fitted
-        allowed = {*view.matching(query.where).tolist()}
-        if any(view.row_of(i) not in allowed for i in selection.ids):
-            raise DataError(
-                f"selector {self.spec.name!r} does not keep to the filter of a query ({dict(query.where)}); fit it on "
-                f"the part of the pool instead: pool.view(where=…)"
-            )
+        return [_completed(self.spec.name, view, q, selection) for q, selection in zip(asked, found, strict=True)]
 
     def cost(self, k: int) -> SelectorCost:
         """Nothing unless the object says so."""
@@ -108,6 +98,17 @@ class ForeignSelector:
         if self._fitted is None:
             raise DataError(f"selector {self.spec.name!r} has not seen a pool yet; call fit(pool, kit) before save")
         return Chooser(self, *self._fitted, k=k, follow=follow).save(folder, copy_pool=copy_pool)
+
+
+def _completed(name: str, view: PoolView, query: Query, selection: Selection) -> Selection:
+    if query.where:
+        allowed = {*view.matching(query.where).tolist()}
+        if any(view.row_of(i) not in allowed for i in selection.ids):
+            raise DataError(
+                f"selector {name!r} does not keep to the filter of a query ({dict(query.where)}); fit it on the part "
+                f"of the pool instead: pool.view(where=…)"
+            )
+    return selection if selection.examples else replace(selection, examples=tuple(view.examples_of(selection.ids)))
 
 
 def adapt(selector: object, spec: Spec) -> Selector:

@@ -320,14 +320,15 @@ class BaseSelector:
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(np.unique(rows)) == len(rows), f"{self.name}: an example was picked twice"
         assert candidates.allowed(rows).all(), f"{self.name}: an excluded example was picked"
+        examples = tuple(self.pool_.examples_at(rows))
         picks = tuple(
-            Pick(example_id, float(score), rank, RANDOM_FILL if rank > len(rows) - choice.random else "")
-            for rank, (example_id, score) in enumerate(zip(self.pool_.ids_at(rows), choice.scores, strict=True), 1)
+            Pick(example.id, float(score), rank, RANDOM_FILL if rank > len(rows) - choice.random else "")
+            for rank, (example, score) in enumerate(zip(examples, choice.scores, strict=True), 1)
         )
         notes = self.shortfall_note(candidates, k, len(rows))
         if choice.random:
             notes += (f"{choice.random} picks have nothing in common with the query and are random",)
-        return Selection(candidates.query, picks, spec, notes + choice.notes)
+        return Selection(candidates.query, picks, spec, notes + choice.notes, examples)
 
     def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         """Hook: why there are not k picks, or nothing where there are."""

@@ -15,8 +15,8 @@ from iclkit import lm as lms
 from iclkit.errors import DataError, IclkitError, ModelError, PoolError, UsageError
 from iclkit.files import read_json, replace_file, sync_folder
 from iclkit.pool import Pool, PoolView, copy_view
-from iclkit.prompts import ORDERS, Template
-from iclkit.records import Json, Query, QueryLike, Selection, Spec
+from iclkit.prompts import ORDERS, Template, assemble
+from iclkit.records import Json, Prompt, Query, QueryLike, Selection, Spec
 from iclkit.schema import read_as
 from iclkit.selectors._base import Kit, Selector, as_queries
 from iclkit.selectors._registry import make_selector, move_files
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 FILE = "selector.json"
 POOL_FILE = "pool.db"
+ANSWER_TOKENS = 64
+"""Tokens of an LM's context that prompts leave to the answer, where its length is not known."""
 
 
 class _Model(TypedDict):
@@ -153,6 +155,43 @@ class Chooser:
         if self.follow:
             self.refit()
         return self.selector.select_many(as_queries(queries), self.k if k is None else k)
+
+    def prompt(
+        self,
+        query: QueryLike,
+        k: int | None = None,
+        *,
+        where: Mapping[str, Json] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> Prompt:
+        """The prompt for a query with its demonstrations, under the context of the LM where there is one."""
+        return self.prompt_of(self.select(query, k, where=where, exclude=exclude))
+
+    def messages(
+        self,
+        query: QueryLike,
+        k: int | None = None,
+        *,
+        where: Mapping[str, Json] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> list[dict[str, str]]:
+        """What to send to a chat API for a query: ``[{"role": …, "content": …}, …]``."""
+        return self.prompt(query, k, where=where, exclude=exclude).to_openai()
+
+    def prompt_of(self, selection: Selection) -> Prompt:
+        """The prompt that shows a selection."""
+        kit, lm = self._kit, self._kit.lm
+        return assemble(
+            self.template,
+            selection.query,
+            selection.examples,
+            order=kit.order,
+            budget=lm.context_size if lm else None,
+            count_tokens=lm.count_tokens if lm else None,
+            render_chat=lm.render_chat if lm else None,
+            seed=kit.seed,
+            reserve=(kit.reserve or ANSWER_TOKENS) if lm else 0,
+        )
 
     def refit(self) -> bool:
         """Fit it anew if the pool has changed since it was fitted; says whether that was so."""

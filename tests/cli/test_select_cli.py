@@ -76,11 +76,13 @@ def test_the_prompt_is_printed_as_the_lm_would_read_it(iclkit, pool):
     assert out == "Say what it is.\n\nText: a dog {barks} loudly\nAnimal: dog\n\nText: big {dog}\nAnimal:\n"
 
 
-def test_a_chat_prompt_needs_an_lm_and_then_shows_its_template(iclkit, pool):
+def test_a_chat_prompt_needs_no_lm_and_with_one_shows_its_template(iclkit, pool):
     words = ("select", pool, "dog", "-s", "bm25", "-k", "1", "--prompt", "--chat")
     code, out, err = iclkit(*words)
-    assert (code, out) == (2, "")
-    assert "chat template" in err
+    assert (code, err) == (0, "")
+    assert out.startswith("[user]\nInput: ")
+    code, out, _ = iclkit(*words, "--json")
+    assert [m["role"] for m in json.loads(out)[0]["prompt"]["messages"]] == ["user", "assistant", "user"]
     code, out, _ = iclkit(*words, "--lm", "any")
     assert out.startswith("<|user|>\nInput: ")
     assert code == 0

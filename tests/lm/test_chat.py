@@ -7,8 +7,8 @@ import pytest
 
 from iclkit.errors import ModelError, UsageError
 from iclkit.lm import ScoreRequest, load_lm
-from iclkit.lm._tokens import PromptTokenizer, without_system
-from iclkit.records import Message
+from iclkit.lm._tokens import PromptTokenizer
+from iclkit.records import Message, without_system
 
 from .broken import copy as copy_folder
 from .broken import setting

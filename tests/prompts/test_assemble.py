@@ -135,11 +135,9 @@ def test_everything_fitting_takes_one_count_when_characters_show_it():
     assert len(prompt.shown) == 6
 
 
-def test_a_budget_needs_a_tokenizer_and_a_chat_needs_a_renderer():
+def test_a_budget_needs_a_tokenizer():
     with pytest.raises(UsageError, match="count_tokens"):
         assemble(Template(), QUERY, SHOTS, budget=10)
-    with pytest.raises(UsageError, match="render_chat"):
-        assemble(Template(chat=True), QUERY, SHOTS)
 
 
 @pytest.mark.models
