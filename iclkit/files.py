@@ -41,9 +41,10 @@ def read_bytes(path: Path) -> bytes:
         raise DataError(f"cannot read {str(path)!r} ({error})") from error
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file (a byte order mark is dropped). DataError when it cannot be read or is not UTF-8."""
-    data = read_bytes(path)
+def read_text(path: Path, *, stdin: bool = False) -> str:
+    """The whole of a UTF-8 file (a byte order mark is dropped); of standard input for ``-`` where ``stdin`` is said.
+    DataError when it cannot be read or is not UTF-8."""
+    data = sys.stdin.buffer.read() if stdin and str(path) == "-" else read_bytes(path)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -61,21 +62,25 @@ def read_text(path: Path) -> str:
 # what a file of another kind begins with
 _KINDS = {
     b"\x1f\x8b": "it is compressed; unpack it with gunzip",
+    b"\x28\xb5\x2f\xfd": "it is compressed; unpack it with zstd -d",
     b"PK\x03\x04": "it is a zip archive or a spreadsheet; unpack it, or save the sheet as CSV",
     b"PAR1": "it is a Parquet file; name it .parquet",
     b"SQLite format 3": "it is an SQLite file, perhaps a pool; write it out with: iclkit pool export",
-    b"\xff\xfe\0\0": "convert the file, e.g. iconv -f UTF-32 -t UTF-8",
-    b"\xff\xfe": "convert the file, e.g. iconv -f UTF-16 -t UTF-8",
-    b"\xfe\xff": "convert the file, e.g. iconv -f UTF-16 -t UTF-8",
 }
+_WIDE = {b"\xff\xfe\0\0": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+
+
+def other_kind(data: bytes) -> str:
+    """What to do with a file that begins so and is no text; "" where nothing is known against it."""
+    return next((remedy for mark, remedy in _KINDS.items() if data.startswith(mark)), "")
 
 
 def _how_to_convert(data: bytes) -> str:
-    for mark, remedy in _KINDS.items():
-        if data.startswith(mark):
-            return remedy
-    names = "UTF-16LE" if data[1:4:2] == b"\0\0" else "UTF-16BE" if data[0:4:2] == b"\0\0" else "CP1252"
-    return f"convert the file, e.g. iconv -f {names} -t UTF-8"
+    if remedy := other_kind(data):
+        return remedy
+    name = next((name for mark, name in _WIDE.items() if data.startswith(mark)), "")
+    name = name or ("UTF-16LE" if data[1:4:2] == b"\0\0" else "UTF-16BE" if data[0:4:2] == b"\0\0" else "CP1252")
+    return f"convert the file, e.g. iconv -f {name} -t UTF-8"
 
 
 def split_lines(text: str) -> Iterator[tuple[int, str]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -65,6 +68,26 @@ def test_a_command_in_the_docs_parses(page: Path, words: list[str]) -> None:
     for flag, value in pairwise(words):
         if flag in ("-s", "--selector") and "…" not in value and not value.endswith(".json"):
             make_selector(parse_spec(import_selectors(value)))
+
+
+@pytest.mark.models
+def test_the_commands_of_your_own_data_run_as_typed(tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text().split("## Your own data\n")[1].split("\n## ")[0]
+    (tmp_path / "iclkit").symlink_to(ROOT / "iclkit")  # the commands are typed in a clone
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    script = "set -e\n" + "\n".join(textwrap.dedent(text) for kind, text in BLOCK.findall(section) if kind == "sh")
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tickets.toml: classification, 12 labels, 480 train and 120 test rows" in done.stdout
+    assert "knn" in done.stdout
+    assert (tmp_path / "board.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

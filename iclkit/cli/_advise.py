@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,10 +14,13 @@ from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
     LMOptions,
     Numbers,
+    data_options,
     lm_options,
     load_embedder,
     load_lm,
+    load_task,
     open_pool,
+    typed_options,
 )
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
@@ -33,6 +39,7 @@ from iclkit.secrets import redact
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="Choose from this pool.")
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @lm_options
+@data_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     task_name: str,
@@ -43,18 +50,16 @@ def command(
     pool_path: Path | None,
     chat: bool,
     lm_options: LMOptions,
+    data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Say whether to show TASK's LM nothing, more random shots, balanced or similar ones, or to train a retriever.
 
     The pilot asks about train rows, each hidden from itself; the test rows stay unseen.
     """
-    from iclkit.datasets import load_task
     from iclkit.eval import advise
 
-    task = load_task(task_name)
-    if chat:
-        task = replace(task, template=replace(task.template, chat=True))
+    task = load_task(task_name, data, chat=chat)
     pool = open_pool(pool_path) if pool_path else None
     vectors = load_embedder(embedder, lm_options.device) if embedder != "none" else None
     lm = load_lm(lm_name, lm_options)
@@ -64,16 +69,17 @@ def command(
         task, lm, embedder=vectors, pool=pool, prompts=prompts, shots=shots,
         say=lambda what: say(f"run {next(step)}: {what}"),
     )  # fmt: skip
-    confirm = f"iclkit eval {task_name} --lm {redact(lm_name)} -s random -k {found.k or max(shots)}"
+    same = shlex.join([task_name, *typed_options(data)])
+    confirm = f"iclkit eval {same} --lm {redact(lm_name)} -s random -k {found.k or max(shots)}"
     confirm += " --chat" if chat else ""
     confirm += f" -s {found.choice}" if found.choice != "random" else " -s zero"
     if as_json:
-        data = asdict(found) | {
+        facts = asdict(found) | {
             "figures": [{"way": w, "k": k, **asdict(e)} for (w, k), e in found.figures.items()],
             "findings": [asdict(f) | {"verdict": f.verdict} for f in found.findings],
             "confirm": confirm,
         }
-        emit_json(data, indent=1)
+        emit_json(facts, indent=1)
         return
     _print(found, task.metric, confirm)
 

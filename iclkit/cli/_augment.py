@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import LMOptions, lm_options, load_lm, parse_template
+from iclkit.cli._kit import LMOptions, data_options, lm_options, load_lm, load_task, parse_template
 from iclkit.cli._terminal import echo, emit_json
 from iclkit.errors import DataError, UsageError
 from iclkit.files import read_text
@@ -40,8 +40,6 @@ METHODS = {
 @click.option("-n", "--count", type=click.IntRange(0), help="How many.  [default: the method's own]")
 @click.option("--task", "task_name", help="Take template, labels and metric from this data set, and keep its test and "
               "dev inputs out.")  # fmt: skip
-@click.option("--template", "template_text", help="Demonstration with {input} and {output}, instruction above it.")
-@click.option("--labels", help="The label set, with commas.")
 @click.option(
     "--queries", type=click.Path(path_type=Path), help="A file of queries: .jsonl rows with `input`, or lines."
 )
@@ -50,10 +48,10 @@ METHODS = {
 @click.option("--chat", is_flag=True, help="For auto-icl and recycle: ask in the LM's own chat template.")
 @lm_options
 @click.option("--verbatim", is_flag=True, help="For recycle: only answers that stand in their paragraph.")
-@click.option("--metric", help="What accepts a trace.  [default: the task's, or number_match]")
 @click.option("--cue", default="", help='Words that an answer or trace begins with, e.g. "Let\'s think step by step."')
 @click.option("--temperature", type=click.FloatRange(0), help="0 is greedy.  [default: the method's own]")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
+@data_options()
 @click.option("--dry-run", is_flag=True, help="Generate and report, but leave the pool alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made and what was rejected as JSON.")
 def command(
@@ -62,17 +60,15 @@ def command(
     lm_name: str,
     count: int | None,
     task_name: str | None,
-    template_text: str | None,
-    labels: str | None,
     queries: Path | None,
     documents: tuple[Path, ...],
     chat: bool,
     lm_options: LMOptions,
     verbatim: bool,
-    metric: str | None,
     cue: str,
     temperature: float | None,
     seed: int,
+    data: Mapping[str, Any],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -85,9 +81,22 @@ def command(
     from iclkit.pool import Pool
 
     order = _Order(
-        method, count, template_text, labels, queries, documents, chat, verbatim, metric, cue, temperature, seed
+        method,
+        count,
+        data.get("template"),
+        data.get("labels"),
+        queries,
+        documents,
+        chat,
+        verbatim,
+        data.get("metric"),
+        cue,
+        temperature,
+        seed,
     )
-    task = _load_task(task_name) if task_name else None
+    if others := [key for key in data if key not in ("template", "labels", "metric") and not task_name]:
+        raise UsageError(f"--{others[0].replace('_', '-')} says how the rows of a task are read; name it with --task")
+    task = load_task(task_name, data) if task_name else None
     order.check(task)
     if method in ("bootstrap", "synthesise") and not pool.exists():
         raise DataError(f"{method} starts from real examples and there is no pool at {pool}; see --method labels")
@@ -115,7 +124,7 @@ class _Order:
     method: str
     count: int | None
     template: str | None
-    labels: str | None
+    labels: tuple[str, ...] | None
     queries: Path | None
     documents: tuple[Path, ...]
     chat: bool
@@ -184,7 +193,7 @@ class _Order:
 
     def _labels(self, task: Task | None) -> tuple[str, ...]:
         if self.labels is not None:
-            return tuple(dict.fromkeys(clean_text(part) for part in self.labels.split(",") if part.strip()))
+            return tuple(dict.fromkeys(map(clean_text, self.labels)))
         return task.labels if task else ()
 
     def _queries(self) -> list[Query]:
@@ -205,12 +214,6 @@ class _Order:
 
 def _say_cost(calls: int) -> None:
     echo(f"the LM is asked at most {calls:,} times", err=True)
-
-
-def _load_task(name: str) -> Task:
-    from iclkit.datasets import load_task
-
-    return load_task(name)
 
 
 def _facts(made: AugmentResult, added: int) -> Mapping[str, Any]:

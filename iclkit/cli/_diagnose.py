@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
-from iclkit.cli._kit import EMBEDDER_SETTINGS, SELECTOR, dedupe, embedder_for, open_pool, reranker_for
+from iclkit.cli._kit import (
+    EMBEDDER_SETTINGS,
+    SELECTOR,
+    data_options,
+    dedupe,
+    embedder_for,
+    load_task,
+    open_pool,
+    reranker_for,
+)
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 
@@ -43,6 +54,7 @@ COLUMNS = (
 )
 @click.option("--sample-seed", default=0, show_default=True, help="Draws the rows of --limit.")
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
+@data_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     tasks: tuple[str, ...],
@@ -56,19 +68,19 @@ def command(
     first: int | None,
     sample_seed: int,
     on_leak: str,
+    data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Describe what selectors pick for the queries of TASKs, without asking an LM."""
     from rich.table import Table
 
-    from iclkit.datasets import load_task
     from iclkit.eval import Grid, diagnose, make_bench
     from iclkit.predictors import Tools
 
     grid = Grid(dedupe(selectors), (k,))
     benches = [
         make_bench(
-            load_task(name),
+            load_task(name, data),
             open_pool(pool_path) if pool_path else None,
             limit=limit,
             seed=sample_seed,
@@ -79,13 +91,13 @@ def command(
     ]
     vectors = embedder_for(grid.needs, embedder, always=embedder != "none")
     tools = Tools(embedder=vectors, reranker=reranker_for(grid.needs, reranker_name))
-    data = []
+    rows = []
     for bench in benches:
         found = []
         for number, selector in enumerate(grid.selectors, 1):
             say(f"{bench.task.name}: {number}/{len(grid.selectors)} {selector}")
             found.append(diagnose(bench, selector, tools, k=k, seed=seed))
-        data += [{"task": bench.task.name, **asdict(d)} for d in found]
+        rows += [{"task": bench.task.name, **asdict(d)} for d in found]
         if as_json:
             continue
         table = Table(title=f"{bench.task.name} · k = {k} · {len(bench.queries)} queries · {len(bench.view)} examples",
@@ -98,7 +110,7 @@ def command(
             table.add_row(d.selector, *("–" if math.isnan(v) else f"{v:.2f}" for v in values))
         console().print(table)
     if as_json:
-        emit_json(data, indent=1)
+        emit_json(rows, indent=1)
         return
     console().print(
         "label recall: queries with a pick of their own label · label match: share of picks that have it · majority "

@@ -14,16 +14,25 @@ from iclkit.cli._kit import (
     SELECTOR,
     LMOptions,
     Numbers,
+    data_options,
     dedupe,
     embedder_for,
     lm_options,
     load_lm,
+    load_task,
     open_pool,
-    parse_template,
     reranker_for,
     unescape,
 )
-from iclkit.cli._runs import estimate_cost, plan_with_estimate, run_jobs, run_plain_rules, source_of
+from iclkit.cli._runs import (
+    estimate_cost,
+    plan_with_estimate,
+    run_jobs,
+    run_plain_rules,
+    run_texts,
+    source_of,
+    write_page,
+)
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import echo, emit_json, emit_json_text
 from iclkit.errors import DataError, NothingAnswered, UnknownName, UsageError
@@ -88,8 +97,6 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 )
 @click.option("--sample-seed", default=0, show_default=True, help="Draws the rows of --limit.")
 @click.option("--budget", type=click.IntRange(1), help="Tokens for prompt and answer.  [default: the LM's context]")
-@click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
-              "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @click.option("--normalize", default="sum", show_default=True, help="Compare labels by the sum, or the "
               "mean per token, of log-probabilities.")  # fmt: skip
@@ -113,6 +120,9 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("--out", default=Path("runs"), show_default=True, type=click.Path(path_type=Path), help="Where runs are "
               "kept; the same command again resumes there.")  # fmt: skip
 @lm_options
+@data_options()
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write the board as "
+              "one page for a browser.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
 def command(
@@ -130,7 +140,6 @@ def command(
     first: int | None,
     sample_seed: int,
     budget: int | None,
-    template_text: str | None,
     chat: bool,
     normalize: str,
     calibrations: tuple[str, ...],
@@ -141,6 +150,8 @@ def command(
     on_leak: str,
     out: Path,
     lm_options: LMOptions,
+    data: Mapping[str, Any],
+    html: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -150,7 +161,6 @@ def command(
     """
     from dataclasses import replace
 
-    from iclkit.datasets import load_task
     from iclkit.eval import Grid, break_evens, make_bench
     from iclkit.predictors import Tools
     from iclkit.report import leaderboard, to_json
@@ -172,18 +182,12 @@ def command(
         tuple(unescape(stop) for stop in dedupe(stops)) or None,
         dedupe(predictors),
     )
-    template = parse_template(template_text)
-    loaded = [load_task(name, template=template) for name in dedupe(tasks)]
-    if chat:
-        loaded = [replace(task, template=replace(task.template, chat=True)) for task in loaded]
+    loaded = [load_task(name, data, chat=chat) for name in dedupe(tasks)]
     pool = open_pool(pool_path) if pool_path else None
     benches = [make_bench(t, pool, limit=limit, seed=sample_seed, first=first, on_leak=on_leak) for t in loaded]
     if (answer_tokens or stops) and not any(bench.writes for bench in benches):
         raise UsageError("--answer-tokens and --stop are for answers that are written; these tasks have labels")
-    benches = [replace(b, source=source_of(n, pool_path)) for b, n in zip(benches, dedupe(tasks), strict=True)]
-    for task in loaded:
-        for note in task.notes:
-            say(f"note: {task.name}: {note}")
+    benches = [replace(b, source=source_of(n, pool_path, data)) for b, n in zip(benches, dedupe(tasks), strict=True)]
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
@@ -213,6 +217,8 @@ def command(
         runs += run_plain_rules([bench for bench in benches if bench.task.hash in answered], vectors, out)
     if runs:
         board = leaderboard(runs)
+        if html:
+            write_page(html, board, runs, run_texts([out], runs))
         if as_json:
             emit_json_text(to_json(board))
         else:

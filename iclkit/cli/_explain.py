@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import LMOptions, lm_options, load_embedder, load_lm, load_reranker, open_pool
+from iclkit.cli._kit import (
+    LMOptions,
+    data_options,
+    lm_options,
+    load_embedder,
+    load_lm,
+    load_reranker,
+    open_pool,
+    task_file,
+)
 from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
 @click.option("--embedder", "embedder_name", help="The embedder, if the run's name for it does not find it.")
 @click.option("--reranker", "reranker_name", help="The reranker, if the run's name for it does not find it.")
 @lm_options
+@data_options()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     run_folder: Path,
@@ -57,6 +67,7 @@ def command(
     embedder_name: str | None,
     reranker_name: str | None,
     lm_options: LMOptions,
+    data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
     """Explain one query of a RUN (its folder), or without QUERY_ID the whole run.
@@ -85,7 +96,7 @@ def command(
     else:
         rows = answered[:first] if first else sample_rows(answered, limit, seed=sample_seed)
     texts = load_texts(run_folder)
-    bench, why_not = _bench(run, task)
+    bench, why_not = _bench(run, task, data)
     lm = load_lm(lm_name or run.spec.lm.name, lm_options)
     if lm.fingerprint != run.spec.lm.fingerprint:
         say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
@@ -134,13 +145,17 @@ def _row(run: Run, query_id: str) -> Row:
     raise UsageError(f"{query_id!r} {what} of this run; there are e.g. {some}, or give a position from 0")
 
 
-def _bench(run: Run, task: str | None) -> tuple[Bench | None, str]:
+def _bench(run: Run, task: str | None, data: Mapping[str, Any]) -> tuple[Bench | None, str]:
     """The run's task and pool, if they are still there and still the same; else why not."""
-    from iclkit.datasets import load_task
+    from iclkit.datasets import TaskFile, load_task
     from iclkit.eval import make_bench
 
     source, asked = run.facts.get("source", {}), run.spec.task
-    name = task or source.get("task")
+    name: str | TaskFile | None = task or source.get("task")
+    if not task and not data and "task_file" in source:
+        name = TaskFile.parse(source["task_file"], "the run's task")
+    elif name and data:
+        name = task_file(str(name), data)
     if not name:
         return None, "the run does not say where its task is; give --task"
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ from iclkit.errors import ModelError, UsageError
 from iclkit.records import Json
 
 if TYPE_CHECKING:
+    from iclkit.datasets import Skipped, Task, TaskFile
     from iclkit.embed import Embedder, Reranker
     from iclkit.lm import LM
     from iclkit.pool import Pool
@@ -82,9 +83,12 @@ def unescape(text: str) -> str:
 
 
 def parse_template(text: str | None) -> Template | None:
-    """The template of ``--template``, if one is given."""
+    """The template of ``--template``, if one is given: a text, or a file that holds it."""
+    from iclkit.files import path_kind, read_text
     from iclkit.prompts import Template
 
+    if text and "{" not in text and path_kind(Path(text)) == "file":
+        return Template.parse(read_text(Path(text)))
     return Template.parse(unescape(text)) if text else None
 
 
@@ -105,6 +109,161 @@ def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]
 def dedupe(values: Iterable[T]) -> tuple[T, ...]:
     """Each value once, in order."""
     return tuple(dict.fromkeys(values))
+
+
+# ---- a user's own data
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them."""
+
+    name = "NAME[,NAME...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:  # noqa: ARG002
+        """The names without white space around them."""
+        if isinstance(value, tuple | list):
+            return tuple(map(str, value))
+        return tuple(part.strip() for part in str(value).split(",") if part.strip())
+
+
+class LabelNames(click.ParamType[Mapping[str, str]]):
+    """``neg,pos`` or ``0=neg,1=pos``."""
+
+    name = "NAME,NAME|ID=NAME,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mapping[str, str]:  # noqa: ARG002
+        """The names by id."""
+        from iclkit.datasets import label_names
+
+        if isinstance(value, Mapping):
+            return {str(k): str(v) for k, v in value.items()}
+        return label_names(",".join(value) if isinstance(value, list | tuple) else str(value))
+
+
+class Character(click.ParamType[str]):
+    """One character; a tab may be typed as ``\\t``."""
+
+    name = "CHARACTER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:  # noqa: ARG002
+        """The character itself."""
+        return {"tab": "\t", "semicolon": ";", "comma": ",", "pipe": "|"}.get(str(value), unescape(str(value)))
+
+
+NAMES = Names()
+FILE_OPTIONS = (
+    click.option("--format", help="jsonl, json, csv, tsv or parquet; by default what the file's name says."),
+    click.option("--rows", metavar="PATH", help="Where in a JSON file the rows stand, e.g. data.items."),
+    click.option("--delimiter", type=Character(), help="Parts the columns of a table, e.g. ; or \\t.  [default: found "
+                 "out]"),
+    click.option("--encoding", help="Of a file that is not UTF-8, e.g. cp1252."),
+    click.option("--header", type=NAMES, help="The columns of a table without a header line."),
+    click.option("--on-bad-row", type=click.Choice(["stop", "skip"]), help="A row that makes no example: stop, or "
+                 "leave it out and write it to a file.  [default: stop]"),
+)  # fmt: skip
+"""How files are read."""
+COLUMN_OPTIONS = (
+    click.option("--input", multiple=True, metavar="FIELD", help="Column of the input; repeat for named fields."),
+    click.option("--output", metavar="FIELD", help="Column of the output."),
+    click.option("--choices", type=NAMES, help="Columns of the options (A,B,C,D), or the one that lists them."),
+    click.option(
+        "--choice-keys", metavar="FIELD", help="Column that lists the options' keys, where the output is one."
+    ),
+    click.option("--label-names", type=LabelNames(), help="Names of label ids: neg,pos for 0 and 1, or 1=neg,2=pos."),
+    click.option("--null-label", metavar="NAME", help="The label of rows whose output is null."),
+    click.option("--keep", multiple=True, metavar="FIELD", help="Column to keep as metadata; may repeat."),
+)
+"""Which columns make an example."""
+SPLIT_OPTIONS = (
+    click.option("--test", metavar="FILE", help="The test rows, where they are in a file of their own."),
+    click.option("--test-size", type=click.FloatRange(0, min_open=True), metavar="N", help="Rows to hold out as test "
+                 "rows, or below 1 a share.  [default: a fifth, at most 500]"),
+    click.option("--split-by", metavar="FIELD", help="Rows with one value of this column stay on one side."),
+    click.option("--split-seed", type=int, help="Draws the rows that are held out.  [default: 0]"),
+)  # fmt: skip
+"""How test rows are drawn."""
+JUDGE_OPTIONS = (
+    click.option("--kind", help="classification, multiple_choice, generation or reasoning."),
+    click.option("--labels", type=NAMES, help="The label set."),
+    click.option("--metric", help="What scores an answer.  [default: the task's]"),
+)
+TEMPLATE_OPTIONS = (
+    click.option("--template", metavar="TEXT|FILE", help="A demonstration with {input} and {output}, an instruction "
+                 "above it; or a file that holds it.  [default: the task's]"),
+    click.option("--system", metavar="TEXT", help="The system text of a chat; without --chat it stands above all."),
+    click.option("--separator", metavar="TEXT", help="Between demonstrations.  [default: a blank line]"),
+)  # fmt: skip
+TASK_OPTIONS = (*FILE_OPTIONS, *COLUMN_OPTIONS, *SPLIT_OPTIONS, *JUDGE_OPTIONS, *TEMPLATE_OPTIONS)
+"""Everything that can be said of a task, by the names of ``TaskFile.with_options``."""
+
+
+def data_options(options: Sequence[Callable[[Any], Any]] = TASK_OPTIONS) -> Callable[[F], F]:
+    """These options for a command, which gets what was typed of them together, as ``data``: a mapping."""
+
+    def decorate(command: F) -> F:
+        names: list[str] = []
+
+        @functools.wraps(command)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            found = {name: kwargs.pop(name) for name in names}
+            return command(*args, data={k: v for k, v in found.items() if v not in (None, ())}, **kwargs)
+
+        for option in reversed(options):
+            wrapped = option(wrapped)
+            names.append(wrapped.__click_params__[-1].name)  # type: ignore[attr-defined]
+        return wrapped  # type: ignore[return-value]
+
+    return decorate
+
+
+def typed_options(data: Mapping[str, Any]) -> list[str]:
+    """The options of ``data_options`` as they are typed, for a command that is suggested."""
+    words: list[str] = []
+    for name, value in data.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, Mapping):
+            words += [flag, ",".join(f"{k}={v}" for k, v in value.items())]
+        elif isinstance(value, tuple) and name in ("input", "keep"):
+            words += [word for one in value for word in (flag, one)]
+        else:
+            words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+    return words
+
+
+def task_file(name: str, data: Mapping[str, Any]) -> TaskFile:
+    """The description of the task that a name or path and the options give."""
+    from iclkit.datasets import describe
+
+    given = dict(data)
+    if "split_seed" in given:
+        given["seed"] = given.pop("split_seed")
+    for key, read in (("template", parse_template), ("system", unescape), ("separator", unescape)):
+        if key in given:
+            given[key] = read(given[key])
+    return describe(name).with_options(**given)
+
+
+def load_task(name: str, data: Mapping[str, Any] | None = None, *, chat: bool = False, need_test: bool = True) -> Task:
+    """The task of a name or path and the options given with it; says what was inferred, and writes down bad rows."""
+    from iclkit import datasets
+
+    described = task_file(name, data or {})
+    task = datasets.load_task(
+        described, need_test=need_test, on_skipped=lambda rows: write_skipped(described.name or Path(name).name, rows)
+    )
+    for note in task.notes:
+        say(f"note: {task.name}: {note}")
+    return replace(task, template=replace(task.template, chat=True)) if chat else task
+
+
+def write_skipped(name: str, rows: Sequence[Skipped]) -> None:
+    """Write the rows that were left out beside the user, one JSON object a line, and say where."""
+    from iclkit.files import replace_file
+
+    path = Path(f"{name.removesuffix('.toml')}.skipped.jsonl")
+    lines = [json.dumps({"where": r.where, "reason": r.reason, "row": r.row}, default=str) for r in rows]
+    replace_file(path, "\n".join(lines) + "\n")
+    say(f"note: {len(rows):,} bad rows were left out; they are in {path}")
 
 
 # ---- how an LM is loaded

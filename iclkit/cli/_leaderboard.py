@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from iclkit.cli._runs import run_texts, write_page
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import emit
 from iclkit.errors import DataError, UsageError
@@ -97,7 +98,7 @@ def command(
         say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:
         kept = usable_runs(r for r in kept if r.id not in {one.run for one in board.left_out})[0]
-        _write(board, kept, _texts(runs, kept), html, title, harness)
+        _write(board, kept, run_texts(runs, kept), html, title, harness)
     for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
         if flag:
             emit(render(board), nl=False)
@@ -105,35 +106,13 @@ def command(
     show(board)
 
 
-def _texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The words of queries and demonstrations, by task and id. Where those of a run are damaged, a line says so."""
-    from iclkit.eval import load_texts
-
-    texts: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for folder in folders:
-            place = folder if (folder / "run.json").exists() else folder / run.id
-            if place.name == run.id:
-                try:
-                    texts.setdefault(run.spec.task.hash, {}).update(load_texts(place))
-                except DataError as error:
-                    say(f"note: {error}; what no other run shows stands there by its id")
-    return texts
-
-
 def _write(
     board: Board, runs: Sequence[Run], texts: Mapping[str, Any], html: Path | None, title: str, harness: Path | None
 ) -> None:
-    from iclkit.report import to_html, write_harness
+    from iclkit.report import write_harness
 
     if html:
-        page = to_html(board, runs, texts, title=title)
-        try:
-            html.parent.mkdir(parents=True, exist_ok=True)
-            html.write_text(page, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise UsageError(f"cannot write {html} ({error.strerror}); give another file") from error
-        say(f"wrote {html} ({len(page) / 1e6:.1f} MB); open it in a browser")
+        write_page(html, board, runs, texts, title)
     if harness:
         files = write_harness(runs, harness, texts, date=datetime.now())
         say(f"wrote {len(files)} files to {harness}")

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iclkit.cli._kit import EMBEDDER_SETTINGS, conditions
+from iclkit.cli._kit import (
+    COLUMN_OPTIONS,
+    EMBEDDER_SETTINGS,
+    FILE_OPTIONS,
+    conditions,
+    data_options,
+    write_skipped,
+)
 from iclkit.cli._progress import bar
+from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool, example_dict
@@ -33,50 +41,58 @@ def command() -> None:
 @command.command()
 @POOL
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option(
-    "--input", "input_", multiple=True, metavar="FIELD", help="Column of the input; several make named fields."
-)
-@click.option("--output", metavar="FIELD", help="Column of the output.")
 @click.option("--task-name", "task", default="", help="Name of the task that the examples belong to.")
-@click.option("--keep", multiple=True, metavar="FIELD", help="Column to keep as metadata; may repeat.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata for every example; may repeat.")
-@click.option("--format", "format_", help="jsonl, json, csv, tsv or parquet; by default what the file's name says.")
+@data_options((*COLUMN_OPTIONS, *FILE_OPTIONS))
 @JSON
 def add(
     pool: Path,
     files: tuple[str, ...],
-    input_: tuple[str, ...],
-    output: str | None,
     task: str,
-    keep: tuple[str, ...],
     meta: tuple[str, ...],
-    format_: str | None,
+    data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
-    """Add the examples of FILEs (JSONL, CSV, TSV, Parquet) to POOL, which is made when it is not there.
+    """Add the examples of FILEs to POOL, which is made when it is not there.
 
-    All or nothing: when one row of one file is wrong, nothing is added. Examples that are in the pool already are
-    left as they are.
+    JSONL, JSON, CSV, TSV and Parquet, also packed with gzip or zstd; - is standard input. Known layouts are recognized:
+    chat messages, Alpaca, ShareGPT, SQuAD, MMLU, ARC and more. All or nothing: when one row of one file is wrong,
+    nothing is added. Examples that are in the pool already are left as they are.
+
+    \b
+    iclkit pool add demos.db tickets.csv --input text --output team
+    iclkit pool add demos.db train.json.gz --rows data.items --on-bad-row skip
+    cat rows.jsonl | iclkit pool add demos.db -
     """
-    from iclkit.datasets import read_examples
+    from iclkit.datasets import TaskFile, read_rows
 
     extra = conditions(meta, "--meta")
-    found: list[Example] = []
-    with bar("reading") as progress:
-        for n, file in enumerate(files, start=1):
-            rows = read_examples(
-                file,
-                input=input_ if len(input_) > 1 else input_[0] if input_ else None,
-                output=output,
-                task=task,
-                format=format_,
-                meta=keep or None,
-            )
-            found += [replace(e, meta={**e.meta, **extra}) for e in rows] if extra else rows
-            progress(n, len(files))
-    with Pool.open(pool) as store:
-        report = store.add(found)
-        total = len(store)
+    described = TaskFile().with_options(**data)
+    bad = described.source.on_bad_row
+    readings = [read_rows(file, described.column_map, described.file_options, task, bad) for file in files]
+
+    def examples() -> Iterator[Example]:
+        with bar("reading") as progress:
+            for n, reading in enumerate(readings, start=1):
+                for _, example in reading:
+                    yield replace(example, meta={**example.meta, **extra}) if extra else example
+                progress(n, len(files))
+
+    there = pool.exists()
+    try:
+        with Pool.open(pool) as store:
+            report = store.add(examples())
+            total = len(store)
+    except DataError:
+        if not there:  # a pool that was made for rows that are none
+            for end in ("", "-wal", "-shm"):
+                pool.with_name(pool.name + end).unlink(missing_ok=True)
+        raise
+    for file, reading in zip(files, readings, strict=True):
+        for note in reading.notes:
+            say(f"note: {file}: {note}")
+    if skipped := [row for reading in readings for row in reading.skipped]:
+        write_skipped(pool.stem, skipped)
     if as_json:
         print_json({"added": report.added, "known": report.known, "revived": report.revived, "examples": total})
         return

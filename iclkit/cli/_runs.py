@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import tell_notes
+from iclkit.cli._kit import task_file, tell_notes
 from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say
-from iclkit.errors import NeedError, NothingAnswered
+from iclkit.errors import DataError, NeedError, NothingAnswered, UsageError
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
@@ -23,14 +23,47 @@ if TYPE_CHECKING:
     from iclkit.eval import Bench, Grid, PlannedRun
     from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
+    from iclkit.report import Board
 
 
-def source_of(task: str, pool: Path | None = None) -> dict[str, str]:
+def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | None = None) -> dict[str, str]:
     """Where a task and a pool are, for a later command in another folder; the command that is running, and the day."""
     places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
     typed = click.get_current_context().find_root().obj.get("typed", ())
     places |= {"command": redact(shlex.join(["iclkit", *typed])), "date": date.today().isoformat()}
+    described = task_file(task, data or {})
+    if data or described.name:  # more than a name: where its rows are, and how they are read
+        places["task_file"] = described.absolute().text()
     return places | ({"pool": str(pool.resolve())} if pool else {})
+
+
+def run_texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
+    """The words of queries and demonstrations, by task and id. Where those of a run are damaged, a line says so."""
+    from iclkit.eval import load_texts
+
+    texts: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for folder in folders:
+            place = folder if (folder / "run.json").exists() else folder / run.id
+            if place.name == run.id:
+                try:
+                    texts.setdefault(run.spec.task.hash, {}).update(load_texts(place))
+                except DataError as error:
+                    say(f"note: {error}; what no other run shows stands there by its id")
+    return texts
+
+
+def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str, Any], title: str = "") -> None:
+    """Write the board as a page for a browser, and say so. UsageError when it cannot be written."""
+    from iclkit.report import to_html
+
+    page = to_html(board, runs, texts, title=title) if title else to_html(board, runs, texts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page, encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise UsageError(f"cannot write {path} ({error.strerror}); give another file") from error
+    say(f"wrote {path} ({len(page) / 1e6:.1f} MB); open it in a browser")
 
 
 def plain_rules(bench: Bench, embedder: Embedder | None) -> tuple[str, ...]:

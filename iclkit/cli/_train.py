@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import LMOptions, conditions, dedupe, lm_options, load_lm, open_pool, parse_template
+from iclkit.cli._kit import (
+    LMOptions,
+    conditions,
+    data_options,
+    dedupe,
+    lm_options,
+    load_lm,
+    load_task,
+    open_pool,
+    parse_template,
+)
 from iclkit.cli._progress import step_bars
 from iclkit.cli._tables import say as say_aloud
 from iclkit.cli._terminal import console, emit_json
@@ -40,7 +51,6 @@ _FIRST = os.environ.get("RANK", "0") == "0"
     show_default=True,
     help="First weights, dropout, draws; --set data_seed=N draws other rows to ask about.",
 )
-@click.option("--template", "template_text", help="For a POOL: demonstration with {input} and {output}.")
 @click.option("--instruction", "instructions", multiple=True, metavar="TASK=TEXT", help="What a task asks for, for "
               "retrievers of several tasks; may repeat.  [default: the data set's description]")  # fmt: skip
 @click.option("--ledger", type=click.Path(dir_okay=False, path_type=Path), help="Keep scores in this file, which "
@@ -55,6 +65,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.option("--tracker", default="none", show_default=True, help="wandb, mlflow, tensorboard …, as transformers "
               "names them.")  # fmt: skip
 @lm_options
+@data_options()
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def command(
@@ -66,7 +77,6 @@ def command(
     settings: tuple[str, ...],
     list_settings: bool,
     seed: int,
-    template_text: str | None,
     instructions: tuple[str, ...],
     ledger: Path | None,
     import_scores: Path | None,
@@ -76,6 +86,7 @@ def command(
     restart: bool,
     tracker: str,
     lm_options: LMOptions,
+    data: Mapping[str, Any],
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -92,7 +103,7 @@ def command(
         return
     check_extra()
     wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
-    corpus = _corpus(sources, config, template_text, wording)
+    corpus = _corpus(sources, config, data, wording)
     lm = load_lm(lm_name, lm_options)
     with ExitStack() as stack:
         bar = stack.enter_context(step_bars(say, enabled=_FIRST))
@@ -149,21 +160,25 @@ def say(text: str) -> None:
 
 
 def _corpus(
-    sources: tuple[str, ...], config: TrainConfig, template_text: str | None, instructions: dict[str, str]
+    sources: tuple[str, ...], config: TrainConfig, data: Mapping[str, Any], instructions: dict[str, str]
 ) -> TrainingData:
     from dataclasses import replace
 
-    from iclkit.datasets import load_task
+    from iclkit.datasets import is_pool
     from iclkit.trainers import corpus_of_pool, corpus_of_tasks
 
-    template = parse_template(template_text)
-    pools = [s for s in sources if Path(s).is_file() or Path(s).suffix in (".db", ".sqlite")]
+    pools = [s for s in sources if is_pool(Path(s)) or Path(s).suffix in (".db", ".sqlite")]
     if pools and len(sources) > 1:
         raise UsageError(f"{pools[0]} is a pool; give one pool alone, or tasks")
     if pools:
+        if others := [name for name in data if name != "template"]:
+            raise UsageError(
+                f"--{others[0].replace('_', '-')} is for a task; of the pool {pools[0]} all examples are used"
+            )
+        template = parse_template(data.get("template"))
         corpus = corpus_of_pool(open_pool(Path(pools[0])).view(), config, template=template, instructions=instructions)
     else:
-        tasks = [load_task(name, template=template) for name in dedupe(sources)]
+        tasks = [load_task(name, data) for name in dedupe(sources)]
         corpus = corpus_of_tasks(tasks, config)
     names = [task.name for task in corpus.tasks]
     for name in instructions:

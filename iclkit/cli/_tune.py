@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,13 @@ import click
 from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
     LMOptions,
+    data_options,
     lm_options,
     load_embedder,
     load_lm,
+    load_task,
     open_pool,
-    parse_template,
+    typed_options,
 )
 from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
@@ -67,11 +71,9 @@ def command() -> None:
 @click.option("--pruner", default="none", show_default=True, help="median gives lists up that are behind half-way.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Lists proposed at a time.")
 @click.option("--task", "task_name", help="For a POOL: labels, template, metric and test rows of this data set.")
-@click.option("--template", "template_text", metavar="TEXT", help="Another template: a demonstration with {input} and "
-              "{output}, an instruction above it.  [default: the task's]")  # fmt: skip
-@click.option("--metric", help="What scores an answer.  [default: the task's]")
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @lm_options
+@data_options()
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the best value so far by trial, of "
               "all searches in the storage for the same task and LM, as SVG.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the selector file.")
@@ -97,10 +99,9 @@ def ease(
     pruner: str,
     batch: int,
     task_name: str | None,
-    template_text: str | None,
-    metric: str | None,
     chat: bool,
     lm_options: LMOptions,
+    data: Mapping[str, Any],
     plot: Path | None,
     as_json: bool,
 ) -> None:
@@ -126,10 +127,8 @@ def ease(
     settings = TuneSettings(
         k, trials, sampler, seed, validation, confirm, top, candidates, features, pruner, batch, objective
     )
-    template = parse_template(template_text)
     choices = read_instructions(instructions) if instructions else []
-    task = _task(source, task_name, template, metric)
-    task = replace(task, template=replace(task.template, chat=True)) if chat else task
+    task = _task(source, task_name, data, chat)
     lm = load_lm(lm_name, lm_options)
     problem = make_problem(task, lm, settings, report=say)
     if written:
@@ -159,7 +158,8 @@ def ease(
         emit(out.read_text(encoding="utf-8"), nl=False)
         return
     _show(found, problem, objective)
-    say(f"{out} is a selector: iclkit eval {source} --lm {lm_name} -k {k} --selector {out}")
+    same = shlex.join([source, *typed_options(data)])
+    say(f"{out} is a selector: iclkit eval {same} --lm {lm_name} -k {k} --selector {out}")
 
 
 @command.command()
@@ -173,23 +173,15 @@ def demos(file: Path) -> None:
         emit_json(example_dict(example))
 
 
-def _task(source: str, name: str | None, template: Any, metric: str | None) -> Task:
-    """A task by name; or a pool with the form of a task, or with the form that its examples suggest."""
-    from iclkit.datasets import load_task, make_task
-
-    path = Path(source)
-    if path.suffix in (".db", ".sqlite") or (name and path.is_file()):
-        with open_pool(path) as pool:
-            rows = tuple(pool)
-        if not rows:
-            raise DataError(f"the pool {path} is empty; add examples with: iclkit pool add {path} FILE")
-        if name is None:
-            # what is asked is set aside from the pool; there are no test rows
-            made = make_task(path.stem, rows, rows[:1], template=template, metric=metric)
-            return replace(made, test=())
-        like = load_task(name, template=template, metric=metric)
-        return replace(like, train=rows, dev=())
-    return load_task(source, template=template, metric=metric)
+def _task(source: str, name: str | None, data: Mapping[str, Any], chat: bool) -> Task:
+    """A task by name, file or pool; or a pool with the form of another task."""
+    if name is None:
+        return load_task(source, data, chat=chat)
+    with open_pool(Path(source)) as pool:
+        rows = tuple(pool)
+    if not rows:
+        raise DataError(f"the pool {source} is empty; add examples with: iclkit pool add {source} FILE")
+    return replace(load_task(name, data, chat=chat), train=rows, dev=())
 
 
 def _check_place(path: Path) -> None:

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 from iclkit.datasets._catalogue import Entry, catalogue, entry, is_pulled, pull
+from iclkit.datasets._check import Finding, check_task
+from iclkit.datasets._formats import FORMATS, FileOptions, known_suffix
+from iclkit.datasets._layouts import LAYOUTS
 from iclkit.datasets._leaks import Leak, find_leaks
-from iclkit.datasets._load import BUNDLED, bundled_cards, load_task
-from iclkit.datasets._readers import FORMATS, read_examples, read_queries
+from iclkit.datasets._load import BUNDLED, bundled_cards, describe, is_pool, load_task, record_task
+from iclkit.datasets._readers import Columns, Reading, Skipped, make_columns, read_examples, read_queries, read_rows
 from iclkit.datasets._task import KINDS, SPLITS, Card, Task, make_task, sample_rows
+from iclkit.datasets._task_file import TaskFile, label_names
 
 __all__ = [
     "BUNDLED",
     "FORMATS",
     "KINDS",
+    "LAYOUTS",
     "SPLITS",
     "Card",
+    "Columns",
     "Entry",
+    "FileOptions",
+    "Finding",
     "Leak",
+    "Reading",
+    "Skipped",
     "Task",
+    "TaskFile",
     "bundled_cards",
     "catalogue",
+    "check_task",
+    "describe",
     "entry",
     "find_leaks",
+    "is_pool",
     "is_pulled",
+    "known_suffix",
+    "label_names",
     "load_task",
+    "make_columns",
     "make_task",
     "pull",
     "read_examples",
     "read_queries",
+    "read_rows",
+    "record_task",
     "sample_rows",
 ]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from iclkit.datasets._readers import Record, name_labels
+from iclkit.datasets._formats import Record, name_labels
 from iclkit.errors import DataError, UsageError
 
 _SPLIT_NAMES = {"train": ("train", "training"), "dev": ("validation", "dev", "valid", "val"), "test": ("test",)}

@@ -1,53 +1,49 @@
-"""Files to examples. A reader gives everything or raises one DataError that names file, line, field and remedy."""
+"""Rows to examples. A reader gives everything or raises one DataError that names file, line, field and remedy; where it
+is told to, it leaves bad rows out and says which."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
+import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from iclkit.datasets import _layouts
+from iclkit.datasets._formats import STDIN, FileOptions, LabelId, Record, Rows, kind_of, known_suffix, open_rows
+from iclkit.datasets._layouts import ANSWERS, PAIRS, QUESTIONS, SIDE, Found
 from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UsageError
-from iclkit.files import parse_json, path_kind, read_bytes, read_text, split_lines
+from iclkit.files import parse_json, path_kind, read_text, split_lines
 from iclkit.pool import exported_example
 from iclkit.records import Example, Fields, Json, Query, clean_text, unique_names
 from iclkit.text import visible
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".parquet": "parquet",
-}
-
-_ANSWER_COLUMNS = {"answer", "completion", "gold", "intent", "label", "output", "response", "summary", "target"}
-_SIDE_COLUMNS = {"id", "idx", "index", "meta", "task"}
-
-Record = tuple[str, Mapping[str, Any]]
-"""Where a row stands and what it holds."""
+ON_BAD_ROW = ("stop", "skip")
+_FIRST = 200
+"""So many rows are looked at to find out how the rest are read."""
+_ENOUGH = 5
+"""Rows that it takes to believe that options are numbered from 1; with fewer, a number beyond the last is a mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
     """Which columns make an example. A dot reaches into a nested value: ``answers.text.0``.
 
-    ``input``: one column gives a text, several give named fields (called like the last part of their path). Where
-    neither ``input`` nor ``output`` is given they are the columns of those names, else those of a file that has but
-    two columns, one of them called label, answer or the like. ``choices``: one list column, or one column per option.
+    ``input``: one column gives a text, several give named fields (called like the last part of their path). What is not
+    named is found out from the first rows: a layout that is known (``iclkit.datasets.LAYOUTS``), columns called input
+    and output, or the one column that is called like a question and the one called like an answer. ``choices``: one
+    list column, or one column per option; the output may then be the option, its letter or its number.
     ``choice_keys``: a list column with the key of each option, where ``output`` holds a key. ``labels``: label ids, or
-    texts, to names. ``meta``: columns to keep. ``skip``: outputs whose rows are left out.
+    texts, to names; without names, numbers and truth values are labels as they are written. ``null``: the label of rows
+    whose output is null. ``meta``: columns to keep. ``skip``: outputs whose rows are left out. ``unlabelled``: an
+    output may be missing.
     """
 
     input: tuple[str, ...] = ()
@@ -57,6 +53,8 @@ class Columns:
     labels: Mapping[str, str] = field(default_factory=dict)
     meta: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    null: str = ""
+    unlabelled: bool = False
 
 
 def make_columns(
@@ -67,6 +65,8 @@ def make_columns(
     label_names: Sequence[str] | Mapping[Any, str] | None = None,
     meta: Sequence[str] | None = None,
     skip: Sequence[object] = (),
+    null: str = "",
+    unlabelled: bool = False,
 ) -> Columns:
     """Columns from the loose spellings of a call."""
     names = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names or ()))
@@ -78,11 +78,118 @@ def make_columns(
         labels={_key(k): clean_text(v) for k, v in names.items()},
         meta=tuple(meta or ()),
         skip=tuple(_key(s) for s in skip),
+        null=clean_text(null),
+        unlabelled=unlabelled,
     )
 
 
 def _names(value: str | Sequence[str] | None) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A row that was left out: where it stands, why, and what it holds as far as it could be read."""
+
+    where: str
+    reason: str
+    row: Mapping[str, Any] | None = None
+
+
+class Reading:
+    """The examples of some rows with their places, one after another, to be gone through once.
+
+    ``notes``, which are whole from the start: what was inferred, and what is left out, with the flag that changes it.
+    ``skipped`` grows while the rows are read, with ``on_bad_row="skip"``. ``also``: columns
+    that are kept as metadata where a row has them. ``kinds`` counts what the outputs were in the
+    file: text, number, list, object. ``layout``, ``metric``, ``kind``: what was recognized, and what it suggests.
+    """
+
+    def __init__(
+        self,
+        rows: Rows | Iterable[Record],
+        columns: Columns,
+        task: str = "",
+        on_bad_row: str = "stop",
+        also: Sequence[str] = (),
+    ) -> None:
+        if on_bad_row not in ON_BAD_ROW:
+            raise UsageError(f"on_bad_row is {on_bad_row!r}; choose from {', '.join(ON_BAD_ROW)}")
+        found = rows if isinstance(rows, Rows) else Rows(iter(rows))
+        first = [*itertools.islice(found.records, _FIRST)]
+        self._rows = itertools.chain(first, found.records)
+        self._task, self._skip, self._also = task, on_bad_row == "skip", also
+        self.skipped: list[Skipped] = []
+        self.kinds: Counter[str] = Counter()
+        self.layout, self.metric, self.kind, self.delimiter = "", "", "", found.delimiter
+        good = [(where, row) for where, row in first if not isinstance(row, DataError)]
+        self._plan, notes = self._planned(columns, [row for _, row in good], good[0][0] if good else "")
+        self.notes = (*found.notes, *notes)
+
+    def _planned(self, columns: Columns, first: Sequence[Mapping[str, Any]], where: str) -> tuple[_Plan, list[str]]:
+        if not first:
+            return _Plan(_resolved(columns, {})), []
+        own = not columns.input and not columns.output and _ours(first[0])
+        named = columns.input or columns.output or columns.choices or columns.choice_keys
+        known = None
+        if not own and not named:
+            with _at(where):
+                known = _layouts.recognize(first)
+        if known is None:
+            resolved = _resolved(columns, first[0])
+            plain = replace(resolved, meta=(), skip=(), unlabelled=False) == Columns(("input",), "output")
+            plan = _Plan(resolved, exported=plain and not columns.input and not columns.output)
+            guessed = not own and (resolved.input, resolved.output) != (columns.input, columns.output)
+            usual = (resolved.input, resolved.output) == (("input",), "output")
+            inputs = ", ".join(resolved.input)
+            said = [f"input {inputs}; output {resolved.output or 'none'} (--input, --output)"] * (guessed and not usual)
+        else:
+            self.layout, found = known
+            self.metric, self.kind = found.metric, found.kind
+            plan, said = _Plan.of(found, columns), [found.said]
+        plan = plan.with_answers(first)
+        return plan, [*said, *plan.notes, *_unused(plan, first)]
+
+    @property
+    def columns(self) -> Columns | None:
+        """The columns that were named or found out; None where a layout reads the rows in its own way."""
+        return None if self._plan.rewrite else self._plan.columns
+
+    def __iter__(self) -> Iterator[Located]:
+        for where, row in self._rows:
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                if self._plan.columns.skip and _key(row.get(self._plan.columns.output)) in self._plan.columns.skip:
+                    continue
+                example, kind = self._plan.example(where, row, self._task)
+            except DataError as error:
+                if not self._skip:
+                    raise _with_remedy(error) from error
+                self.skipped.append(Skipped(where, str(error), None if isinstance(row, DataError) else row))
+                continue
+            self.kinds[kind] += 1
+            if more := {name: str(row[name]) for name in self._also if row.get(name) is not None}:
+                example = replace(example, meta={**more, **example.meta})
+            yield where, example
+
+    def located(self) -> list[Located]:
+        """All of them, with the same fields in every row: a chat's first turns have no context, later ones do."""
+        rows = [*self]
+        names = dict.fromkeys(n for _, e in rows if isinstance(e.input, Mapping) for n in e.input)
+        if self._plan.rewrite is None or not names:
+            return rows
+        return [(where, e if isinstance(e.input, Mapping) and len(e.input) == len(names) else _filled(e, names))
+                for where, e in rows]  # fmt: skip
+
+
+def _filled(example: Example, names: Iterable[str]) -> Example:
+    given = {"input": example.input} if isinstance(example.input, str) else example.input
+    return replace(example, input={name: given.get(name, "") for name in names}, id="")
+
+
+def _with_remedy(error: DataError) -> DataError:
+    return error if "--on-bad-row" in str(error) else DataError(f"{error} (--on-bad-row skip leaves such rows out)")
 
 
 def read_examples(
@@ -97,58 +204,75 @@ def read_examples(
     label_names: Sequence[str] | Mapping[Any, str] | None = None,
     meta: Sequence[str] | None = None,
     split: str | None = None,
+    rows: str = "",
+    delimiter: str = "",
+    encoding: str = "",
+    on_bad_row: str = "stop",
 ) -> list[Example]:
-    """All examples of a JSONL, JSON (array), CSV, TSV or Parquet file, of ``hf:owner/name[:config]``, of a folder
-    written by Hugging Face ``save_to_disk`` (``split`` then says which split), or of a ``datasets.Dataset``.
+    """All examples of a JSONL, JSON, CSV, TSV or Parquet file, of ``hf:owner/name[:config]``, of a folder written by
+    Hugging Face ``save_to_disk`` (``split`` then says which split), or of a ``datasets.Dataset``.
 
-    ``format`` defaults to what the file's ending says. Columns: see ``Columns``; a row's own ``id`` and a ``meta``
-    object are kept in ``meta``, and ``task`` and ``choices`` are read where the file has them, so a pool's export reads
-    back. Texts are spelled as ``records.clean_text`` spells them. DataError on the first thing that is wrong, with
-    nothing returned; UsageError for an unknown format.
+    ``format`` defaults to what the file's ending says; gzip and Zstandard are unpacked. ``rows``, ``delimiter``,
+    ``encoding``: see ``FileOptions``. Columns: see ``Columns``; a row's own ``id`` and a ``meta`` object are kept in
+    ``meta``, and ``task`` and ``choices`` are read where the file has them, so a pool's export reads back. Texts are
+    spelled as ``records.clean_text`` spells them. DataError on the first thing that is wrong, with nothing returned
+    (``on_bad_row="skip"`` leaves such rows out); UsageError for an unknown format.
     """
     columns = make_columns(input, output, choices, choice_keys, label_names, meta)
-    return [e for _, e in to_examples(records(path, format, split), columns, task)]
+    options = FileOptions(format or "", rows, delimiter, encoding)
+    return [e for _, e in read_rows(path, columns, options, task, on_bad_row, split).located()]
 
 
-def records(source: str | Path | Any, format: str | None = None, split: str | None = None) -> list[Record]:
-    """The rows of a file, hub set or saved folder, unmapped."""
+def read_rows(
+    source: str | Path | Any,
+    columns: Columns,
+    options: FileOptions | None = None,
+    task: str = "",
+    on_bad_row: str = "stop",
+    split: str | None = None,
+    also: Sequence[str] = (),
+) -> Reading:
+    """The rows of a file, of standard input (``-``), of a hub set or of a saved folder, as examples, one at a time."""
     from iclkit.datasets import _hub  # the Hugging Face library is an extra
 
+    found: Rows | Iterable[Record]
     if not isinstance(source, str | Path):
         rows = _hub.pick_split("dataset", source, split or "train") if isinstance(source, Mapping) else source
-        return _hub.object_records(rows, "dataset")
-    if str(source).startswith("hf:"):
-        return _hub.hub_records(str(source), split)
-    path = Path(source)
-    kind = path_kind(path)
-    if kind == "folder":
-        return _hub.saved_records(path, split)
-    if not kind:
-        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1, cutoff=0.6)
-        raise DataError(f"no file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ""))
-    return list(_READERS[format_of(path, format)](path))
+        found = _hub.object_records(rows, "dataset")
+    elif str(source).startswith("hf:"):
+        found = _hub.hub_records(str(source), split)
+    elif str(source) != STDIN and path_kind(Path(source)) == "folder":
+        found = _hub.saved_records(Path(source), split)
+    else:
+        found = open_rows(Path(source), options, [*columns.input, columns.output] if columns.output else columns.input)
+    return Reading(found, columns, task, on_bad_row, also)
 
 
-def read_queries(path: str | Path, format: str | None = None) -> list[Query]:
-    """The queries of a file: rows with ``input`` (and ``id``, ``choices``) in the formats of ``read_examples``, or,
-    where the name's ending says none of them, one query a line.
+def read_queries(
+    path: str | Path,
+    format: str | None = None,
+    *,
+    input: str | Sequence[str] | None = None,
+    choices: str | Sequence[str] | None = None,
+    options: FileOptions | None = None,
+) -> list[Query]:
+    """The queries of a file: rows in the formats and layouts of ``read_examples``, whose outputs are not looked at; or,
+    where the name's ending says no format, one query a line.
 
-    An id that stands twice, or two queries of one text, get different ids. DataError as in ``read_examples``.
+    ``input``, ``choices``: columns, as there. An id that stands twice, or two queries of one text, get different ids.
+    DataError as in ``read_examples``.
     """
     path = Path(path)
-    if not format and path.suffix.lower() not in _SUFFIXES:
-        return _apart([Query(line) for _, line in split_lines(read_text(path))])
-    return _apart([_query(where, row) for where, row in records(path, format)])
-
-
-def _query(where: str, row: Mapping[str, Any]) -> Query:
-    if not isinstance(row.get("input"), str | Mapping):
-        fields = ", ".join(map(str, row))
-        raise DataError(f"{where}: no `input` that is a text or named texts; the row has: {fields[:60] or 'nothing'}")
-    own = row.get("id")
-    name = str(own) if isinstance(own, str | int) and not isinstance(own, bool) else ""
-    with _at(where):
-        return Query(_input(where, row, "input"), _choices(where, row, Columns()), id=name)
+    options = replace(options or FileOptions(), format=format) if format else options or FileOptions()
+    if not options.format and (str(path) == STDIN or not known_suffix(path)):
+        return _apart([Query(line) for _, line in split_lines(read_text(path, stdin=True))])
+    columns = make_columns(input, choices=choices, unlabelled=True)
+    found = []
+    for where, example in Reading(open_rows(path, options, columns.input), columns):
+        own = example.meta.get("id")
+        with _at(where):
+            found.append(Query(example.input, example.choices, id=own if isinstance(own, str) else ""))
+    return _apart(found)
 
 
 def _apart(queries: Sequence[Query]) -> list[Query]:
@@ -157,246 +281,247 @@ def _apart(queries: Sequence[Query]) -> list[Query]:
 
 @contextmanager
 def _at(where: str) -> Iterator[None]:
-    """What a record refuses is named with its place."""
+    """What a record or a layout refuses is named with its place."""
     try:
         yield
     except DataError as error:
         raise error if str(error).startswith(where) else DataError(f"{where}: {error}") from error
 
 
-def _names_in(folder: Path) -> list[str]:
-    try:
-        return [p.name for p in folder.iterdir()]
-    except (OSError, ValueError):
-        return []
-
-
-def format_of(path: Path, format: str | None = None) -> str:
-    """The format asked for, else what the ending of the name says; UsageError when neither is known."""
-    known = format or _SUFFIXES.get(path.suffix.lower(), "")
-    if known not in FORMATS:
-        raise UsageError(
-            f"no reader for format {format!r}; use one of {', '.join(FORMATS)}"
-            if format
-            else f"{path} ends in none of {', '.join(_SUFFIXES)}; say the format ({', '.join(FORMATS)})"
-        )
-    return known
-
-
-# --- file formats ---------------------------------------------------------------------------------------------------
-
-
-def _read_jsonl(path: Path) -> Iterator[Record]:
-    return _json_lines(path, read_text(path))
-
-
-def _json_lines(path: Path, text: str) -> Iterator[Record]:
-    if not text.strip():
-        raise DataError(f"{path} is empty; a JSONL file has one JSON object per line")
-    if "\r" in text.strip() and "\n" not in text:
-        raise DataError(f"{path}: its lines end with carriage returns alone; convert it, e.g. tr '\\r' '\\n'")
-    for number, line in split_lines(text):
-        where = f"{path}, line {number}"
-        try:
-            record = parse_json(line.strip(), where, lone_surrogates=True)
-        except DataError as error:
-            raise DataError(f"{error}; every line holds one JSON object") from error
-        yield where, _object(where, record)
-
-
-def _read_json(path: Path) -> Iterator[Record]:
-    text = read_text(path)
-    if not text.strip():
-        raise DataError(f"{path} is empty; a JSON file holds an array of objects")
-    try:
-        data = parse_json(text, str(path), lone_surrogates=True)
-    except DataError:
-        if text.lstrip()[0] != "{" or "\n" not in text.strip():
-            raise
-        yield from _json_lines(path, text)  # JSON lines under the name .json are common
-        return
-    if not isinstance(data, list):
-        raise DataError(f"{path} holds {_kind(data)}; expected an array of objects, or one object per line (.jsonl)")
-    if not data:
-        raise DataError(f"{path} holds an empty array; expected an array of objects")
-    for number, record in enumerate(data, 1):
-        where = f"{path}, item {number}"
-        yield where, _object(where, record)
-
-
-def _object(where: str, record: object) -> Mapping[str, Any]:
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object with named fields, found {_kind(record)}")
-    return record
-
-
-def _read_table(path: Path, delimiter: str) -> list[Record]:
-    text = read_text(path)
-    # old Macs end lines with carriage returns alone; elsewhere one may stand in a cell
-    lines = io.StringIO(text, newline="\n" if "\n" in text else "")
-    limit = csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
-    rows: list[Record] = []
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    start = 1
-    try:
-        header = next(reader, None)
-        if not header:
-            raise DataError(f"{path} is empty; its first line names the columns")
-        if len(set(header)) < len(header):
-            twice = next(c for c in header if header.count(c) > 1)
-            raise DataError(f"{path}, line 1: the column {twice!r} is named twice; rename one")
-        start = reader.line_num + 1
-        for cells in reader:
-            where, start = f"{path}, line {start}", reader.line_num + 1
-            if not cells:
-                continue
-            if len(cells) != len(header):
-                raise DataError(
-                    f"{where}: {len(cells)} fields where the header names {len(header)} ({', '.join(header)}); "
-                    f"quote a field that holds the delimiter or a line break"
-                )
-            rows.append((where, dict(zip(header, cells, strict=True))))
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {start}: {error}; a field that begins with a quote must end with one, a quote inside it is "
-            f"doubled, and a field with a line break in it is quoted"
-        ) from error
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
-        raise DataError(f"{path} has a header ({', '.join(header)}) and no rows")
-    return rows
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        # what is no plain file (a pipe) cannot be searched, and is read as a whole
-        source = path if path_kind(path) == "file" else pyarrow.BufferReader(read_bytes(path))
-        file = pyarrow.parquet.ParquetFile(source)
-        columns = file.schema_arrow.names
-        if twice := [c for c, n in Counter(columns).items() if n > 1]:
-            raise DataError(f"{path}: the column {twice[0]!r} is there twice; rename one")
-        rows = file.read().to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise DataError(f"{path} cannot be read as Parquet: {reason}") from error
-    if not rows:
-        raise DataError(f"{path} has no rows; columns: {', '.join(columns)}")
-    names = _class_labels((file.schema_arrow.metadata or {}).get(b"huggingface", b""))
-    yield from name_labels(((f"{path}, row {n}", row) for n, row in enumerate(rows, 1)), names)
-
-
-def _class_labels(metadata: bytes) -> dict[str, list[str]]:
-    """Label names per column from the schema metadata that Hugging Face ``datasets`` writes into Parquet.
-
-    Metadata of another shape says nothing: label ids then stay numbers, which a reader refuses to take for texts.
-    """
-    try:
-        found: Any = parse_json(metadata, "metadata")
-    except DataError:
-        return {}
-    for key in ("info", "features"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return {
-        column: feature["names"]
-        for column, feature in (found.items() if isinstance(found, dict) else ())
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_texts(feature.get("names"))
-    }
-
-
-def _are_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-class LabelId(int):
-    """A label's number that knows the label's name, as Hugging Face sets store labels."""
-
-    name: str
-
-
-def name_labels(rows: Iterable[Record], names: Mapping[str, Sequence[str]]) -> Iterator[Record]:
-    """The rows with label ids that know their names; ids outside the list (-1: hidden) stay plain numbers."""
-    ids: dict[str, list[LabelId]] = {}
-    for column, labels in names.items():
-        ids[column] = [LabelId(i) for i in range(len(labels))]
-        for label, name in zip(ids[column], natural_names(labels), strict=True):
-            label.name = name
-    for where, row in rows:
-        named = {
-            c: known[row[c]] for c, known in ids.items() if isinstance(row.get(c), int) and 0 <= row[c] < len(known)
-        }
-        yield where, ({**row, **named} if named else row)
-
-
-def natural_names(labels: Sequence[str]) -> list[str]:
-    """Label names as words: underscores to spaces; left alone where two names would become one.
-
-    >>> natural_names(["card_arrival", "atm support"])
-    ['card arrival', 'atm support']
-    """
-    words = [" ".join(label.replace("_", " ").split()) or label for label in labels]
-    return words if len(set(words)) == len(set(labels)) else list(labels)
-
-
-_READERS: Mapping[str, Callable[[Path], Iterable[Record]]] = {
-    "jsonl": _read_jsonl,
-    "json": _read_json,
-    "csv": partial(_read_table, delimiter=","),
-    "tsv": partial(_read_table, delimiter="\t"),
-    "parquet": _read_parquet,
-}
-
-
-# --- rows to examples -----------------------------------------------------------------------------------------------
-
-
 def to_examples(rows: Iterable[Record], columns: Columns, task: str = "") -> list[Located]:
     """Each row as an example, with the place it came from. DataError on the first row that does not make one."""
-    rows = list(rows)
-    columns = _resolve_columns(columns, rows[0][1] if rows else {})
-    return [(where, _example(where, row, columns, task)) for where, row in rows if not _skipped(row, columns)]
+    return Reading(rows, columns, task).located()
 
 
-def _resolve_columns(columns: Columns, first: Mapping[str, Any]) -> Columns:
-    """The columns with input and output named, from the first row's where the caller names neither."""
-    if not columns.input and not columns.output and not {"input", "output"} & set(first):
-        names = [c for c in first if c not in _SIDE_COLUMNS]
-        answers = [c for c in names if c in _ANSWER_COLUMNS]
-        if len(names) == 2 and len(answers) == 1:
-            (question,) = set(names) - set(answers)
-            return replace(columns, input=(question,), output=answers[0])
-    return replace(columns, input=columns.input or ("input",), output=columns.output or "output")
+# --- which columns --------------------------------------------------------------------------------------------------
 
 
-def _skipped(row: Mapping[str, Any], columns: Columns) -> bool:
-    return bool(columns.skip) and _key(row.get(columns.output)) in columns.skip
+def _ours(first: Mapping[str, Any]) -> bool:
+    """A row as iclkit writes it, or a user by the manual: nothing is to be inferred."""
+    return {"input", "output"} <= set(first) and "instruction" not in first
 
 
-def _example(where: str, row: Mapping[str, Any], columns: Columns, task: str) -> Example:
-    with _at(where):
-        plain = replace(columns, meta=(), skip=()) == Columns(input=("input",), output="output")
-        if plain and (exported := exported_example(row, task)):
-            _check_encodes(where, "id", exported.id)
-            if exported.id != row["id"]:  # not as it was written: it has to pass as any other row has
-                _require_text(where, "input", exported.text)
-                _require_text(where, "output", exported.output)
-            return replace(exported, meta=_meta(where, exported.meta, row, columns))
-        if len(columns.input) > 1:
-            inputs = _fields(where, {_field_name(columns, c): _cell(where, row, c, "--input") for c in columns.input})
-        else:
-            inputs = _input(where, row, columns.input[0])
-        options = _choices(where, row, columns)
-        output = _answer(where, row, columns, options)
-        own = row.get("task")
-        example = Example(inputs, output, task or (own if isinstance(own, str) else ""), options)
-        meta: dict[str, Any] = dict(row["meta"]) if isinstance(row.get("meta"), Mapping) else {}
-        own_id = row.get("id")
-        if isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id) != example.id:
-            meta["id"] = str(own_id)
-        return replace(example, meta=_meta(where, meta, row, columns))
+def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
+    """The columns with input and output named, from the first row's where the caller does not name them."""
+    names = [c for c in first if c not in SIDE]
+    taken = {*columns.choices, columns.choice_keys, *columns.meta}
+    answers = [c for c in names if c in ANSWERS and c not in taken and c not in columns.input]
+    output = columns.output or ("output" if "output" in first else answers[0] if len(answers) == 1 else "")
+    others = [c for c in names if c not in QUESTIONS and c not in taken]
+    if not output and not answers and not columns.unlabelled and len(names) == 2 and len(others) == 1:
+        output = others[0]  # one column is the question, so the other is its answer
+    if {"label", "label_text"} == set(answers) and not columns.output:
+        output = "label_text"  # what SetFit's sets call the name of a label's number
+        taken |= {"label"}
+    if columns.unlabelled and not output:
+        output = ""
+    inputs = columns.input or (("input",) if "input" in first else ())
+    if not inputs and (output or columns.unlabelled):
+        left = [c for c in names if c != output and c not in taken and c not in answers]
+        pair = next((p for p in PAIRS if set(p) <= set(left)), ())
+        like = [c for c in left if c in QUESTIONS]
+        inputs = pair or tuple(like if len(like) == 1 else left if len(left) == 1 else ())
+    if columns.input and not output and not columns.unlabelled:
+        left = [c for c in names if c not in taken and c not in columns.input]
+        output = left[0] if len(left) == 1 and not answers else ""
+    return replace(columns, input=inputs or ("input",), output=output or ("" if columns.unlabelled else "output"))
+
+
+def _unused(plan: _Plan, first: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns that nothing is made of, in one line."""
+    used = {n.partition(".")[0] for n in plan.used} | plan.used | SIDE | {"choices"}
+    rest = [*dict.fromkeys(name for row in first for name in row if name not in used)]
+    if not rest or plan.exported:
+        rest = [name for name in rest if name not in ("id", "input", "output", "task", "choices", "meta")]
+    if not rest:
+        return []
+    shown = ", ".join(map(str, rest[:12])) + (f" and {len(rest) - 12} more" if len(rest) > 12 else "")
+    return [f"left out: {'column' if len(rest) == 1 else 'columns'} {shown} (--keep {rest[0]} keeps it as metadata)"]
+
+
+# --- one row --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """How every row of a file becomes an example. ``answers``: how the outputs name their option: text, letter, or a
+    number from 0 or from 1."""
+
+    columns: Columns
+    rewrite: Any = None
+    uses: frozenset[str] = frozenset()
+    exported: bool = False
+    answers: str = "text"
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, found: Found, columns: Columns) -> _Plan:
+        if found.rewrite:
+            return cls(replace(columns, input=("input",), output="output"), found.rewrite, found.uses)
+        return cls(
+            replace(
+                columns,
+                input=found.input,
+                output=found.output,
+                choices=found.choices,
+                choice_keys=found.choice_keys,
+                meta=tuple(dict.fromkeys((*found.meta, *columns.meta))),
+            )
+        )
+
+    @property
+    def used(self) -> set[str]:
+        c = self.columns
+        return {*self.uses, *c.meta, *((*c.input, c.output, *c.choices, c.choice_keys) if not self.rewrite else ())}
+
+    def with_answers(self, first: Sequence[Mapping[str, Any]]) -> _Plan:
+        """The plan with what the outputs of the first rows have in common; rows with their own keys need none."""
+        if self.rewrite or self.columns.choice_keys or self.columns.labels:
+            return self
+        seen: list[tuple[Any, tuple[str, ...]]] = []
+        for row in first:
+            try:
+                options = _choices("", row, self.columns)
+                if options:
+                    value = _cell("", row, self.columns.output, "--output")
+                    seen.append((clean_text(value) if isinstance(value, str) else value, options))
+            except DataError:
+                continue  # it is named when its turn comes
+        how = _how_answered(seen)
+        said = {"letter": "answers are letters of options", "one": "answers are numbers of options, from 1"}.get(how)
+        return replace(self, answers=how, notes=(said,) if said else ())
+
+    def example(self, where: str, row: Mapping[str, Any], task: str) -> tuple[Example, str]:
+        """The example of a row, and what its output was: text, number, list or object."""
+        columns = self.columns
+        with _at(where):
+            if self.exported and (exported := exported_example(row, task)):
+                _check_encodes(where, "id", exported.id)
+                if exported.id != row["id"]:  # not as it was written: it has to pass as any other row has
+                    _require_text(where, "input", exported.text)
+                    _require_text(where, "output", exported.output)
+                return replace(exported, meta=_meta(where, exported.meta, row, columns)), "text"
+            made = self.rewrite(row) if self.rewrite else {}
+            cells = {**row, **made}
+            own_meta = [m for m in (row.get("meta"), made.get("meta")) if isinstance(m, Mapping)]
+            if len(columns.input) > 1:
+                given = {_field_name(columns, c): _cell(where, cells, c, "--input") for c in columns.input}
+                inputs = _fields(where, given)
+            else:
+                inputs = _input(where, cells, columns.input[0])
+            options = _choices(where, cells, columns)
+            output, kind = self._answer(where, cells, options)
+            own = row.get("task")
+            example = Example(inputs, output, task or (own if isinstance(own, str) else ""), options)
+            meta: dict[str, Any] = {key: value for part in own_meta for key, value in part.items()}
+            own_id = row.get("id")
+            if isinstance(own_id, str | int) and not isinstance(own_id, bool) and str(own_id) != example.id:
+                meta["id"] = str(own_id)
+            return replace(example, meta=_meta(where, meta, row, columns)), kind
+
+    def _answer(self, where: str, row: Mapping[str, Any], options: tuple[str, ...]) -> tuple[str, str]:
+        columns, column = self.columns, self.columns.output
+        missing = columns.unlabelled and (not column or column not in row)
+        value = None if missing else _cell(where, row, column, "--output")
+        value = clean_text(value) if isinstance(value, str) else value
+        if columns.unlabelled and (value is None or value == ""):
+            return "", "none"
+        if value is None:
+            if columns.null:
+                return columns.null, "text"
+            raise DataError(
+                f"{where}: field {column!r} is None, nothing (null), not a text; --null-label NAME makes a label of "
+                f"it, --on-bad-row skip leaves such rows out"
+            )
+        if options and columns.choice_keys:
+            keys = [_key(k) for k in _cell(where, row, columns.choice_keys, "--choice-keys")]
+            if _key(value) not in keys[: len(options)]:
+                known = ", ".join(keys)
+                raise DataError(f"{where}: field {column!r} is {_show(value)}, none of the choice keys {known}")
+            return options[keys.index(_key(value))], "text"
+        if options:
+            return _option(where, column, value, options, self), "text"
+        if columns.labels:
+            if isinstance(value, str) and value in columns.labels.values():
+                return value, "text"
+            if _key(value) not in columns.labels:
+                known = ", ".join(f"{k} ({v})" for k, v in list(columns.labels.items())[:20])
+                raise DataError(f"{where}: field {column!r} is {_show(value)}, not a known label; known: {known}")
+            return columns.labels[_key(value)], "text"
+        text, kind = _output_text(where, column, value)
+        return _require_text(where, column, text), kind
+
+
+def _how_answered(seen: Sequence[tuple[Any, tuple[str, ...]]]) -> str:
+    """How outputs name their options: ``text``, ``letter``, ``zero`` or ``one`` (numbers from there), as all of them
+    can be read."""
+    if not seen:
+        return "text"
+    values = [v for v, _ in seen]
+    if all(isinstance(v, str) and v in options for v, options in seen):
+        return "text"
+    if all(isinstance(v, str) and _letter_index(v, options) is not None for v, options in seen):
+        return "letter"
+    numbers = [int(_key(v)) if _is_number(v) else 0 for v in values]
+    last = [len(options) for _, options in seen]
+    # numbers from 0 reach the number of options nowhere; those from 1 do sooner or later
+    from_one = all(1 <= n <= end for n, end in zip(numbers, last, strict=True)) and any(
+        n == end for n, end in zip(numbers, last, strict=True)
+    )
+    return "one" if from_one and len(seen) >= _ENOUGH else "zero"
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool):
+        return False
+    return (isinstance(value, int)) or (isinstance(value, str) and value.isdecimal() and len(value) < 10)
+
+
+def _letter_index(value: str, options: Sequence[str]) -> int | None:
+    letter = value.strip("(). ").upper()
+    at = ascii_uppercase.find(letter) if len(letter) == 1 else -1
+    return at if 0 <= at < len(options) else None
+
+
+def _option(where: str, column: str, value: Any, options: tuple[str, ...], plan: _Plan) -> str:
+    """The option that an output means."""
+    if isinstance(value, LabelId):
+        value = int(value) if value.name not in options else value.name
+    if plan.answers == "letter" and isinstance(value, str) and (at := _letter_index(value, options)) is not None:
+        return options[at]
+    if isinstance(value, str) and value in options:
+        return value
+    if isinstance(value, int) or (isinstance(value, str) and value.isdecimal()):
+        # thousands of digits are no number to Python, and no choice either
+        number = int(value) if isinstance(value, int) or len(value) < 10 else -1
+        start = 1 if plan.answers == "one" else 0
+        if not start <= number < len(options) + start:
+            raise DataError(
+                f"{where}: field {column!r} is {_show(value)}, and there are {len(options)} choices from {start}"
+            )
+        return options[number - start]
+    if isinstance(value, str):
+        names = [name.rpartition(".")[2].casefold() for name in plan.columns.choices]
+        if len(names) > 1 and value.casefold() in names:
+            return options[names.index(value.casefold())]
+        if (at := _letter_index(value, options)) is not None:
+            return options[at]
+        return _require_text(where, column, value)
+    raise DataError(f"{where}: field {column!r} is {_show(value)}, {kind_of(value)}, and names no choice")
+
+
+def _output_text(where: str, column: str, value: Any) -> tuple[str, str]:
+    """An output as text: several labels with commas between them, objects as JSON."""
+    if isinstance(value, list) and all(isinstance(v, str | int | float) and not isinstance(v, bool) for v in value):
+        items = [_plain_text(where, column, v) for v in value]
+        if not items or any("," in item or not visible(item) for item in items):
+            return json.dumps(items, ensure_ascii=False), "list"
+        return ", ".join(items), "list"
+    if isinstance(value, dict | list):
+        plain = _plain_json(where, column, value)
+        return json.dumps(plain, ensure_ascii=False), "object"
+    text = _plain_text(where, column, value)
+    return text, "text" if isinstance(value, str) else "number"
 
 
 def _field_name(columns: Columns, column: str) -> str:
@@ -407,7 +532,7 @@ def _field_name(columns: Columns, column: str) -> str:
 
 
 def _fields(where: str, cells: Mapping[str, object], column: str = "") -> Fields:
-    fields = {str(k): _plain_text(where, f"{column}{k}", v) for k, v in cells.items()}
+    fields = {str(k): _plain_text(where, f"{column}{k}", "" if v is None else v) for k, v in cells.items()}
     for name in fields:
         _check_encodes(where, f"{column}{name}", name)
     if not any(map(visible, fields.values())):
@@ -419,51 +544,32 @@ def _fields(where: str, cells: Mapping[str, object], column: str = "") -> Fields
 def _input(where: str, row: Mapping[str, Any], column: str) -> Fields:
     value = _cell(where, row, column, "--input")
     if not isinstance(value, Mapping):
-        return _require_text(where, column, _text(where, row, column, "--input"))
+        return _require_text(where, column, _plain_text(where, column, value))
     return _fields(where, value, f"{column}.")
-
-
-def _answer(where: str, row: Mapping[str, Any], columns: Columns, options: tuple[str, ...]) -> str:
-    column = columns.output
-    value = _cell(where, row, column, "--output")
-    value = clean_text(value) if isinstance(value, str) else value
-    if options and columns.choice_keys:
-        keys = [_key(k) for k in _cell(where, row, columns.choice_keys, "choice_keys")]
-        if _key(value) not in keys[: len(options)]:
-            raise DataError(f"{where}: field {column!r} is {_show(value)}, none of the choice keys {', '.join(keys)}")
-        return options[keys.index(_key(value))]
-    if options and (isinstance(value, int) or (isinstance(value, str) and value.isdecimal() and value not in options)):
-        # thousands of digits are no number to Python, and no choice either
-        number = int(value) if isinstance(value, int) or len(value) < 10 else -1
-        if not 0 <= number < len(options):
-            raise DataError(f"{where}: field {column!r} is {_show(value)}, and there are {len(options)} choices from 0")
-        return options[number]
-    if columns.labels:
-        if isinstance(value, str) and value in columns.labels.values():
-            return value
-        if _key(value) not in columns.labels:
-            known = ", ".join(f"{k} ({v})" for k, v in list(columns.labels.items())[:20])
-            raise DataError(f"{where}: field {column!r} is {_show(value)}, not a known label; known: {known}")
-        return columns.labels[_key(value)]
-    return _require_text(where, column, _text(where, row, column, "--output"))
 
 
 def _choices(where: str, row: Mapping[str, Any], columns: Columns) -> tuple[str, ...]:
     if len(columns.choices) > 1:
-        return tuple(_require_text(where, c, _text(where, row, c, "choices")) for c in columns.choices)
+        cells = [(c, _plain_text(where, c, _cell(where, row, c, "--choices"))) for c in columns.choices]
+        while len(cells) > 2 and not visible(cells[-1][1]):
+            cells.pop()  # a row with fewer options than the others
+        return tuple(_require_text(where, c, text) for c, text in cells)
     column = columns.choices[0] if columns.choices else "choices"
     if not columns.choices and not row.get("choices"):
         return ()
-    value = _cell(where, row, column, "choices")
+    value = _cell(where, row, column, "--choices")
+    if isinstance(value, str) and value[:1] == "[":  # a cell of a table
+        value = parse_json(value, f"{where}: field {column!r}")
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: field {column!r} is {_kind(value)}; choices are a list of texts")
-    return tuple(_require_text(where, column, _plain_text(where, column, v)) for v in value)
+        raise DataError(f"{where}: field {column!r} is {kind_of(value)}; choices are a list of texts")
+    texts = [v["text"] if isinstance(v, Mapping) and "text" in v else v for v in value]
+    return tuple(_require_text(where, column, _plain_text(where, column, v)) for v in texts)
 
 
 def _meta(where: str, own: Mapping[str, Any], row: Mapping[str, Any], columns: Columns) -> dict[str, Json]:
     """A row's own metadata and the columns to keep."""
     meta = {key: _plain_json(where, f"meta.{key}", value) for key, value in own.items()}
-    meta |= {c: _plain_json(where, c, _cell(where, row, c, "--meta")) for c in columns.meta}
+    meta |= {c: _plain_json(where, c, _cell(where, row, c, "--keep")) for c in columns.meta}
     for key in meta:
         _check_encodes(where, "meta", key)
     return meta
@@ -478,7 +584,7 @@ def _plain_json(where: str, column: str, value: object) -> Json:
     try:
         text = json.dumps(value, allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        kind = "not a number or infinite" if "Out of range float" in str(error) else _kind(value)
+        kind = "not a number or infinite" if "Out of range float" in str(error) else kind_of(value)
         raise DataError(f"{where}: field {column!r} is {kind}, which JSON cannot hold; leave it out") from error
     plain: Json = parse_json(text, f"{where}: field {column!a}")
     return plain
@@ -498,23 +604,19 @@ def _cell(where: str, row: Mapping[str, Any], column: str, flag: str) -> Any:
             raise DataError(
                 f"{where}: no field {column!r}; the row has: {', '.join(map(str, row)) or 'none'}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
-                + f" Name the field with {flag} (iclkit pool add) or {flag[2:]}= (load_task), or rename it"
+                + f" Name the field with {flag}"
+                + ("; if this is one column, name what parts them with --delimiter" if len(row) == 1 else "")
             )
     return value
-
-
-def _text(where: str, row: Mapping[str, Any], column: str, flag: str) -> str:
-    return _plain_text(where, column, _cell(where, row, column, flag))
 
 
 def _plain_text(where: str, column: str, value: object) -> str:
     if isinstance(value, LabelId):
         return value.name
+    if isinstance(value, int | float) and not (isinstance(value, float) and not math.isfinite(value)):
+        return _key(value)
     if not isinstance(value, str):
-        remedy = (
-            "write it in quotes, or give the names of the labels" if isinstance(value, int | float) else "give text"
-        )
-        raise DataError(f"{where}: field {column!r} is {_show(value)}, {_kind(value)}, not a text; {remedy}")
+        raise DataError(f"{where}: field {column!r} is {_show(value)}, {kind_of(value)}, not a text; give text")
     _check_encodes(where, column, value)
     return clean_text(value)
 
@@ -537,9 +639,13 @@ def _require_text(where: str, column: str, text: str) -> str:
 
 def _key(value: object) -> str:
     """One spelling for label ids and keys: 1, "1" and 1.0 are the same; true is "true"."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    if isinstance(value, LabelId):
         return str(int(value))
     return clean_text(str(value))
 
@@ -547,13 +653,3 @@ def _key(value: object) -> str:
 def _show(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "nothing (null)"
-    kinds: dict[type, str] = {bool: "a truth value", int: "a number", float: "a number", str: "a text"}
-    return kinds.get(
-        type(value),
-        "a list" if isinstance(value, list) else "an object" if isinstance(value, dict) else type(value).__name__,
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeVar
@@ -14,7 +14,7 @@ import numpy as np
 
 from iclkit.errors import DataError, UsageError
 from iclkit.prompts import Template, infer_labels
-from iclkit.records import Example, Query, clean_text, digest, fold_text, unique_names
+from iclkit.records import Example, Query, canonical_json, clean_text, digest, fold_text, unique_names
 from iclkit.text import fold, visible
 
 KINDS = ("classification", "multiple_choice", "generation", "reasoning")
@@ -189,16 +189,21 @@ def build_task(
     splits: Mapping[str, Sequence[Located]],
     kind: str | None = None,
     labels: Sequence[str] | None = None,
-    template: Template | None = None,
+    template: Template | Callable[[Template], Template] | None = None,
     metric: str | None = None,
     card: Card | None = None,
     max_answer_tokens: int | None = None,
+    *,
+    need_test: bool = True,
 ) -> Task:
-    """``make_task`` over rows that know where they were read, so that errors can name file and line."""
+    """``make_task`` over rows that know where they were read, so that errors can name file and line.
+
+    ``template`` may be a function of the template that the task would have without it.
+    """
     card = card or Card()
     train, dev, test = ([e for _, e in splits.get(s, ())] for s in SPLITS)
     for split, rows in (("train", train), ("test", test)):
-        if not rows:
+        if not rows and (need_test or split == "train"):
             raise DataError(f"task {name!r} has no {split} rows; a task needs train rows to show and test rows to ask")
     kind = kind or card.kind or ("classification" if labels else infer_kind(train))
     if kind not in KINDS:
@@ -212,10 +217,11 @@ def build_task(
         _check_alike(f"task {name!r}: the labels", known, "the rows, or the label list")
     elif kind == "multiple_choice":
         _check_choices(splits)
-    if template is None:
-        template = Template.parse(card.template) if card.template else default_template(kind, train[0])
+    if not isinstance(template, Template):
+        default = Template.parse(card.template) if card.template else default_template(kind, train[0])
         if kind == "generation" and not any("\n" in e.output for e in train):
-            template = replace(template, stop=("\n",))  # answers are lines: what comes after one is not wanted
+            default = replace(default, stop=("\n",))  # answers are lines: what comes after one is not wanted
+        template = template(default) if template else default
     _check_template(name, template, train[0])
     return Task(
         name=name,
@@ -299,17 +305,25 @@ def _check_template(name: str, template: Template, example: Example) -> None:
 def infer_kind(train: Sequence[Example]) -> str:
     """What an unlabelled set of examples is, judged by its outputs.
 
-    Every row with choices: multiple_choice. Short outputs (at most 60 characters, one line), each seen 4 times or more
-    on average, at most 500 different, and seldom a piece of the input (that would be extraction): classification.
-    Else generation.
+    Every row with choices: multiple_choice. Nearly every output with a last line that ``####`` begins, as GSM8K marks
+    answers: reasoning. Short outputs (at most 60 characters, one line), each seen 4 times or more on average, or every
+    one twice or more, at most 500 different, and seldom a piece of the input (that would be extraction):
+    classification. Else generation.
     """
     if train and all(e.choices for e in train):
         return "multiple_choice"
+    if train and 10 * sum(_marks_answer(e.output) for e in train) >= 9 * len(train):
+        return "reasoning"
     outputs = Counter(e.output for e in train)
     short = all(len(o) <= 60 and "\n" not in o for o in outputs)
     copied = sum(fold_text(e.output) in fold_text(e.text) for e in train)
-    few = len(outputs) <= 500 and bool(infer_labels(e.output for e in train))
+    often = bool(infer_labels(e.output for e in train)) or (len(outputs) > 1 and min(outputs.values()) > 1)
+    few = len(outputs) <= 500 and often
     return "classification" if short and few and 2 * copied <= len(train) else "generation"
+
+
+def _marks_answer(output: str) -> bool:
+    return output.rpartition("\n")[2].lstrip().startswith("####")
 
 
 def default_template(kind: str, example: Example) -> Template:
@@ -350,21 +364,27 @@ def shuffled(rows: Sequence[Located]) -> list[Located]:
     return [rows[i] for i in np.random.default_rng(len(rows)).permutation(len(rows))]
 
 
-def split_holdout(train: Sequence[Located], count: int, *, seed: int) -> tuple[list[Located], list[Located]]:
-    """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together.
+def split_holdout(
+    train: Sequence[Located], count: int, *, seed: int, by: str = ""
+) -> tuple[list[Located], list[Located]]:
+    """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together, or
+    with ``by`` those of equal metadata of that name. What a model wrote (``meta.generated``) is never set aside.
 
     Whole groups are taken until ``count`` rows are held, so held may be a little larger. DataError when nothing
     would be left.
     """
     groups: dict[str, list[int]] = {}
     for i, (_, example) in enumerate(train):
-        groups.setdefault(fold_text(example.text) or clean_text(example.text), []).append(i)
+        if "generated" not in example.meta:
+            key = canonical_json(example.meta.get(by)) if by else fold_text(example.text) or clean_text(example.text)
+            groups.setdefault(key, []).append(i)
     held: set[int] = set()
     members = list(groups.values())
     for g in np.random.default_rng([seed, len(train)]).permutation(len(members)):
         if len(held) >= count:
             break
         held.update(members[g])
-    if len(held) >= len(train):
-        raise DataError(f"cannot hold out {count} of {len(train)} train rows: nothing would be left to show")
+    if len(held) >= len(train) or not held:
+        among = f", which have {len(groups)} different values of {by!r}" if by else ""
+        raise DataError(f"cannot hold out {count} of {len(train)} train rows{among}: nothing would be left to show")
     return [r for i, r in enumerate(train) if i not in held], [r for i, r in enumerate(train) if i in held]

@@ -7,6 +7,7 @@ all answers together (macro-F1), and its interval comes from a bootstrap over th
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import string
 import unicodedata
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from iclkit.errors import UsageError
 from iclkit.eval._numbers import equal_number
@@ -101,6 +103,9 @@ METRICS = MetricRegistry(
         "exact_match": "iclkit.eval._metrics:EXACT_MATCH",
         "number_match": "iclkit.eval._metrics:NUMBER_MATCH",
         "set_match": "iclkit.eval._metrics:SET_MATCH",
+        "set_f1": "iclkit.eval._metrics:SET_F1",
+        "json_match": "iclkit.eval._metrics:JSON_MATCH",
+        "json_fields": "iclkit.eval._metrics:JSON_FIELDS",
         "sql_match": "iclkit.eval._metrics:SQL_MATCH",
         "sql_execution": "iclkit.eval._sql:sql_execution",
         "token_f1": "iclkit.eval._metrics:TOKEN_F1",
@@ -142,8 +147,75 @@ _COMMA = re.compile("[,،、，]")
 
 def equal_set(output: str, gold: str) -> float:
     """1 when both texts hold the same comma-separated words, whatever their order, case and spacing."""
-    said, true = ({one_line(w).casefold() for w in _COMMA.split(t)} - {""} for t in (output, gold))
-    return float(said == true)
+    return float(_items(output) == _items(gold))
+
+
+def set_f1(output: str, gold: str) -> float:
+    """Harmonic mean of precision and recall over the sets of comma-separated words; 1 where both are empty.
+
+    >>> set_f1("car, red", "red, car"), set_f1("red, bus", "red, car"), set_f1("[]", "[]")
+    (1.0, 0.5, 1.0)
+    """
+    said, true = _items(output), _items(gold)
+    return 2 * len(said & true) / (len(said) + len(true)) if said or true else 1.0
+
+
+def _items(text: str) -> set[str]:
+    """The words of a text with commas between them, or of a JSON list, as readers write labels that hold commas."""
+    found = _json_in(text) if text.lstrip().startswith("[") else None
+    words_ = map(str, found) if isinstance(found, list) else _COMMA.split(text)
+    return {one_line(w).casefold() for w in words_} - {""}
+
+
+def _json_in(text: str) -> Any:
+    """The JSON object or list that a text holds, perhaps in a code fence or after words; None where there is none."""
+    starts = [at for at in (text.find("{"), text.find("[")) if at >= 0]
+    if not starts:
+        return None
+    try:
+        return json.JSONDecoder().raw_decode(text, min(starts))[0]
+    except (ValueError, RecursionError):
+        return None
+
+
+def equal_json(output: str, gold: str) -> float:
+    """1 when both texts hold equal JSON values: the order of an object's keys does not count, nor 1 against 1.0.
+
+    What stands around the value in the answer (a code fence, words before it) is not looked at.
+    >>> equal_json('```json {"b": 1.0, "a": [1, 2]} ```', '{"a": [1, 2], "b": 1}')
+    1.0
+    >>> equal_json('{"a": 1}', '{"a": true}')
+    0.0
+    """
+    said, true = _json_in(output), _json_in(gold)
+    if true is None:
+        return equal_text(output, gold)
+    return float(said is not None and _leaves(said) == _leaves(true))
+
+
+def json_fields(output: str, gold: str) -> float:
+    """Share of fields that are right: F1 over the (path, value) pairs of both JSON values, so that a field too many
+    costs as much as one that lacks. 0 for an answer without JSON.
+
+    >>> json_fields('{"name": "weather", "city": "Lima"}', '{"name": "weather", "city": "Oslo"}')
+    0.5
+    """
+    said, true = _json_in(output), _json_in(gold)
+    if said is None or true is None:
+        return equal_text(output, gold)
+    mine, theirs = _leaves(said), _leaves(true)
+    return 2 * len(mine & theirs) / (len(mine) + len(theirs))
+
+
+def _leaves(value: Any, path: str = "") -> set[tuple[str, str]]:
+    """The values that hold no others, with the paths to them; 1 and 1.0 are one value, 1 and true are two."""
+    if isinstance(value, dict) and value:
+        return {leaf for k, v in value.items() for leaf in _leaves(v, f"{path}.{json.dumps(k)}")}
+    if isinstance(value, list) and value:
+        return {leaf for n, v in enumerate(value) for leaf in _leaves(v, f"{path}[{n}]")}
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return {(path, json.dumps(value))}
 
 
 _ASCII_PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -182,5 +254,8 @@ MACRO_F1 = Metric("macro_f1", whole=macro_f1, repeatable=True, by_label=True)
 EXACT_MATCH = Metric("exact_match", judge=equal_text, repeatable=True)
 NUMBER_MATCH = Metric("number_match", judge=equal_number, repeatable=True)
 SET_MATCH = Metric("set_match", judge=equal_set, repeatable=True)
+SET_F1 = Metric("set_f1", judge=set_f1, repeatable=True)
+JSON_MATCH = Metric("json_match", judge=equal_json, repeatable=True)
+JSON_FIELDS = Metric("json_fields", judge=json_fields, repeatable=True)
 SQL_MATCH = Metric("sql_match", judge=equal_sql, repeatable=True)
 TOKEN_F1 = Metric("token_f1", judge=token_f1, repeatable=True)

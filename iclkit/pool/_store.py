@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -249,21 +250,27 @@ class Pool:
 
         An example whose id is known is left as it is, its metadata too; see ``update``.
         """
-        rows = [_ExampleRow.of(e, n) for n, e in enumerate(examples, start=1)]
+        ids: list[str] = []
+        added = revived = revision = 0
+        rows = (_ExampleRow.of(e, n) for n, e in enumerate(examples, start=1))
         with self._writing() as connection:
-            before = _known(connection, [r.id for r in rows], "examples")
-            graves = _known(connection, [r.id for r in rows if r.id not in before], "tombstones")
-            new: dict[str, _ExampleRow] = {}
-            for row in rows:
-                if row.id in before and row.chosen_id:
-                    _refuse_other_content(row, _example(connection.execute(BY_ID, (row.id,)).fetchone()))
-                elif row.id in new and row.chosen_id:
-                    _refuse_other_content(row, new[row.id].example)
-                elif row.id not in before:
-                    new.setdefault(row.id, row)
-            if new:
-                self._insert(connection, list(new.values()), "add")
-        return AddReport(len(new), len(rows) - len(new), tuple(r.id for r in rows), len(graves))
+            # a part at a time: a file of any length takes the memory of one part, and of the ids
+            while part := [*itertools.islice(rows, _ADDED_AT_ONCE)]:
+                before = _known(connection, [r.id for r in part], "examples")
+                revived += len(_known(connection, [r.id for r in part if r.id not in before], "tombstones"))
+                new: dict[str, _ExampleRow] = {}
+                for row in part:
+                    if row.id in before and row.chosen_id:
+                        _refuse_other_content(row, _example(connection.execute(BY_ID, (row.id,)).fetchone()))
+                    elif row.id in new and row.chosen_id:
+                        _refuse_other_content(row, new[row.id].example)
+                    elif row.id not in before:
+                        new.setdefault(row.id, row)
+                if new:
+                    revision = self._insert(connection, list(new.values()), "add", revision)
+                ids += [row.id for row in part]
+                added += len(new)
+        return AddReport(added, len(ids) - added, tuple(ids), revived)
 
     def update(
         self,
@@ -310,14 +317,19 @@ class Pool:
                 self._delete(connection, full, reason)
         return len(full)
 
-    def _insert(self, connection: Connection, rows: Sequence[_ExampleRow], action: str) -> None:
-        revision = _log(connection, action, len(rows))
+    def _insert(self, connection: Connection, rows: Sequence[_ExampleRow], action: str, revision: int = 0) -> int:
+        """Insert rows as a revision of their own, or as more rows of one; which it is."""
+        if revision:
+            connection.execute("UPDATE log SET rows = rows + ? WHERE revision = ?", (len(rows), revision))
+        else:
+            revision = _log(connection, action, len(rows))
         connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((r.text_hash,) for r in rows))
         connection.executemany(
             "INSERT INTO examples (id, input, output, task, choices, meta, text, revision) "
             "VALUES (?, ?, ?, ?, ?, ?, (SELECT number FROM texts WHERE hash = ?), ?)",
             ((r.id, r.input, r.output, r.task, r.choices, r.meta, r.text_hash, revision) for r in rows),
         )
+        return revision
 
     def _delete(self, connection: Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None) -> None:
         revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
@@ -568,6 +580,7 @@ def _example(row: tuple[Any, ...]) -> Example:
     )
 
 
+_ADDED_AT_ONCE = 5_000
 _ORPHAN = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"
 
 

@@ -14,6 +14,7 @@ from iclkit.cli import COMMANDS, cli
 LM_OPTIONS = {"--dtype", "--device", "--workers", "--threads", "--batch-tokens", "--no-cache"}
 WITHOUT_CHAT = {
     "explain": "the run's own template says it",
+    "task check": "it counts the tokens of the task's template",
     "train": "a retriever is trained on the task's template",
 }
 SHARED = {"_kit", "_progress", "_runs", "_tables", "_terminal"}
@@ -40,7 +41,7 @@ ASKING = sorted(name for name, command in TABLE.items() if "--lm" in options(com
 
 
 def test_the_commands_that_load_an_lm_are_known() -> None:
-    assert ASKING == ["advise", "augment", "eval", "explain", "select", "train", "tune ease"]
+    assert ASKING == ["advise", "augment", "eval", "explain", "select", "task check", "train", "tune ease"]
 
 
 @pytest.mark.parametrize("name", ASKING)

@@ -282,7 +282,7 @@ def test_what_cannot_be_run_is_one_line_and_changes_nothing(task, tmp_path, fake
     [
         ("test", lambda lines: [*lines[:16], "{broken", *lines[17:]], 1, "line 17"),
         ("test", lambda lines: [*lines, '{"input": "test of a new kind", "output": "mineral"}'], 1, "mineral"),
-        ("train", lambda lines: ['{"text": "owl", "output": "animal"}'], 1, "input"),
+        ("train", lambda lines: ['{"a": "owl", "b": "animal"}'], 1, "input"),
         ("train", lambda lines: [], 1, "train"),
     ],
 )

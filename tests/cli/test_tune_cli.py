@@ -63,7 +63,7 @@ def test_a_pool_alone_is_enough_and_its_demonstrations_move_to_another_pool(tmp_
     out = tmp_path / "best.json"
     code, _, stderr = tuned(tmp_path / "demos.db", out, capsys, "--template", "Word: {input}\\nSort: {output}")
     assert code == 0, stderr
-    assert "from train, 28 candidates of 28 train rows" in stderr
+    assert "from train, 20 candidates of 20 train rows" in stderr
     code, stdout, _ = call("select", str(tmp_path / "demos.db"), "thing 99 owl", "-s", str(out), "-k", "2", "--prompt",
                            capsys=capsys)  # fmt: skip
     demos = json.loads(out.read_text())["demonstrations"]

@@ -57,10 +57,13 @@ def test_a_hub_set_that_is_sorted_by_label_is_shuffled_always_alike(hub: dict[tu
     assert load_task("hf:owner/sorted").test == task.test
 
 
-def test_a_hub_set_without_test_rows_says_how_to_get_some(hub: dict[tuple[str, str | None], Any]) -> None:
+def test_of_a_hub_set_without_test_rows_some_are_held_out_and_a_note_says_so(
+    hub: dict[tuple[str, str | None], Any],
+) -> None:
     hub["owner/one", None] = datasets.DatasetDict({"train": intents(30)["train"]})
-    with pytest.raises(DataError, match=r"has no test rows; add a test file, or hold some out of train \(test=100\)"):
-        load_task("hf:owner/one", input="text", output="intent")
+    task = load_task("hf:owner/one", input="text", output="intent")
+    assert len(task.test) == 6
+    assert any("6 of 30 rows drawn as test rows by seed 0" in note for note in task.notes)
     assert len(load_task("hf:owner/one", input="text", output="intent", test=5).test) == 5
 
 

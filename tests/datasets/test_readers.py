@@ -189,10 +189,10 @@ def test_a_malformed_line_17_is_named_and_nothing_is_returned(tmp_path: Path) ->
 
 
 def test_a_wrong_column_names_those_that_exist_and_the_nearest(tmp_path: Path) -> None:
-    path = write(tmp_path / "w.jsonl", [{"text": "x", "label": "y"}])
+    path = write(tmp_path / "w.jsonl", [{"body": "x", "subject": "z", "label": "y"}])
     said = refusal(path, output="label")
-    assert "no field 'input'; the row has: text, label. Name the field with --input (iclkit pool add)" in said
-    assert said.endswith("or input= (load_task), or rename it")
+    assert "no field 'input'; the row has: body, subject, label. Name the field with --input" in said
+    path = write(tmp_path / "w.jsonl", [{"text": "x", "label": "y"}])
     assert "no field 'lable'; the row has: text, label. Did you mean 'label'?" in refusal(
         path, input="text", output="lable"
     )
@@ -243,10 +243,10 @@ def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None
     [
         ({"input": "x", "output": ""}, "field 'output' is empty"),
         ({"input": "  \n", "output": "y"}, "field 'input' is empty"),
-        ({"input": "x", "output": 5}, "field 'output' is 5, a number, not a text; write it in quotes"),
-        ({"input": "x", "output": None}, "field 'output' is None, nothing (null), not a text"),
+        ({"input": "x", "output": None}, "field 'output' is None, nothing (null), not a text; --null-label NAME"),
+        ({"input": "x", "output": float("nan")}, "field 'output' is nan, a number, not a text"),
         ({"input": ["x"], "output": "y"}, "field 'input' is ['x'], a list, not a text"),
-        ({"input": {"a": 1}, "output": "y"}, "field 'input.a' is 1, a number"),
+        ({"input": {"a": [1]}, "output": "y"}, "field 'input.a' is [1], a list"),
         ({"input": {"a": " "}, "output": "y"}, "field 'input' has no text in it"),
         ({"input": "half \ud83d pair", "output": "y"}, "field 'input' holds half a surrogate pair at character 5"),
         ({"input": "x", "output": "y", "choices": "a"}, "field 'choices' is a text; choices are a list of texts"),
@@ -284,9 +284,20 @@ def test_a_wrong_encoding_is_named_with_line_and_byte(tmp_path: Path, ending: st
     line = next(n for n, text in enumerate(path.read_bytes().splitlines(), 1) if b"\xf6" in text)
     told = refusal(path)
     assert f"line {line}: not UTF-8 (byte 0xf6" in told
-    assert "iconv -f CP1252" in told
-    path.write_bytes("input,output\nx,y\n".encode("utf-16"))
-    assert "iconv -f UTF-16" in refusal(path)
+    assert "--encoding cp1252 (cp1252 reads 'Größe', cp1251 reads 'GrцЯe'" in told
+    assert [e.input for e in read_examples(path, encoding="cp1252")] == ["ok", "Größe"]
+    assert "is not ascii text" in refusal(path, encoding="ascii")
+    with pytest.raises(UsageError, match="no text encoding 'klingon'"):
+        read_examples(path, encoding="klingon")
+
+
+def test_the_first_byte_that_is_not_utf8_is_found_far_into_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "far.csv"
+    good = "input,output\n" + "ärger,b\n" * 300_000
+    path.write_bytes(good.encode() + b"caf\xe9,b\n")
+    assert "line 300002: not UTF-8 (byte 0xe9 at byte 4)" in refusal(path)
+    path.write_bytes(good.encode() + "é".encode()[:1])
+    assert "line 300002: not UTF-8" in refusal(path)
 
 
 def test_table_rows_of_the_wrong_length_are_named_by_their_first_line(tmp_path: Path) -> None:
@@ -393,16 +404,17 @@ def test_nul_bytes_and_every_line_break_of_unicode_stand_inside_texts(tmp_path: 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_a_file_in_wide_characters_is_told_how_to_convert(tmp_path: Path, ending: str, encoding: str) -> None:
+def test_a_file_in_wide_characters_is_read(tmp_path: Path, ending: str, encoding: str) -> None:
     path = write(tmp_path / f"w.{ending}", [FINE])
     path.write_bytes(path.read_text().encode(encoding))
-    assert "iconv -f UTF-" in refusal(path)
+    assert read_examples(path) == [Example("fine", "fine")]
 
 
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        (b"\x1f\x8b\x08\x00rest", "gunzip"),
+        (b"\x1f\x8b\x08\x00rest", "cannot be unpacked"),
+        (b"\x28\xb5\x2f\xfdrest", "cannot be unpacked"),
         (b"PK\x03\x04\xff", "zip archive or a spreadsheet"),
         (b"PAR1\xff", "it is a Parquet file"),
         (b"SQLite format 3\0\xff", "perhaps a pool"),
@@ -529,9 +541,9 @@ def test_queries_that_are_there_twice_are_two_queries(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ({"text": "x"}, "line 1: no `input` that is a text or named texts; the row has: text"),
-        ({"input": 5}, "line 1: no `input`"),
-        ({"input": {"a": 5}}, "line 1: field 'input.a' is 5"),
+        ({"a": "x", "b": "y"}, "line 1: no field 'input'; the row has: a, b. Name the field with --input"),
+        ({"input": [5]}, r"line 1: field 'input' is \[5\], a list"),
+        ({"input": {"a": [5]}}, r"line 1: field 'input.a' is \[5\]"),
         ({"input": ""}, "line 1: field 'input' is empty"),
         ({"input": "x", "choices": "ab"}, "line 1: field 'choices' is a text; choices are a list of texts"),
     ],

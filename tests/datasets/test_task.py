@@ -81,7 +81,7 @@ def test_what_is_understood_can_be_overridden(folder: Path) -> None:
     template = Template(demo="{input} -> {output}")
     task = load_task(folder, kind="generation", metric="token_f1", template=template, max_answer_tokens=3)
     assert (task.kind, task.labels, task.metric, task.max_answer_tokens) == ("generation", (), "token_f1", 3)
-    assert task.template is template
+    assert task.template == template
     assert load_task(folder, labels=["yes", "no", "perhaps"]).labels == ("yes", "no", "perhaps")
     with pytest.raises(UsageError, match="no task kind 'regression'; use one of classification"):
         load_task(folder, kind="regression")
@@ -192,10 +192,13 @@ def test_rows_that_are_held_out_have_no_twin_left_in_train() -> None:
         split_holdout(located, 60, seed=0)
 
 
-def test_a_single_file_is_a_task_once_rows_are_held_out(tmp_path: Path) -> None:
+def test_of_a_single_file_a_fifth_is_held_out_and_a_note_says_so(tmp_path: Path) -> None:
     lines(tmp_path / "all.jsonl", rows(40))
-    with pytest.raises(DataError, match=r"task 'all' has no test rows; .* \(test=100\)"):
-        load_task(tmp_path / "all.jsonl")
+    task = load_task(tmp_path / "all.jsonl")
+    assert (len(task.train), len(task.test)) == (32, 8)
+    assert any("8 of 40 rows drawn as test rows by seed 0 (--test FILE, --test-size" in note for note in task.notes)
+    whole = load_task(tmp_path / "all.jsonl", need_test=False)
+    assert (len(whole.train), len(whole.test)) == (40, 0)
     task = load_task(tmp_path / "all.jsonl", test=10)
     assert (len(task.train), len(task.test)) == (30, 10)
 
