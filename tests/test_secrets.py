@@ -19,7 +19,7 @@ import pytest
 from iclkit import secrets
 from iclkit.errors import DataError, IclkitError, ModelError, RequestError, UnknownName
 from iclkit.lm import GenerateRequest
-from iclkit.lm._openai import open_openai
+from iclkit.lm._servers import open_openai
 from iclkit.secrets import redact, redact_known, remember, split_query, split_userinfo
 
 from .lm.openai_server import ScriptedServer

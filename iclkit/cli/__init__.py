@@ -37,6 +37,7 @@ COMMANDS = {
     "explain": ("_explain", "Say which demonstrations a run showed, why, and what each was worth."),
     "advise": ("_advise", "Run a small pilot and say what to do: zero-shot, more shots, similar ones, or train."),
     "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
+    "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),
     "models": ("_models", "List and fetch models."),
     "datasets": ("_datasets", "List, show and fetch data sets."),
     "selectors": ("_selectors", "List the selectors with what each needs and costs."),

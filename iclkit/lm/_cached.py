@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from iclkit.errors import ModelError
 from iclkit.lm._base import BaseLM, as_lm
 from iclkit.lm._cache import Store, cache_key, pack_score, unpack_score
-from iclkit.lm._protocol import LM, OnDone, numbered
+from iclkit.lm._protocol import LM, OnDone, numbered, scores_together
 from iclkit.lm._shape import ModelShape
 from iclkit.lm._token_lm import TokenLM, estimate_by_kind
 from iclkit.lm._tokens import TokenIds, TokenPair
@@ -33,6 +33,12 @@ def score_text_key(fingerprint: str, request: ScoreRequest) -> bytes:
     return cache_key(fingerprint, "score-text", request.context, request.continuation)
 
 
+def score_set_key(fingerprint: str, request: ScoreRequest, others: Sequence[str]) -> bytes:
+    """Key of a score that depends on which ``others`` the context was asked about with."""
+    texts = [part for other in sorted({*others}) for part in ("with", other)]
+    return cache_key(fingerprint, "score-set", request.context, request.continuation, *texts)
+
+
 def generation_key(fingerprint: str, prompt: TokenIds | str, request: GenerateRequest) -> bytes:
     """Key of a generation: the prompt (ids, or text where they are not ours to see) and every setting."""
     settings = [request.max_tokens, [*request.stop], [*request.choices], request.temperature, request.seed]
@@ -49,7 +55,7 @@ def cached(lm: object, cache: Store) -> LM:
 
 
 A = TypeVar("A")
-R = TypeVar("R")
+R = TypeVar("R", bound=ScoreRequest | GenerateRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +270,11 @@ class CachedTextLM(_CachedLM):
     ) -> list[A]:
         start = time.perf_counter()
         answers = CachedAnswers(self.cache, codec, keys, on_done)
-        if missing := answers.missing:
+        missing = answers.missing
+        if missing and scores_together(self.inner):  # what is asked about one context is asked as a whole
+            contexts = {requests[i].context for i in missing}
+            missing = [i for i, r in enumerate(requests) if r.context in contexts]
+        if missing:
             with self._computing(), numbered(missing):
                 results = ask(
                     [requests[i] for i in missing], lambda done: answers.add([(missing[i], a) for i, a in done])
@@ -277,7 +287,12 @@ class CachedTextLM(_CachedLM):
         return answers.in_order()
 
     def _score_keys(self, requests: Sequence[ScoreRequest]) -> list[bytes]:
-        return [score_text_key(self.fingerprint, r) for r in requests]
+        if not scores_together(self.inner):
+            return [score_text_key(self.fingerprint, r) for r in requests]
+        asked: dict[str, list[str]] = {}
+        for r in requests:
+            asked.setdefault(r.context, []).append(r.continuation)
+        return [score_set_key(self.fingerprint, r, asked[r.context]) for r in requests]
 
     def _generation_keys(self, requests: Sequence[GenerateRequest]) -> list[bytes]:
         return [generation_key(self.fingerprint, r.context, r) for r in requests]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from iclkit.lm._forward import ForwardJob, ForwardModel, ForwardResult
     from iclkit.lm._llama import PackedLlama
     from iclkit.lm._protocol import LM
+    from iclkit.lm._servers import Capabilities
     from iclkit.lm._tokens import PromptTokenizer
     from iclkit.lm._torch import TorchLM
 
@@ -39,6 +40,7 @@ def load_lm(
     cache: bool | Path = True,
     packed: bool = True,
     trust_remote_code: bool = False,
+    reprobe: bool = False,
 ) -> LM:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
     ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
@@ -51,8 +53,10 @@ def load_lm(
     and on a GPU what half of its free memory holds, up to 32,768. cache: True for
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
     a path for another file, False for none. packed: False runs the ``transformers`` module itself.
-    trust_remote_code: run code from the model's folder. ModelError when the model cannot be loaded whole, RunError when
-    the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the user.
+    trust_remote_code: run code from the model's folder. reprobe: find out again what a server can do, which is
+    remembered in ``servers`` under ICLKIT_HOME for a week. ModelError when the model cannot be loaded whole, RunError
+    when the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the
+    user.
     """
     from iclkit.lm._cached import cached
 
@@ -60,9 +64,11 @@ def load_lm(
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     store = _open_cache(cache)
     if spec.startswith("openai:"):
-        from iclkit.lm._openai import open_openai
+        from iclkit.lm._servers import FolderRecords, open_openai
+        from iclkit.models import home
 
-        lm: LM = open_openai(spec)
+        records = FolderRecords(home() / "servers") if cache is True else None
+        lm: LM = open_openai(spec, records, reprobe=reprobe)
     elif spec.startswith("vllm:"):
         from iclkit.lm._vllm import open_vllm
 
@@ -85,6 +91,15 @@ def load_lm(
 
         return VerifiedLM(load("bf16"), load("fp32")) if dtype == "bf16-verified" else load(dtype)
     return cached(lm, store)
+
+
+def capabilities(lm: LM) -> Capabilities | None:
+    """What was found out about the server behind an LM; None for one that is no server."""
+    from iclkit.lm._cached import CachedTextLM
+    from iclkit.lm._servers import OpenAILM
+
+    inner = lm.inner if isinstance(lm, CachedTextLM) else lm
+    return inner.can if isinstance(inner, OpenAILM) else None
 
 
 def _open_cache(cache: bool | Path) -> Store:

@@ -80,9 +80,9 @@ class LM(MinimalLM, Protocol):
 
     @property
     def scoring(self) -> str:
-        """How log-probabilities are had: ``logits``, or a server's way (see ``_openai``).
+        """How log-probabilities are had: ``logits``, or a server's way (see ``_servers``).
 
-        A server's ``generate`` has none: such scores only rank the answers (``ranks_only``).
+        A server's ``generate`` and ``forced`` have none: such scores only rank the answers (``ranks_only``).
         """
         ...
 
@@ -113,7 +113,12 @@ class LM(MinimalLM, Protocol):
 def ranks_only(lm: LM) -> bool:
     """Whether an LM's scores only rank the answers by what it wrote, and are no log-probabilities.
 
-    So it is with a server that gives no probabilities (``scoring`` is "generate"): its scores must not be added up,
-    averaged, calibrated or shown as nats.
+    So it is with a server that gives no probabilities (``scoring`` is "generate" or "forced"): its scores must not be
+    added up, averaged, calibrated or shown as nats.
     """
-    return lm.scoring == "generate"
+    return lm.scoring in ("generate", "forced")
+
+
+def scores_together(lm: LM) -> bool:
+    """Whether a score depends on the other continuations of its context that are asked about in the same call."""
+    return lm.scoring in ("decisions", "forced")

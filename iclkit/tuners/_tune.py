@@ -19,7 +19,7 @@ from iclkit.datasets import Task, find_leaks
 from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate
-from iclkit.lm import LM, as_lm
+from iclkit.lm import LM, as_lm, ranks_only
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import Settings, Tools, make_predictor, recorded_prompt
 from iclkit.prompts import Template, answer_requests
@@ -89,7 +89,7 @@ class TuneSettings:
             raise UsageError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
 
 
-_OF_OWN_ANSWERS = ("first-token", "generate")
+_OF_OWN_ANSWERS = ("first-token", "decisions", "forced", "generate")
 """Ways of scoring of a server that look at what it answers by itself, not at the answer that is asked about."""
 _ROOM = 8  # tokens beyond the longest right answer, in which a wrong one shows that it goes on
 Q = TypeVar("Q")
@@ -146,7 +146,7 @@ class TuneProblem:
     def objective(self, wanted: str) -> str:
         """What ``auto`` means here. UsageError for one that this LM cannot tell."""
         scoring = self.lm.scoring
-        if wanted == "logprob" and (scoring == "generate" or (self.written and scoring in _OF_OWN_ANSWERS)):
+        if wanted == "logprob" and (ranks_only(self.lm) or (self.written and scoring in _OF_OWN_ANSWERS)):
             raise UsageError(
                 f"{self.lm.name} does not tell the log-probability of a whole answer (scoring {scoring}); use another "
                 f"--objective, e.g. metric"

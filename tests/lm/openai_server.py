@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -24,11 +25,11 @@ def tokenize(text: str) -> list[str]:
     return pieces
 
 
+@functools.lru_cache(4096)
 def distribution(prefix: str) -> dict[str, float]:
-    """Log-probabilities of the next token: softmax of hashes."""
-    logits = {
-        v: hashlib.blake2b(f"{prefix}\x00{v}".encode(), digest_size=2).digest()[0] / 32 + len(v) / 4 for v in VOCABULARY
-    }
+    """Log-probabilities of the next token: softmax of the bytes of a hash."""
+    hashed = hashlib.shake_128(prefix.encode()).digest(len(VOCABULARY))
+    logits = {v: byte / 32 + len(v) / 4 for v, byte in zip(VOCABULARY, hashed, strict=True)}
     norm = math.log(sum(map(math.exp, logits.values())))
     return {v: logit - norm for v, logit in logits.items()}
 
@@ -55,12 +56,22 @@ def continued(context: str, n: int) -> list[str]:
 
 class ToyServer:
     """``offers`` lists what it can do: completions, chat, echo, prompt_logprobs, logprobs, chat_logprobs, tokenize,
-    models. ``most`` candidates at the most. ``trouble`` holds what happens to the next requests: a status, a
-    (status, headers) pair, "hang", "garbage", "shape" or "close". ``busy`` seconds per answer.
+    models, lists (of prompts), logprob_ids (vLLM), generate (SGLang), choice, schema, grammar (structured output of
+    chats), decisions, stale (a prompt that was asked before is answered with other figures).
+    ``most`` candidates at the most. ``trouble`` holds what happens to the next requests: a status, a
+    (status, headers) pair, "hang", "garbage", "shape" or "close". ``busy`` seconds per answer, ``per_token`` per token
+    that goes through the model, one request after the other. ``computed`` counts those tokens: what a prefix cache of
+    blocks of 16 tokens knows is left out, where the prompt's own log-probabilities are not asked for.
     """
 
-    def __init__(self, *offers: str, most: int = 10**6, busy: float = 0.0) -> None:
-        self.offers, self.most, self.busy = set(offers), most, busy
+    def __init__(
+        self, *offers: str, most: int = 10**6, busy: float = 0.0, per_token: float = 0.0, window: int = 500
+    ) -> None:
+        self.offers, self.most, self.busy, self.per_token = set(offers), most, busy, per_token
+        self.computed, self.window = 0, window
+        self.blocks: set[tuple[int, ...]] = set()
+        self.seen: set[str] = set()
+        self.model = threading.Lock()
         self.trouble: list[Any] = []
         self.asked: Counter[str] = Counter()
         self.bodies: list[dict[str, Any]] = []
@@ -137,7 +148,7 @@ class ToyServer:
 
     def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models" and "models" in self.offers:
-            return 200, {"data": [{"id": "toy", "max_model_len": 500}, {"id": "other"}]}
+            return 200, {"data": [{"id": "toy", "max_model_len": self.window}, {"id": "other"}]}
         if path == "/tokenize" and "tokenize" in self.offers:
             return 200, {"tokens": [VOCABULARY.index(t) for t in tokenize(body["prompt"])]}
         if path == "/detokenize" and "tokenize" in self.offers:
@@ -146,9 +157,74 @@ class ToyServer:
             return self.completion(body)
         if path == "/v1/chat/completions" and "chat" in self.offers:
             return self.chat(body)
+        if path == "/v1/decisions" and "decisions" in self.offers:
+            return self.decide(body)
+        if path == "/generate" and "generate" in self.offers:
+            return 200, [self.native(ids, body, i) for i, ids in enumerate(body["input_ids"])]  # type: ignore[return-value]
         return 404, {"error": {"message": "no such page"}}
 
+    def read(self, ids: list[int], from_cache: bool) -> int:
+        """Send a prompt through the model; how many of its tokens the prefix cache knew."""
+        with self.model:
+            ends = [tuple(ids[:at]) for at in range(16, len(ids) + 1, 16)]
+            known = sum(16 for end in ends if end in self.blocks) if from_cache else 0
+            known = min(known, len(ids) - 1)
+            self.blocks.update(ends)
+            self.computed += len(ids) - known
+            time.sleep(self.per_token * (len(ids) - known))
+            return known
+
     def completion(self, body: Any) -> tuple[int, dict[str, Any]]:
+        prompts = body["prompt"]
+        if isinstance(prompts, str) or not isinstance(prompts[0], list):
+            return self.complete(body)
+        if "lists" not in self.offers:
+            return 400, {"error": {"message": "prompt: one prompt expected"}}
+        answers = [self.complete({**body, "prompt": p}) for p in prompts]
+        if bad := [a for a in answers if a[0] != 200]:
+            return bad[0]
+        choices = [{**a["choices"][0], "index": i} for i, (_, a) in enumerate(answers)]
+        totals: Counter[str] = Counter()
+        for _, a in answers:
+            totals.update({k: v for k, v in a["usage"].items() if isinstance(v, int)})
+        cached = sum(a["usage"]["prompt_tokens_details"]["cached_tokens"] for _, a in answers)
+        return 200, {"choices": choices[::-1], "usage": {**totals, "prompt_tokens_details": {"cached_tokens": cached}}}
+
+    def native(self, ids: list[int], body: Any, number: int) -> dict[str, Any]:
+        """An item of SGLang's /generate."""
+        given = [VOCABULARY[i] for i in ids]
+        told = distribution("".join(given))
+        start = body["logprob_start_len"]
+        start = len(ids) if start == -1 else start[number]
+        self.read(ids[: start + 1], True)
+        self.read(ids, True)
+        rows: list[Any] = []
+        tops: list[Any] = []
+        for at in range(start, len(ids)):
+            before = distribution("".join(given[:at]))
+            rows.append([before[given[at]] if at else None, ids[at], None])
+            best = max(before, key=lambda v: before[v])
+            tops.append([[before[best], VOCABULARY.index(best), None]])
+        best = max(told, key=lambda v: told[v])
+        meta: dict[str, Any] = {"input_token_logprobs": rows, "input_top_logprobs": tops}
+        if body["sampling_params"]["max_new_tokens"]:
+            asked = body.get("token_ids_logprob", [[]] * (number + 1))[number]
+            meta |= {
+                "output_token_logprobs": [[told[best], VOCABULARY.index(best), None]],
+                "output_token_ids_logprobs": [[[told[VOCABULARY[i]], i, None] for i in asked]],
+            }
+        return {"text": best, "meta_info": meta}
+
+    def decide(self, body: Any) -> tuple[int, dict[str, Any]]:
+        values = [c["value"] for c in body["questions"][0]["choices"]]
+        told = distribution(str(body["input"]))
+        weights = {v: math.exp(told.get(v, -5.0)) for v in values}
+        total = sum(weights.values())
+        probabilities = [{"value": v, "probability": w / total} for v, w in weights.items()]
+        answer = {"type": "choice", "choice": max(weights, key=lambda v: weights[v]), "probabilities": probabilities}
+        return 200, {"answers": [answer], "usage": {"total_tokens": 9}}
+
+    def complete(self, body: Any) -> tuple[int, dict[str, Any]]:
         prompt = body["prompt"]
         if not isinstance(prompt, str):
             if "tokenize" not in self.offers:
@@ -162,6 +238,10 @@ class ToyServer:
             if stop in choice["text"]:
                 choice |= {"text": choice["text"].partition(stop)[0], "finish_reason": "stop"}
         echo = body.get("echo") and "echo" in self.offers
+        whole = echo or ("prompt_logprobs" in body and "prompt_logprobs" in self.offers)
+        known = self.read([VOCABULARY.index(t) for t in given], from_cache=not whole)
+        stale = 3.0 if "stale" in self.offers and prompt in self.seen else 0.0
+        self.seen.add(prompt)
         tokens = [*(given if echo else []), *said]
         if body.get("logprobs") and self.offers & {"logprobs", "echo"} and (echo or "logprobs" in self.offers):
             before = [*given, *said]
@@ -171,6 +251,11 @@ class ToyServer:
             values: list[Any] = [d[t] for d, t in zip(told, tokens, strict=True)]
             if echo:
                 values[0] = tops[0] = None  # type: ignore[call-overload]
+            if "logprob_ids" in self.offers:
+                asked = [VOCABULARY[i] for i in body.get("logprob_token_ids", [])]
+                tops = [t and {**t, **{a: d[a] for a in asked}} for t, d in zip(tops, told, strict=True)]
+                if body.get("return_tokens_as_token_ids"):
+                    tops = [t and {f"token_id:{VOCABULARY.index(a)}": v - stale for a, v in t.items()} for t in tops]
             choice["logprobs"] = {"tokens": tokens, "token_logprobs": values, "top_logprobs": tops}
         if "prompt_logprobs" in body and "prompt_logprobs" in self.offers:
             listed: list[Any] = [None]
@@ -182,7 +267,8 @@ class ToyServer:
                     {str(VOCABULARY.index(t)): {"logprob": v, "rank": r, "decoded_token": t} for r, t, v in shown}
                 )
             choice["prompt_logprobs"] = listed
-        usage = {"prompt_tokens": len(given), "completion_tokens": len(said), "total_tokens": len(given) + len(said)}
+        usage: dict[str, Any] = {"prompt_tokens": len(given), "completion_tokens": len(said)}
+        usage |= {"total_tokens": len(given) + len(said), "prompt_tokens_details": {"cached_tokens": known}}
         return 200, {"choices": [choice], "usage": usage}
 
     def chat(self, body: Any) -> tuple[int, dict[str, Any]]:
@@ -190,7 +276,9 @@ class ToyServer:
             return 400, {"error": {"message": "max_tokens is not supported; use 'max_completion_tokens' instead"}}
         prompt = "".join(f"{m['role']}:{m['content']}\n" for m in body["messages"])
         said = continued(prompt, body.get("max_tokens") or body["max_completion_tokens"])
-        choice: dict[str, Any] = {"message": {"content": "".join(said)}, "finish_reason": "length"}
+        bound = self.bound(body, prompt)
+        content = "".join(said) if bound is None else bound
+        choice: dict[str, Any] = {"message": {"content": content}, "finish_reason": "stop" if bound else "length"}
         if body.get("logprobs") and "chat_logprobs" in self.offers:
             rows = []
             for i, token in enumerate(said):
@@ -200,6 +288,21 @@ class ToyServer:
                 rows.append({"token": token, "logprob": told[token], "top_logprobs": named})
             choice["logprobs"] = {"content": rows}
         return 200, {"choices": [choice], "usage": {"completion_tokens": len(said)}}
+
+    def bound(self, body: Any, prompt: str) -> str | None:
+        """The likeliest of the answers that a chat is bound to, as the binding writes it."""
+        names: list[str] = []
+        if "choice" in self.offers and "structured_outputs" in body:
+            names = body["structured_outputs"]["choice"]
+        if "grammar" in self.offers and "grammar" in body:
+            names = [json.loads(p) for p in body["grammar"].removeprefix("root ::= ").split(" | ")]
+        schema = "schema" in self.offers and "response_format" in body
+        if schema:
+            names = body["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"]
+        if not names:
+            return None
+        best = max(names, key=lambda name: truth(prompt, name)[0])
+        return json.dumps({"answer": best}) if schema else best
 
 
 class ScriptedServer:

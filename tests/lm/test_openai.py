@@ -16,9 +16,9 @@ from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm import GenerateRequest, Generation, Score, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import cached
-from iclkit.lm._http import Client, HttpConfig, HttpError, RequestRejected, _retry_after
-from iclkit.lm._openai import OpenAILM, open_openai
-from iclkit.lm._openai_parse import ServerPrompt, estimate_tokens, label_similarity
+from iclkit.lm._servers import OpenAILM, open_openai
+from iclkit.lm._servers._http import Client, HttpConfig, HttpError, RequestRejected, _retry_after
+from iclkit.lm._servers._parse import ServerPrompt, estimate_tokens, label_similarity
 from iclkit.records import Message
 
 from .openai_server import ToyServer, continued, distribution, tokenize, truth

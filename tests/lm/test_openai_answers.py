@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from iclkit.lm import GenerateRequest, ScoreRequest
-from iclkit.lm._adapt import CHANGES, adapted, change_for, without_system
-from iclkit.lm._openai import OpenAILM, open_openai
-from iclkit.lm._openai_parse import label_similarity, split_thought, unfenced
+from iclkit.lm._servers import OpenAILM, open_openai
+from iclkit.lm._servers._adapt import CHANGES, adapted, change_for, without_system
+from iclkit.lm._servers._parse import label_similarity, split_thought, unfenced
 from iclkit.records import Message
 
 from .openai_server import ScriptedServer

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-import iclkit.lm._http as http
+import iclkit.lm._servers._http as http
 from iclkit.errors import IclkitError, ModelError, RequestError, UsageError
 from iclkit.lm import GenerateRequest, Generation, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import cached, score_text_key
-from iclkit.lm._http import Client, HttpConfig, HttpError, _retry_after
-from iclkit.lm._openai import OpenAILM, open_openai
+from iclkit.lm._servers import OpenAILM, open_openai
+from iclkit.lm._servers._http import Client, HttpConfig, HttpError, _retry_after
 
 from .openai_server import ScriptedServer
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from iclkit.lm import GenerateRequest, Score, ScoreRequest
-from iclkit.lm._openai import OpenAILM, open_openai
+from iclkit.lm._servers import OpenAILM, open_openai
 from iclkit.records import Message
 
 from ..gguf_files import write_gguf

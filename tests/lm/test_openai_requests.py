@@ -11,8 +11,8 @@ from iclkit.errors import ModelError, RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import cached
-from iclkit.lm._http import RequestRejected
-from iclkit.lm._openai import OpenAILM, open_openai
+from iclkit.lm._servers import OpenAILM, open_openai
+from iclkit.lm._servers._http import RequestRejected
 
 from .openai_server import ScriptedServer
 

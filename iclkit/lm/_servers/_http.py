@@ -176,9 +176,14 @@ class Client:
         """The JSON object at ``path`` below the URL, or below ``root``. Errors as ``post``."""
         return self._ask("GET", (self.url if root is None else root) + path, None)
 
-    def post(self, path: str, body: Mapping[str, Any], root: str | None = None) -> dict[str, Any]:
-        """Send JSON, receive a JSON object. Refused for a 4xx, HttpError when the server cannot be made to answer."""
-        return self._ask("POST", (self.url if root is None else root) + path, body)
+    def post(
+        self, path: str, body: Mapping[str, Any], root: str | None = None, *, listed: bool = False
+    ) -> dict[str, Any]:
+        """Send JSON, receive a JSON object; where ``listed``, a list is taken too and comes as ``items``.
+
+        RequestRejected for a 4xx, HttpError when the server cannot be made to answer.
+        """
+        return self._ask("POST", (self.url if root is None else root) + path, body, listed)
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index, ``work(item)``) in the order of completion, ``concurrency`` at a time, yielded to this thread.
@@ -214,7 +219,7 @@ class Client:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, method: str, address: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _ask(self, method: str, address: str, body: Mapping[str, Any] | None, listed: bool = False) -> dict[str, Any]:
         import httpx
 
         content = None if body is None else _encoded(body)
@@ -245,6 +250,8 @@ class Client:
                     parsed = answer.json()
                     if isinstance(parsed, dict):
                         return parsed
+                    if isinstance(parsed, list) and listed:
+                        return {"items": parsed}
                     reason = said(answer.body.decode(errors="replace"))
                     trouble = f"answered something that is not a JSON object: {reason[:60]!r}"
                 else:

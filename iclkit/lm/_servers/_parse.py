@@ -57,6 +57,14 @@ class ServerPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class NextToken:
+    """Log-probabilities of the ids that were asked about as the next token; ``best``: of the likeliest of all."""
+
+    logprobs: Mapping[int, float]
+    best: float
+
+
+@dataclass(frozen=True, slots=True)
 class PositionScore:
     """What was found for one position: the token, or None and the bound that holds for it."""
 
@@ -153,6 +161,65 @@ def token_candidates(answer: Mapping[str, Any]) -> list[Position]:
                 "log-probabilities"
             )
         out.append(Position(tuple(best), written[i] if written else (best[0].text if best else b"")))
+    return out
+
+
+_NAMED_ID = re.compile(r"token_id:(\d+)")
+
+
+def next_tokens(answer: Mapping[str, Any], count: int) -> list[NextToken]:
+    """What each of ``count`` prompts has for its next token, by id, of a server that was asked to name tokens so.
+
+    NotSupported where there are none. ModelError for a value that is no log-probability. KeyError, TypeError or
+    ValueError for an answer of another shape.
+    """
+    choices = sorted(answer["choices"], key=lambda c: c.get("index", 0))
+    if len(choices) != count:
+        raise NotSupported(f"{count} prompts were sent and {len(choices)} answers came")
+    out = []
+    for choice in choices:
+        tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
+        found = {int(m[1]): v for text, v in (tops[0] or {}).items() if (m := _NAMED_ID.fullmatch(text))}
+        known = {id_: logprob_of(v, "top_logprobs") for id_, v in found.items() if not _is_placeholder(v)}
+        if not known:
+            raise NotSupported("tokens are not named by their ids")
+        out.append(_next_token(known))
+    return out
+
+
+def _next_token(known: Mapping[int, float]) -> NextToken:
+    together = math.fsum(map(math.exp, known.values()))
+    if together > 1.05:
+        raise ModelError(f"the tokens asked about have a probability of {together:.3g} together: no log-probabilities")
+    return NextToken(known, max(known.values()))
+
+
+def native_next_tokens(items: Sequence[Mapping[str, Any]]) -> list[NextToken]:
+    """The same of SGLang's /generate. Errors as ``next_tokens``."""
+    out = []
+    for item in items:
+        meta = item["meta_info"]
+        rows = [*(meta.get("output_token_ids_logprobs") or [[]])[0], *(meta.get("output_token_logprobs") or [])[:1]]
+        known = {int(row[1]): logprob_of(row[0], "output_token_ids_logprobs") for row in rows}
+        if not known:
+            raise NotSupported("no log-probabilities of the tokens asked about")
+        out.append(_next_token(known))
+    return out
+
+
+def native_scores(items: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[int]]) -> list[Score]:
+    """Scores of the last tokens of each prompt, from SGLang's log-probabilities of input. Errors as ``next_tokens``."""
+    out = []
+    for item, ids in zip(items, wanted, strict=True):
+        meta = item["meta_info"]
+        rows = (meta.get("input_token_logprobs") or [])[-len(ids) :]
+        if [row[1] for row in rows] != [*ids]:
+            raise NotSupported("the log-probabilities are those of other tokens")
+        values = [logprob_of(row[0], "input_token_logprobs") for row in rows]
+        tops = (meta.get("input_top_logprobs") or [])[-len(ids) :]
+        best = [max((logprob_of(top[0], "input_top_logprobs") for top in row or []), default=0.0) for row in tops]
+        greedy = len(best) == len(values) and all(v >= b for v, b in zip(values, best, strict=True))
+        out.append(Score(float(sum(values)), len(values), greedy))
     return out
 
 

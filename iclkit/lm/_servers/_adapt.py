@@ -76,9 +76,9 @@ def adapted(body: Mapping[str, Any], changes: Collection[str], thought_tokens: i
         out["stop"] = kept[:MOST_STOPS]
         if not kept:
             del out["stop"]
-    if THOUGHTS in changes:
+    if THOUGHTS in changes and "max_tokens" in out:
         out["max_tokens"] += thought_tokens
-    if LIMIT in changes:
+    if LIMIT in changes and "max_tokens" in out:
         out["max_completion_tokens"] = out.pop("max_tokens")  # what OpenAI's newer models call it
     if SYSTEM in changes and "messages" in out:
         out["messages"] = without_system(out["messages"])
