@@ -52,3 +52,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty ICLKIT_HOME."""
     monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
+
+
+@pytest.fixture(autouse=True)
+def no_secrets_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that one test gives away is not hidden in what another prints: the process remembers secrets."""
+    from iclkit import secrets
+
+    monkeypatch.setattr(secrets, "_known", {})
