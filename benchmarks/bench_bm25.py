@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from iclkit.pool import Pool
+from iclkit.pool._terms import TermIndex, Terms, words
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.selectors._terms import TermIndex, words
 
 
 def texts_of(data: Path, name: str, split: str) -> list[str]:
@@ -78,7 +78,7 @@ def main() -> None:
         selector.select_many(queries, a.k)
         fast.append((clock() - start) / len(queries))
     # quality: rank_bm25 has its own idf, so compare with the same formula computed word by word, and report overlap
-    index = TermIndex(texts, words, 1.5, 0.75)
+    index = TermIndex(Terms.of(texts, words), 1.5, 0.75)
     same = []
     for text, scores in zip(sample, wanted, strict=True):
         ours = {view.ids.index(i) for i in selector.select(Query(text), a.k).ids}

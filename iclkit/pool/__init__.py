@@ -10,9 +10,11 @@ from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats, as_view, copy_view
+from iclkit.pool._terms import TOKENIZERS, TermIndex, Terms, tokenizer
 from iclkit.pool._view import PoolOrigin, PoolView
 
 __all__ = [
+    "TOKENIZERS",
     "AddReport",
     "CandidateBatch",
     "Candidates",
@@ -27,9 +29,12 @@ __all__ = [
     "Ranked",
     "RetrievalKeys",
     "Scope",
+    "TermIndex",
+    "Terms",
     "as_view",
     "copy_view",
     "example_dict",
     "exported_example",
     "run_read_only",
+    "tokenizer",
 ]

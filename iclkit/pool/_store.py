@@ -21,6 +21,7 @@ from iclkit.pool._export import write_examples
 from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
 from iclkit.pool._schema import open_database
+from iclkit.pool._terms import TermStore
 from iclkit.pool._vectors import VectorStore, text_hash
 from iclkit.pool._view import IntArray, MadeBy, PoolOrigin, PoolReader, PoolView
 from iclkit.records import Example, Json, Progress, Query, clean_text, digest
@@ -67,7 +68,10 @@ class Pool:
 
     def __init__(self, path: Path | str, database: Database, read_only: bool = False) -> None:
         self.path, self.read_only, self._db = path, read_only, database
-        self._reader = PoolReader(VectorStore(database, not read_only), KeyStore(database, not read_only))
+        writes = not read_only
+        self._reader = PoolReader(
+            VectorStore(database, writes), KeyStore(database, writes), TermStore(database, writes)
+        )
         self._snapshot: PoolView | None = None
 
     @classmethod

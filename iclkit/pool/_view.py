@@ -17,6 +17,7 @@ from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, positions
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
+from iclkit.pool._terms import TermIndex, Terms, TermStore
 from iclkit.pool._vectors import VectorStore
 from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest, meta_value
 
@@ -32,10 +33,11 @@ class PoolReader:
 
     vectors: VectorStore
     keys: KeyStore
+    terms: TermStore
 
     def in_memory(self) -> PoolReader:
         """One that reads the same and keeps what is made in memory."""
-        return PoolReader(self.vectors.in_memory(), self.keys.in_memory())
+        return PoolReader(self.vectors.in_memory(), self.keys.in_memory(), self.terms.in_memory())
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +286,19 @@ class PoolView:
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""
         return self.index(embedder, progress).matrix
+
+    def term_index(self, tokenizer: str, stemmer: str, k1: float, b: float) -> TermIndex:
+        """BM25 weights of the words of the inputs; words are counted once per pool, and kept beside it."""
+
+        def count() -> Terms:
+            return self._reader.terms.terms(
+                self.rows, self._texts, lambda at: self.examples[at].text, tokenizer, stemmer, whole=self._whole
+            )
+
+        def weigh() -> TermIndex:
+            return TermIndex(self.derived(f"words {tokenizer} {stemmer}", count), k1, b)
+
+        return self.derived(f"terms {tokenizer} {stemmer} {k1!r} {b!r}", weigh)
 
     def count_missing(self, embedder: Embedder) -> int:
         """How many texts of this view have no stored vector of this embedder."""

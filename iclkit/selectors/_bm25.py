@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.pool import Candidates
+from iclkit.pool import TOKENIZERS, Candidates
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import hash_keys, shuffled_keys
-from iclkit.selectors._terms import TOKENIZERS, term_index
+from iclkit.selectors._terms import keyed_shuffle, nearest_by_words
 
 
 @dataclass
@@ -35,8 +35,7 @@ class BM25Selector(BaseSelector):
 
     def prepare(self) -> None:
         """Index the pool's words."""
-        self.index_ = term_index(self.pool_, self.tokenizer, self.stemmer, self.k1, self.b)
-        self.keys_ = hash_keys(self.pool_.ids)
+        self.index_ = self.pool_.term_index(self.tokenizer, self.stemmer, self.k1, self.b)
 
     def choose(self, candidates: Candidates, k: int) -> Choice:
         """By score; where too few share a word with the query, the rest are random, keyed by the query."""
@@ -46,5 +45,6 @@ class BM25Selector(BaseSelector):
     def _nearest(self, candidates: Candidates, k: int) -> tuple[IntArray, FloatArray]:
         """Positions of the k best, and their scores: 0 for what was drawn."""
         query = candidates.query
-        shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
-        return self.index_.nearest(query.text, k, self._outside(candidates.scope), shuffled)
+        outside = self._outside(candidates.scope)
+        shuffled = partial(keyed_shuffle, self.pool_, self.kit_.seed, query.id)
+        return nearest_by_words(self.index_, query.text, k, outside, shuffled)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -15,8 +16,8 @@ from iclkit.embed import encode_tokens_checked
 from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
-from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, hash_keys, shuffled_keys, top_rows
-from iclkit.selectors._terms import term_index
+from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, top_rows
+from iclkit.selectors._terms import keyed_shuffle, nearest_by_words
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
 _KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
@@ -168,8 +169,7 @@ class BM25CoverageSelector(_CoverageSelector):
 
     def prepare(self) -> None:
         """Index the pool's words."""
-        self.index_ = term_index(self.pool_, self.tokenizer, self.stemmer, self.k1, self.b)
-        self.keys_ = hash_keys(self.pool_.ids)
+        self.index_ = self.pool_.term_index(self.tokenizer, self.stemmer, self.k1, self.b)
 
     def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:
         choice = super()._set(rows, cover, k)
@@ -179,7 +179,8 @@ class BM25CoverageSelector(_CoverageSelector):
     def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
         for candidates in batch:
             query = candidates.query
-            shuffled = shuffled_keys(self.keys_, self.kit_.seed, query.id)
-            positions, _ = self.index_.nearest(query.text, k, self._outside(candidates.scope), shuffled)
-            terms = sorted(set(self.index_.term_ids(query.text)))
+            shuffled = partial(keyed_shuffle, self.pool_, self.kit_.seed, query.id)
+            outside = self._outside(candidates.scope)
+            positions, _ = nearest_by_words(self.index_, query.text, k, outside, shuffled)
+            terms = sorted(set(self.index_.known(query.text)))
             yield self.pool_.rows[positions], self.index_.weights(terms, positions)

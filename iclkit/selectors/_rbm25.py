@@ -10,11 +10,10 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.errors import UsageError
-from iclkit.pool import Candidates
+from iclkit.pool import Candidates, tokenizer
 from iclkit.selectors._base import Choice, FloatArray
 from iclkit.selectors._bm25 import BM25Selector
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
-from iclkit.selectors._terms import tokenizer
 
 ORDERS = 4
 """N-grams of one to so many words are compared."""

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.pool import Pool
+from iclkit.pool._terms import TermIndex, Terms, trigrams, words
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
-from iclkit.selectors._terms import TermIndex, trigrams, words
 
 TEXT = st.lists(st.sampled_from(["red", "green", "blue", "fish", "cat", "dog", "the"]), max_size=8).map(" ".join)
 
@@ -40,7 +40,9 @@ def pool(texts):
 @settings(max_examples=250, deadline=None)
 @given(texts=st.lists(TEXT, min_size=1, max_size=12), query=TEXT, b=st.sampled_from([0.0, 0.5, 1.0]))
 def test_scores_equal_the_formula(texts, query, b):
-    np.testing.assert_allclose(TermIndex(texts, words, 1.2, b).scores(query), naive(query, texts, 1.2, b), atol=1e-5)
+    np.testing.assert_allclose(
+        TermIndex(Terms.of(texts, words), 1.2, b).scores(query), naive(query, texts, 1.2, b), atol=1e-5
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,15 +85,17 @@ def test_identical_texts_tie_and_the_lower_row_comes_first():
 
 def test_a_field_that_all_share_leaves_ranks_alone_when_length_does_not_count():
     texts = ["red fish fish", "red", "blue fish red", "green dog"]
-    plain = TermIndex(texts, words, 1.5, 0.0).scores("red fish")
-    longer = TermIndex([t + " source wikipedia" for t in texts], words, 1.5, 0.0).scores("red fish")
+    plain = TermIndex(Terms.of(texts, words), 1.5, 0.0).scores("red fish")
+    longer = TermIndex(Terms.of([t + " source wikipedia" for t in texts], words), 1.5, 0.0).scores("red fish")
     np.testing.assert_allclose(plain, longer)
 
 
 def test_frequent_words_stored_densely_score_the_same():
     texts = [f"the cat {n}" if n % 5 == 0 else f"the dog {n}" for n in range(40)]
     np.testing.assert_allclose(
-        TermIndex(texts, words, 1.5, 0.75).scores("the the cat 7"), naive("the the cat 7", texts, 1.5, 0.75), atol=1e-5
+        TermIndex(Terms.of(texts, words), 1.5, 0.75).scores("the the cat 7"),
+        naive("the the cat 7", texts, 1.5, 0.75),
+        atol=1e-5,
     )
 
 

@@ -41,14 +41,16 @@ def test_a_selector_fitted_anew_forgets_the_first_pool(name: str) -> None:
     assert [s.picks for s in twice.select_many(QUERIES, 4)] == [s.picks for s in once.select_many(QUERIES, 4)]
 
 
-def test_the_term_index_of_a_pool_is_made_once_for_all_k_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from iclkit.selectors import _terms
+def test_the_words_of_a_pool_are_counted_once_for_all_selectors_k_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from iclkit.pool._terms import Postings
 
-    made = []
-    plain = _terms.TermIndex
-    monkeypatch.setattr(_terms, "TermIndex", lambda *a: made.append(a) or plain(*a))
+    counted = []
+    plain = Postings.of
+    monkeypatch.setattr(Postings, "of", lambda texts: counted.append(rows := [*texts]) or plain(rows))
     view = Pool.of(EXAMPLES).view()
     for seed in (0, 1):
         for name in ("bm25", "bm25-coverage", "rrf,of=[bm25,random]", "bm25,b=0.5"):
             make_selector(name).fit(view, Kit(seed=seed)).select(QUERIES[0], 3)
-    assert len(made) == len({(k1, b) for *_, k1, b in made})
+    assert [len(rows) for rows in counted] == [len(EXAMPLES)]
+    indexes = {key: made for key, made in view._derived.items() if key.startswith("terms ")}
+    assert len(indexes) == 2

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.pool import Pool
+from iclkit.pool._terms import TermIndex, Terms, words
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
 from iclkit.selectors._coverage import coverage_order
 from iclkit.selectors._facility import facility_order
-from iclkit.selectors._terms import TermIndex, words
+from iclkit.selectors._terms import nearest_by_words
 from iclkit.testing import HashEmbedder, TableEmbedder
 
 SEEDS = st.integers(0, 10**6)
@@ -231,7 +232,8 @@ def test_fusion_keeps_ranks_apart_however_deep_the_lists(name):
 def test_bm25_tells_words_that_every_text_holds_apart_by_how_often_they_are_said():
     texts = ["the " * (1 + n % 7) + "z " * (6 - n % 7) for n in range(140_000)]
     keys = np.arange(len(texts), dtype=np.uint64)
-    rows, scores = TermIndex(texts, words, 1.5, 0.75).nearest("the", 3, np.empty(0, np.int64), keys)
+    index = TermIndex(Terms.of(texts, words), 1.5, 0.75)
+    rows, scores = nearest_by_words(index, "the", 3, np.empty(0, np.int64), lambda: keys)
     assert scores.max() < 1e-5
     assert rows.tolist() == [6, 13, 20]
 
