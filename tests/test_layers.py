@@ -36,6 +36,7 @@ LEVEL = {
     "tuners": 8,
     "report": 8,
     "testing": 9,
+    "integrations": 9,
     "cli": 10,
 }
 DOORS = {
@@ -47,6 +48,10 @@ DOORS = {
     "optuna": {"tuners"},
     "httpx": {"lm", "datasets", "models"},
     "huggingface_hub": {"lm", "datasets", "models"},
+    "langchain_core": {"integrations"},
+    "dspy": {"integrations"},
+    "lm_eval": {"integrations"},
+    "inspect_ai": {"integrations"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -1,0 +1,32 @@
+"""What a tool needs and is not there, or is too old, is one line with the command that helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import metadata
+
+import pytest
+
+from iclkit.errors import UsageError
+from iclkit.integrations._extras import require
+
+
+def test_a_missing_package_is_named_with_the_command() -> None:
+    with pytest.raises(UsageError, match=r"needs no-such-tool here, which is not installed: pip install 'iclkit\[x\]'"):
+        require("x", "no-such-tool", "1.0")
+
+
+def test_a_version_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda package: "0.9.12rc1")
+    with pytest.raises(UsageError, match=r"tool 0\.10 or newer, and 0\.9\.12rc1 is installed.*--upgrade"):
+        require("x", "tool", "0.10")
+    for enough in ("0.9", "0.9.12", "0.9.2"):
+        require("x", "tool", enough)
+
+
+def test_the_room_loads_no_tool_before_it_is_asked_for() -> None:
+    code = "import iclkit.integrations, sys; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    for tool in ("langchain_core", "dspy", "lm_eval", "inspect_ai", "sklearn"):
+        assert f"'{tool}'" not in loaded
