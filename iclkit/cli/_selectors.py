@@ -1,4 +1,4 @@
-"""``iclkit selectors``: the table of what there is to choose with."""
+"""``iclkit selectors``: what there is to choose with, and all about one of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from iclkit.cli._terminal import console, echo, emit_json
 
 @click.group()
 def command() -> None:
-    """List the selectors with what each needs and costs."""
+    """What there is to choose with: what each selector does, needs and costs, and its settings."""
 
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--markdown", is_flag=True, help="Print the Markdown table of the built-in selectors.")
+@click.option("--markdown", is_flag=True, help="Print the Markdown tables of the built-in selectors.")
 def ls(as_json: bool, markdown: bool) -> None:
     """List every selector, those of installed packages included."""
     from iclkit.errors import UsageError
@@ -53,4 +53,45 @@ def ls(as_json: bool, markdown: bool) -> None:
             " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items()) or "-",
             str(row["source"]),
         )
+    console(piped_width=160).print(table)
+
+
+@command.command()
+@click.argument("selector", metavar="NAME")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(selector: str, as_json: bool) -> None:
+    """Show all about one selector: idea, paper, when to use it, cost, settings, an example. NAME, or module:Class."""
+    from iclkit.registry import parse_spec
+    from iclkit.selectors import SELECTORS, import_selectors, selector_help
+
+    cls = SELECTORS.get(parse_spec(import_selectors(selector)).name)
+    about = selector_help(cls)
+    if as_json:
+        emit_json(about, indent=2)
+        return
+    needs, settings = about["needs"], about["settings"]
+    assert isinstance(needs, list)
+    assert isinstance(settings, list)
+    calls = [f"{about[f'lm_calls_per_{unit}']} texts per {unit}" for unit in ("query", "task")]
+    echo(f"{about['name']}: {about['summary']}\n\n{about['about']}\n")
+    for label, text in (
+        ("source", str(about["source"])),
+        ("needs", ", ".join(map(str, needs))),
+        ("asks the LM", ", ".join(c for c in calls if not c.startswith("0 "))),
+        ("example", str(about["example"])),
+    ):
+        echo(f"{label + ':':13}{text or '-'}")
+    if not settings:
+        echo("\nIt has no settings.")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("setting", "default", "meaning", "what it takes"):
+        table.add_column(column, no_wrap=column == "setting")
+    for info in settings:
+        assert isinstance(info, dict)
+        default = json.dumps(info["default"], ensure_ascii=False) if "default" in info else "(must be given)"
+        table.add_row(str(info["name"]), default, str(info["meaning"]), str(info["allowed"]))
+    echo("")
     console(piped_width=160).print(table)

@@ -13,6 +13,7 @@ from iclkit.selectors._base import (
     PoolLike,
     Selector,
     SelectorCost,
+    selector_help,
     selector_info,
 )
 from iclkit.selectors._dpp import dpp_order
@@ -46,6 +47,7 @@ __all__ = [
     "load_selector",
     "make_selector",
     "pvi",
+    "selector_help",
     "selector_info",
     "selectors_table",
     "top_rows",

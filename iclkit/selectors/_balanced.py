@@ -34,9 +34,15 @@ def balanced_rows(labels: IntArray, order: SortKeys, label_keys: SortKeys, k: in
 
 @dataclass
 class BalancedSelector(BaseSelector):
-    """random, with equal counts of every label (give or take one)"""
+    """Draws as `random` does, with equally many examples of every label, give or take one.
+
+    Labels are dealt round by round in a shuffled order, so that an incomplete round favors none.
+    Use it for classification where labels are skewed: a prompt full of one label makes an LM repeat it.
+    Cost: one pass over the pool's labels per query; no model.
+    """
 
     name: ClassVar[str] = "balanced"
+    summary: ClassVar[str] = "random, with equal counts of every label (give or take one)"
     needs: ClassVar[Needs] = Needs(labels=True, whole_pool=True, seed_scope="query")
     source: ClassVar[str] = "baseline"
 

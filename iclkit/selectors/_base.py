@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from iclkit.lm import ranks_only
 from iclkit.pool import as_view
 from iclkit.prompts import Template
 from iclkit.records import Example, Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
+from iclkit.settings import check_settings, describe_settings
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder, Reranker
@@ -187,23 +190,32 @@ class BaseSelector:
     Fitting asks an LM nothing: what it is asked once per task, it is asked with the first query, so that ``cost``
     is known before anything is spent.
 
-    Subclasses are dataclasses whose fields are the settings; what ``fit`` learns ends in ``_``. ``name``, ``needs`` and
-    ``source`` are class attributes. A strategy that works on many queries at once defines ``choose_many``; results must
-    not depend on which queries come together.
+    Subclasses are dataclasses whose fields are the settings, each declared by ``iclkit.settings.setting``, which checks
+    it and explains it in ``iclkit selectors show``; what ``fit`` learns ends in ``_``. ``name``, ``summary``,
+    ``needs``, ``source`` and ``example`` are class attributes. A subclass with a ``__post_init__`` calls this one's
+    first. A strategy that works on many queries at once defines ``choose_many``; results must not depend on which
+    queries come together.
 
     Rows are handles, which have holes. What is learnt from the whole pool is indexed by position instead: ``pool_.ids``
     and ``pool_.examples`` stand in the order of ``pool_.rows``, and ``pool_.positions(rows)`` says where handles stand.
     """
 
     name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    """What it chooses, in a line of the table; the first line of the docstring where this is empty."""
     source: ClassVar[str] = ""
     """Where the method comes from: authors, venue or arXiv number."""
     version: ClassVar[int] = 1
     """Raised when the same settings pick others than before: runs of before are then not taken for those of now."""
+    example: ClassVar[str] = ""
+    """How to name it on the command line, with a setting that matters and the flags that it needs."""
 
     pool_: PoolView = field(init=False, repr=False, compare=False)
     kit_: Kit = field(init=False, repr=False, compare=False)
     fitted_: bool = field(init=False, repr=False, compare=False, default=False)
+
+    def __post_init__(self) -> None:
+        check_settings(self, f"selector {self.name!r}")
 
     @property
     def needs(self) -> Needs:
@@ -239,7 +251,7 @@ class BaseSelector:
                 f"the pool is empty and selector {self.name!r} has nothing to choose from; add examples first"
             )
         if self.needs.labels and not self._has_labels(pool, kit):
-            raise NeedError(f"selector {self.name!r} needs labelled examples, and the pool has one output only")
+            raise NeedError(f"selector {self.name!r} needs labeled examples, and the pool has one output only")
         if kit.embedder is not None and kit.task:
             kit = replace(kit, embedder=kit.embedder.for_task(kit.task))
         self.pool_, self.kit_ = pool, kit
@@ -369,16 +381,34 @@ class BaseSelector:
 
 def selector_info(cls: Any) -> dict[str, Json]:
     """One row of the table: name, summary, needs, LM calls, settings with their defaults, source."""
-    settings = {f.name: f.default for f in dataclasses.fields(cls) if f.init}
+    settings = {info.name: info.default for info in describe_settings(cls) if info.default is not dataclasses.MISSING}
     # the needs of a composite depend on its parts, so an instance is asked
-    complete = all(v is not dataclasses.MISSING for v in settings.values())
+    complete = len(settings) == len(describe_settings(cls))
     needs: Needs = cls().needs if complete else Needs()
     return {
         "name": cls.name,
-        "summary": (cls.__doc__ or "").strip().splitlines()[0],
+        "summary": cls.summary or (inspect.getdoc(cls) or cls.name).splitlines()[0],
         "needs": [p for p in ("embedder", "lm", "labels", "reranker") if getattr(needs, p)],
         "lm_calls_per_query": needs.lm_calls_per_query,
         "lm_calls_per_task": needs.lm_calls_per_task,
-        "settings": {k: v for k, v in settings.items() if v is not dataclasses.MISSING},
+        "settings": settings,
         "source": cls.source,
+    }
+
+
+def selector_help(cls: Any) -> dict[str, Json]:
+    """All that a class says of itself: its row of the table, what it is and when to use it, an example, its settings.
+
+    ``settings`` is a list here: name, default (missing where one has to be given), meaning, and what is allowed.
+    """
+    settings: list[Json] = []
+    for info in describe_settings(cls):
+        default = {} if info.default is dataclasses.MISSING else {"default": info.default}
+        settings.append({"name": info.name, **default, "meaning": info.meaning, "allowed": info.allowed})
+    spec, _, flags = (cls.example or cls.name).partition(" ")
+    return {
+        **selector_info(cls),
+        "about": inspect.getdoc(cls) or "",
+        "example": f"iclkit select demos.db 'a new text' -k 8 --selector {shlex.quote(spec)} {flags}".rstrip(),
+        "settings": settings,
     }

@@ -8,30 +8,33 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.records import Query
 from iclkit.selectors._base import FloatArray
 from iclkit.selectors._dpp import dpp_order, dpp_steps
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
 from iclkit.selectors._nearest_reorder import NearestReorderSelector
+from iclkit.settings import setting
 
 
 @dataclass
 class CEILSelector(NearestReorderSelector):
-    """relevance against volume, by greedy MAP of a DPP, with a retriever of `iclkit train ceil`"""
+    """Chooses a set as a whole, in a space that was trained for it.
+
+    The search is that of `dpp`. What CEIL adds is the retriever: it is trained so that sets after which the LM gives
+    the right answer have large determinants.
+    Use it with a retriever of `iclkit train ceil`, given as --embedder; with another embedder it is `dpp`.
+    Cost: as `dpp`. The training asks an LM about many sets; `iclkit train ceil --dry-run` says how much.
+    """
 
     # The maths of ``dpp``; what CEIL adds is the space. With another embedder it is ``dpp``.
 
     name: ClassVar[str] = "ceil"
+    summary: ClassVar[str] = "relevance against volume, by greedy MAP of a DPP, with a retriever of `iclkit train ceil`"
     source: ClassVar[str] = "CEIL; Ye et al. 2023, ICML, arXiv 2302.05698"
+    example: ClassVar[str] = "ceil --embedder retrievers/ceil"
 
-    trade_off: float = 0.1  # lambda; small: relevance only, large: diversity only; best as in training
-    candidates: int = 100  # how many of the nearest are looked at; k when k is larger
-
-    def __post_init__(self) -> None:
-        if self.trade_off <= 0 or self.candidates < 1:
-            raise UsageError(f"ceil: trade_off is {self.trade_off}, candidates {self.candidates}; give trade_off > 0, "
-                             f"candidates >= 1")  # fmt: skip
+    trade_off: float = setting(0.1, "lambda; small: relevance only, large: diversity only; best as in training", gt=0)
+    candidates: int = setting(100, "how many of the nearest are looked at; k when k is larger", ge=1)
 
     @property
     def depth(self) -> int:

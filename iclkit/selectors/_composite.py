@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from iclkit.errors import UsageError
 from iclkit.prompts import Template
 from iclkit.records import SeedScope, Selection, Spec, digest
 from iclkit.registry import parse_specs
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class CompositeSelector(BaseSelector, ABC):
-    """A selector that asks others. ``part_specs`` names them; they see the same pool and kit."""
+    """A selector that asks others, which see the same pool and kit."""
+
+    part_settings: ClassVar[tuple[str, ...]] = ("of",)
+    """The settings that name the others."""
+    takes_lists: ClassVar[bool] = False
+    """Whether such a setting names two or more, and not exactly one."""
 
     own_needs: ClassVar[Needs] = Needs()
     """What it needs besides the needs of its parts."""
@@ -42,11 +48,15 @@ class CompositeSelector(BaseSelector, ABC):
     def __post_init__(self) -> None:
         from iclkit.selectors._registry import make_selector
 
-        self.parts_ = [make_selector(spec) for text in self.part_specs() for spec in parse_specs(text)]
-
-    @abstractmethod
-    def part_specs(self) -> Sequence[str]:
-        """The settings that hold specs of selectors."""
+        super().__post_init__()
+        self.parts_ = []
+        for setting in self.part_settings:
+            text = getattr(self, setting)
+            specs = parse_specs(text)
+            if self.takes_lists != (len(specs) > 1):
+                wanted = "two or more selectors, e.g. [bm25,knn]" if self.takes_lists else "one selector, e.g. knn"
+                raise UsageError(f"selector {self.name!r}: {setting} is {text}; give {wanted}")
+            self.parts_ += map(make_selector, specs)
 
     @property
     def needs(self) -> Needs:

@@ -8,13 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError
 from iclkit.lm import ask_each
 from iclkit.pool import CandidateBatch
 from iclkit.records import Example, Prompt, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import top_rows
+from iclkit.settings import setting
 
 
 def input_requests(prompt: Prompt) -> list[ScoreRequest]:
@@ -37,19 +38,25 @@ def input_requests(prompt: Prompt) -> list[ScoreRequest]:
 
 @dataclass
 class ConESelector(BaseSelector):
-    """of the nearest, those after which the LM finds the query itself most likely (conditional entropy)"""
+    """Of the nearest, takes those after which the LM finds the query itself most likely.
+
+    The conditional entropy of the query given an example tells how much the example prepares for it. Each candidate is
+    tried alone.
+    Use it where labels are many or outputs are free text, since no label is asked about.
+    Cost: one score per candidate and input field for each query.
+    """
 
     name: ClassVar[str] = "cone"
+    summary: ClassVar[str] = (
+        "of the nearest, those after which the LM finds the query itself most likely (conditional entropy)"
+    )
     needs: ClassVar[Needs] = Needs(
         embedder=True, lm=True, log_probs=True, lm_calls_per_query="max(candidates, k) * input fields"
     )
     source: ClassVar[str] = "Peng et al. 2024, arXiv 2401.12087"
+    example: ClassVar[str] = "cone,candidates=20 --lm smollm2-135m"
 
-    candidates: int = 30  # how many of the nearest are tried, each alone; k when k is larger
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UsageError(f"cone: candidates is {self.candidates}; give 1 or more")
+    candidates: int = setting(30, "how many of the nearest are tried, each alone; k when k is larger", ge=1)
 
     def prepare(self) -> None:
         """Vectors of the pool, and the prompts' ingredients."""

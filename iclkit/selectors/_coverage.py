@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import encode_tokens_checked
-from iclkit.errors import UsageError
-from iclkit.pool import CandidateBatch
+from iclkit.pool import TOKENIZERS, CandidateBatch, tokenizer
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, top_rows
 from iclkit.selectors._terms import keyed_shuffle, nearest_by_words
+from iclkit.settings import setting
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
 _KEPT_TOKENS = 1 << 28  # bytes of token vectors that are kept for the next query
@@ -53,14 +53,8 @@ def coverage_order(cover: FloatArray, k: int) -> list[int]:
 
 @dataclass
 class _CoverageSelector(BaseSelector, ABC):
-    candidates: int = 200  # how many are looked at; k when k is larger
-    sort: str = "picks"  # best first by picks, or by relevance
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UsageError(f"{self.name}: candidates is {self.candidates}; give 1 or more")
-        if self.sort not in ("relevance", "picks"):
-            raise UsageError(f"{self.name}: sort is {self.sort!r}; give relevance or picks")
+    candidates: int = setting(200, "how many are looked at; k when k is larger", ge=1)
+    sort: str = setting("picks", "best first by picks, or by relevance", choices=("relevance", "picks"))
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Candidates together, covers one by one; scores are each example's own cover."""
@@ -80,11 +74,19 @@ class _CoverageSelector(BaseSelector, ABC):
 
 @dataclass
 class CosineCoverageSelector(_CoverageSelector):
-    """sets that cover every dimension of the query's embedding"""
+    """Takes a set that covers every dimension of the query's embedding.
+
+    A set's value is the sum over dimensions of its best member's product with the query there; each step adds the
+    example that raises it most, and a new round begins when nothing does.
+    Use it as a cheap set-level alternative to `knn` for structured outputs.
+    Cost: as `knn`, and k passes over a (candidates, dimensions) matrix per query.
+    """
 
     name: ClassVar[str] = "cosine-coverage"
+    summary: ClassVar[str] = "sets that cover every dimension of the query's embedding"
     needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+    example: ClassVar[str] = "cosine-coverage,candidates=100"
 
     def prepare(self) -> None:
         """Vectors of the pool."""
@@ -107,19 +109,26 @@ def token_recall(query: FloatArray, other: FloatArray, weights: FloatArray) -> F
 
 @dataclass
 class SetBSRSelector(_CoverageSelector):
-    """sets that cover every token of the query by contextual token vectors (BERTScore recall)"""
+    """Takes a set whose token vectors cover every token of the query (BERTScore recall of the set).
+
+    A token counts as covered as well as the set's best member covers it, so that each example brings what the others
+    lack.
+    Use it for compositional tasks such as semantic parsing, where demonstrations should show each part of the query.
+    Cost: token vectors of the `candidates` nearest are computed for each query and kept in memory.
+    """
 
     name: ClassVar[str] = "set-bsr"
+    summary: ClassVar[str] = "sets that cover every token of the query by contextual token vectors (BERTScore recall)"
     needs: ClassVar[Needs] = Needs(embedder=True, token_vectors=True)
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+    example: ClassVar[str] = "set-bsr,weights=idf"
 
-    sort: str = "relevance"  # best first by relevance (as the source shows them), or by picks
-    weights: str = "uniform"  # uniform, or idf: rare tokens of the query count more
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weights not in ("uniform", "idf"):
-            raise UsageError(f"set-bsr: weights is {self.weights!r}; give uniform or idf")
+    sort: str = setting(
+        "relevance", "best first by relevance (as the source shows them), or by picks", choices=("relevance", "picks")
+    )
+    weights: str = setting(
+        "uniform", "uniform, or idf: rare tokens of the query count more", choices=("uniform", "idf")
+    )
 
     def prepare(self) -> None:
         """Vectors of the pool; token vectors are made when they are asked for."""
@@ -156,16 +165,27 @@ class SetBSRSelector(_CoverageSelector):
 
 @dataclass
 class BM25CoverageSelector(_CoverageSelector):
-    """sets that cover every word of the query, rare ones first, by BM25 weight"""
+    """Takes a set that covers every word of the query, rare words first.
+
+    A word counts as covered by the set's largest BM25 weight of it.
+    Use it as `set-bsr` where there is no embedder.
+    Cost: BM25, and k passes over a (candidates, words of the query) matrix.
+    """
 
     name: ClassVar[str] = "bm25-coverage"
+    summary: ClassVar[str] = "sets that cover every word of the query, rare ones first, by BM25 weight"
     needs: ClassVar[Needs] = Needs(random_fill=True)
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
+    example: ClassVar[str] = "bm25-coverage,candidates=100"
 
-    k1: float = 1.5
-    b: float = 0.75
-    tokenizer: str = "words"
-    stemmer: str = ""
+    k1: float = setting(1.5, "how fast repeats of a word stop counting", ge=0)
+    b: float = setting(0.75, "how much long inputs are held back: 0 not at all, 1 in full", ge=0, le=1)
+    tokenizer: str = setting("words", "how texts are cut into terms", choices=TOKENIZERS.names)
+    stemmer: str = setting("", "a Snowball language, e.g. english; none if empty")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokenizer(self.tokenizer, self.stemmer)
 
     def prepare(self) -> None:
         """Index the pool's words."""

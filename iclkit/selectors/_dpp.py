@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.selectors._base import FloatArray
 from iclkit.selectors._maths import argmax_row, top_rows
 from iclkit.selectors._nearest_reorder import NearestReorderSelector
+from iclkit.settings import setting
 
 _EPS = 1e-5  # share of a candidate's own volume; float32 cosines are off by 1e-7, rounded ones by 5e-7
 
@@ -63,22 +63,24 @@ def dpp_steps(sim: FloatArray, near: FloatArray, k: int, scale: float) -> Iterat
 
 @dataclass
 class DPPSelector(NearestReorderSelector):
-    """near the query and spanning much space: greedy MAP of a determinantal point process"""
+    """Takes a set that is near the query and spans much space: greedy MAP of a determinantal point process.
+
+    Each step takes the candidate that adds most to the log-determinant of the kernel r_i S_ij r_j, where S is the
+    similarity of two examples and r grows with an example's relevance; `scale` weighs the two.
+    Use it as `mmr`; a determinant looks at the set as a whole and not at the nearest member alone.
+    Cost: as `knn`, and k steps over `candidates` rows per query (incremental Cholesky).
+    """
 
     name: ClassVar[str] = "dpp"
+    summary: ClassVar[str] = "near the query and spanning much space: greedy MAP of a determinantal point process"
     source: ClassVar[str] = "CEIL's DPP-MAP; Ye et al. 2023, arXiv 2302.05698"
+    example: ClassVar[str] = "dpp,scale=0.05"
 
-    scale: float = 0.1  # small: relevance only (knn); large: diversity only
-    candidates: int = 100  # how many of the nearest are looked at; k when k is larger
-    sort: str = "relevance"  # best first by relevance (as the source shows them), or by picks
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.candidates < 1:
-            raise UsageError(
-                f"dpp: scale is {self.scale}, candidates {self.candidates}; give scale > 0, candidates >= 1"
-            )
-        if self.sort not in ("relevance", "picks"):
-            raise UsageError(f"dpp: sort is {self.sort!r}; give relevance or picks")
+    scale: float = setting(0.1, "small: relevance only (knn); large: diversity only", gt=0)
+    candidates: int = setting(100, "how many of the nearest are looked at; k when k is larger", ge=1)
+    sort: str = setting(
+        "relevance", "best first by relevance (as the source shows them), or by picks", choices=("relevance", "picks")
+    )
 
     @property
     def depth(self) -> int:

@@ -54,11 +54,20 @@ def _marginal_gains(vectors: FloatArray, rows: slice, covered: FloatArray) -> Fl
 
 @dataclass
 class FacilitySelector(FixedRankingSelector):
-    """one set for all queries whose members are near to everything in the pool (maximum facility location)"""
+    """Shows every query one set that all examples of the pool are near to (maximum facility location).
+
+    Greedy: each step takes the example that raises the sum of every example's best cosine with the set most.
+    Use it for a fixed prompt that represents the pool; unlike `kmeans`, k is a prefix of k + 1.
+    Cost: O(n²) products of the pool's vectors, in blocks.
+    """
 
     name: ClassVar[str] = "mfl"
+    summary: ClassVar[str] = (
+        "one set for all queries whose members are near to everything in the pool (maximum facility location)"
+    )
     needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True)
     source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
+    example: ClassVar[str] = "mfl"
 
     def prepare(self) -> None:
         """Vectors of the pool."""
@@ -87,9 +96,15 @@ def spread_order(vectors: FloatArray, m: int, start: int) -> tuple[list[int], li
 
 @dataclass
 class DiverseSelector(FixedRankingSelector):
-    """one set for all queries whose members are as unlike each other as can be"""
+    """Shows every query one set whose members are as unlike each other as can be.
+
+    Greedy from a random first member: each step takes the example with the smallest sum of cosines with the set.
+    Use it as a baseline: it favors outliers.
+    Cost: k products with the pool's vectors.
+    """
 
     name: ClassVar[str] = "diverse"
+    summary: ClassVar[str] = "one set for all queries whose members are as unlike each other as can be"
     needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "baseline of vote-k; Su et al. 2023, arXiv 2209.01975"
 
@@ -108,9 +123,16 @@ class DiverseSelector(FixedRankingSelector):
 
 @dataclass
 class KMeansSelector(BaseSelector):
-    """one set for all queries: the example nearest to the centre of each of k clusters, large clusters first"""
+    """Shows every query the centers of k clusters of the pool, large clusters first.
+
+    Use it for a fixed prompt that represents the pool.
+    Cost: one k-means (scikit-learn) for each k.
+    """
 
     name: ClassVar[str] = "kmeans"
+    summary: ClassVar[str] = (
+        "one set for all queries: the example nearest to the center of each of k clusters, large clusters first"
+    )
     needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "diversity baseline; Baek et al. 2024, arXiv 2412.16926"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,35 +14,40 @@ from iclkit.pool import CandidateBatch, Candidates
 from iclkit.records import Json, Query
 from iclkit.selectors._base import Choice
 from iclkit.selectors._composite import CompositeSelector
+from iclkit.settings import setting
 
 
 @dataclass
 class FilterSelector(CompositeSelector):
-    """another selector on the part of the pool with given metadata or task"""
+    """Lets another selector see only the examples with given metadata, or of one task.
+
+    Unlike a filter on a query, this one is there when the selector learns from the pool (BM25's word counts, k-means).
+    Use it where one pool holds several languages, sources or tasks.
+    Cost: that of the inner selector on the part.
+    """
 
     name: ClassVar[str] = "filter"
+    summary: ClassVar[str] = "another selector on the part of the pool with given metadata or task"
     source: ClassVar[str] = "plain selection"
+    example: ClassVar[str] = 'filter,of=bm25,where={"language":"de"}'
     keeps_fill: ClassVar[bool] = True
 
-    of: str = "knn"  # the selector
-    where: str = "{}"  # metadata the examples must have, e.g. where={"language":"de"}
-    task: str = ""  # the task they must belong to; any if empty
+    of: str = setting("knn", "the selector")
+    where: str = setting("{}", 'metadata the examples must have, e.g. where={"language":"de"}')
+    task: str = setting("", "the task they must belong to; any if empty")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.parts_) != 1:
-            raise UsageError(f"filter: of is {self.of!r}; give one selector, e.g. of=knn or of=[mmr,trade_off=0.3]")
         try:
-            self.conditions_: Mapping[str, Json] = json.loads(self.where)
-        except json.JSONDecodeError as error:
-            raise UsageError(f'filter: where is {self.where!r}; give JSON, e.g. where={{"language":"de"}}') from error
-        if not isinstance(self.conditions_, dict):
-            raise UsageError(f'filter: where is {self.where!r}; give a JSON object, e.g. where={{"language":"de"}}')
+            conditions: Json = json.loads(self.where)
+        except json.JSONDecodeError:
+            conditions = None
+        if not isinstance(conditions, dict):
+            raise UsageError(
+                f'selector {self.name!r}: where is {self.where}; give a JSON object, e.g. where={{"language":"de"}}'
+            )
+        self.conditions_: Mapping[str, Json] = conditions
         self.where = json.dumps(self.conditions_, sort_keys=True, ensure_ascii=False)
-
-    def part_specs(self) -> Sequence[str]:
-        """The selector."""
-        return [self.of]
 
     def prepare(self) -> None:
         """Fit the selector on the part; DataError when nothing is left of the pool."""

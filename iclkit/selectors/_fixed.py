@@ -18,6 +18,7 @@ from iclkit.prompts import Template, order_picks
 from iclkit.records import Example, Json, Spec, clean_text, digest, input_text
 from iclkit.schema import read_as
 from iclkit.selectors._base import BaseSelector, Choice, IntArray, Needs
+from iclkit.settings import setting
 
 FORMAT = 1
 
@@ -138,13 +139,23 @@ def _content_key(example: Example) -> tuple[str, ...]:
 
 @dataclass
 class FixedSelector(BaseSelector):
-    """the ordered list in a selector file, the same for every query, e.g. one that `iclkit tune` found"""
+    """Shows every query the ordered list in a selector file.
+
+    The file comes from `iclkit tune`, or is written by hand; its path in place of a selector's name means the same. A
+    query that excludes some of the list gets the others, in their order.
+    Use it for one prompt for all: the cheapest to serve, since everything before the query is read once.
+    Cost: nothing.
+    """
 
     name: ClassVar[str] = "fixed"
+    summary: ClassVar[str] = (
+        "the ordered list in a selector file, the same for every query, e.g. one that `iclkit tune` found"
+    )
     source: ClassVar[str] = "task-level demonstrations, e.g. Wu et al. 2024, NeurIPS, arXiv 2405.16122"
+    example: ClassVar[str] = "fixed,file=tuned.json"
     needs: ClassVar[Needs] = Needs()
 
-    file: str = ""  # a selector file; writing its path (….json) in place of a selector's name means the same
+    file: str = setting("", "a selector file; its path (….json) in place of a selector's name means the same")
 
     @classmethod
     def showing(cls, demonstrations: Sequence[Example], instruction: str | None = None) -> Self:

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.records import Selection
 from iclkit.selectors._base import RANDOM_FILL, Choice, FloatArray, IntArray, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import rounded, top_rows
+from iclkit.settings import setting
 
 Ranked = tuple[IntArray, FloatArray]
 """Numbers of rows, best first, and their scores."""
@@ -62,20 +62,10 @@ def borda_points(lists: Sequence[Ranked], n: int) -> FloatArray:
 @dataclass
 class _FusionSelector(CompositeSelector):
     keeps_fill: ClassVar[bool] = True
+    takes_lists: ClassVar[bool] = True
 
-    of: str = "[bm25,knn]"  # the selectors, e.g. [bm25,mmr,trade_off=0.3]
-    depth: int = 100  # how many of each list count; k when k is larger
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.parts_) < 2:
-            raise UsageError(f"{self.name}: of is {self.of!r}; give two or more selectors, e.g. of=[bm25,knn]")
-        if self.depth < 1:
-            raise UsageError(f"{self.name}: depth is {self.depth}; give 1 or more")
-
-    def part_specs(self) -> Sequence[str]:
-        """The selectors."""
-        return [self.of]
+    of: str = setting("[bm25,knn]", "the selectors, e.g. [bm25,mmr,trade_off=0.3]")
+    depth: int = setting(100, "how many of each list count; k when k is larger", ge=1)
 
     @abstractmethod
     def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
@@ -108,17 +98,19 @@ class _FusionSelector(CompositeSelector):
 
 @dataclass
 class RRFSelector(_FusionSelector):
-    """several selectors' lists fused by reciprocal ranks"""
+    """Adds up 1 / (c + rank) over several selectors' lists.
+
+    Ranks need no common scale, so that word search and embeddings can be fused without tuning.
+    Use it where neither `bm25` nor `knn` wins everywhere.
+    Cost: that of the parts, for lists of `depth`.
+    """
 
     name: ClassVar[str] = "rrf"
+    summary: ClassVar[str] = "several selectors' lists fused by reciprocal ranks"
     source: ClassVar[str] = "Cormack, Clarke & Büttcher 2009, SIGIR"
+    example: ClassVar[str] = "rrf,of=[bm25,knn]"
 
-    c: float = 60.0  # how little the first places stand out
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.c < 0:
-            raise UsageError(f"rrf: c is {self.c}; give 0 or more")
+    c: float = setting(60.0, "how little the first places stand out", ge=0)
 
     def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
         """Reciprocal ranks."""
@@ -127,10 +119,16 @@ class RRFSelector(_FusionSelector):
 
 @dataclass
 class BordaSelector(_FusionSelector):
-    """several selectors' lists fused by Borda points"""
+    """Adds up points for places in several selectors' lists: the longest list's length + 1 - rank.
+
+    Use it as `rrf`; late places count for more here.
+    Cost: that of the parts, for lists of `depth`.
+    """
 
     name: ClassVar[str] = "borda"
+    summary: ClassVar[str] = "several selectors' lists fused by Borda points"
     source: ClassVar[str] = "de Borda 1781; for demonstrations: Zebaze, Sagot & Bawden 2024, arXiv 2408.00397"
+    example: ClassVar[str] = "borda,of=[bm25,knn]"
 
     def points(self, lists: Sequence[Ranked], n: int) -> FloatArray:
         """Borda points."""

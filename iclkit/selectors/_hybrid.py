@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.records import Query
 from iclkit.selectors._base import Choice, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
+from iclkit.settings import setting
 
 _EVERYBODY = Query("", id="every query")
 
 
 @dataclass
 class HybridSelector(CompositeSelector):
-    """a few near the query, after a fixed part that all prompts share (and an engine reads once)"""
+    """A few examples near the query, after a fixed part that all prompts share.
+
+    Use it for many-shot prompts: the fixed part is read once by an engine with a prefix cache, and the few near ones
+    bring most of what retrieval brings.
+    Cost: that of the two selectors, the fixed one once.
+    """
 
     name: ClassVar[str] = "hybrid"
+    summary: ClassVar[str] = (
+        "a few near the query, after a fixed part that all prompts share (and an engine reads once)"
+    )
     source: ClassVar[str] = "fixed and retrieved demonstrations together; cf. Bertsch et al. 2024, arXiv 2405.00200"
+    example: ClassVar[str] = "hybrid,near=4,fixed=random-fixed"
 
-    near: int = 4  # how many of the k are the query's own; the rest is fixed
-    of: str = "knn"  # the selector of the query's own
-    fixed: str = "random-fixed"  # the selector of the fixed part
+    part_settings: ClassVar[tuple[str, ...]] = ("of", "fixed")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.near < 0:
-            raise UsageError(f"hybrid: near is {self.near}; give 0 or more")
-        if len(self.parts_) != 2:
-            raise UsageError("hybrid: give one selector as of and one as fixed")
-
-    def part_specs(self) -> Sequence[str]:
-        """The query's own, and the fixed part."""
-        return [self.of, self.fixed]
+    near: int = setting(4, "how many of the k are the query's own; the rest is fixed", ge=0)
+    of: str = setting("knn", "the selector of the query's own examples")
+    fixed: str = setting("random-fixed", "the selector of the fixed part")
 
     def shared(self, k: int) -> int:
         """The fixed part."""

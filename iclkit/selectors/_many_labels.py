@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch, Candidates
 from iclkit.selectors._base import BaseSelector, Choice, Needs
+from iclkit.settings import setting
 
 
 def label_recall(shown: Sequence[Sequence[str]], gold: Sequence[str]) -> float:
@@ -52,19 +52,21 @@ def label_cover_order(labels: Sequence[str], k: int, cap: int, minimum: int) -> 
 
 @dataclass
 class ManyLabelsSelector(BaseSelector):
-    """the nearest inputs, at most so many of a label and at minimum so many labels"""
+    """Takes the nearest, with a cap on how often and a floor on how many labels are shown.
+
+    Use it for tasks with more labels than demonstrations: an LM hardly ever answers with a label that it is not shown.
+    Cost: as `knn`.
+    """
 
     name: ClassVar[str] = "many-labels"
+    summary: ClassVar[str] = "the nearest inputs, at most so many of a label and at minimum so many labels"
     needs: ClassVar[Needs] = Needs(embedder=True, labels=True)
     source: ClassVar[str] = "Milios, Reddy & Bahdanau 2023, arXiv 2309.10954 (nearest only); cap and floor are ours"
+    example: ClassVar[str] = "many-labels,per_label_cap=2,min_labels=5"
 
-    per_label_cap: int = 0  # at most so many of one label; 0 for no cap
-    min_labels: int = 0  # at minimum so many different labels, as far as k and the candidates allow
-    candidates: int = 1000  # how many of the nearest are looked at; k when k is larger
-
-    def __post_init__(self) -> None:
-        if self.per_label_cap < 0 or self.min_labels < 0 or self.candidates < 1:
-            raise UsageError("many-labels: give per_label_cap >= 0, min_labels >= 0 and candidates >= 1")
+    per_label_cap: int = setting(0, "at most so many of one label; 0: no cap", ge=0)
+    min_labels: int = setting(0, "at least so many different labels, as far as k and the candidates allow", ge=0)
+    candidates: int = setting(1000, "how many of the nearest are looked at; k when k is larger", ge=1)
 
     def prepare(self) -> None:
         """Vectors of the pool."""

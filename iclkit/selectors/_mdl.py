@@ -8,13 +8,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.prompts import NORMALIZATIONS
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import hash_keys, rounded, shuffled_keys
+from iclkit.settings import setting
 
 _PREFER = {"lowest": -1.0, "highest": 1.0}
 _UNANSWERED = "the LM cannot answer after any of the subsets: these are the nearest"
@@ -33,27 +33,30 @@ def ordered_subsets(ids: Sequence[str], k: int, window: int, *salt: str | int) -
 
 @dataclass
 class MDLSelector(BaseSelector):
-    """the ordered subset of the nearest that leaves the LM least unsure of the label (minimum description length)"""
+    """Of several ordered subsets of the nearest, takes the one after which the LM is surest of its answer.
+
+    Subsets are drawn at random from the `candidates` nearest; what is compared is the entropy of the label
+    distribution. The order found is the order shown.
+    Use it for classification with an LM that is cheap to ask; a sure LM may be wrong, so measure.
+    Cost: window * labels scores per query.
+    """
 
     name: ClassVar[str] = "mdl"
+    summary: ClassVar[str] = (
+        "the ordered subset of the nearest that leaves the LM least unsure of the label (minimum description length)"
+    )
     needs: ClassVar[Needs] = Needs(
         embedder=True, lm=True, labels=True, log_probs=True, seed_scope="query", lm_calls_per_query="window * labels"
     )
     source: ClassVar[str] = "Wu et al. 2023, arXiv 2212.10375"
+    example: ClassVar[str] = "mdl,window=5 --lm smollm2-135m"
 
-    candidates: int = 30  # how many of the nearest subsets are drawn from; k when k is larger
-    window: int = 10  # how many ordered subsets are tried, the plain k nearest among them; 1 = knn
-    prefer: str = "lowest"  # label entropy; highest is the switch of the authors' code
-    normalize: str = "mean"  # log-probability per token of a label; sum adds them up
-
-    def __post_init__(self) -> None:
-        if self.candidates < 1 or self.window < 1:
-            raise UsageError(f"mdl: candidates is {self.candidates}, window {self.window}; give 1 or more for both")
-        if self.prefer not in _PREFER or self.normalize not in NORMALIZATIONS:
-            raise UsageError(
-                f"mdl: prefer is {self.prefer!r}, normalize {self.normalize!r}; "
-                f"choose {' or '.join(_PREFER)}, {' or '.join(NORMALIZATIONS)}"
-            )
+    candidates: int = setting(30, "how many of the nearest subsets are drawn from; k when k is larger", ge=1)
+    window: int = setting(10, "how many ordered subsets are tried, the plain k nearest among them; 1 = knn", ge=1)
+    prefer: str = setting(
+        "lowest", "lowest or highest label entropy; highest is the switch of the authors' code", choices=(*_PREFER,)
+    )
+    normalize: str = setting("mean", "log-probability of a label: mean per token, or sum", choices=NORMALIZATIONS)
 
     def prepare(self) -> None:
         """Vectors of the pool, and the prompts' ingredients."""

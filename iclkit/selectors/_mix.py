@@ -7,25 +7,29 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch, FlatIndex
 from iclkit.selectors._base import BaseSelector, Choice, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS
+from iclkit.settings import setting
 
 
 @dataclass
 class MixKNNSelector(BaseSelector):
-    """the nearest by the cosine of the query with their inputs and with their outputs, e.g. source and target text"""
+    """Ranks examples by their inputs and their outputs: share * cos(q, input) + (1 - share) * cos(q, output).
+
+    Use it for translation with a multilingual embedder, where a source sentence can be compared with target sentences.
+    Cost: as `knn`, with the outputs embedded too.
+    """
 
     name: ClassVar[str] = "mix-knn"
+    summary: ClassVar[str] = (
+        "the nearest by the cosine of the query with their inputs and with their outputs, e.g. source and target text"
+    )
     needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "views s2s, s2t and mix; Zebaze, Sagot & Bawden 2024, arXiv 2408.00397"
+    example: ClassVar[str] = "mix-knn,share=0.7"
 
-    share: float = 0.5  # of the inputs (s2s) in the mixture; the rest is the outputs' (s2t)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UsageError(f"mix-knn: share is {self.share}; give 0 (outputs alone) to 1 (inputs alone)")
+    share: float = setting(0.5, "share of the inputs (s2s) in the mixture; the rest is the outputs' (s2t)", ge=0, le=1)
 
     def prepare(self) -> None:
         """Vectors of inputs and outputs; the embedder must put both into one space (a multilingual one, say)."""

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.selectors._base import FloatArray
 from iclkit.selectors._maths import argmax_row
 from iclkit.selectors._nearest_reorder import NearestReorderSelector
+from iclkit.settings import setting
 
 
 def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tuple[list[int], list[float]]:
@@ -42,19 +42,20 @@ def mmr_order(sim: FloatArray, near: FloatArray, k: int, trade_off: float) -> tu
 
 @dataclass
 class MMRSelector(NearestReorderSelector):
-    """near the query and unlike each other, greedily, among the nearest candidates"""
+    """Takes one example at a time: near the query, and unlike those already taken.
+
+    Each step takes the largest trade_off * cos(query, example) - (1 - trade_off) * max cos(example, taken).
+    Use it where the pool holds many near-copies, so that the nearest k say one thing k times.
+    Cost: as `knn`, and k passes over a (candidates, candidates) matrix per query.
+    """
 
     name: ClassVar[str] = "mmr"
+    summary: ClassVar[str] = "near the query and unlike each other, greedily, among the nearest candidates"
     source: ClassVar[str] = "Carbonell & Goldstein 1998, SIGIR"
+    example: ClassVar[str] = "mmr,trade_off=0.3"
 
-    trade_off: float = 0.5  # 1 = relevance only (knn), 0 = diversity only
-    candidates: int = 100  # how many of the nearest are looked at; k when k is larger
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.trade_off <= 1:
-            raise UsageError(f"mmr: trade_off is {self.trade_off}; give 0 (diversity only) to 1 (relevance only)")
-        if self.candidates < 1:
-            raise UsageError(f"mmr: candidates is {self.candidates}; give 1 or more")
+    trade_off: float = setting(0.5, "1: relevance only (knn), 0: diversity only", ge=0, le=1)
+    candidates: int = setting(100, "how many of the nearest are looked at; k when k is larger", ge=1)
 
     @property
     def depth(self) -> int:

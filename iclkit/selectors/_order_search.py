@@ -19,6 +19,7 @@ from iclkit.records import Example, Fields, Query, fold_text, input_text
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer, entropy
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, rounded, shuffled_keys
+from iclkit.settings import setting
 from iclkit.text import count_words, fold
 
 _PROBES = ("generated", "pool")
@@ -70,22 +71,17 @@ class _OrderSearchSelector(BaseSelector, ABC):
 
     source: ClassVar[str] = "Lu et al. 2022, ACL, arXiv 2104.08786"
 
-    orders: int = 24  # how many orders are tried; all of them where there are no more
-    probe: str = "generated"  # by the LM after each order, as in the paper; pool = inputs of other pool examples
-    probes: int = 100  # at most so many probing inputs
-    probe_tokens: int = 128  # length of a generated text, from which several inputs may be read
-    temperature: float = 1.0  # of the generation
-    min_words: int = 5  # shorter generated inputs are left out
-    normalize: str = "sum"  # log-probability of a label; mean divides by its tokens
-
-    def __post_init__(self) -> None:
-        if min(self.orders, self.probes, self.probe_tokens) < 1:
-            raise UsageError(f"{self.name}: orders, probes and probe_tokens are 1 or more")
-        if self.probe not in _PROBES or self.normalize not in NORMALIZATIONS:
-            raise UsageError(
-                f"{self.name}: probe is {self.probe!r}, normalize {self.normalize!r}; "
-                f"choose {' or '.join(_PROBES)}, {' or '.join(NORMALIZATIONS)}"
-            )
+    orders: int = setting(24, "how many orders are tried; all of them where there are no more", ge=1)
+    probe: str = setting(
+        "generated",
+        "generated: by the LM after each order, as in the paper; pool: inputs of other pool examples",
+        choices=_PROBES,
+    )
+    probes: int = setting(100, "at most so many probing inputs", ge=1)
+    probe_tokens: int = setting(128, "length of a generated text, from which several inputs may be read", ge=1)
+    temperature: float = setting(1.0, "temperature of the generation", ge=0)
+    min_words: int = setting(5, "shorter generated inputs are left out", ge=0)
+    normalize: str = setting("sum", "log-probability of a label: sum, or mean per token", choices=NORMALIZATIONS)
 
     def prepare(self) -> None:
         """The shuffle of ``random-fixed``; the search is made when k is known."""
@@ -185,9 +181,19 @@ def _is_readable(text: str) -> bool:
 
 @dataclass
 class GlobalESelector(_OrderSearchSelector):
-    """one fixed set in the order after which the LM's answers vary most over probing inputs (GlobalE)"""
+    """Finds for one fixed set the order after which the LM's answers to probing inputs vary most (GlobalE).
+
+    An order after which every answer is the same label says little. Probing inputs are written by the LM itself, or
+    taken from the pool.
+    Use it for one prompt for all, where there are no labeled examples to tune with.
+    Cost: orders * (1 + probes * labels) texts, once.
+    """
 
     name: ClassVar[str] = "globale"
+    example: ClassVar[str] = "globale,probe=pool,probes=20 --lm smollm2-135m"
+    summary: ClassVar[str] = (
+        "one fixed set in the order after which the LM's answers vary most over probing inputs (GlobalE)"
+    )
     needs: ClassVar[Needs] = Needs(
         lm=True, labels=True, whole_pool=True, seed_scope="task", lm_calls_per_task="orders * (1 + probes * labels)"
     )
@@ -199,9 +205,18 @@ class GlobalESelector(_OrderSearchSelector):
 
 @dataclass
 class LocalESelector(_OrderSearchSelector):
-    """one fixed set in the order after which the LM is least sure of each answer on average (LocalE)"""
+    """Finds for one fixed set the order after which the LM is least sure of each answer on average (LocalE).
+
+    Orders that make an LM overconfident of one label are avoided. Probing inputs as in `globale`.
+    Use it as `globale`; the paper finds GlobalE the better of the two.
+    Cost: orders * (1 + probes * labels) texts, once.
+    """
 
     name: ClassVar[str] = "locale"
+    example: ClassVar[str] = "locale,probe=pool,probes=20 --lm smollm2-135m"
+    summary: ClassVar[str] = (
+        "one fixed set in the order after which the LM is least sure of each answer on average (LocalE)"
+    )
     needs: ClassVar[Needs] = Needs(
         lm=True,
         labels=True,

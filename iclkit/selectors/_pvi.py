@@ -9,7 +9,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.lm import ask_each
 from iclkit.pool import CandidateBatch, Candidates, PoolView
 from iclkit.prompts import Template, answer_requests, infer_labels
@@ -18,6 +17,7 @@ from iclkit.selectors._base import Choice, FloatArray, IntArray, Kit, Needs, Sel
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
+from iclkit.settings import setting
 
 
 def null_template(template: Template) -> Template:
@@ -36,7 +36,7 @@ def pvi(pool: PoolView, kit: Kit, *, shots: int = 8, sets: int = 3) -> FloatArra
 
     (sets, n) float64 in nats, a row per demonstration set: log p(y | D, x) - log p(y | D0), where D are ``shots``
     random examples without the one in question and D0 are their answers alone. Low or negative: hard, ambiguous or
-    mislabelled; NaN where the LM cannot read one of the two prompts. Average over the rows for one number per example;
+    mislabeled; NaN where the LM cannot read one of the two prompts. Average over the rows for one number per example;
     divide by ln 2 for bits. All 2 * sets * n requests go to the LM in one call; those of the second term repeat a lot
     and are computed once.
     """
@@ -106,25 +106,14 @@ class _PVISelector(CompositeSelector):
     own_needs: ClassVar[Needs] = Needs(lm=True, log_probs=True, seed_scope="task", lm_calls_per_task="2 * sets * n")
     source: ClassVar[str] = "the signal: Lu et al. 2023, arXiv 2310.12300; its use here: ours"
 
-    of: str = "knn"  # the selector
-    shots: int = 8  # demonstrations in a set that examples are judged by
-    sets: int = 3  # how many such sets are averaged over
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.parts_) != 1:
-            raise UsageError(f"{self.name}: of is {self.of!r}; give one selector, e.g. of=knn")
-        if self.shots < 0 or self.sets < 1:
-            raise UsageError(f"{self.name}: shots is {self.shots}, sets {self.sets}; give at least 0 and 1")
+    of: str = setting("knn", "the selector")
+    shots: int = setting(8, "demonstrations in a set that examples are judged by", ge=0)
+    sets: int = setting(3, "how many such sets are averaged over", ge=1)
 
     def prepare(self) -> None:
         """Fit the inner selector; forget what was asked about another pool."""
         super().prepare()
         self.pvi_: FloatArray | None = None
-
-    def part_specs(self) -> Sequence[str]:
-        """The selector."""
-        return [self.of]
 
     def cost(self, k: int) -> SelectorCost:
         """The pool twice for each demonstration set, and what the inner selector asks."""
@@ -154,17 +143,22 @@ class _PVISelector(CompositeSelector):
 
 @dataclass
 class PVIFilterSelector(_PVISelector):
-    """another selector on the pool without each label's hardest examples, which are often mislabelled"""
+    """Keeps the examples of each label that are hardest for the LM away from another selector.
+
+    An example's PVI (pointwise V-information) is what the input adds to the log-probability of its label; the lowest
+    are often mislabeled.
+    Use it on pools with label noise.
+    Cost: 2 * sets * n scores, once; then that of the inner selector.
+    """
 
     name: ClassVar[str] = "pvi-filter"
+    example: ClassVar[str] = "pvi-filter,of=knn,drop=0.2 --lm smollm2-135m"
+    summary: ClassVar[str] = (
+        "another selector on the pool without each label's hardest examples, which are often mislabeled"
+    )
     keeps_fill: ClassVar[bool] = True
 
-    drop: float = 0.1  # share of each label's examples, those of lowest PVI, that is never shown
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.drop < 1:
-            raise UsageError(f"pvi-filter: drop is {self.drop}; give a share from 0 to below 1")
+    drop: float = setting(0.1, "share of each label's examples, those of lowest PVI, that is never shown", ge=0, lt=1)
 
     def capacity(self, k: int) -> int:
         """As many as the inner selector."""
@@ -195,19 +189,23 @@ class PVIFilterSelector(_PVISelector):
 
 @dataclass
 class PVIWeightSelector(_PVISelector):
-    """another selector whose scores are raised for examples that tell the LM much about their label"""
+    """Raises another selector's scores for examples that tell the LM much about their label.
+
+    What is added is `weight` times where the example's PVI stands among those of its label, from 0 to 1.
+    Use it as `pvi-filter`, where nothing should be left out altogether.
+    Cost: 2 * sets * n scores, once; then that of the inner selector.
+    """
 
     name: ClassVar[str] = "pvi-weight"
+    example: ClassVar[str] = "pvi-weight,of=knn,weight=0.2 --lm smollm2-135m"
+    summary: ClassVar[str] = (
+        "another selector whose scores are raised for examples that tell the LM much about their label"
+    )
 
-    weight: float = 0.1  # what the best of a label gains on the worst, in the inner selector's scores (knn: cosine)
-    candidates: int = 30  # how many of the inner selector's picks are ranked anew; k when k is larger
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.weight < 0 or self.candidates < 1:
-            raise UsageError(
-                f"pvi-weight: weight is {self.weight}, candidates {self.candidates}; give at least 0 and 1"
-            )
+    weight: float = setting(
+        0.1, "what the best of a label gains on the worst, in the inner selector's scores (knn: cosine)", ge=0
+    )
+    candidates: int = setting(30, "how many of the inner selector's picks are ranked anew; k when k is larger", ge=1)
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Score plus weight times where the example's PVI stands in its label, from 0 to 1; ties to the inner order."""

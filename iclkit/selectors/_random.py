@@ -14,9 +14,15 @@ from iclkit.selectors._maths import SortKeys, hash_keys, shuffled_keys, smallest
 
 @dataclass
 class RandomSelector(BaseSelector):
-    """uniform without replacement, fresh for every query"""
+    """Draws k examples for each query, uniformly and without replacement.
+
+    A draw is decided by seed, query and example ids, not by what else is asked; k is a prefix of k + 1.
+    Use it as the baseline: what a selector adds is its gain over random, taken over several seeds.
+    Cost: one pass over the pool's keys per query; no model.
+    """
 
     name: ClassVar[str] = "random"
+    summary: ClassVar[str] = "uniform without replacement, fresh for every query"
     needs: ClassVar[Needs] = Needs(whole_pool=True, seed_scope="query")
     source: ClassVar[str] = "baseline"
 
@@ -36,11 +42,19 @@ class RandomSelector(BaseSelector):
 
 @dataclass
 class RandomFixedSelector(RandomSelector):
-    """one uniform draw for all queries, so that prompts share a prefix; k=10 is part of k=20"""
+    """Draws once and shows the same k examples to every query.
+
+    Prompts then begin alike, and an engine reads that prefix once, which is what makes hundreds of demonstrations
+    affordable. A query that excludes one of them gets the next of the draw.
+    Use it for many-shot prompts, and as their baseline.
+    Cost: one shuffle of the pool.
+    """
 
     name: ClassVar[str] = "random-fixed"
+    summary: ClassVar[str] = "one uniform draw for all queries, so that prompts share a prefix; k=10 is part of k=20"
     needs: ClassVar[Needs] = Needs(whole_pool=True, seed_scope="task")
     source: ClassVar[str] = "baseline of many-shot work; Bertsch et al. 2024, arXiv 2405.00200"
+    example: ClassVar[str] = "random-fixed"
 
     def prepare(self) -> None:
         """One shuffle of the pool."""

@@ -9,11 +9,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.errors import UsageError
 from iclkit.pool import Candidates, tokenizer
 from iclkit.selectors._base import Choice, FloatArray
 from iclkit.selectors._bm25 import BM25Selector
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
+from iclkit.settings import setting
 
 ORDERS = 4
 """N-grams of one to so many words are compared."""
@@ -63,22 +63,26 @@ def recall_order(
 
 @dataclass
 class RBM25Selector(BM25Selector):
-    """BM25's list anew, each time the input that holds most of the query's word n-grams not yet shown"""
+    """Takes BM25's list anew until the query's word n-grams are covered.
+
+    Each step takes the candidate that holds the most 1- to 4-grams of the query, weighted, and then lets what was shown
+    count only `fade` as much, so that the next one brings other parts.
+    Use it for translation and other generation, where demonstrations should between them hold the query's phrases.
+    Cost: BM25, and n-gram counts of `candidates` inputs per query.
+    """
 
     name: ClassVar[str] = "r-bm25"
+    summary: ClassVar[str] = (
+        "BM25's list anew, each time the input that holds most of the query's word n-grams not yet shown"
+    )
     source: ClassVar[str] = "R-BM25; Agrawal et al. 2023, arXiv 2212.02437"
+    example: ClassVar[str] = "r-bm25,candidates=50"
 
-    candidates: int = 100  # how many of BM25's best are looked at; k when k is larger
-    fade: float = 0.1  # what an n-gram of the query still counts once it was shown
-    least: float = 1.0  # recall, 0 to 100, below which the rest stay in BM25's order (the source stops there)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.candidates < 1 or not 0 <= self.fade <= 1 or self.least < 0:
-            raise UsageError(
-                f"r-bm25: candidates is {self.candidates}, fade {self.fade}, least {self.least}; give 1 or more, "
-                "0 to 1, 0 or more"
-            )
+    candidates: int = setting(100, "how many of BM25's best are looked at; k when k is larger", ge=1)
+    fade: float = setting(0.1, "what an n-gram of the query still counts once it is shown", ge=0, le=1)
+    least: float = setting(
+        1.0, "recall in percent below which the rest stay in BM25's order (the source stops there)", ge=0, le=100
+    )
 
     def prepare(self) -> None:
         """Index the pool's words, and keep how to cut them."""

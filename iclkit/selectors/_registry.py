@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json, Spec
 from iclkit.registry import Registry, parse_spec, parse_specs
 from iclkit.selectors._adapt import adapt
-from iclkit.selectors._base import BaseSelector, Selector, selector_info
+from iclkit.selectors._base import BaseSelector, Selector, selector_help
+from iclkit.settings import read_settings
 
 _BUILTINS = {
     "zero": "_zero:ZeroSelector",
@@ -71,11 +73,7 @@ def make_selector(spec: str | Spec | object) -> Selector:
     factory: Any = SELECTORS.get(spec.name)
     if not callable(factory):
         raise UsageError(f"selector {spec.name!r} is no class that makes selectors, but {type(factory).__name__}")
-    parameters = inspect.signature(factory).parameters
-    for key in spec.settings:
-        if key not in parameters:
-            raise UnknownName(f"setting of selector {spec.name!r}", key, parameters)
-    values = {k: _cast_setting(spec.name, k, v, parameters[k].default) for k, v in spec.settings.items()}
+    values = _read_settings(factory, spec)
     try:
         selector: object = factory(**values)
     except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
@@ -131,47 +129,50 @@ def _imported(name: str) -> str:
     return cls.name
 
 
-def _cast_setting(name: str, key: str, value: Json, default: object) -> Json:
-    """The value as the kind its default has: text stays text even where it could be read as a number."""
-    if isinstance(default, str):
-        return value if isinstance(value, str) else json.dumps(value)
-    if isinstance(default, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        if not -1e300 < value < 1e300:  # NaN compares as false
-            raise UsageError(
-                f"selector {name!r}: {key} is a finite number (default {json.dumps(default)}), not {value}"
-            )
-        return float(value)
-    if isinstance(default, bool | int | float) and type(value) is not type(default):
-        kind = {bool: "true or false", int: "a whole number", float: "a number"}[type(default)]
-        raise UsageError(f"selector {name!r}: {key} is {kind} (default {json.dumps(default)}), not {value!r}")
-    return value
+def _read_settings(factory: Any, spec: Spec) -> dict[str, Any]:
+    """The spec's settings as the factory takes them: fields of a dataclass, or the parameters of any other callable."""
+    owner, parameters = f"selector {spec.name!r}", inspect.signature(factory).parameters
+    if (
+        is_dataclass(factory)
+        and isinstance(factory, type)
+        and {*parameters} == {f.name for f in fields(factory) if f.init}
+    ):
+        return read_settings(factory, spec.settings, owner)
+    values = dict[str, Any]()
+    for key, value in spec.settings.items():
+        if key not in parameters:
+            raise UnknownName(f"setting of {owner}", key, parameters)
+        values[key] = (
+            value if isinstance(value, str) or not isinstance(parameters[key].default, str) else json.dumps(value)
+        )
+    return values
 
 
 def selectors_table() -> str:
-    """The Markdown table of the built-in selectors, made from what their classes declare."""
-    rows = ["| selector | chooses | needs | LM calls per query | LM calls per task | settings | source |"]
-    rows.append("|---|---|---|---|---|---|---|")
-    for name in BUILTINS:
-        about = selector_info(SELECTORS.get(name))
-        cells = (
-            f"`{name}`",
-            about["summary"],
-            ", ".join(_list(about["needs"])) or "–",
-            about["lm_calls_per_query"],
-            about["lm_calls_per_task"],
-            ", ".join(f"`{k}={json.dumps(v)}`" for k, v in _settings(about).items()) or "–",
-            about["source"],
-        )
-        rows.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+    """The Markdown tables of the built-in selectors, made from what their classes declare: one of the selectors, and
+    one of their settings."""
+    about = [selector_help(SELECTORS.get(name)) for name in BUILTINS]
+    rows = [
+        "| selector | chooses | needs | LM calls per query | LM calls per task | source |",
+        "|---|---|---|---|---|---|",
+    ]
+    for one in about:
+        needs = ", ".join(map(str, _list(one["needs"]))) or "–"
+        calls = (one["lm_calls_per_query"], one["lm_calls_per_task"])
+        rows.append(_row(f"`{one['name']}`", one["summary"], needs, *calls, one["source"]))
+    rows += ["", "| selector | setting | default | meaning | what it takes |", "|---|---|---|---|---|"]
+    for one in about:
+        for info in _list(one["settings"]):
+            assert isinstance(info, dict)
+            default = f"`{json.dumps(info['default'], ensure_ascii=False)}`" if "default" in info else "–"
+            rows.append(_row(f"`{one['name']}`", f"`{info['name']}`", default, info["meaning"], info["allowed"]))
     return "\n".join(rows)
 
 
-def _list(value: Json) -> list[str]:
+def _row(*cells: Json) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _list(value: Json) -> list[Json]:
     assert isinstance(value, list)
-    return [str(v) for v in value]
-
-
-def _settings(about: Mapping[str, Json]) -> dict[str, Json]:
-    value = about["settings"]
-    assert isinstance(value, dict)
     return value

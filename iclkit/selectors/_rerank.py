@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from iclkit.embed import score_checked
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch
 from iclkit.selectors._base import Choice, Needs, SelectorCost
 from iclkit.selectors._composite import CompositeSelector
 from iclkit.selectors._maths import top_rows
+from iclkit.settings import setting
 
 
 @dataclass
 class RerankSelector(CompositeSelector):
-    """another selector's candidates in the order of a cross-encoder"""
+    """Reads another selector's candidates together with the query in a cross-encoder, and ranks them by that.
+
+    Use it where a good reranker of the domain exists, and a few tens of forward passes per query are affordable.
+    Cost: `depth` pairs per query through the reranker.
+    """
 
     name: ClassVar[str] = "rerank"
+    summary: ClassVar[str] = "another selector's candidates in the order of a cross-encoder"
     own_needs: ClassVar[Needs] = Needs(reranker=True)
     source: ClassVar[str] = "Nogueira & Cho 2019, arXiv 1901.04085"
+    example: ClassVar[str] = "rerank,of=bm25,depth=20 --reranker cross-encoder/ms-marco-MiniLM-L6-v2"
 
-    of: str = "knn"  # the selector of the candidates
-    depth: int = 50  # how many of them are read; k when k is larger
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if len(self.parts_) != 1 or self.depth < 1:
-            raise UsageError(f"rerank: of is {self.of!r}, depth {self.depth}; give one selector, and depth 1 or more")
-
-    def part_specs(self) -> Sequence[str]:
-        """The selector."""
-        return [self.of]
+    of: str = setting("knn", "the selector of the candidates")
+    depth: int = setting(50, "how many of them are read; k when k is larger", ge=1)
 
     def cost(self, k: int) -> SelectorCost:
         """What the inner selector asks for lists of ``depth``."""

@@ -9,11 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.embed import encode_checked
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch, Candidates, Scope
 from iclkit.records import Query
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, top_rows
+from iclkit.settings import setting
 
 _NORMS = ("none", "log-softmax")
 _ENCODED = 8192  # queries whose states are encoded together
@@ -92,25 +92,31 @@ def _best(q: int, beams: Iterable[Beam], limit: int, state_key: Callable[[BeamSt
 
 @dataclass
 class Se2Selector(BaseSelector):
-    """one after another, each given those chosen before it, by beam search with a retriever of `iclkit train se2`"""
+    """Chooses one example after another, each given those before it, by beam search.
+
+    A state is the query with the examples chosen so far; the retriever encodes it and the nearest examples extend it.
+    The first chosen has rank 1, and the default order policy puts rank 1 next to the query: the layout that Se² is
+    trained on. Another policy shows the same demonstrations in an order that the retriever has not seen.
+    Use it with a retriever of `iclkit train se2`, given as --embedder.
+    Cost: up to width * k encodings per query, and a search for each.
+    """
 
     # The first chosen has rank 1, and the default order policy puts rank 1 next to the query: the layout that Se2 is
     # trained on. Another policy shows the same demonstrations in an order that the retriever has not seen.
 
     name: ClassVar[str] = "se2"
+    summary: ClassVar[str] = (
+        "one after another, each given those chosen before it, by beam search with a retriever of `iclkit train se2`"
+    )
     needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "Se²; Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
+    example: ClassVar[str] = "se2,width=1 --embedder retrievers/se2"
 
-    width: int = 3  # beams; 1 is greedy
-    normalize: str = "none"  # sum of the trained similarities, or log-softmax: of log-probabilities over the pool
-    temperature: float = 0.05  # divides similarities before the softmax
-
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.temperature <= 0:
-            raise UsageError(f"se2: width is {self.width}, temperature {self.temperature}; give width >= 1, "
-                             f"temperature > 0")  # fmt: skip
-        if self.normalize not in _NORMS:
-            raise UsageError(f"se2: normalize is {self.normalize!r}; give {' or '.join(_NORMS)}")
+    width: int = setting(3, "beams; 1 is greedy", ge=1)
+    normalize: str = setting(
+        "none", "none: sum of the trained similarities; log-softmax: of log-probabilities over the pool", choices=_NORMS
+    )
+    temperature: float = setting(0.05, "divides similarities before the softmax", gt=0)
 
     def prepare(self) -> None:
         """Vectors of the pool."""

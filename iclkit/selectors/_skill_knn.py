@@ -11,11 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.embed import encode_checked
-from iclkit.errors import UsageError
 from iclkit.pool import CandidateBatch, FieldKey, KeyTransform, RetrievalKeys
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
+from iclkit.settings import setting
 
 VARIANTS = ("distinctiveness", "consistency", "base")
 _FEW_KEYS = 0.5  # share of different keys below which a note says so
@@ -135,22 +135,36 @@ def _flat(keys: RetrievalKeys) -> list[str]:
 
 @dataclass
 class SkillKNNSelector(_KeyedSelector):
-    """the nearest by what an LM writes about the inputs: the skills they need, a rewriting, a translation"""
+    """Compares what an LM writes about the inputs, not the inputs.
+
+    A few annotated pairs show the LM how to write a key: the skills that an input needs, a search query, a
+    translation. Several keys per input come from several orders of the pairs; `variant` says how two sets of keys are
+    compared. Keys are stored in the pool, and outputs are never shown to the LM.
+    Use it where inputs that look alike need different skills (text-to-SQL, mathematics). A weak LM writes keys that
+    tell little apart; a note says so.
+    Cost: one generation per key, once per pool example and once per query.
+    """
 
     name: ClassVar[str] = "skill-knn"
+    example: ClassVar[str] = "skill-knn,style=parsing --lm smollm2-135m"
+    summary: ClassVar[str] = (
+        "the nearest by what an LM writes about the inputs: the skills they need, a rewriting, a translation"
+    )
     needs: ClassVar[Needs] = Needs(
         embedder=True, lm=True, lm_calls_per_query="rewrites", lm_calls_per_task="n * rewrites"
     )
 
-    style: str = "classification"  # or parsing, query, english, or a TOML file with instruction, stem and pairs
-    variant: str = "distinctiveness"  # largest similarity of any two keys; consistency: of their sums; base: one key
-    rewrites: int = 5  # keys per input, each after seeing the annotated pairs in another order; base uses one
-
-    def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise UsageError(f"skill-knn: variant is {self.variant!r}; give {', '.join(VARIANTS)}")
-        if self.rewrites < 1:
-            raise UsageError(f"skill-knn: rewrites is {self.rewrites}; give 1 or more")
+    style: str = setting(
+        "classification", "parsing, classification, query, english, or a TOML file with instruction, stem and pairs"
+    )
+    variant: str = setting(
+        "distinctiveness",
+        "distinctiveness: largest similarity of any two keys; consistency: of their sums; base: one key",
+        choices=VARIANTS,
+    )
+    rewrites: int = setting(
+        5, "keys per input, each after seeing the annotated pairs in another order; base uses one", ge=1
+    )
 
     def transform(self) -> KeyTransform:
         """The kit's LM with the annotated pairs of the style."""
@@ -170,13 +184,19 @@ class SkillKNNSelector(_KeyedSelector):
 
 @dataclass
 class FieldKNNSelector(_KeyedSelector):
-    """the nearest by one named field of the inputs, e.g. the question without its long context"""
+    """Ranks as `knn` does, by one field of the input.
+
+    Use it where inputs have named fields and one of them decides, e.g. the question and not its long context.
+    Cost: as `knn`, with the field embedded too.
+    """
 
     name: ClassVar[str] = "field-knn"
+    summary: ClassVar[str] = "the nearest by one named field of the inputs, e.g. the question without its long context"
     needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "key transforms as in Skill-KNN; An et al. 2023, arXiv 2305.14210"
+    example: ClassVar[str] = "field-knn,field=question"
 
-    field: str = ""  # name of the field; the whole input when not given
+    field: str = setting("", "name of the field; the whole input when not given")
 
     def prepare(self) -> None:
         """DataError for an example without the field, at once."""

@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.embed import vector_key
-from iclkit.errors import UsageError
 from iclkit.lm import ask_each
 from iclkit.pool import CandidateBatch, Candidates
 from iclkit.prompts import answer_stops
@@ -18,6 +17,7 @@ from iclkit.records import GenerateRequest, Query, ScoreRequest
 from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
+from iclkit.settings import setting
 
 _ANSWER_TOKENS = 64  # length of an answer where nothing says how long answers are
 
@@ -98,15 +98,9 @@ def _most_votes(neighbors: IntArray, rows: IntArray, voting: BoolArray, heard: I
 
 @dataclass
 class _AnnotationSelector(BaseSelector, ABC):
-    budget: int = 100  # how many examples of the pool are worth a label
-    neighbors: int = 150  # how many others each example votes for
-    center: bool = True  # subtract the pool's mean vector first, as the source does
-
-    def __post_init__(self) -> None:
-        if self.budget < 1 or self.neighbors < 1:
-            raise UsageError(
-                f"{self.name}: budget is {self.budget}, neighbors {self.neighbors}; give 1 or more for both"
-            )
+    budget: int = setting(100, "how many examples of the pool are to be labeled", ge=1)
+    neighbors: int = setting(150, "how many others each example votes for", ge=1)
+    center: bool = setting(True, "subtract the pool's mean vector first, as the source does")
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -154,7 +148,7 @@ class _AnnotationSelector(BaseSelector, ABC):
             return ()
         allowed = int(candidates.allowed(self.pool_.rows[self.annotated_]).sum())
         size = len(self.annotated_)
-        return (f"{got} of {k} demonstrations: {allowed} of the {size} labelled examples were allowed",)
+        return (f"{got} of {k} demonstrations: {allowed} of the {size} labeled examples were allowed",)
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
@@ -165,11 +159,21 @@ def _unit(vectors: FloatArray) -> FloatArray:
 
 @dataclass
 class VoteKSelector(_AnnotationSelector):
-    """the nearest among a budget of labelled examples that vote-k found representative and unlike each other"""
+    """Serves queries from the few examples that are the first to label.
+
+    Each example votes for its nearest neighbors; votes count less the more of a voter's choices are taken, so that what
+    is taken represents the pool and its members differ. Queries get the nearest of these.
+    Use it before labels exist: it says which `budget` examples to annotate.
+    Cost: the neighbors of every example (O(n²) products, once), then as `knn` on `budget` rows.
+    """
 
     name: ClassVar[str] = "vote-k"
+    summary: ClassVar[str] = (
+        "the nearest among a budget of labeled examples that vote-k found representative and unlike each other"
+    )
     needs: ClassVar[Needs] = Needs(embedder=True, whole_pool=True)
     source: ClassVar[str] = "fast vote-k; Su et al. 2023, arXiv 2209.01975"
+    example: ClassVar[str] = "vote-k,budget=50"
 
     def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """Fast vote-k over the whole pool."""
@@ -178,9 +182,16 @@ class VoteKSelector(_AnnotationSelector):
 
 @dataclass
 class VoteKConfidenceSelector(_AnnotationSelector):
-    """vote-k that also asks the LM, so that sure and unsure examples are both labelled"""
+    """vote-k that also asks the LM how sure it is of each example not yet labeled.
+
+    After `seeds` examples of fast vote-k, the others are sorted by the LM's confidence and cut into as many buckets as
+    labels are left to give; vote-k takes one of each, the surest tenth left out.
+    Use it as `vote-k`, where the LM can afford to read the pool once.
+    Cost: each example of the pool with each label, once.
+    """
 
     name: ClassVar[str] = "vote-k-confidence"
+    summary: ClassVar[str] = "vote-k that also asks the LM, so that sure and unsure examples are both labeled"
     needs: ClassVar[Needs] = Needs(
         embedder=True,
         lm=True,
@@ -190,14 +201,10 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         lm_calls_per_task="(n - seeds) * labels",
     )
     source: ClassVar[str] = "vote-k; Su et al. 2023, arXiv 2209.01975"
+    example: ClassVar[str] = "vote-k-confidence,budget=50,seeds=10 --lm smollm2-135m"
 
     unread_: int = field(init=False, repr=False, compare=False, default=0)
-    seeds: int = 10  # how many are labelled by fast vote-k before the LM is asked about the rest
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.seeds < 1:
-            raise UsageError(f"vote-k-confidence: seeds is {self.seeds}; give 1 or more")
+    seeds: int = setting(10, "how many are labeled by fast vote-k before the LM is asked about the rest", ge=1)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -206,14 +213,14 @@ class VoteKConfidenceSelector(_AnnotationSelector):
         return (note,) if self.unread_ else ()
 
     def cost(self, k: int) -> SelectorCost:  # noqa: ARG002
-        """Each unlabelled example with each label, once."""
+        """Each unlabeled example with each label, once."""
         labels = len(LabelScorer.of(self.pool_, self.kit_).labels) or 2  # without labels: one generation, one score
         return SelectorCost(per_task=max(0, len(self.pool_) - self.seeds) * labels)
 
     def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """Seeds by fast vote-k; then one of each bucket of the rest, from the least to the most confident.
 
-        The most confident tenth is never labelled; buckets are of equal size, and what is missing in the end is random.
+        The most confident tenth is never labeled; buckets are of equal size, and what is missing in the end is random.
         """
         order = fast_vote_order(near, min(self.seeds, self.budget), density)
         rest = np.setdiff1d(np.arange(len(near)), order)

@@ -11,9 +11,14 @@ from iclkit.selectors._base import NOTHING, BaseSelector, Choice, Needs
 
 @dataclass
 class ZeroSelector(BaseSelector):
-    """no demonstrations, whatever k"""
+    """Shows nothing: the prompt is the instruction and the query.
+
+    Use it as the line that every other selector has to beat: without it nobody knows whether demonstrations help.
+    Cost: nothing.
+    """
 
     name: ClassVar[str] = "zero"
+    summary: ClassVar[str] = "no demonstrations, whatever k"
     needs: ClassVar[Needs] = Needs(pool=False)
     source: ClassVar[str] = "baseline"
 

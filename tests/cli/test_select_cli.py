@@ -172,7 +172,7 @@ def test_exclude_takes_the_beginning_of_an_id_and_names_one_that_is_not_there(ic
     [
         (["-s", "mrm", "q"], 2, "no selector named 'mrm'. Did you mean 'mmr'?"),
         (["-s", "mmr,tradeoff=1", "q"], 2, "Did you mean 'trade_off'?"),
-        (["-s", "mmr,trade_off=much", "q"], 2, "trade_off is a number"),
+        (["-s", "mmr,trade_off=much", "q"], 2, "trade_off is much; give a number"),
         (["-s", "mmr,trade_off", "q"], 2, "is not key=value"),
         (["--order", "best", "q"], 2, "no order policy named 'best'"),
         (["-k", "-1", "q"], 2, "less than 0"),
@@ -223,6 +223,24 @@ def test_selectors_ls_lists_every_built_in_with_needs_and_source(iclkit):
     _, out, _ = iclkit("selectors", "ls", "--markdown")
     assert out.strip() == selectors_table()
     assert all(f"| `{name}` |" in out for name in BUILTINS)
+
+
+def test_selectors_show_tells_all_about_one(iclkit):
+    code, out, _ = iclkit("selectors", "show", "mmr")
+    assert code == 0
+    for said in ("Carbonell", "Use it where", "Cost:", "--selector mmr,trade_off=0.3", "a number from 0 to 1"):
+        assert said in out
+    code, out, _ = iclkit("selectors", "show", "mmr", "--json")
+    about = json.loads(out)
+    assert about["settings"][0] == {
+        "name": "trade_off",
+        "default": 0.5,
+        "meaning": "1: relevance only (knn), 0: diversity only",
+        "allowed": "a number from 0 to 1",
+    }
+    code, _, err = iclkit("selectors", "show", "mrm")
+    assert (code, "Did you mean 'mmr'" in err) == (2, True)
+    assert "It has no settings." in iclkit("selectors", "show", "zero")[1]
 
 
 def test_small_scores_are_not_printed_as_zero():

@@ -108,7 +108,7 @@ def test_idf_weights_let_rare_tokens_decide():
     view = texts("the the", "the a", "the zebra", "the b", "the c")
     plain = make_selector("set-bsr,weights=idf,sort=picks").fit(view, KIT)
     assert plain.select(Query("the zebra"), 1).picks[0].score > 0.99
-    with pytest.raises(UsageError, match="uniform or idf"):
+    with pytest.raises(UsageError, match="choose from uniform, idf"):
         make_selector("set-bsr,weights=tf")
 
 

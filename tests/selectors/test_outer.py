@@ -103,7 +103,7 @@ def test_needs_and_costs_are_those_of_the_parts():
         ("rrf,c=-1", UsageError, "0 or more"),
         ("borda,depth=0", UsageError, "1 or more"),
         ("filter,of=[knn,bm25]", UsageError, "one selector"),
-        ("filter,where={lang:de}", UsageError, "give JSON"),
+        ("filter,where={lang:de}", UsageError, "give a JSON object"),
         ("filter,where=[1]", UsageError, "JSON object"),
         ("hybrid,near=-1", UsageError, "0 or more"),
         ("hybrid,of=[knn,bm25]", UsageError, "one selector"),

@@ -251,7 +251,7 @@ def test_the_shipped_styles_have_enough_pairs_of_one_line_and_say_no_input_again
 
 @pytest.mark.parametrize("spec", ["skill-knn,variant=best", "skill-knn,rewrites=0"])
 def test_settings_without_a_meaning_are_refused(spec: str) -> None:
-    with pytest.raises(UsageError, match="skill-knn: "):
+    with pytest.raises(UsageError, match="selector 'skill-knn': "):
         make_selector(spec)
 
 

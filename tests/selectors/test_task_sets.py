@@ -185,7 +185,7 @@ def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
     assert len(labelled) == 10
     selection = one.select(w.query, 15)
     assert set(selection.ids) == labelled
-    assert selection.notes == ("10 of 15 demonstrations: 10 of the 10 labelled examples were allowed",)
+    assert selection.notes == ("10 of 15 demonstrations: 10 of the 10 labeled examples were allowed",)
     sims = [w.sim[w.view.ids.index(i)] for i in selection.ids]
     assert sims == sorted(sims, reverse=True)
 
@@ -278,5 +278,5 @@ def test_confident_vote_k_with_a_real_lm_spends_what_it_says(smollm2_path, share
 
 @pytest.mark.parametrize("spec", ["vote-k,budget=0", "vote-k,neighbors=0", "vote-k-confidence,seeds=0"])
 def test_settings_are_checked(spec):
-    with pytest.raises(UsageError, match="give 1 or more"):
+    with pytest.raises(UsageError, match="1 or more"):
         make_selector(spec)
