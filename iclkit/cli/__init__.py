@@ -27,7 +27,7 @@ from iclkit.errors import IclkitError, UnknownName
 COMMANDS = {
     "demo": ("_demo", "See the whole story on the bundled set with the default models."),
     "task": ("_task", "Describe your own data once, as a task with a name: new, show, check."),
-    "pool": ("_pool", "Keep demonstrations: add, ls, show, rm, dedupe, stats, embed, check, export."),
+    "pool": ("_pool", "Keep demonstrations: add, ls, show, label, rm, dedupe, stats, embed, check, export."),
     "augment": ("_augment", "Let a model write demonstrations into a pool."),
     "select": ("_select", "Choose demonstrations for queries and, with --prompt, show the prompt."),
     "train": ("_train", "Train a retriever from an LM's feedback: epr, udr, llm-r, se2, ceil."),

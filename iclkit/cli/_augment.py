@@ -166,7 +166,9 @@ class _Order:
             inputs = [q.input for q in self._queries()[: self.count]]
             _say_cost(len(inputs))
             return augment.label_inputs(lm, template, inputs, labels=labels, cue=self.cue, **shared)
-        real = [e for e in pool if "generated" not in e.meta and (task is None or e.task in ("", task.name))]
+        real = [
+            e for e in pool.view().examples if "generated" not in e.meta and (task is None or e.task in ("", task.name))
+        ]
         if self.method == "bootstrap":
             judge = self._judge(task)
             _say_cost(len(real))

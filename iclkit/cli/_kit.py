@@ -152,7 +152,8 @@ class Character(click.ParamType[str]):
 
 NAMES = Names()
 FILE_OPTIONS = (
-    click.option("--format", help="jsonl, json, csv, tsv or parquet; by default what the file's name says."),
+    click.option("--format", help="jsonl, json, csv, tsv, parquet, or lines (an input on each).  [default: what the "
+                 "file's name says]"),
     click.option("--rows", metavar="PATH", help="Where in a JSON file the rows stand, e.g. data.items."),
     click.option("--delimiter", type=Character(), help="Parts the columns of a table, e.g. ; or \\t.  [default: found "
                  "out]"),

@@ -24,6 +24,7 @@ from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool, example_dict
 from iclkit.records import Example
+from iclkit.text import visible
 
 POOL = click.argument("pool", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -43,6 +44,7 @@ def command() -> None:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--task-name", "task", default="", help="Name of the task that the examples belong to.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata for every example; may repeat.")
+@click.option("--unlabelled", is_flag=True, help="Take rows without an output too: inputs that wait for a label.")
 @data_options((*COLUMN_OPTIONS, *FILE_OPTIONS))
 @JSON
 def add(
@@ -50,6 +52,7 @@ def add(
     files: tuple[str, ...],
     task: str,
     meta: tuple[str, ...],
+    unlabelled: bool,
     data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -63,13 +66,15 @@ def add(
     iclkit pool add demos.db tickets.csv --input text --output team
     iclkit pool add demos.db train.json.gz --rows data.items --on-bad-row skip
     cat rows.jsonl | iclkit pool add demos.db -
+    iclkit pool add inputs.db inputs.csv --input text --unlabelled
     """
     from iclkit.datasets import TaskFile, read_rows
 
     extra = conditions(meta, "--meta")
     described = TaskFile().with_options(**data)
     bad = described.source.on_bad_row
-    readings = [read_rows(file, described.column_map, described.file_options, task, bad) for file in files]
+    columns = replace(described.column_map, unlabelled=unlabelled)
+    readings = [read_rows(file, columns, described.file_options, task, bad) for file in files]
 
     def examples() -> Iterator[Example]:
         with bar("reading") as progress:
@@ -110,7 +115,7 @@ def add(
 def ls(pool: Path, task: str | None, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """List the examples of POOL, oldest first."""
     with Pool.open(pool, create=False, read_only=True) as store:
-        examples = store.view(task=task, where=conditions(where)).examples
+        examples = store.view(task=task, where=conditions(where), labelled=None).examples
     if as_json:
         print_json([example_dict(e) for e in examples[:limit]])
         return
@@ -166,7 +171,7 @@ def rm(
     if bool(ids) == bool(task is not None or where):
         raise UsageError("say what to remove: either IDs, or --task or --where")
     with Pool.open(pool, create=False) as store:
-        gone = [store.get(i).id for i in ids] or list(store.view(task=task, where=conditions(where)).ids)
+        gone = [store.get(i).id for i in ids] or list(store.view(task=task, where=conditions(where), labelled=None).ids)
         if not dry_run:
             store.remove(gone)
         left = len(store)
@@ -240,6 +245,98 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
     else:
         echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
+
+
+@command.command()
+@POOL
+@click.argument("sheet", required=False, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the sheet to "
+              "fill in: a CSV.")  # fmt: skip
+@click.option("-n", "--count", default=50, show_default=True, type=click.IntRange(1), help="How many inputs.")
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Tells which are alike; none: the "
+              f"oldest first. {EMBEDDER_SETTINGS}.")  # fmt: skip
+@JSON
+def label(pool: Path, sheet: Path | None, write: Path | None, count: int, embedder: str, as_json: bool) -> None:
+    """Label the inputs of POOL that wait for it: write a sheet, fill in its column output, and give it back as SHEET.
+
+    The inputs most worth a label come first (vote-k: many others are near to them, and none that has one). Rows of the
+    sheet that are still empty are left for another time. All or nothing.
+
+    \b
+    iclkit pool add inputs.db inputs.csv --input text --unlabelled
+    iclkit pool label inputs.db --write sheet.csv -n 50
+    iclkit pool label inputs.db sheet.csv
+    """
+    if bool(sheet) == bool(write):
+        raise UsageError("give a SHEET that is filled in, or --write FILE for one to fill in")
+    if write:
+        _write_sheet(pool, write, count, embedder, as_json)
+        return
+    assert sheet is not None
+    given = _sheet_labels(sheet)
+    with Pool.open(pool, create=False) as store:
+        done = store.label(given)
+        left = len(store.view(labelled=None).unlabelled)
+    if as_json:
+        print_json({"labelled": done, "unlabelled": left})
+    else:
+        echo(f"labelled {done:,} inputs; {left:,} of {pool} wait for a label")
+
+
+_SHEET = ("id", "output", "input", "choices")
+
+
+def _write_sheet(pool: Path, path: Path, count: int, embedder: str, as_json: bool) -> None:
+    import csv
+    import io
+
+    from iclkit.cli._kit import load_embedder
+    from iclkit.files import replace_file
+    from iclkit.selectors import worth_labelling
+
+    if path.exists():
+        raise UsageError(f"there is a {path} already; give it back with: iclkit pool label {pool} {path}")
+    with Pool.open(pool, create=False) as store:
+        view = store.view(labelled=None)
+        waiting = [e for e in view.examples if not e.output][:count]
+        if not waiting:
+            raise DataError(f"no input of {pool} waits for a label; add some: iclkit pool add {pool} FILE --unlabelled")
+        if embedder != "none":
+            model = load_embedder(embedder)
+            with bar("embedding") as progress:
+                store.embed(model, progress)
+            waiting = worth_labelling(store.view(labelled=None), model, count)
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow(_SHEET)
+    for example in waiting:
+        table.writerow([example.id, "", example.text, " | ".join(example.choices)])
+    try:
+        replace_file(path, text.getvalue())
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error.strerror})") from error
+    if as_json:
+        print_json({"path": str(path), "inputs": len(waiting)})
+    else:
+        echo(f"wrote {len(waiting):,} inputs to {path}")
+        say(f"fill in its column output, then: iclkit pool label {pool} {path}")
+
+
+def _sheet_labels(sheet: Path) -> dict[str, str]:
+    """The outputs that a sheet gives, by id; rows that are still empty are left out."""
+    from iclkit.datasets import open_rows
+
+    given: dict[str, str] = {}
+    for where, row in open_rows(sheet).records:
+        if isinstance(row, DataError):
+            raise row
+        if missing := [name for name in ("id", "output") if name not in row]:
+            raise DataError(
+                f"{where}: no column {missing[0]!r}; a sheet is what --write made, its column output filled in"
+            )
+        if visible(output := str(row["output"] or "")):
+            given[str(row["id"])] = output
+    return given
 
 
 @command.command()

@@ -178,7 +178,7 @@ def _task(source: str, name: str | None, data: Mapping[str, Any], chat: bool) ->
     if name is None:
         return load_task(source, data, chat=chat)
     with open_pool(Path(source)) as pool:
-        rows = tuple(pool)
+        rows = pool.view().examples
     if not rows:
         raise DataError(f"the pool {source} is empty; add examples with: iclkit pool add {source} FILE")
     return replace(load_task(name, data, chat=chat), train=rows, dev=())

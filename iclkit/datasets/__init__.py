@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from iclkit.datasets._catalogue import Entry, catalogue, entry, is_pulled, pull
 from iclkit.datasets._check import Finding, check_task
-from iclkit.datasets._formats import FORMATS, FileOptions, known_suffix
+from iclkit.datasets._formats import FORMATS, FileOptions, known_suffix, open_rows
 from iclkit.datasets._layouts import LAYOUTS
 from iclkit.datasets._leaks import Leak, find_leaks
 from iclkit.datasets._load import BUNDLED, bundled_cards, describe, is_pool, load_task, record_task
@@ -41,6 +41,7 @@ __all__ = [
     "load_task",
     "make_columns",
     "make_task",
+    "open_rows",
     "pull",
     "read_examples",
     "read_queries",

@@ -20,7 +20,7 @@ from iclkit.errors import DataError, UsageError
 from iclkit.files import other_kind, parse_json, path_kind, read_bytes
 from iclkit.records import clean_text
 
-FORMATS = ("jsonl", "json", "csv", "tsv", "parquet")
+FORMATS = ("jsonl", "json", "csv", "tsv", "parquet", "lines")
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -94,6 +94,8 @@ def open_rows(path: Path, options: FileOptions | None = None, wanted: Sequence[s
     if kind == "parquet":
         return Rows(_read_parquet(source))
     encoding = options.encoding or _encoding(source)
+    if kind == "lines":
+        return Rows(_read_texts(source, encoding))
     if kind in ("csv", "tsv"):
         return _read_table(source, encoding, kind, options, wanted)
     if kind == "json" and not _is_lines(source, encoding):
@@ -305,6 +307,18 @@ def _not_utf8(name: str, before: bytes, error: UnicodeDecodeError, line: int) ->
         f"{name}, line {line}: not UTF-8 (byte 0x{text[at]:02x} at byte {at - first + 1}); say how it is encoded, "
         f"e.g. --encoding cp1252" + (f" ({ways})" if ways else "")
     )
+
+
+def _read_texts(source: _Source, encoding: str) -> Iterator[Record]:
+    """An input on every line."""
+    empty = True
+    with source.text(encoding) as file, _decoding(source.name, encoding):
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                empty = False
+                yield f"{source.name}, line {number}", {"input": line.rstrip("\r\n")}
+    if empty:
+        raise DataError(f"{source.name} is empty; expected an input on every line")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

@@ -383,6 +383,10 @@ def _pool_rows(path: Path) -> list[Located]:
     with Pool.open(path, create=False, read_only=True) as pool:
         rows: list[Example] = list(pool.view().examples)
     if not rows:
+        with Pool.open(path, create=False, read_only=True) as pool:
+            many = len(pool)
+        if many:
+            raise DataError(f"the {many:,} inputs of {path} have no labels; see: iclkit pool label {path} --write FILE")
         raise DataError(f"the pool {path} is empty; add examples with: iclkit pool add {path} FILE")
     return [(f"{path}, example {e.id[:12]}", e) for e in rows]
 

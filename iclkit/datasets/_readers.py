@@ -129,6 +129,8 @@ class Reading:
     def _planned(self, columns: Columns, first: Sequence[Mapping[str, Any]], where: str) -> tuple[_Plan, list[str]]:
         if not first:
             return _Plan(_resolved(columns, {})), []
+        if columns.unlabelled and columns.output and not any(columns.output.partition(".")[0] in row for row in first):
+            _cell(where, first[0], columns.output, "--output")  # an output may be missing, a wrong name is a mistake
         own = not columns.input and not columns.output and _ours(first[0])
         named = columns.input or columns.output or columns.choices or columns.choice_keys
         known = None

@@ -96,7 +96,7 @@ class Pool:
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
         if self.path == MEMORY:
-            return Pool.of, (self.view().examples,)
+            return Pool.of, (self.view(labelled=None).examples,)
         return _pool_of_file, (str(Path(self.path).resolve()), self.uid, self.read_only)
 
     def close(self) -> None:
@@ -120,12 +120,12 @@ class Pool:
         return int(self._read("SELECT count(*) FROM examples")[0][0])
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(self.view().examples)
+        return iter(self.view(labelled=None).examples)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Example ids in insertion order."""
-        return self.view().ids
+        return self.view(labelled=None).ids
 
     def get(self, example_id: str) -> Example:
         """The example of an id or of a prefix that only one id has. DataError otherwise, with the nearest ids."""
@@ -152,8 +152,17 @@ class Pool:
         )
         return [r[0] for r in rows]
 
-    def view(self, *, task: str | None = None, where: Mapping[str, Json] | None = None) -> PoolView:
+    def view(
+        self,
+        *,
+        task: str | None = None,
+        where: Mapping[str, Json] | None = None,
+        labelled: bool | None = True,
+    ) -> PoolView:
         """A snapshot, of all examples or of those of a task and with the given metadata.
+
+        Inputs that wait for a label (an empty output) are left out: they can be shown to nobody. ``labelled=False``
+        gives them alone, None gives all.
 
         A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``). A name
         with dots reaches into values: ``attrs.tenant`` is ``tenant`` in what stands under ``attrs``.
@@ -162,9 +171,13 @@ class Pool:
         if stale and not self.read_only and not self._db.in_transaction:
             self._renumber(stale)
             full, _ = self._load()
-        if task is None and not where:
+        waiting = full.unlabelled
+        chosen = labelled is None or not (len(waiting) or labelled is False)
+        if task is None and not where and chosen:
             return full
         rows = full.matching(where or {})
+        if not chosen:
+            rows = rows[np.isin(rows, waiting) != labelled]
         if task is not None:
             wanted = clean_text(task)
             belongs = [e.task == wanted for e in full.examples_at(rows)]
@@ -309,6 +322,41 @@ class Pool:
             self._delete(connection, [old.id], f"updated to {row.id}", replaced_by=row.id)
             return changed
 
+    def label(self, outputs: Mapping[str, str]) -> int:
+        """Give inputs that wait for a label (an empty output) theirs, by id, all or none; returns how many are new.
+
+        An input that was given this label before is passed over. DataError for an id that waits for none, and for a
+        label that is none of the input's choices.
+        """
+        with self._writing() as connection:
+            rows: dict[str, _ExampleRow] = {}
+            for position, (example_id, output) in enumerate(outputs.items(), start=1):
+                found = connection.execute(BY_ID, (example_id,)).fetchone()
+                waiting = _example(found) if found else None
+                if waiting is None or waiting.output:
+                    if self._became(connection, example_id) is None:
+                        raise DataError(f"no input {example_id[:40]!r} of {self.path} waits for a label")
+                    continue
+                labelled = replace(waiting, output=output, id="")
+                if labelled.choices and labelled.output not in labelled.choices:
+                    raise DataError(f"{output!r} is none of the choices of {example_id}: {', '.join(labelled.choices)}")
+                rows[example_id] = _ExampleRow.of(labelled, position)
+            known = _known(connection, [row.id for row in rows.values()], "examples")
+            if new := {row.id: row for row in rows.values() if row.id not in known}:
+                self._insert(connection, list(new.values()), "label")
+            elif rows:
+                _log(connection, "label", len(rows))
+            for example_id, row in rows.items():
+                self._delete(connection, [example_id], f"labelled as {row.id}", replaced_by=row.id)
+        return len(rows)
+
+    @staticmethod
+    def _became(connection: Connection, example_id: str) -> str | None:
+        """What an example that is gone was updated to or labelled as."""
+        query = "SELECT replaced_by FROM tombstones WHERE id = ? ORDER BY revision DESC LIMIT 1"
+        found = connection.execute(query, (example_id,)).fetchone()
+        return str(found[0]) if found and found[0] else None
+
     def remove(self, ids: Iterable[str], *, reason: str = "removed") -> int:
         """Remove examples by id or unique prefix, all or none, and say how many. What stays is the id and the reason.
 
@@ -357,7 +405,7 @@ class Pool:
         sets of four-character pieces overlap by at least that much (Jaccard) with an older one that is kept. From about
         0.75 on the pairs of inputs compared grow with the pool; below, with many words in common, faster.
         """
-        examples = self.view().examples
+        examples = self.view(labelled=None).examples
         groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
         if not groups or not apply:
             return DedupeReport(groups, 0)
@@ -378,12 +426,12 @@ class Pool:
         The file appears whole or not at all, and ``read_examples`` (``iclkit pool add``) gives back equal examples. In
         CSV and Parquet, choices, metadata and inputs with fields are JSON.
         """
-        return write_examples(self.view().examples, Path(path), format)
+        return write_examples(self.view(labelled=None).examples, Path(path), format)
 
     def stats(self) -> PoolStats:
         """Counts per task, output and embedder, and the size on disk."""
         files = [] if self.path == MEMORY else [Path(self.path), Path(f"{self.path}-wal")]
-        examples = self.view().examples
+        examples = self.view(labelled=None).examples
         return PoolStats(
             examples=len(examples),
             removed=int(self._read("SELECT count(*) FROM tombstones WHERE id NOT IN (SELECT id FROM examples)")[0][0]),
@@ -405,7 +453,7 @@ class Pool:
             f"table {r[0]} row {r[1]} refers to nothing in {r[2]}" for r in self._read("PRAGMA foreign_key_check")
         ]
         by_input: dict[tuple[str, str], list[Example]] = {}
-        for example in self.view().examples:
+        for example in self.view(labelled=None).examples:
             if len(example.id) == 32 and _content_id(example) != example.id != self._content_id_as_stored(example.id):
                 problems.append(f"example {example.id} does not have the content its id was made of")
             if not example.text.strip():
@@ -434,7 +482,7 @@ class Pool:
 
         Committed in batches: a kill loses at most one, and the same call again goes on.
         """
-        view = self.view()
+        view = self.view(labelled=None)
         missing = view.count_missing(embedder)
         view.vectors(embedder, progress)
         return missing

@@ -190,6 +190,11 @@ class PoolView:
         made: T = self._derived[key]
         return made
 
+    @cached_property
+    def unlabelled(self) -> IntArray:
+        """Ascending handles of the inputs that wait for a label: those with an empty output."""
+        return self.rows[np.array([not e.output for e in self.examples], dtype=np.bool_)]
+
     def matching(self, where: Mapping[str, Json]) -> IntArray:
         """Ascending handles of the examples with this metadata; one array per filter.
 

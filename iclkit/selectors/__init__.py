@@ -23,6 +23,7 @@ from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
 from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, make_selector, selectors_table
 from iclkit.selectors._saved import Chooser, is_saved_selector, load_selector
+from iclkit.selectors._votek import worth_labelling
 
 __all__ = [
     "BUILTINS",
@@ -51,4 +52,5 @@ __all__ = [
     "selector_info",
     "selectors_table",
     "top_rows",
+    "worth_labelling",
 ]

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from iclkit.embed import vector_key
+from iclkit.embed import Embedder, vector_key
 from iclkit.lm import ask_each
-from iclkit.pool import CandidateBatch, Candidates
+from iclkit.pool import CandidateBatch, Candidates, PoolView
 from iclkit.prompts import answer_stops
-from iclkit.records import GenerateRequest, Query, ScoreRequest
-from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Needs, SelectorCost
+from iclkit.records import Example, GenerateRequest, Query, ScoreRequest
+from iclkit.selectors._base import BaseSelector, BoolArray, Choice, FloatArray, IntArray, Kit, Needs, SelectorCost
 from iclkit.selectors._label_scorer import LabelScorer
 from iclkit.selectors._maths import SCORE_DECIMALS, hash_keys, shuffled_keys, smallest_rows, top_rows
 from iclkit.settings import setting
@@ -178,6 +178,27 @@ class VoteKSelector(_AnnotationSelector):
     def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
         """Fast vote-k over the whole pool."""
         return fast_vote_order(near, self.budget, density)
+
+
+@dataclass
+class _NextLabels(VoteKSelector):
+    """Vote-k among the inputs that wait for a label; those that have one are heard already."""
+
+    def annotation_order(self, near: IntArray, density: FloatArray) -> list[int]:
+        waiting = np.array([not e.output for e in self.pool_.examples], dtype=np.bool_)
+        return fast_vote_order(near, self.budget, density, first=np.flatnonzero(~waiting), among=waiting)
+
+
+def worth_labelling(view: PoolView, embedder: Embedder, count: int) -> list[Example]:
+    """At most ``count`` inputs of a pool that wait for a label, those most worth one first, by fast vote-k.
+
+    ``view``: all of the pool (``pool.view(labelled=None)``), so that inputs near labelled ones come last.
+    """
+    if not len(view.unlabelled):
+        return []
+    chooser = _NextLabels(budget=count)
+    chooser.fit(view, Kit(embedder=embedder))
+    return [view.examples[position] for position in chooser.annotated_.tolist()]
 
 
 @dataclass
