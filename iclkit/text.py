@@ -58,6 +58,44 @@ def visible(text: str) -> str:
     return one_line(text if text.isascii() else _INVISIBLE.sub("", text))
 
 
+# the commonest words of texts in English, and in other languages of Latin script, those that are English words left out
+_ENGLISH = frozenset(
+    _WORD.findall("""
+    about after all and any are because but can could did does for from had has have how if is it its just my of our
+    she that the their them there they this was were what when where which who why will with would you your""")
+)
+_OTHER = frozenset(
+    _WORD.findall("""
+    und der das ist nicht ein eine ich mit auf für sie les des est que pas une dans pour vous avec el los las por con
+    para del pero il di che non sono della gli não uma com os dos het een van niet dat zijn voor nie się jest że och
+    att det som är inte på bir ve bu için yang dan untuk tidak có không của là ei että mutta și este hogy nem az ja
+    jsem jako ale ikke og til""")
+)
+_FEW_WORDS = 100
+_OTHER_SHARE = 0.05
+
+
+def looks_english(texts: Iterable[str]) -> bool:
+    """Whether texts may be English, by their script and by the commonest words of Latin scripts.
+
+    True where there is too little to tell: fewer than 100 words, or no running text.
+    >>> looks_english(["the cat sat on the mat"] * 30), looks_english(["die Katze und der Hund auf der Matte"] * 30)
+    (True, False)
+    >>> looks_english(["猫はマットの上に座っていた"] * 30), looks_english(["sun"] * 200)
+    (False, True)
+    """
+    latin = beyond = english = other = 0
+    for text in texts:
+        for word in _WORD.findall(text.casefold()):
+            latin += word[0] < "\u0250" and word[0].isalpha()
+            beyond += word[0] >= "\u0250"
+            english += word in _ENGLISH
+            other += word in _OTHER
+    if beyond > max(latin, 10):
+        return False
+    return latin < _FEW_WORDS or other <= max(english, _OTHER_SHARE * latin)
+
+
 def words(text: str) -> list[str]:
     """The words of a text in any script, in order, folded so that spellings of one word are equal: for metrics.
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclkit.text import characters, count_words, fold, search_terms, words
+from iclkit.text import characters, count_words, fold, looks_english, search_terms, words
 
 # script: a text, its words, and what a search for it sees
 SCRIPTS = {
@@ -86,3 +86,22 @@ def test_length_in_words_is_counted_without_spaces_too():
     assert count_words("यह हिन्दी है ।") == 4
     assert count_words("ภาษาไทย") == 2
     assert count_words("") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "english"),
+    [
+        ("the parcel has not come and I want my money back", True),
+        ("das Paket ist nicht da und ich will mein Geld zurück", False),
+        ("le colis est en retard et je ne sais pas pour quand", False),
+        ("el paquete no ha llegado y los pagos son para hoy con retraso", False),
+        ("荷物がまだ届きません", False),
+        ("Где моя посылка", False),
+        ("SELECT name FROM rivers WHERE length > 3", True),
+        ("card_arrival 12", True),
+        ("sun", True),
+    ],
+)
+def test_texts_that_are_not_english_are_told_by_script_and_common_words(text: str, english: bool) -> None:
+    assert looks_english([text] * 60) is english
+    assert looks_english(["ok"]), "too little to tell"

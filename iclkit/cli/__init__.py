@@ -20,6 +20,7 @@ from types import TracebackType
 import click
 
 from iclkit import __version__
+from iclkit.cli._examples import show_examples
 from iclkit.cli._terminal import echo
 from iclkit.errors import IclkitError, UnknownName
 
@@ -68,7 +69,7 @@ class _LazyGroup(click.Group):
             raise UnknownName("command", cmd_name, COMMANDS)
         command = import_module(f"iclkit.cli.{COMMANDS[cmd_name][0]}").command
         assert isinstance(command, click.Command)
-        return command
+        return show_examples(cmd_name, command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

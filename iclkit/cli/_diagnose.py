@@ -19,6 +19,7 @@ from iclkit.cli._kit import (
     load_task,
     open_pool,
     reranker_for,
+    tell_language,
 )
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
@@ -90,6 +91,8 @@ def command(
         for name in dedupe(tasks)
     ]
     vectors = embedder_for(grid.needs, embedder, always=embedder != "none")
+    for bench in benches if vectors else ():
+        tell_language(bench.view.examples, embedder)
     tools = Tools(embedder=vectors, reranker=reranker_for(grid.needs, reranker_name))
     rows = []
     for bench in benches:

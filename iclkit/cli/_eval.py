@@ -22,6 +22,7 @@ from iclkit.cli._kit import (
     load_task,
     open_pool,
     reranker_for,
+    tell_language,
     unescape,
 )
 from iclkit.cli._runs import (
@@ -192,6 +193,8 @@ def command(
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
     vectors = embedder_for(grid.needs, embedder, lm_options.device)
+    for bench in benches if vectors else ():
+        tell_language(bench.view.examples, embedder)
     for task in loaded:
         if vectors and task.name in vectors.trained_on:
             say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")

@@ -15,7 +15,7 @@ import click
 from iclkit.cli._progress import download_bar
 from iclkit.cli._tables import say
 from iclkit.errors import ModelError, UsageError
-from iclkit.records import Json
+from iclkit.records import Example, Json
 
 if TYPE_CHECKING:
     from iclkit.datasets import Skipped, Task, TaskFile
@@ -345,6 +345,24 @@ def load_embedder(name: str, device: str | None = None, *, few: bool = False) ->
     fetch(name, "embedder")
     say(f"loading {name} …")
     return embed.load_embedder(name, device=device, few=few)
+
+
+def tell_language(examples: Sequence[Example], embedder: str) -> None:
+    """A note where an embedder that was trained on English alone is to compare texts of another language."""
+    from iclkit.datasets import sample_rows
+    from iclkit.embed import split_spec
+    from iclkit.models import catalogue
+    from iclkit.text import looks_english
+
+    name, _ = split_spec(embedder)
+    card = catalogue().get(name)
+    if card is not None and card.languages == "en" and not looks_english(
+        e.text for e in sample_rows(examples, 300, seed=0)
+    ):  # fmt: skip
+        say(
+            f"note: the examples do not look English, and {name} was trained on English; a multilingual embedder may "
+            f"find better neighbors: --embedder multilingual-e5-small"
+        )
 
 
 def load_reranker(name: str, device: str | None = None) -> Reranker:

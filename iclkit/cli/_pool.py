@@ -16,6 +16,7 @@ from iclkit.cli._kit import (
     FILE_OPTIONS,
     conditions,
     data_options,
+    tell_language,
     write_skipped,
 )
 from iclkit.cli._progress import bar
@@ -61,12 +62,6 @@ def add(
     JSONL, JSON, CSV, TSV and Parquet, also packed with gzip or zstd; - is standard input. Known layouts are recognized:
     chat messages, Alpaca, ShareGPT, SQuAD, MMLU, ARC and more. All or nothing: when one row of one file is wrong,
     nothing is added. Examples that are in the pool already are left as they are.
-
-    \b
-    iclkit pool add demos.db tickets.csv --input text --output team
-    iclkit pool add demos.db train.json.gz --rows data.items --on-bad-row skip
-    cat rows.jsonl | iclkit pool add demos.db -
-    iclkit pool add inputs.db inputs.csv --input text --unlabelled
     """
     from iclkit.datasets import TaskFile, read_rows
 
@@ -240,6 +235,7 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
 
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
+        tell_language(store.view(labelled=None).examples, embedder)
         made, total = store.embed(model, progress), len(store)
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
@@ -261,11 +257,6 @@ def label(pool: Path, sheet: Path | None, write: Path | None, count: int, embedd
 
     The inputs most worth a label come first (vote-k: many others are near to them, and none that has one). Rows of the
     sheet that are still empty are left for another time. All or nothing.
-
-    \b
-    iclkit pool add inputs.db inputs.csv --input text --unlabelled
-    iclkit pool label inputs.db --write sheet.csv -n 50
-    iclkit pool label inputs.db sheet.csv
     """
     if bool(sheet) == bool(write):
         raise UsageError("give a SHEET that is filled in, or --write FILE for one to fill in")

@@ -37,12 +37,6 @@ def new(name: str, file: str, data: Mapping[str, Any], again: bool, as_json: boo
     FILE is a file of rows, a folder, a pool, hf:owner/name or a name of iclkit datasets ls. What is not said is found
     out from the rows, told in one line each, and written down, to be read and edited. So is the split: the same rows
     are test rows ever after.
-
-    \b
-    iclkit task new tickets tickets.csv --input text --output team
-    iclkit task new tickets tickets.csv --test-size 200 --split-by customer
-    iclkit task new exam mmlu.csv --choices A,B,C,D
-    iclkit task new spam spam.jsonl --label-names false=ham,true=spam
     """
     from iclkit import datasets
 
@@ -73,12 +67,7 @@ def new(name: str, file: str, data: Mapping[str, Any], again: bool, as_json: boo
 @data_options()
 @JSON
 def show(name: str, data: Mapping[str, Any], as_json: bool) -> None:
-    """Show a task: its rows by split, labels, metric, template, and a demonstration as the LM reads it.
-
-    \b
-    iclkit task show tickets
-    iclkit task show tickets.csv --input text --output team
-    """
+    """Show a task: its rows by split, labels, metric, template, and a demonstration as the LM reads it."""
     facts = _facts(load_task(name, data))
     if as_json:
         emit_json(facts, indent=2)
@@ -99,10 +88,6 @@ def show(name: str, data: Mapping[str, Any], as_json: bool) -> None:
 def check(name: str, data: Mapping[str, Any], lm_name: str | None, lm_options: LMOptions, as_json: bool) -> None:
     """Look for what will hurt later: rows that are there twice, test rows among the train rows, labels that differ only
     in their spelling or are rare, rows that are too long, outputs that say nothing. Exit code 1 when there is any.
-
-    \b
-    iclkit task check tickets
-    iclkit task check tickets.csv --input text --output team --lm smollm2-135m
     """
     from iclkit.datasets import check_task
 

@@ -41,6 +41,7 @@ class Wheel:
 class ModelCard:
     """What is known about a model. ``megabytes``: its safetensors weights on the hub; ``context``: tokens it reads.
 
+    ``languages`` of an embedder: ``en`` for English alone, ``many``, or "" where nobody said.
     ``query_prefix`` and ``document_prefix`` are what an embedder was trained to see before its texts.
     """
 
@@ -53,6 +54,7 @@ class ModelCard:
     context: int = 0
     revision: str = "main"
     note: str = ""
+    languages: str = ""
     query_prefix: str = ""
     document_prefix: str = ""
     wheel: Wheel | None = field(default=None)

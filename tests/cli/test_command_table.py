@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import shlex
 from pathlib import Path
 
 import click
@@ -10,6 +12,7 @@ import pytest
 
 import iclkit.cli
 from iclkit.cli import COMMANDS, cli
+from iclkit.cli._examples import EXAMPLES
 
 LM_OPTIONS = {"--dtype", "--device", "--workers", "--threads", "--batch-tokens", "--no-cache"}
 WITHOUT_CHAT = {
@@ -17,7 +20,7 @@ WITHOUT_CHAT = {
     "task check": "it counts the tokens of the task's template",
     "train": "a retriever is trained on the task's template",
 }
-SHARED = {"_kit", "_progress", "_runs", "_tables", "_terminal"}
+SHARED = {"_examples", "_kit", "_progress", "_runs", "_tables", "_terminal"}
 
 
 def commands() -> dict[str, click.Command]:
@@ -37,6 +40,31 @@ def options(command: click.Command) -> set[str]:
 
 
 TABLE = commands()
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_help_of_every_command_ends_with_examples_that_parse(name: str) -> None:
+    command = TABLE[name]
+    shown = command.get_help(click.Context(command, info_name=f"iclkit {name}"))
+    assert "Examples:" in shown, f"add examples of `iclkit {name}` to iclkit/cli/_examples.py"
+    for line in EXAMPLES[name]:
+        assert f"  {line}" in shown
+        words = shlex.split(re.split(r" [|<>] ", line)[0])
+        assert words[0] == "iclkit"
+        command, rest = cli, words[1:]
+        ctx = click.Context(cli, info_name="iclkit")
+        while isinstance(command, click.Group):
+            found = command.get_command(ctx, rest.pop(0))
+            assert found is not None
+            command = found
+        if "--file" not in rest:  # a file that is not here
+            command.make_context(name, rest)
+
+
+def test_there_are_no_examples_of_commands_that_are_gone() -> None:
+    assert EXAMPLES.keys() == TABLE.keys()
+
+
 ASKING = sorted(name for name, command in TABLE.items() if "--lm" in options(command))
 
 
