@@ -70,6 +70,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "datasets show": ("iclkit datasets show support",),
     "datasets pull": ("iclkit datasets pull sst2",),
     "selectors ls": ("iclkit selectors ls",),
+    "selectors show": ("iclkit selectors show mmr",),
 }
 """By the words that call the command; what follows ``|``, ``<`` or ``>`` is the shell's."""
 
