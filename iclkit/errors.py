@@ -106,5 +106,9 @@ class RunError(IclkitError):
     """A run that had started cannot go on; what was computed is kept."""
 
 
+class RunBusy(RunError):
+    """Another process works on the same run, and the caller does not want to wait for it."""
+
+
 class NothingAnswered(RunError):
     """Every query of a run failed, so that there is nothing to judge; the text gives the first one's reason."""

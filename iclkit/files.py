@@ -207,14 +207,17 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def try_lock(file: IO[str]) -> bool:
-    """An advisory lock that ends with the process, however it ends."""
+def try_lock(file: IO[str], *, wait: bool = False) -> bool:
+    """An advisory lock that ends with the process, however it ends; False when another holds it.
+
+    With ``wait`` it comes back with the lock, as soon as nobody else holds it; signals end the wait as usual.
+    """
     try:
         import fcntl
     except ImportError:  # Windows: no such lock there; two processes at one place are the user's to avoid
         return True
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True

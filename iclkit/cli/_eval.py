@@ -81,7 +81,10 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @click.option("-k", "--num_fewshot", "-f", "ks", type=Numbers(), multiple=True, default=((8,),), help="How many "
               "demonstrations; several with commas.  [default: 8]")  # fmt: skip
 @click.option(
-    "--seeds", default=3, show_default=True, type=click.IntRange(1), help="How many seeds, where they matter."
+    "--seeds",
+    type=click.IntRange(1),
+    help="How many seeds, where a selector draws at random.  [default: 10 where it "
+    "draws once for the task, 3 where it draws for each query]",
 )
 @click.option("--order", "orders", multiple=True, default=("best-last",), show_default=True, help="Order of the "
               "demonstrations; repeat for several.")  # fmt: skip
@@ -132,7 +135,7 @@ def command(
     predictors: tuple[str, ...],
     lms: tuple[str, ...],
     ks: tuple[tuple[int, ...], ...],
-    seeds: int,
+    seeds: int | None,
     orders: tuple[str, ...],
     embedder: str,
     reranker_name: str | None,

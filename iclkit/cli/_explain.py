@@ -135,9 +135,11 @@ def command(
 
 
 def _row(run: Run, query_id: str) -> Row:
-    if query_id.isdigit() and len(query_id) <= len(str(len(run.rows))) and int(query_id) < len(run.rows):
+    if exact := [row for row in run.rows if row.query_id == query_id]:  # a number may be a row's own id
+        return exact[0]
+    if query_id.isdecimal() and len(query_id) <= len(str(len(run.rows))) and int(query_id) < len(run.rows):
         return run.rows[int(query_id)]
-    found = [r for r in run.rows if r.query_id == query_id] or [r for r in run.rows if r.query_id.startswith(query_id)]
+    found = [row for row in run.rows if row.query_id.startswith(query_id)]
     if len(found) == 1:
         return found[0]
     some = ", ".join(r.query_id for r in (found or run.rows)[:3])

@@ -64,16 +64,18 @@ def run_bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[
     with _bars(*_counts()) as drawn:
         whole = drawn.add_task("all runs", total=total, rate="")
         this = drawn.add_task("", total=1, rate="")
-        finished, size = 0, 0
+        before, now = 0, 0  # queries of earlier runs, and of this one
 
         def start(title: str, queries: int) -> None:
-            nonlocal finished, size
-            finished, size = finished + size, queries
+            nonlocal before, now
+            before, now = before + now, 0
             drawn.reset(this, description=title, total=queries, rate="")
 
         def step(done: int) -> None:
+            nonlocal now
+            now = done
             drawn.update(this, completed=done)
-            drawn.update(whole, completed=finished + done)
+            drawn.update(whole, completed=before + done)
             for task in drawn.tasks:
                 drawn.update(task.id, rate=_rate(task))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -15,7 +16,7 @@ import click
 from iclkit.cli._kit import task_file, tell_notes
 from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say
-from iclkit.errors import DataError, NeedError, NothingAnswered, UsageError
+from iclkit.errors import DataError, NeedError, NothingAnswered, RunBusy, UsageError
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
@@ -130,7 +131,8 @@ def run_jobs(
 ) -> list[Run]:
     """Make the runs, with a bar each: rate and time left for the run and for all.
 
-    A run of which every query failed is put into ``lost``, where that is given, and does not end the others.
+    A run of which every query failed is put into ``lost``, where that is given, and does not end the others. Runs that
+    another process is making come last: two commands with one folder share the work.
     """
     from iclkit.eval import cautions
     from iclkit.report import format_figure
@@ -139,21 +141,31 @@ def run_jobs(
     lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
     said = {at: lm.notes for at, lm in lms.items()}
     total = sum(len(job.bench.queries) for job in jobs)
+    numbered = {id(job): f"{number}/{len(jobs)} {job.title}" for number, job in enumerate(jobs, 1)}
+    todo, busy = deque(jobs), set[int]()
     with run_bars(total) as (start, step):
-        for number, job in enumerate(jobs, 1):
-            start(f"{number}/{len(jobs)} {job.title}", len(job.bench.queries))
-            begun = time.monotonic()
+        while todo:
+            job = todo.popleft()
+            title, begun = numbered[id(job)], time.monotonic()
+            start(title, len(job.bench.queries))
+            if id(job) in busy:
+                say(f"{title}: waiting for the other process")
             try:
-                run = job.run(out, lambda done, _: step(done), on_error)
+                run = job.run(out, lambda done, _: step(done), on_error, wait=id(job) in busy)
+            except RunBusy:
+                say(f"{title}: another process is making it; the others first")
+                busy.add(id(job))
+                todo.append(job)
+                continue
             except NothingAnswered as error:
                 if lost is None:
                     raise
                 lost.append(error)
-                say(f"{number}/{len(jobs)} {job.title}: {error}")
+                say(f"{title}: {error}")
                 continue
             runs.append(run)
             if not sys.stderr.isatty():
-                say(f"{number}/{len(jobs)} {job.title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
+                say(f"{title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
     for at, lm in lms.items():  # what was found out while they were asked

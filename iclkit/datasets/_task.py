@@ -110,7 +110,8 @@ class Task:
     ``labels`` is the closed label set of a classification task, else empty. ``metric`` is a name in ``iclkit.eval``.
     ``max_answer_tokens`` bounds a generated answer; None: as long as the answers that may be shown need, with room (see
     ``iclkit.eval``). ``notes`` say what the user should know of the data; they are no part of its identity. ``places``:
-    where rows were read, e.g. ``"test.jsonl, line 17"``, by example id, as far as known.
+    where rows were read, e.g. ``"test.jsonl, line 17"``, by example id, as far as known; rows of equal content have one
+    place each, in order.
     """
 
     name: str
@@ -124,7 +125,7 @@ class Task:
     card: Card = field(default_factory=Card)
     max_answer_tokens: int | None = None
     notes: tuple[str, ...] = ()
-    places: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def split(self, name: str) -> tuple[Example, ...]:
         """The rows of ``train``, ``dev`` or ``test``; UsageError on another name."""
@@ -235,8 +236,15 @@ def build_task(
         card=card,
         max_answer_tokens=max_answer_tokens,
         notes=_label_notes(known, splits) if kind == "classification" else (),
-        places={e.id: where for split in ("dev", "test") for where, e in splits.get(split, ())},
+        places=_places(located for split in ("dev", "test") for located in splits.get(split, ())),
     )
+
+
+def _places(rows: Iterable[Located]) -> dict[str, tuple[str, ...]]:
+    places: dict[str, tuple[str, ...]] = {}
+    for where, example in rows:
+        places[example.id] = (*places.get(example.id, ()), where)
+    return places
 
 
 def _check_labels(splits: Mapping[str, Sequence[Located]], known: set[str]) -> None:

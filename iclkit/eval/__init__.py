@@ -27,7 +27,7 @@ from iclkit.eval._labels import (
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._multiple import false_discovery, holm
-from iclkit.eval._plan import Cost, Grid, PlannedRun, break_evens, cost, differs_by_seed, dry_run, plan
+from iclkit.eval._plan import SEEDS, Cost, Grid, PlannedRun, break_evens, cost, drawn_by_seed, dry_run, plan
 from iclkit.eval._pooled import (
     NewTasks,
     PooledDifference,
@@ -51,6 +51,7 @@ from iclkit.eval._stats import (
 
 __all__ = [
     "METRICS",
+    "SEEDS",
     "Advice",
     "Bench",
     "Bin",
@@ -83,7 +84,7 @@ __all__ = [
     "decide",
     "diagnose",
     "difference",
-    "differs_by_seed",
+    "drawn_by_seed",
     "dry_run",
     "estimate",
     "evaluate",

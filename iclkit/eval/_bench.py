@@ -14,7 +14,7 @@ from iclkit.errors import DataError, LeakError, UsageError
 from iclkit.models import home
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import TaskContext, leave_one_out
-from iclkit.records import Example, Json, Query, digest
+from iclkit.records import Example, Json, Query, digest, unique_names
 
 ON_LEAK = ("exclude", "stop", "ignore")
 
@@ -24,7 +24,9 @@ class Bench:
     """A task made ready to be judged: its pool, the queries with what must not be shown to them, the right answers.
 
     ``leaks`` is what the firewall found: counts by kind, and what was done about it. ``drawn`` tells other queries than
-    the first of the test rows, as a part of a run's identity: ``{"sample": seed}``, or ``{"rows": hash}``.
+    the first of the test rows, as a part of a run's identity: ``{"sample": seed}``, or ``{"rows": hash}``. A query, its
+    right answer and its place are one row, by position; ids of queries are unique (the second of one id ends in
+    ``#2``), so that what is kept by id is kept by row.
     """
 
     task: Task
@@ -36,10 +38,18 @@ class Bench:
     source: Mapping[str, str] = field(default_factory=dict)
     """Where ``task`` and ``pool`` were read from, for a later command; not part of a run's identity."""
     drawn: Mapping[str, Any] = field(default_factory=dict)
-    places: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Where queries were read, by id, as far as known; for messages."""
+    places: tuple[str, ...] = field(default=(), repr=False)
+    """Where each query was read, as far as known; for messages."""
     conditions: Mapping[str, Json] = field(default_factory=dict)
     """What was done to task or pool, by name (``noise``: 0.2): a part of the identity; boards compare along it."""
+
+    def __post_init__(self) -> None:
+        names = unique_names(q.id for q in self.queries)
+        if any(q.id != name for q, name in zip(self.queries, names, strict=True)):
+            queries = tuple(replace(q, id=name) for q, name in zip(self.queries, names, strict=True))
+            object.__setattr__(self, "queries", queries)
+        if len(self.queries) != len(self.golds):
+            raise DataError(f"{len(self.queries)} queries and {len(self.golds)} right answers; give one for each")
 
     @cached_property
     def context(self) -> TaskContext:
@@ -108,8 +118,8 @@ def make_bench(
     view = pool.view() if isinstance(pool, Pool) else pool
     if not len(view):
         raise DataError(f"the pool for task {task.name!r} is empty; add examples with: iclkit pool add POOL FILE")
-    rows = sample_rows([*zip(task.queries("test"), task.test, strict=True)][:first], limit, seed=seed)
-    queries, examples = [q for q, _ in rows], [e for _, e in rows]
+    rows = sample_rows([*zip(task.queries("test"), task.test, _places(task), strict=True)][:first], limit, seed=seed)
+    queries, examples = [q for q, _, _ in rows], [e for _, e, _ in rows]
     if made := generated(examples):
         raise DataError(
             f"{len(made)} of {len(rows)} test rows of {task.name!r} were written by a model "
@@ -137,12 +147,22 @@ def make_bench(
         on_leak,
         facts,
         drawn={"sample": seed} if len(rows) < len(task.test) and first is None else {},
-        places={q.id: task.places[e.id] for q, e in rows if e.id in task.places},
+        places=tuple(place for _, _, place in rows),
     )
+
+
+def _places(task: Task) -> list[str]:
+    """Where each test row was read; of rows of equal content the first stands at the first place, and so on."""
+    met, places = Counter[str](), list[str]()
+    for example in task.test:
+        known = task.places.get(example.id, ())
+        places.append(known[met[example.id]] if met[example.id] < len(known) else "")
+        met[example.id] += 1
+    return places
 
 
 def pool_bench(bench: Bench, examples: Sequence[Example]) -> Bench:
     """The same task and pool with examples as queries, each kept from seeing itself and its doubles."""
     queries, golds = leave_one_out(bench.view, examples), tuple(e.output for e in examples)
     drawn = {"rows": digest([q.id for q in queries], 8)}
-    return replace(bench, queries=queries, golds=golds, leaks={}, drawn=drawn, places={})
+    return replace(bench, queries=queries, golds=golds, leaks={}, drawn=drawn, places=())

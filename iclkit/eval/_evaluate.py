@@ -76,6 +76,7 @@ def evaluate(
     out: str | Path | None = None,
     on_error: str = "record",
     progress: Progress | None = None,
+    wait: bool = True,
 ) -> Run:
     """Predict and judge for every query of a bench.
 
@@ -84,8 +85,10 @@ def evaluate(
     metric raises) becomes a row with a ``failure``, and the run goes on; the same call again asks for those rows alone.
     With ``on_error`` "stop" the first of them is raised as a DataError.
 
-    Errors: NeedError and UsageError for what the predictor lacks; NothingAnswered when every query failed; RunError
-    when another process works on the same run.
+    Several processes may share ``out``: of one run they make it once. One that finds another at work on it waits, and
+    returns what that one made; with ``wait`` False it is RunBusy.
+
+    Errors: NeedError and UsageError for what the predictor lacks; NothingAnswered when every query failed.
     """
     check_on_error(on_error)
     work = _Work(bench, predictor.fit(bench.context), on_error, progress)
@@ -95,7 +98,7 @@ def evaluate(
         _must_have_answers(rows)
         return Run(spec, tuple(rows), dict(predictor.usage), _made() | work.facts(rows) | {"done": True})
     asked = [(q.id, gold) for q, gold in zip(bench.queries, bench.golds, strict=True)]
-    with RunStore(out).open(spec, asked) as folder:
+    with RunStore(out).open(spec, asked, wait=wait) as folder:
         again = [at for at, row in enumerate(folder.rows) if row.failure]
         if not folder.done or again:
             before, made = dict(folder.usage), _made(folder.facts if folder.rows else {})
@@ -107,7 +110,8 @@ def evaluate(
 
             if not folder.done:  # a finished run with failed rows stays finished until they are asked again
                 save(done=False)
-            work.step(len(folder.rows))
+            if folder.rows:
+                work.step(len(folder.rows))
             for part in folder.todo:
                 folder.append(work.rows(part))
                 save(done=False)
@@ -121,6 +125,8 @@ def evaluate(
                 folder.rewrite(rows)
             _must_have_answers(rows)
             save(done=True)
+        else:
+            work.step(total)
         return Run(spec, tuple(folder.rows), folder.usage, folder.facts | {"done": True})
 
 
@@ -155,13 +161,15 @@ class _Work:
     def __init__(self, bench: Bench, predictor: Predictor, on_error: str, progress: Progress | None) -> None:
         self.bench, self.predictor, self.on_error, self.progress = bench, predictor, on_error, progress
         calibrated = run_spec(bench, predictor).calibrate != "none"
-        self.judge = Judge(METRICS.get(bench.task.metric), calibrated, bench.places)
+        self.judge = Judge(METRICS.get(bench.task.metric), calibrated)
+        self.places = bench.places or ("",) * len(bench.queries)
         self._done = 0
 
     def rows(self, part: Sequence[int], *, steps: bool = True) -> list[Row]:
         """The rows of the queries at these positions, as ``finished`` wants them; ``steps``: count them as done."""
         predictions = self.predictor.predict([self.bench.queries[at] for at in part])
-        rows = [self.judge.row(p, self.bench.golds[at]) for p, at in zip(predictions, part, strict=True)]
+        golds, places = self.bench.golds, self.places
+        rows = [self.judge.row(p, golds[at], places[at]) for p, at in zip(predictions, part, strict=True)]
         if steps:
             self.step(len(part))
         return self._checked(rows)
@@ -174,8 +182,8 @@ class _Work:
         after = self.predictor.finish(before)
         return self._checked(
             [
-                row if new is old else self.judge.again(row, new)
-                for row, old, new in zip(rows, before, after, strict=True)
+                row if new is old else self.judge.again(row, new, place)
+                for row, old, new, place in zip(rows, before, after, self.places, strict=True)
             ]
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from iclkit.errors import DataError, IclkitError
@@ -14,16 +13,18 @@ from iclkit.records import Row
 
 @dataclass(frozen=True, slots=True)
 class Judge:
-    """A metric over the predictions of one predictor. ``places``: where queries were read, by id, for messages."""
+    """A metric over the predictions of one predictor."""
 
     metric: Metric
     calibrated: bool
-    places: Mapping[str, str]
 
-    def row(self, prediction: Prediction, gold: str) -> Row:
-        """The row of one query. One that cannot be answered or judged is a row with a ``failure``."""
+    def row(self, prediction: Prediction, gold: str, place: str = "") -> Row:
+        """The row of one query. One that cannot be answered or judged is a row with a ``failure``.
+
+        ``place``: where the query was read, for messages.
+        """
         selection, prompt = prediction.selection, prediction.prompt
-        metrics, failure = self._judged(prediction, gold)
+        metrics, failure = self._judged(prediction, gold, place)
         return Row(
             query_id=prediction.query_id,
             gold=gold,
@@ -41,14 +42,13 @@ class Judge:
             label_tokens=prediction.tokens,
         )
 
-    def again(self, row: Row, prediction: Prediction) -> Row:
+    def again(self, row: Row, prediction: Prediction, place: str = "") -> Row:
         """A row whose answer has changed with a look at all of them."""
-        metrics, failure = self._judged(prediction, row.gold)
+        metrics, failure = self._judged(prediction, row.gold, place)
         return replace(row, output=prediction.output, metrics=metrics, failure=failure)
 
-    def _judged(self, prediction: Prediction, gold: str) -> tuple[dict[str, float], str]:
+    def _judged(self, prediction: Prediction, gold: str, place: str) -> tuple[dict[str, float], str]:
         """Values by metric, and why there are none."""
-        place = self.places.get(prediction.query_id, "")
         where = f"{place}: " if place else ""
         if prediction.failure:
             return {}, where + prediction.failure

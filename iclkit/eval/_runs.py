@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from iclkit.errors import DataError, RunError, UsageError
+from iclkit.errors import DataError, RunBusy, RunError, UsageError
 from iclkit.files import parse_json, read_json, read_jsonl, replace_file, try_lock
 from iclkit.prompts import Template
 from iclkit.records import (
@@ -210,12 +210,12 @@ class RunStore:
         """Runs that ``runs`` could not read."""
 
     @contextmanager
-    def open(self, spec: RunSpec, asked: Sequence[tuple[str, str]]) -> Iterator[RunWriter]:
+    def open(self, spec: RunSpec, asked: Sequence[tuple[str, str]], *, wait: bool = True) -> Iterator[RunWriter]:
         """The folder of a run, made if it is not there, locked against other processes.
 
-        ``asked``: id and gold answer of each query, by position, which the rows that are there must have. RunError when
-        another process holds the folder or it cannot be written; DataError when what is there is damaged: nothing is
-        changed then.
+        ``asked``: id and gold answer of each query, by position, which the rows that are there must have. While another
+        process holds the folder this one waits for it, and then finds its rows; with ``wait`` False it is RunBusy.
+        RunError when the folder cannot be written; DataError when what is there is damaged: nothing is changed then.
         """
         folder = self.out / spec.id
         try:
@@ -226,10 +226,8 @@ class RunStore:
                 f"cannot write runs to {self.out} ({error.strerror}); give another folder with --out"
             ) from error
         with lock:
-            if not try_lock(lock):
-                raise RunError(
-                    f"run {folder} is being worked on by another process; wait for it, or give another --out"
-                )
+            if not try_lock(lock, wait=wait):
+                raise RunBusy(f"run {folder} is being made by another process; wait for it, or give another --out")
             for stale in folder.glob("*.part"):  # of a process that was killed while it replaced a file
                 stale.unlink(missing_ok=True)
             yield RunWriter(folder, spec, asked)

@@ -15,6 +15,7 @@ from iclkit.selectors._base import (
     SelectorCost,
     selector_help,
     selector_info,
+    strongest,
 )
 from iclkit.selectors._dpp import dpp_order
 from iclkit.selectors._fixed import FixedSelector, SelectorFile
@@ -51,6 +52,7 @@ __all__ = [
     "selector_help",
     "selector_info",
     "selectors_table",
+    "strongest",
     "top_rows",
     "worth_labelling",
 ]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 
 import pytest
 
 from iclkit.errors import RequestError
+from iclkit.files import try_lock
 from iclkit.records import Example
 from iclkit.selectors import SelectorFile
 
@@ -415,3 +418,31 @@ def test_the_end_of_an_answer_can_be_said(tmp_path, fakes, capsys):
     labelled = str(write_task(tmp_path / "things"))
     code, _, stderr = call("eval", labelled, "-s", "zero", "--answer-tokens", "3", capsys=capsys)
     assert (code, "these tasks have labels" in stderr) == (2, True)
+
+
+def test_a_run_that_another_process_is_making_comes_last(task, tmp_path, fakes, capsys) -> None:
+    args = ["eval", str(task), "-s", "random", "-s", "bm25", "-k", "2", "--seeds", "1", "--limit", "20"]
+    assert call(*args, "--out", str(tmp_path / "first"), capsys=capsys)[0] == 0
+    states = [json.loads(p.read_text()) for p in (tmp_path / "first").glob("*/run.json")]
+    ids = {s["spec"]["parts"]["selector"]["name"]: s["id"] for s in states if "selector" in s["spec"]["parts"]}
+    out = tmp_path / "shared"
+    held = out / ids["random"]
+    held.mkdir(parents=True)
+    with (held / "lock").open("a") as lock:
+        assert try_lock(lock)
+
+        def let_go_when_the_other_is_done() -> None:
+            for _ in range(6000):
+                if (out / ids["bm25"] / "texts.jsonl").exists():
+                    break
+                time.sleep(0.01)
+            lock.close()
+
+        other = threading.Thread(target=let_go_when_the_other_is_done)
+        other.start()
+        code, stdout, stderr = call(*args, "--out", str(out), "--json", capsys=capsys)
+        other.join()
+    assert code == 0
+    assert {"random", "bm25"} <= {x["selector"] for g in json.loads(stdout)["groups"] for x in g["lines"]}
+    assert "random k=2 best-last seed 0: another process is making it; the others first" in stderr
+    assert stderr.index("the others first") < stderr.index("waiting for the other process")

@@ -224,7 +224,7 @@ def test_a_task_knows_where_its_test_rows_were_read(folder: Path) -> None:
     task = load_task(folder, limit=2)
     lines = (folder / "test.jsonl").read_text().splitlines()
     for example in task.test:
-        where = task.places[example.id]
+        (where,) = task.places[example.id]
         assert "test.jsonl, line " in where
         assert example.text in lines[int(where.rsplit(" ", 1)[1]) - 1]
 

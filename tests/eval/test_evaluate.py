@@ -9,9 +9,10 @@ import pytest
 
 from iclkit import evaluate
 from iclkit.errors import DataError, LeakError, NeedError, NothingAnswered, UnknownName, UsageError
-from iclkit.eval import differs_by_seed, make_bench
+from iclkit.eval import Grid, drawn_by_seed, make_bench, plan
 from iclkit.lm import Score
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 from iclkit.prompts import assemble
 from iclkit.records import Example, Query, fold_text
 from iclkit.selectors import Kit, make_selector
@@ -185,16 +186,29 @@ def test_more_shots_than_the_pool_has_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("selector", "order", "matters"),
-    [("random", "best-last", True), ("random-fixed", "best-last", True), ("bm25", "best-last", False),
-     ("bm25", "random", True), ("zero", "best-last", False), ("knn", "best-last", False),
-     ("cone", "best-last", False), ("mdl", "best-last", True), ("rerank,of=bm25", "best-last", True)],
+    ("selector", "order", "drawn"),
+    [("random", "best-last", "query"), ("random-fixed", "best-last", "task"), ("bm25", "best-last", "none"),
+     ("bm25", "random", "query"), ("zero", "best-last", "none"), ("knn", "best-last", "none"),
+     ("random-fixed", "random", "task"), ("cone", "best-last", "none"), ("mdl", "best-last", "query"),
+     ("rerank,of=bm25", "best-last", "query")],
 )  # fmt: skip
-def test_seeds_are_run_only_where_they_matter(selector, order, matters):
+def test_what_a_seed_draws_is_declared_or_seen(selector, order, drawn):
     bench = make_bench(classification())
-    assert (
-        differs_by_seed(bench, selector, Kit(embedder=HashEmbedder()), 0 if selector == "zero" else 4, order) is matters
-    )
+    k = 0 if selector == "zero" else 4
+    assert drawn_by_seed(bench, selector, Kit(embedder=HashEmbedder()), k, order) == drawn
+
+
+def test_a_selector_runs_under_as_many_seeds_as_its_draws_ask_for():
+    bench, names = make_bench(classification()), ("zero", "random", "random-fixed", "bm25", "knn")
+
+    def counts(**grid):
+        jobs = plan([bench], Tools(FakeLM(), HashEmbedder()), Grid(names, (4,), **grid))
+        return [sum(job.name == name for job in jobs) for name in names]
+
+    assert counts() == [1, 3, 10, 1, 1]
+    assert counts(seeds=2) == [1, 2, 2, 1, 1]
+    assert counts(seeds=1) == [1, 1, 1, 1, 1]
+    assert counts(orders=("random",)) == [1, 3, 10, 3, 3]
 
 
 def test_the_tasks_own_pool_keeps_its_vectors():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.errors import DataError, RunError
+from iclkit.errors import DataError, RunBusy, RunError
 from iclkit.eval._runs import CHUNK, RunStore, batches, load_run, load_runs
 from iclkit.records import Dropped, Row
 
@@ -98,13 +98,13 @@ def hold(out, held, let_go):
         let_go.wait(120)
 
 
-def test_a_run_in_another_process_is_refused_until_that_ends(tmp_path):
+def test_who_does_not_wait_is_refused_a_run_until_the_other_process_ends(tmp_path):
     context = multiprocessing.get_context("spawn")
     held, let_go = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path, held, let_go))
     other.start()
     assert held.wait(120)
-    with pytest.raises(RunError, match="another process"), RunStore(tmp_path).open(SPEC, ASKED):
+    with pytest.raises(RunBusy, match="another process"), RunStore(tmp_path).open(SPEC, ASKED, wait=False):
         pass
     other.kill()
     other.join()
