@@ -58,7 +58,7 @@ def _plain(text: str) -> str:
 
 
 def _places(task: Task, rows: Sequence[Example]) -> str:
-    shown = [task.places.get(e.id) or f"{e.text[:40]!r}" for e in rows[:_NAMED]]
+    shown = [place or f"{e.text[:40]!r}" for e, place in zip(rows[:_NAMED], task.places_of(rows), strict=False)]
     return ", ".join(shown) + (f" and {len(rows) - _NAMED:,} more" if len(rows) > _NAMED else "")
 
 

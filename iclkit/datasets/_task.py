@@ -150,6 +150,15 @@ class Task:
             Query(row.input, row.choices, id=name) for name, row in zip(unique_names(names), rows, strict=True)
         )
 
+    def places_of(self, rows: Sequence[Example]) -> list[str]:
+        """Where rows were read, "" where that is not known; of rows of equal content the first was read first."""
+        met, places = Counter[str](), list[str]()
+        for row in rows:
+            known = self.places.get(row.id, ())
+            places.append(known[met[row.id]] if met[row.id] < len(known) else "")
+            met[row.id] += 1
+        return places
+
     @cached_property
     def hash(self) -> str:
         """Hash of all that decides a result: rows in order, kind, labels, template, metric, answer length."""

@@ -118,7 +118,9 @@ def make_bench(
     view = pool.view() if isinstance(pool, Pool) else pool
     if not len(view):
         raise DataError(f"the pool for task {task.name!r} is empty; add examples with: iclkit pool add POOL FILE")
-    rows = sample_rows([*zip(task.queries("test"), task.test, _places(task), strict=True)][:first], limit, seed=seed)
+    rows = sample_rows(
+        [*zip(task.queries("test"), task.test, task.places_of(task.test), strict=True)][:first], limit, seed=seed
+    )
     queries, examples = [q for q, _, _ in rows], [e for _, e, _ in rows]
     if made := generated(examples):
         raise DataError(
@@ -149,16 +151,6 @@ def make_bench(
         drawn={"sample": seed} if len(rows) < len(task.test) and first is None else {},
         places=tuple(place for _, _, place in rows),
     )
-
-
-def _places(task: Task) -> list[str]:
-    """Where each test row was read; of rows of equal content the first stands at the first place, and so on."""
-    met, places = Counter[str](), list[str]()
-    for example in task.test:
-        known = task.places.get(example.id, ())
-        places.append(known[met[example.id]] if met[example.id] < len(known) else "")
-        met[example.id] += 1
-    return places
 
 
 def pool_bench(bench: Bench, examples: Sequence[Example]) -> Bench:

@@ -33,8 +33,8 @@ from iclkit.selectors import RANDOM_FILL, Kit, Needs, SelectorCost, make_selecto
 
 SEEDS: Mapping[SeedScope, int] = {"none": 1, "query": 3, "task": 10}
 """Seeds by what they draw. One draw for a whole task tells little of the selector, however many queries are asked:
-at 50 queries ten seeds lift the power of a comparison from .30 to .78 (``docs/statistics.md``). Draws for each query differ
-from query to query already."""
+at 50 queries ten seeds lift the power of a comparison from .30 to .78 (``docs/statistics.md``). Draws for each query
+differ from query to query already."""
 _PROBES = 8
 
 
