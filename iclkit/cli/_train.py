@@ -64,6 +64,7 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.option("--restart", is_flag=True, help="Begin again after a change of settings; scores are kept.")
 @click.option("--tracker", default="none", show_default=True, help="wandb, mlflow, tensorboard …, as transformers "
               "names them.")  # fmt: skip
+@click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @lm_options
 @data_options()
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
@@ -85,6 +86,7 @@ def command(
     score_only: bool,
     restart: bool,
     tracker: str,
+    chat: bool,
     lm_options: LMOptions,
     data: Mapping[str, Any],
     dry_run: bool,
@@ -103,7 +105,7 @@ def command(
         return
     check_extra()
     wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
-    corpus = _corpus(sources, config, data, wording)
+    corpus = _corpus(sources, config, data, wording, chat)
     lm = load_lm(lm_name, lm_options)
     with ExitStack() as stack:
         bar = stack.enter_context(step_bars(say, enabled=_FIRST))
@@ -127,9 +129,9 @@ def command(
         else:
             cost = training.estimate()
             say(
-                f"{lm.name}: {cost.prompts:,} prompts to score for a start, {cost.prompts - cost.unknown:,} of them "
-                f"known; about {cost.tokens:,} tokens, less where prompts share a beginning; evaluations and the "
-                f"report have up to {training.later():,} more"
+                f"{lm.name}: {cost.prompts:,} prompts with {cost.requests:,} answers to score for a start, "
+                f"{cost.requests - cost.calls:,} of them known; about {cost.tokens_computed:,} tokens, less where "
+                f"prompts share a beginning; evaluations and the report have up to {training.later():,} prompts more"
                 + (", and later iterations those that they mine" if config.iterations > 1 else "")
             )
             say(f"disk: {training.disk}")
@@ -137,9 +139,9 @@ def command(
             return
         start = time.monotonic()
         if score_only:
-            scored = training.score()
+            missing = training.score()
             say(
-                f"the ledger holds {scored.prompts - scored.unknown:,} of these {scored.prompts:,} scores, after "
+                f"the ledger holds the scores of {cost.prompts - missing:,} of these {cost.prompts:,} prompts, after "
                 f"{time.monotonic() - start:,.0f} s"
             )
             return
@@ -150,7 +152,10 @@ def command(
     if _FIRST:
         _show(result, as_json)
     selector = result.card.get("selector", "knn")
-    say(f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s {selector} --embedder {out}")
+    say(
+        f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s {selector} --embedder {out}"
+        + (" --chat" if chat else "")
+    )
 
 
 def say(text: str) -> None:
@@ -160,7 +165,11 @@ def say(text: str) -> None:
 
 
 def _corpus(
-    sources: tuple[str, ...], config: TrainConfig, data: Mapping[str, Any], instructions: dict[str, str]
+    sources: tuple[str, ...],
+    config: TrainConfig,
+    data: Mapping[str, Any],
+    instructions: dict[str, str],
+    chat: bool,
 ) -> TrainingData:
     from dataclasses import replace
 
@@ -175,11 +184,11 @@ def _corpus(
             raise UsageError(
                 f"--{others[0].replace('_', '-')} is for a task; of the pool {pools[0]} all examples are used"
             )
-        template = parse_template(data.get("template"))
-        corpus = corpus_of_pool(open_pool(Path(pools[0])).view(), config, template=template, instructions=instructions)
+        template, view = parse_template(data.get("template")), open_pool(Path(pools[0])).view()
+        corpus = corpus_of_pool(view, config, template=template, instructions=instructions, chat=chat)
     else:
         tasks = [load_task(name, data) for name in dedupe(sources)]
-        corpus = corpus_of_tasks(tasks, config)
+        corpus = corpus_of_tasks(tasks, config, chat=chat)
     names = [task.name for task in corpus.tasks]
     for name in instructions:
         if name not in names:

@@ -12,7 +12,7 @@ from iclkit.trainers._config import PRESETS, TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData, corpus_of_pool, corpus_of_tasks
 from iclkit.trainers._epr import EPR, EPRConfig
 from iclkit.trainers._exchange import LAYOUTS, export_scores, import_scores
-from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt, feedback_value, is_correct
+from iclkit.trainers._feedback import Feedback, FeedbackPrompt, feedback_value, is_correct
 from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
 from iclkit.trainers._llm_r import LLMR, LLMRConfig
 from iclkit.trainers._method import Method, Session
@@ -33,7 +33,6 @@ __all__ = [
     "PRESETS",
     "UDR",
     "CEILConfig",
-    "CostEstimate",
     "Disk",
     "EPRConfig",
     "Feedback",

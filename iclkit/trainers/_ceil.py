@@ -13,7 +13,7 @@ import numpy as np
 
 from iclkit.embed import Embedder, Retriever
 from iclkit.errors import DataError, UsageError
-from iclkit.records import Example
+from iclkit.records import Example, Json
 from iclkit.selectors import dpp_order
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
@@ -70,6 +70,13 @@ class CEILConfig(SetConfig):
     subsets: int = setting(12, "sets that are scored of each query", ge=2)
     trade_off: float = setting(0.1, "of relevance and diversity; small: relevance", gt=0)
     margin: float = setting(0.0, "of the loss per rank; 0: 1 / subsets", ge=0)
+
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "neighbors": self.neighbors, "subsets": self.subsets, "trade_off": self.trade_off, "margin": self.margin,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,8 +100,20 @@ class TrainConfig:
         return {"method": self.method, **asdict(self)}
 
     def identity(self) -> dict[str, Json]:
-        """What decides the result, for the training's key: all but the number of checkpoints."""
-        return {name: value for name, value in self.as_dict().items() if name != "checkpoints"}
+        """What decides the result, for the training's key: all but the number of checkpoints, under literal keys."""
+        return {
+            "method": self.method,
+            "preset": self.preset, "seed": self.seed, "data_seed": self.data_seed, "queries": self.queries,
+            "held_out": self.held_out, "report": self.report, "candidates": self.candidates,
+            "cross_task": self.cross_task, "iterations": self.iterations, "from_base": self.from_base,
+            "value": self.value, "normalize": self.normalize, "base": self.base, "pooling": self.pooling,
+            "towers": self.towers, "similarity": self.similarity, "max_tokens": self.max_tokens,
+            "document": self.document, "instruct": self.instruct, "freeze_documents": self.freeze_documents,
+            "batch_size": self.batch_size, "learning_rate": self.learning_rate, "epochs": self.epochs,
+            "max_steps": self.max_steps, "warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip,
+            "evaluate_every": self.evaluate_every, "evaluations": self.evaluations, "patience": self.patience,
+            "keep": self.keep, "dtype": self.dtype,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,10 @@ class SetConfig(TrainConfig):
     """The settings of methods that choose several demonstrations together."""
 
     shots: int = setting(3, "demonstrations that are chosen together", ge=1)
+
+    def identity(self) -> dict[str, Json]:
+        """With the number of demonstrations."""
+        return {**super().identity(), "shots": self.shots}
 
 
 def evaluation_interval(config: TrainConfig, steps: int) -> int:

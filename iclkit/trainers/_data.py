@@ -68,8 +68,12 @@ class TrainingData:
         return any(len(task.held_out) for task in self.tasks)
 
 
-def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:") -> TrainingData:
+def corpus_of_tasks(
+    tasks: Sequence[Task], config: TrainConfig, pool_file: Path | str = ":memory:", *, chat: bool = False
+) -> TrainingData:
     """The train rows of some tasks in one pool; test rows (else train rows set apart) are for the report.
+
+    ``chat``: prompts are chat turns, in the LM's own chat template.
 
     DataError when two tasks have one name, or a task has too few rows to learn from.
     """
@@ -84,7 +88,8 @@ def corpus_of_tasks(tasks: Sequence[Task], config: TrainConfig, pool_file: Path 
         known = {*view.positions_of_ids(e.id for e in task.train)}
         rows = np.array(sorted(known - taken), dtype=np.int64)
         taken.update(rows.tolist())
-        parts.append(_task_data(task.name, task.template, task.labels, task.card.description, view, rows, config, task))
+        template = _shown(task.template, chat)
+        parts.append(_task_data(task.name, template, task.labels, task.card.description, view, rows, config, task))
     return TrainingData(view, tuple(parts))
 
 
@@ -94,6 +99,7 @@ def corpus_of_pool(
     *,
     template: Template | None = None,
     instructions: Mapping[str, str] | None = None,
+    chat: bool = False,
 ) -> TrainingData:
     """A pool's examples, by the task named in each. Outputs that come often enough are taken as labels."""
     by_task: dict[str, list[int]] = {}
@@ -104,7 +110,8 @@ def corpus_of_pool(
         labels = infer_labels(view.examples[r].output for r in numbers)
         instruction = (instructions or {}).get(name, "")
         rows = np.array(numbers, dtype=np.int64)
-        parts.append(_task_data(name or "pool", template or Template(), labels, instruction, view, rows, config, None))
+        shown = _shown(template or Template(), chat)
+        parts.append(_task_data(name or "pool", shown, labels, instruction, view, rows, config, None))
     if not parts:
         raise DataError("the pool is empty; add examples with: iclkit pool add POOL FILE")
     return TrainingData(view, tuple(parts))
@@ -142,7 +149,7 @@ def _task_data(
         report, rest = tuple(view.examples[r] for r in rest[: config.report]), rest[config.report :]
     return TaskData(
         name,
-        replace(template, chat=False, system=""),
+        template,
         labels,
         " ".join(instruction.split()) or name,
         rows,
@@ -151,6 +158,11 @@ def _task_data(
         report,
         task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()]),
     )
+
+
+def _shown(template: Template, chat: bool) -> Template:
+    """The template that the LM is asked with; a system message is for chats alone."""
+    return replace(template, chat=chat, system=template.system if chat else "")
 
 
 def _sample(examples: Sequence[Example], count: int, seed: int) -> tuple[Example, ...]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from iclkit.embed import Embedder
 from iclkit.errors import DataError
+from iclkit.records import Json
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import BERT, TrainConfig, check_cosine_temperature
@@ -51,6 +52,13 @@ class CandidateConfig(TrainConfig):
         """As many as can be positives."""
         return self.positives
 
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "positives": self.positives, "negatives": self.negatives, "temperature": self.temperature,
+        }  # fmt: skip
+
 
 @dataclass(frozen=True)
 class EPRConfig(CandidateConfig):
@@ -65,6 +73,13 @@ class EPRConfig(CandidateConfig):
 
     hard_negatives: int = setting(1, "negatives of each training row", ge=0)
     positive_sampling: Literal["topk", "top1"] = setting("topk", "draw a positive from the best, or take the best")
+
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "hard_negatives": self.hard_negatives, "positive_sampling": self.positive_sampling,
+        }  # fmt: skip
 
 
 CandidateT = TypeVar("CandidateT", bound=CandidateConfig)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from iclkit.errors import DataError, ModelError, RequestError, RunError
 from iclkit.lm import LM
 from iclkit.prompts import answer_options, answer_requests, assemble, best_option, log_softmax
-from iclkit.records import Example, Progress, Prompt, Query, Score, ScoreRequest
+from iclkit.records import CostEstimate, Example, Progress, Prompt, Query, Score, ScoreRequest
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._ledger import LabelScores, Ledger, ScoreScope
 from iclkit.trainers._processes import asks_lm, main_process_first
@@ -31,16 +31,6 @@ class FeedbackPrompt:
     def key(self) -> Key:
         """What the prompt is known by in its scope."""
         return self.query.id, tuple(e.id for e in self.demonstrations)
-
-
-@dataclass(frozen=True, slots=True)
-class CostEstimate:
-    """The cost of scoring ``prompts``: how many are ``unknown`` yet, and the tokens of these (of a plain loop over
-    them, from a sample)."""
-
-    prompts: int
-    unknown: int
-    tokens: int
 
 
 class Feedback:
@@ -117,13 +107,29 @@ class Feedback:
         return [scores.get(number[p.key]) for p in prompts]
 
     def estimate(self, task: TaskData, prompts: Sequence[FeedbackPrompt]) -> CostEstimate:
-        """The cost of ``score``, each prompt once; tokens from up to 32 of the prompts."""
+        """The cost of ``score``, each prompt once; ``calls`` are the answers that the ledger does not have.
+
+        Tokens are of up to 32 of the prompts without a score, times their number: of a plain loop over the answers
+        (``tokens_asked``), and with each prompt read once (``tokens_computed``).
+        """
         unique = {p.key: p for p in prompts}
         known = self.ledger.get(self.scope(task), [*unique])
         todo = [p for n, p in enumerate(unique.values()) if n not in known]
         sample = todo[:: max(1, len(todo) // 32)]
         counts = [self.lm.count_tokens(p.text) for each in sample if (p := self._assemble(task, each)) is not None]
-        return CostEstimate(len(unique), len(todo), round(sum(counts) / max(1, len(counts)) * len(todo)))
+        mean = sum(counts) / max(1, len(counts))
+        calls = self._answers(task, todo)
+        return CostEstimate(
+            requests=self._answers(task, unique.values()),
+            prompts=len(unique),
+            calls=calls,
+            tokens_asked=round(mean * calls),
+            tokens_computed=round(mean * len(todo)),
+            seconds=None,
+        )
+
+    def _answers(self, task: TaskData, prompts: Iterable[FeedbackPrompt]) -> int:
+        return sum(len(self.options(task, p.query)) for p in prompts)
 
     def _assemble(self, task: TaskData, prompt: FeedbackPrompt) -> Prompt | None:
         """The prompt with all its demonstrations; None where they do not fit the LM's context."""
@@ -131,7 +137,9 @@ class Feedback:
         longest = max(
             (task.template.answer(o, prompt.query.choices) for o in self.options(task, prompt.query)), key=len
         )
-        assembled = assemble(task.template, query, prompt.demonstrations, order="best-first")  # as given
+        render = self.lm.render_chat if task.template.chat else None
+        # best-first: in the order given
+        assembled = assemble(task.template, query, prompt.demonstrations, order="best-first", render_chat=render)
         tokens = self.lm.count_tokens(assembled.text) + self.lm.count_tokens(longest) + 1
         return assembled if tokens <= self.lm.context_size else None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from iclkit.embed import Embedder
 from iclkit.errors import DataError
 from iclkit.files import read_json, replace_file
-from iclkit.records import Example, digest
+from iclkit.records import Example, Json, digest
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import TrainConfig, other_default
@@ -56,6 +56,17 @@ class LLMRConfig(CandidateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_length("reward_epochs", "reward_max_steps")
+
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "hard_negatives": self.hard_negatives, "contrastive_weight": self.contrastive_weight,
+            "label_rule": self.label_rule, "reward_base": self.reward_base,
+            "reward_negatives": self.reward_negatives, "reward_learning_rate": self.reward_learning_rate,
+            "reward_epochs": self.reward_epochs, "reward_max_steps": self.reward_max_steps,
+            "reward_batch_size": self.reward_batch_size,
+        }  # fmt: skip
 
 
 class LLMR(CandidateMethod[LLMRConfig]):

@@ -8,8 +8,9 @@ import numpy as np
 
 from iclkit.embed import Embedder
 from iclkit.pool import Pool, PoolView
+from iclkit.predictors import TaskContext, Tools
 from iclkit.records import Example, Query, digest, fold_text
-from iclkit.selectors import Kit, make_selector
+from iclkit.selectors import make_selector
 from iclkit.trainers._config import Source
 from iclkit.trainers._data import IntArray, TaskData, TrainingData
 
@@ -70,8 +71,6 @@ class Miner:
         forbidden: Sequence[Collection[int]],
         draw: int,
     ) -> list[list[int]]:
-        if embedder is not None:
-            embedder = embedder.for_task(task.name)
         hidden = [frozenset(self.corpus.examples[r].id for r in rows) for rows in forbidden]
         if source.output:
             # a pool of the outputs; the id as output keeps equal outputs apart
@@ -80,7 +79,8 @@ class Miner:
             hidden = [frozenset(mirrored[i] for i in ids if i in mirrored) for ids in hidden]
         selector = make_selector(source.spec)
         seed = int(digest([self.seed, draw], 4), 16) if draw else self.seed
-        selector.fit(view, Kit(embedder=embedder, template=task.template, labels=task.labels, seed=seed))
+        context = TaskContext(task.name, "", task.labels, task.template, view)
+        selector.fit(view, Tools(embedder=embedder).kit(context, seed=seed))
         searched = [
             Query(q.output if source.output else q.input, q.choices, ids, f"{QUERY}:{q.id}")
             for q, ids in zip(queries, hidden, strict=True)

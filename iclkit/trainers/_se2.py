@@ -10,6 +10,7 @@ import numpy as np
 
 from iclkit.embed import Embedder
 from iclkit.errors import DataError
+from iclkit.records import Json
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import (
@@ -69,6 +70,14 @@ class Se2Config(SetConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cosine_temperature(self)
+
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "temperature": self.temperature, "negatives": self.negatives, "hard_negatives": self.hard_negatives,
+            "random_negatives": self.random_negatives,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from iclkit.embed import CARD, Embedder, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, as_lm
-from iclkit.records import Progress, digest
+from iclkit.records import CostEstimate, Progress, digest
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
-from iclkit.trainers._feedback import CostEstimate, Feedback, FeedbackPrompt
+from iclkit.trainers._feedback import Feedback, FeedbackPrompt
 from iclkit.trainers._ledger import Ledger
 from iclkit.trainers._method import Session, checkpoint_retriever
 from iclkit.trainers._mine import Miner
@@ -97,14 +97,11 @@ class Training:
         if self._session is not None:
             return self
         check_settings(self.config, self.lm, self._tracker)
-        self.key = digest(
-            [self.config.identity(), self.corpus.view.hash, [task.hash for task in self.corpus.tasks],
-             self.lm.fingerprint, [[task.instruction, [*task.labels]] for task in self.corpus.tasks]]
-        )  # fmt: skip
+        self.base: Embedder = load_embedder(self.config.base, dtype="fp32")
+        self.key, *self._former_keys = training_keys(self.config, self.corpus, self.lm, self.base)
         self.finished = self._is_finished()
         if not self.finished:
             self._check_work()
-        self.base: Embedder = load_embedder(self.config.base, dtype="fp32")
         session = Session(
             self.config,
             self.corpus,
@@ -153,9 +150,7 @@ class Training:
         for task, prompts in self.method.prompts(self.session):
             by_task.setdefault(task.name, (task, []))[1].extend(prompts)
         parts = [self.session.feedback.estimate(task, prompts) for task, prompts in by_task.values()]
-        estimate = CostEstimate(
-            sum(p.prompts for p in parts), sum(p.unknown for p in parts), sum(p.tokens for p in parts)
-        )
+        estimate = sum(parts, CostEstimate())
         self._estimate = estimate
         return estimate
 
@@ -182,22 +177,22 @@ class Training:
             yield
 
     @models.without_bars()
-    def score(self) -> CostEstimate:
-        """Score the prompts of ``estimate``, no more and no less; returns them, with those that are still unknown:
-        they do not fit the LM's context, or it refused them.
+    def score(self) -> int:
+        """Score the prompts of ``estimate``, no more and no less; returns how many are without a score after all: they
+        do not fit the LM's context, or it refused them.
 
         No model is trained for that, but the EPR that CEIL starts from, whose neighbors the sets are of. A training
         afterwards, e.g. under ``accelerate launch`` on several GPUs, scores none of these again; evaluations and the
         report at its end have more (``later``).
         """
         self.prepare()
-        estimate, feedback = self._estimate or self.estimate(), self.session.feedback
+        feedback = self.session.feedback
         if self.finished:
-            return estimate
+            return 0
         with self._alone():
             self.method.score(self.session)
         self._notes()
-        return CostEstimate(estimate.prompts, feedback.skipped + len(feedback.failed), 0)
+        return feedback.skipped + len(feedback.failed)
 
     def _notes(self) -> None:
         for note in self.session.feedback.notes():
@@ -304,7 +299,7 @@ class Training:
             return False
         card = _read_json(self.out / CARD)
         key = card.get("key") if card else None
-        if key != self.key:
+        if key not in (self.key, *self._former_keys):
             what = "a retriever of another training" if key else "something else"
             raise DataError(f"{self.out} holds {what}; give another --out, or remove it")
         return True
@@ -324,13 +319,16 @@ class Training:
         if self._restart or not (self.work / _NOTE).is_file():
             return
         note = _read_json(self.work / _NOTE) or {}
-        if note.get("key") == self.key:
+        if note.get("key") in (self.key, *self._former_keys):
             return
         begun, config = note.get("config"), self.config.identity()
         if isinstance(begun, dict):
             if begun.keys() - {"checkpoints"} == config.keys():
                 different = {k: begun[k] for k, value in config.items() if begun[k] != value}
-                how = ", ".join(f"{k} was {v}" for k, v in different.items()) or "other data, LM or instructions"
+                how = (
+                    ", ".join(f"{k} was {v}" for k, v in different.items())
+                    or "other data, templates, LM, base or instructions"
+                )
             else:
                 how = f"method was {begun.get('method')}" if begun.get("method") != self.config.method else (
                     "those of an earlier version")  # fmt: skip
@@ -356,6 +354,31 @@ class Training:
             replace_file(note, json.dumps({"key": self.key, "config": self.config.as_dict()}))
         except OSError as error:
             raise DataError(f"cannot work in {self.work} ({error.strerror}); give another --out") from error
+
+
+def training_keys(config: TrainConfig, corpus: TrainingData, lm: LM, base: Embedder) -> list[str]:
+    """What a training is known by, and what it was known by in earlier versions, newest first.
+
+    All that decides the result: settings, data, templates, LM, and the base with its weights and prefixes. Earlier keys
+    had neither the base's weights and prefixes nor the templates, and no training asked in chat form.
+    """
+    tasks = [
+        {"hash": t.hash, "instruction": t.instruction, "labels": [*t.labels], "template": t.template.identity()}
+        for t in corpus.tasks
+    ]
+    key = digest(
+        {
+            "config": config.identity(), "pool": corpus.view.hash, "tasks": tasks, "lm": lm.fingerprint,
+            "base": [base.fingerprint, base.document_fingerprint],
+        }
+    )  # fmt: skip
+    if any(t.template.chat for t in corpus.tasks):
+        return [key]
+    former = digest(
+        [config.identity(), corpus.view.hash, [task.hash for task in corpus.tasks], lm.fingerprint,
+         [[task.instruction, [*task.labels]] for task in corpus.tasks]]
+    )  # fmt: skip
+    return [key, former]
 
 
 def _beside(out: Path, ending: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from iclkit.records import Json
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import BERT, TrainConfig, other_default
@@ -35,6 +36,14 @@ class UDRConfig(CandidateConfig):
     top_sampled: int = setting(1, "of these, how many are among the best", ge=1)
     rank_loss: Literal["paper", "lambda-mrr"] = setting("paper", "the paper's, or that of the released code")
     rank_weight: float = setting(0.8, "of the rank loss; the rest is InfoNCE's", ge=0, le=1)
+
+    def identity(self) -> dict[str, Json]:
+        """With the method's own settings."""
+        return {
+            **super().identity(),
+            "list_size": self.list_size, "top_sampled": self.top_sampled, "rank_loss": self.rank_loss,
+            "rank_weight": self.rank_weight,
+        }  # fmt: skip
 
 
 class UDR(CandidateMethod[UDRConfig]):

@@ -95,7 +95,7 @@ class SamplerSettings:
 
 
 class OrderedSetSampler(BaseSampler):
-    """Proposes ordered lists; a strategy is its ``propose``. Other parameters are drawn at random.
+    """Proposes ordered lists; other parameters are drawn at random.
 
     ``settings`` are those of ``settings_class``, as the study names them.
     """
@@ -112,15 +112,10 @@ class OrderedSetSampler(BaseSampler):
         self.settings: dict[str, Any] = {**defaults, **settings}
 
     @abstractmethod
-    def propose(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        tried: Sequence[tuple[Arm, float]],
-        taken: frozenset[Arm],
-        rng: np.random.Generator,
+    def next_arm(
+        self, study: Study, trial: FrozenTrial, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm]
     ) -> Arm:
-        """The next arm. ``tried`` in order of number; ``taken`` are these and the arms under way."""
+        """The arm of a trial. ``tried`` in order of number; ``waiting`` are the arms under way."""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
         """All positions, and the instruction."""
@@ -136,8 +131,7 @@ class OrderedSetSampler(BaseSampler):
         tried, live = history(study, self.space)
         if study.direction == optuna.study.StudyDirection.MINIMIZE:
             tried = [(arm, -value) for arm, value in tried]
-        taken = frozenset([*(arm for arm, _ in tried), *live])
-        return params_of(self.propose(study, trial, tried, taken, self.rng(trial)), self.space)
+        return params_of(self.next_arm(study, trial, tried, live), self.space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -163,37 +157,48 @@ class OrderedSetSampler(BaseSampler):
         return next((a for a in left if a not in taken), arm)
 
 
-class BestOfNSampler(OrderedSetSampler):
+class SetSampler(OrderedSetSampler):
+    """A strategy is its ``propose``: a function of what was tried, what is under way, and the trial's generator."""
+
+    @abstractmethod
+    def propose(self, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm], rng: np.random.Generator) -> Arm:
+        """The next arm. ``tried`` in order of number; ``waiting`` are the arms under way."""
+
+    def next_arm(
+        self,
+        study: Study,  # noqa: ARG002
+        trial: FrozenTrial,
+        tried: Sequence[tuple[Arm, float]],
+        waiting: Sequence[Arm],
+    ) -> Arm:
+        """What the strategy proposes."""
+        return self.propose(tried, waiting, self.rng(trial))
+
+
+def _taken(tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm]) -> frozenset[Arm]:
+    """The arms that need not be proposed again."""
+    return frozenset([*(arm for arm, _ in tried), *waiting])
+
+
+class BestOfNSampler(SetSampler):
     """Lists at random, all alike and none twice: the best of n."""
 
     name = "best-of-n"
 
-    def propose(
-        self,
-        study: Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-        tried: Sequence[tuple[Arm, float]],  # noqa: ARG002
-        taken: frozenset[Arm],
-        rng: np.random.Generator,
-    ) -> Arm:
+    def propose(self, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm], rng: np.random.Generator) -> Arm:
         """A new list."""
+        taken = _taken(tried, waiting)
         return self.fresh(taken, rng)
 
 
-class EvolutionSampler(OrderedSetSampler):
+class EvolutionSampler(SetSampler):
     """The best list so far with one place filled anew; the later of equal ones is the parent, so that it can drift."""
 
     name = "evolution"
 
-    def propose(
-        self,
-        study: Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-        tried: Sequence[tuple[Arm, float]],
-        taken: frozenset[Arm],
-        rng: np.random.Generator,
-    ) -> Arm:
+    def propose(self, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm], rng: np.random.Generator) -> Arm:
         """A child that is new and has no row twice."""
+        taken = _taken(tried, waiting)
         if not tried:
             return self.fresh(taken, rng)
         parent = max(enumerate(tried), key=lambda each: (each[1][1], each[0]))[1][0]
@@ -219,15 +224,11 @@ class OptunaSampler(OrderedSetSampler):
     def inner(self, seed: int) -> BaseSampler:
         """Optuna's sampler, made anew for every trial so that nothing hangs on a process."""
 
-    def propose(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        tried: Sequence[tuple[Arm, float]],  # noqa: ARG002
-        taken: frozenset[Arm],
-        rng: np.random.Generator,
+    def next_arm(
+        self, study: Study, trial: FrozenTrial, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm]
     ) -> Arm:
         """The first list of a few that is new."""
+        taken, rng = _taken(tried, waiting), self.rng(trial)
         inner = self.inner(int(rng.integers(2**31)))
         for _ in range(8):
             rows: list[int] = []
@@ -295,7 +296,7 @@ class EaseSettings(SamplerSettings):
     targets: Literal["standard", "raw"] = setting("standard", "values that are fitted: standardized, or as they are")
 
 
-class EaseSampler(OrderedSetSampler):
+class EaseSampler(SetSampler):
     """NeuralUCB over ordered lists: a network's prediction plus what its gradient says is not known yet.
 
     EASE (Wu et al. 2024, NeurIPS, arXiv 2405.16122). After ``warmup`` lists at random, each proposal: fits the network
@@ -320,15 +321,9 @@ class EaseSampler(OrderedSetSampler):
         self.features = space.features
         self._winners: FloatArray | None = None  # squared gradients of all winners so far, for update=batch
 
-    def propose(
-        self,
-        study: Study,  # noqa: ARG002
-        trial: FrozenTrial,  # noqa: ARG002
-        tried: Sequence[tuple[Arm, float]],
-        taken: frozenset[Arm],
-        rng: np.random.Generator,
-    ) -> Arm:
+    def propose(self, tried: Sequence[tuple[Arm, float]], waiting: Sequence[Arm], rng: np.random.Generator) -> Arm:
         """The list of highest acquisition; at random while fewer than ``warmup`` were tried or are under way."""
+        taken = _taken(tried, waiting)
         if len(taken) < self.options.warmup or not tried:
             return self.fresh(taken, rng)
         arms = [a for a in self.candidates(tried, rng) if a not in taken]

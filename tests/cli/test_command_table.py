@@ -18,7 +18,6 @@ LM_OPTIONS = {"--dtype", "--device", "--workers", "--threads", "--batch-tokens",
 WITHOUT_CHAT = {
     "explain": "the run's own template says it",
     "task check": "it counts the tokens of the task's template",
-    "train": "a retriever is trained on the task's template",
 }
 SHARED = {"_examples", "_kit", "_progress", "_runs", "_tables", "_terminal"}
 

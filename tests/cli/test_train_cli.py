@@ -86,7 +86,7 @@ def test_a_training_says_its_price_makes_a_folder_and_is_not_done_twice(lm, task
     words = ("train", "epr", task, "--out", str(out), *SMALL, "--set", f"base={bag}")
     code, stdout, stderr = call(*words, capsys=capsys)
     assert code == 0, stderr
-    assert "32 prompts to score for a start, 0 of them known" in stderr
+    assert "32 prompts with 64 answers to score for a start, 0 of them known" in stderr
     assert "things · one demonstration · 3 queries" in stdout
     assert "oracle" in stdout
     assert f"iclkit eval TASK -s knn --embedder {out}" in stderr
@@ -106,7 +106,7 @@ def test_scores_are_made_first_exported_and_taken_by_another_training(light, tas
     words = ("train", "epr", task, *SMALL)
     code, stdout, stderr = call(*words, "--out", str(tmp_path / "a"), "--score-only", capsys=capsys)
     assert (code, stdout) == (0, "")
-    assert "the ledger holds 32 of these 32 scores" in stderr
+    assert "the ledger holds the scores of 32 of these 32 prompts" in stderr
     before = tree(tmp_path / "a.work")
     file = tmp_path / "scores.jsonl"
     code, _, stderr = call(*words, "--out", str(tmp_path / "a"), "--export-scores", str(file), capsys=capsys)
@@ -119,7 +119,7 @@ def test_scores_are_made_first_exported_and_taken_by_another_training(light, tas
     )
     assert code == 0
     assert f"32 scores taken from {file}" in stderr
-    assert "32 prompts to score for a start, 32 of them known" in stderr
+    assert "32 prompts with 64 answers to score for a start, 64 of them known" in stderr
     assert len(light.scored) == asked
     file.write_text('{"logprobs": [1]}')
     code, _, stderr = call(*words, "--out", str(tmp_path / "c"), "--import-scores", str(file), capsys=capsys)
@@ -132,7 +132,7 @@ def test_a_pool_of_several_tasks_and_an_instruction_for_one_of_them(light, pool,
     words = ("train", "udr", pool, "--out", str(tmp_path / "out"), *SMALL, *few, "--instruction", "first=Say what")
     code, _, stderr = call(*words, "--score-only", capsys=capsys)
     assert code == 0, stderr
-    assert "64 prompts to score for a start" in stderr  # two tasks of 6 and 2 queries, 4 candidates
+    assert "64 prompts with 128 answers to score for a start" in stderr  # two tasks of 6 and 2 queries, 4 candidates
     code, _, stderr = call(*words[:-1], "third=Say", "--dry-run", capsys=capsys)
     assert code == 2
     assert stderr.splitlines()[-1] == "error: --instruction is for 'third', and the tasks here are first, second"
@@ -168,7 +168,7 @@ def test_a_dry_run_says_the_price_and_changes_nothing(light, task, tmp_path, cap
     before = tree(tmp_path)
     code, stdout, stderr = call(*words, "--dry-run", capsys=capsys)
     assert (code, stdout) == (0, "")
-    assert "fake: 32 prompts to score for a start, 0 of them known; about " in stderr
+    assert "fake: 32 prompts with 64 answers to score for a start, 0 of them known; about " in stderr
     assert light.scored == []
     assert tree(tmp_path) == before
     assert not (tmp_path / "out.work").exists()
@@ -216,7 +216,7 @@ def test_a_dry_run_of_a_restart_throws_nothing_away(light, task, tmp_path, capsy
     assert (code, "batch_size was 3" in stderr, "give --restart" in stderr) == (2, True, True)
     code, _, stderr = call(*other, "--restart", "--dry-run", capsys=capsys)
     assert code == 0
-    assert "32 prompts to score for a start, 32 of them known" in stderr
+    assert "32 prompts with 64 answers to score for a start, 64 of them known" in stderr
     assert (tmp_path / "out.work" / "training.json").read_text() == note
     assert (tmp_path / "out.work" / "model-0" / "weights").read_text() == "dear"
     code, _, _ = call(*other, "--restart", "--score-only", capsys=capsys)

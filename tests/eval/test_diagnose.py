@@ -15,7 +15,7 @@ from iclkit.eval._diagnose import gini
 from iclkit.pool import Pool
 from iclkit.predictors import Tools
 from iclkit.selectors import Kit, make_selector
-from iclkit.testing import HashEmbedder
+from iclkit.testing import HashEmbedder, OverlapReranker
 
 from .worlds import classification, generation
 
@@ -84,3 +84,12 @@ def test_queries_that_get_fewer_than_k_are_counted(home):
     assert diagnose(make_bench(task, Pool.of(task.train[:3])), "random", Tools(), k=5).short == 0
     double = make_bench(task, Pool.of([*task.train[:3], task.test[0]]))
     assert diagnose(double, "random", Tools(), k=4).short == 1
+
+
+def test_a_selector_with_a_reranker_is_diagnosed(bench):
+    tools = Tools(embedder=HashEmbedder(), reranker=OverlapReranker())
+    found = diagnose(bench, "rerank,of=bm25,depth=6", tools, k=3)
+    chooser = make_selector("rerank,of=bm25,depth=6").fit(bench.view, tools.kit(bench.context))
+    picks = [bench.view.examples_of(s.ids) for s in chooser.select_many(bench.queries, 3)]
+    hits = [[e.output == gold for e in of_query] for of_query, gold in zip(picks, bench.golds, strict=True)]
+    assert found.label_recall == pytest.approx(np.mean([any(h) for h in hits]))

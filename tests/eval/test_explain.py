@@ -11,14 +11,14 @@ import pytest
 
 from iclkit import evaluate
 from iclkit.datasets import make_task
-from iclkit.errors import DataError, RequestError, UsageError
+from iclkit.errors import DataError, NeedError, RequestError, UsageError
 from iclkit.eval import explain, influences, load_texts, make_bench, suspects, with_runner_up
 from iclkit.pool import Pool
 from iclkit.predictors import PromptPredictor, Settings, Tools
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
 from iclkit.selectors import make_selector
-from iclkit.testing import FakeLM, HashEmbedder, ScriptedLM
+from iclkit.testing import FakeLM, HashEmbedder, OverlapReranker, ScriptedLM
 
 from .worlds import LABELS, WORDS, classification, copying_lm, generation, rows
 
@@ -262,3 +262,15 @@ def test_rows_that_cannot_be_explained_are_left_out_and_a_run_of_them_says_why(m
     assert [item.row for item in found] == rows[2:]
     with pytest.raises(DataError, match=r"nothing can be explained: query .*it failed in the run \(refused\)"):
         explain(run, texts, FakeLM(), rows[:1])
+
+
+def test_a_run_of_a_reranker_is_explained_with_the_reranker(tmp_path, home):
+    task, lm, reranker = classification(test=6), copying_lm(), OverlapReranker()
+    run = evaluate(task, "rerank,of=bm25,depth=8", lm, k=3, reranker=reranker, out=tmp_path)
+    found, bench = explain(run, load_texts(tmp_path / run.id), lm, run.rows[:1])[0], make_bench(task)
+    full = with_runner_up(found, run, bench, Tools(lm, reranker=reranker))
+    chosen = make_selector("rerank,of=bm25,depth=8").fit(bench.view, Tools(lm, reranker=reranker).kit(bench.context))
+    assert full.next is not None
+    assert full.next[0].id == chosen.select(bench.queries[0], 4).ids[3]
+    with pytest.raises(NeedError, match="--reranker"):
+        with_runner_up(found, run, bench, Tools(lm))

@@ -246,7 +246,7 @@ def test_a_score_is_asked_once_and_survives(tmp_path) -> None:
     assert len(lm.scored) == asked == 2 * len(asks)
     assert again.computed == 0
     assert again.known == len(asks)
-    assert again.estimate(course, asks).unknown == 0
+    assert again.estimate(course, asks).calls == 0
 
 
 def test_another_template_lm_or_label_set_is_another_scope(tmp_path) -> None:
@@ -411,7 +411,7 @@ def test_a_score_that_is_set_aside_is_counted_in_a_note(tmp_path) -> None:
         db.execute("UPDATE scores SET told = ?", (struct.pack("<dIdI", math.nan, 1, -1.0, 1),))
     dry = Feedback(FakeLM(), Ledger.copy(tmp_path / "l.db"))
     corpus = corpus_of_tasks([make_task()], preset("epr", **SMALL))
-    assert dry.estimate(corpus.tasks[0], asks).unknown == len(asks)
+    assert dry.estimate(corpus.tasks[0], asks).calls == 2 * len(asks)
     assert dry.notes() == [
         f"{len(asks)} scores in {tmp_path / 'l.db'} are damaged or not finite (NaN); they count as not there"
     ]
@@ -518,7 +518,7 @@ def test_a_refused_prompt_costs_its_candidate_and_a_rerun_asks_that_alone(tmp_pa
     ]
     lm = FakeLM()
     again = Feedback(lm, Ledger(tmp_path / "l.db"))
-    assert again.estimate(course, asks).unknown == len(refused)
+    assert again.estimate(course, asks).calls == 2 * len(refused)
     assert again.score(course, asks) == fine
     assert len(lm.scored) == 2 * len(refused)
     assert again.ledger.failures(scope) == []
@@ -561,8 +561,8 @@ def test_a_query_that_is_too_long_by_itself_is_left_out_too() -> None:
     assert (
         feedback.estimate(
             corpus.tasks[0], [FeedbackPrompt(long, (rows[0],)), FeedbackPrompt(rows[1], (rows[0],))]
-        ).unknown
-        == 2
+        ).calls
+        == 4
     )
 
 

@@ -16,11 +16,12 @@ from iclkit.datasets import Task
 from iclkit.errors import DataError, ModelError, NeedError, RunError, UnknownName, UsageError
 from iclkit.prompts import Template
 from iclkit.records import Example
-from iclkit.testing import FakeLM
-from iclkit.trainers import METHODS, Training, corpus_of_tasks, preset
+from iclkit.testing import FakeLM, HashEmbedder
+from iclkit.trainers import METHODS, Feedback, FeedbackPrompt, Ledger, Training, corpus_of_tasks, preset
 from iclkit.trainers._ceil import first_stage
 from iclkit.trainers._fit import load_encoder, out_of_patience
 from iclkit.trainers._report import report_prompts
+from iclkit.trainers._train import training_keys
 
 from .conftest import config_for
 
@@ -53,11 +54,11 @@ def test_the_number_announced_is_asked_and_kept_and_asked_no_more(method, mode_t
     left = first.score()
     asked = {(r.context, r.continuation) for r in judge.scored[before:]}
     labels = len(task.labels)
-    assert len(judge.scored) - before == len(asked) == cost.prompts * labels == cost.unknown * labels
-    assert (left.prompts, left.unknown) == (cost.prompts, 0)
+    assert len(judge.scored) - before == len(asked) == cost.prompts * labels == cost.requests == cost.calls
+    assert left == 0
     assert len(first.session.feedback.ledger) == cost.prompts
     again = prepared(method, task, judge, tmp_path / "out", bag, bert)
-    assert again.estimate().unknown == 0
+    assert again.estimate().calls == 0
     before = len(judge.scored)
     again.run()
     later = {(r.context, r.continuation) for r in judge.scored[before:]}
@@ -76,8 +77,8 @@ def test_prompts_that_do_not_fit_are_counted_as_left_and_not_asked_again(method,
     )
     cost = some.estimate()
     left = some.score()
-    assert left.prompts == cost.prompts == len(some.session.feedback.ledger) + left.unknown
-    assert left.unknown == some.session.feedback.skipped
+    assert cost.prompts == len(some.session.feedback.ledger) + left
+    assert left == some.session.feedback.skipped
 
 
 def test_the_report_asks_no_more_than_was_said(mode_task, bag, bert, tmp_path) -> None:
@@ -102,10 +103,10 @@ def test_nothing_is_opened_before_prepare_and_the_ledger_is_closed_at_the_end(mo
         ledger = training.session.feedback.ledger
         assert training.prepare().session.feedback.ledger is ledger
         assert (tmp_path / "out.work" / "ledger.db").is_file()
-        assert training.estimate().unknown > 0
+        assert training.estimate().calls > 0
     with pytest.raises(RunError, match="closed"):
         len(ledger)
-    assert training.estimate().unknown > 0  # opened again
+    assert training.estimate().calls > 0  # opened again
 
 
 # -- everything is found out before the first prompt --
@@ -388,3 +389,50 @@ def test_a_reward_base_with_a_layer_missing_is_refused_by_name(bert, tmp_path) -
     with pytest.raises(ModelError, match=r"lack .*: bert\.encoder\.layer\.1\."):
         load_reward(config, folder)
     load_reward(config, bert)  # a new head and pooler are meant
+
+
+def test_what_decides_a_training_stands_in_its_identity_and_a_rename_does_not_change_it() -> None:
+    for method in METHODS:
+        config = preset(method)
+        assert config.identity().keys() == config.as_dict().keys() - {"checkpoints"}
+        assert {**config.identity(), "checkpoints": config.checkpoints} == config.as_dict()
+
+
+def test_templates_and_the_base_make_another_training_and_an_earlier_key_is_still_known(
+    mode_task, bag, bert, tmp_path
+) -> None:
+    task, judge = mode_task
+    config = settings("epr", bag, bert)
+    corpus = corpus_of_tasks([task], config)
+    base = HashEmbedder(8)
+    key, former = training_keys(config, corpus, judge, base)
+    assert training_keys(config, corpus, judge, HashEmbedder(16))[0] != key
+    other = corpus_of_tasks([replace(task, template=Template("{input} is {output}"))], config)
+    assert training_keys(config, other, judge, base)[0] != key
+    (chat,) = training_keys(config, corpus_of_tasks([task], config, chat=True), judge, base)
+    assert chat not in (key, former)
+    made = Training(corpus, judge, tmp_path / "out", config)
+    made.prepare()
+    note = tmp_path / "out.work" / "training.json"
+    noted = json.loads(note.read_text())
+    assert noted["key"] == made.key
+    made.close()
+    note.write_text(json.dumps({**noted, "key": training_keys(config, corpus, judge, made.base)[1]}))
+    Training(corpus, judge, tmp_path / "out", config).prepare().close()
+    assert json.loads(note.read_text())["key"] == made.key
+
+
+def test_prompts_are_chat_turns_where_that_is_wanted_and_have_scores_of_their_own() -> None:
+    rows = [Example(f"word {i}", "yes" if i % 2 else "no") for i in range(60)]
+    task = Task("t", "classification", tuple(rows), (), Template(chat=True, system="Be brief."), labels=("yes", "no"))
+    config, lm = preset("epr", queries=5, held_out=2, report=2), FakeLM()
+    ledger = Ledger(":memory:")
+    for chat in (False, True):
+        (of_task,) = corpus_of_tasks([task], config, chat=chat).tasks
+        assert of_task.template.chat is chat
+        feedback = Feedback(lm, ledger)
+        assert feedback.estimate(of_task, [FeedbackPrompt(rows[0], (rows[1],))]).calls == 2
+        assert feedback.score(of_task, [FeedbackPrompt(rows[0], (rows[1],))]) != [None]
+    plain, turns = lm.scored[0].context, lm.scored[2].context
+    assert "Be brief." in turns
+    assert "Be brief." not in plain

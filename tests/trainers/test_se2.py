@@ -166,12 +166,12 @@ def test_the_price_names_every_prompt_and_nothing_is_left_to_pay_when_all_is_kno
     method = Se2()
     ((course, asks),) = method.prompts(s)
     price = s.feedback.estimate(course, asks)
-    assert price.prompts == price.unknown == 12 * 6 * 3 + 6 * 3
+    assert price.prompts == price.calls / 2 == 12 * 6 * 3 + 6 * 3
     method.gather(s, 0, None)
     held_out_sets(s, course)
     assert s.feedback.computed == price.prompts
     ((course, asks),) = Se2().prompts(s)
-    assert s.feedback.estimate(course, asks).unknown == 0
+    assert s.feedback.estimate(course, asks).calls == 0
 
 
 class Model:

@@ -343,7 +343,7 @@ def test_a_damaged_note_of_the_work_is_one_line(text, mode_task, bag, bert, tmp_
     (tmp_path / "out.work" / "training.json").write_text(text)
     with pytest.raises(UsageError, match="give --restart to begin again"):
         Training(corpus, judge, tmp_path / "out", config).prepare()
-    assert Training(corpus, judge, tmp_path / "out", config, restart=True).estimate().unknown == 0
+    assert Training(corpus, judge, tmp_path / "out", config, restart=True).estimate().calls == 0
 
 
 @pytest.mark.parametrize(
