@@ -658,7 +658,7 @@ class Usage:
     ``requests`` asked; ``calls`` are the distinct ones that were computed; ``tokens_asked`` is what a plain loop would
     read (context and continuation of every request); ``tokens_computed`` went through the model; ``tokens_cached`` is
     the part of ``tokens_asked`` that the cache answered; ``tokens_generated`` were written; ``seconds`` is wall time
-    inside the LM.
+    inside the LM. ``cost`` is money, where a price was given.
     """
 
     requests: int = 0
@@ -668,6 +668,7 @@ class Usage:
     tokens_cached: int = 0
     tokens_generated: int = 0
     seconds: float = 0.0
+    cost: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(*(a + b for a, b in zip(self._values(), other._values(), strict=True)))
@@ -676,10 +677,13 @@ class Usage:
         return Usage(*(a - b for a, b in zip(self._values(), other._values(), strict=True)))
 
     def _values(self) -> tuple[Any, ...]:
-        return tuple(self.as_dict().values())
+        return (*self._counters().values(), self.cost)
 
     def as_dict(self) -> dict[str, float]:
-        """The counters by name."""
+        """The counters by name; the cost where there is one."""
+        return {**self._counters(), **({"cost": self.cost} if self.cost else {})}
+
+    def _counters(self) -> dict[str, float]:
         return {
             "requests": self.requests,
             "calls": self.calls,
@@ -698,7 +702,8 @@ class CostEstimate:
     ``requests`` asked with ``prompts`` different contexts; ``calls``: distinct requests to compute, those in the cache
     left out. ``tokens_asked``: what a plain loop would read. ``tokens_computed``: after sharing and the cache.
     ``tokens_cached``: the part of ``tokens_asked`` that the cache answers. ``tokens_generated``: at most so many are
-    written. ``seconds`` of reading, without those of writing; None where they are not known.
+    written. ``seconds`` of reading, without those of writing; None where they are not known. ``cost`` is money, at
+    most; None where no price was given.
     """
 
     requests: int = 0
@@ -709,8 +714,10 @@ class CostEstimate:
     tokens_cached: int = 0
     tokens_generated: int = 0
     seconds: float | None = 0.0
+    cost: float | None = None
 
     def __add__(self, other: CostEstimate) -> CostEstimate:
+        costs = [c for c in (self.cost, other.cost) if c is not None]
         seconds = None if self.seconds is None or other.seconds is None else self.seconds + other.seconds
         return CostEstimate(
             self.requests + other.requests,
@@ -721,4 +728,5 @@ class CostEstimate:
             self.tokens_cached + other.tokens_cached,
             self.tokens_generated + other.tokens_generated,
             seconds,
+            sum(costs) if costs else None,
         )

@@ -280,6 +280,8 @@ class LMOptions:
     threads: int | None = None
     batch_tokens: int | None = None
     cache: bool = True
+    price: str | None = None
+    max_cost: float | None = None
 
 
 def lm_options(command: F) -> F:
@@ -295,6 +297,9 @@ def lm_options(command: F) -> F:
     @click.option("--batch-tokens", type=click.IntRange(1), help="Tokens per pass of the LM.  [default: 2048 on CPU, "
                   "on a GPU as its memory allows]")  # fmt: skip
     @click.option("--no-cache", is_flag=True, help="Neither read nor write the LM cache.")
+    @click.option("--price", metavar="in=X,out=Y", help="What a server's answers cost per million tokens read and "
+                  "written (cached=Z for what its cache knows), or a JSON file of prices.")  # fmt: skip
+    @click.option("--max-cost", type=float, help="Stop before a server's answers cost more; the same command goes on.")
     @functools.wraps(command)
     def wrapped(
         *args: Any,
@@ -304,9 +309,11 @@ def lm_options(command: F) -> F:
         threads: int | None,
         batch_tokens: int | None,
         no_cache: bool,
+        price: str | None,
+        max_cost: float | None,
         **kwargs: Any,
     ) -> Any:
-        options = LMOptions(dtype, device, workers, threads, batch_tokens, not no_cache)
+        options = LMOptions(dtype, device, workers, threads, batch_tokens, not no_cache, price, max_cost)
         return command(*args, lm_options=options, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -322,7 +329,7 @@ def load_lm(name: str, options: LMOptions | None = None) -> LM:
     given: dict[str, Any] = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
     lm = lms.load_lm(
         name, dtype=options.dtype, device=options.device, cache=options.cache, workers=options.workers,
-        threads=options.threads, **given,
+        threads=options.threads, price=options.price, max_cost=options.max_cost, **given,
     )  # fmt: skip
     tell_notes(lm)
     return lm

@@ -123,6 +123,9 @@ def plan_with_estimate(
     )
     for note in price.notes:
         say(f"note: {note}")
+    if tools.lm.estimate(()).cost is not None and price.runs:
+        exact = estimate_cost([job for job in jobs if out is None or not job.finished(out)])
+        say(f"{tools.lm.name}: about {exact.cost or 0:.4g} at these prices, what the cache knows left out")
     return jobs
 
 
@@ -168,6 +171,8 @@ def run_jobs(
                 say(f"{title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
+        if cost := sum(lm.usage.cost for lm in lms.values()):
+            say(f"spent {cost:.4g}")
     for at, lm in lms.items():  # what was found out while they were asked
         tell_notes(lm, said[at])
     return runs

@@ -159,7 +159,10 @@ class _CachedLM(BaseLM):
         finally:
             done = self.inner.usage - before
             self._usage += Usage(
-                calls=done.calls, tokens_computed=done.tokens_computed, tokens_generated=done.tokens_generated
+                calls=done.calls,
+                tokens_computed=done.tokens_computed,
+                tokens_generated=done.tokens_generated,
+                cost=done.cost,
             )
 
     def _count(self, requests: int, start: float) -> None:

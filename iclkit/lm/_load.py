@@ -41,6 +41,8 @@ def load_lm(
     packed: bool = True,
     trust_remote_code: bool = False,
     reprobe: bool = False,
+    price: str | None = None,
+    max_cost: float | None = None,
 ) -> LM:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
     ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
@@ -54,21 +56,24 @@ def load_lm(
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
     a path for another file, False for none. packed: False runs the ``transformers`` module itself.
     trust_remote_code: run code from the model's folder. reprobe: find out again what a server can do, which is
-    remembered in ``servers`` under ICLKIT_HOME for a week. ModelError when the model cannot be loaded whole, RunError
-    when the cache cannot be written, UsageError for a setting that cannot be. ``notes`` of what comes back are for the
-    user.
+    remembered in ``servers`` under ICLKIT_HOME for a week. price: of a server's answers, ``in=0.15,out=0.6`` per
+    million tokens or a price file, by which ``usage.cost`` is counted. max_cost: a RunError before more is spent.
+    ModelError when the model cannot be loaded whole, RunError when the cache cannot be written, UsageError for a
+    setting that cannot be. ``notes`` of what comes back are for the user.
     """
     from iclkit.lm._cached import cached
 
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    if (price, max_cost) != (None, None) and not spec.startswith("openai:"):
+        raise UsageError(f"prices are those of servers (openai:MODEL@URL); {spec} costs nothing")
     store = _open_cache(cache)
     if spec.startswith("openai:"):
         from iclkit.lm._servers import FolderRecords, open_openai
         from iclkit.models import home
 
         records = FolderRecords(home() / "servers") if cache is True else None
-        lm: LM = open_openai(spec, records, reprobe=reprobe)
+        lm: LM = open_openai(spec, records, reprobe=reprobe, price=price, max_cost=max_cost)
     elif spec.startswith("vllm:"):
         from iclkit.lm._vllm import open_vllm
 

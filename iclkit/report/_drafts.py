@@ -268,6 +268,8 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
         before = np.array([[r.metrics[raw] for r in run.rows] for run in runs])
         others[raw] = estimate(before, bounded=metric.bounded, scope=scope)
     queries = len(runs) * len(ids)
+    if spent := sum(r.usage.get("cost", 0.0) for r in runs):
+        notes.append(f"its answers cost {spent:.4g}, {1000 * spent / queries:.4g} per 1,000 queries")
     place = axes(runs[0])
     line = Line(
         selector=place["selector"].label,

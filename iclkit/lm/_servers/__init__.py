@@ -30,10 +30,12 @@ generate        the answer is generated and compared                            
 
 from __future__ import annotations
 
+from iclkit.errors import UsageError
 from iclkit.lm._servers._capabilities import Capabilities, FolderRecords, NoRecords, Records
 from iclkit.lm._servers._config import OpenAIConfig, connect
 from iclkit.lm._servers._http import Client, HttpConfig, HttpError, RequestRejected
 from iclkit.lm._servers._lm import OpenAILM
+from iclkit.lm._servers._money import Purse, read_prices
 from iclkit.records import Json
 
 __all__ = [
@@ -51,13 +53,24 @@ __all__ = [
 ]
 
 
-def open_openai(spec: str, records: Records | None = None, *, reprobe: bool = False, **settings: Json) -> OpenAILM:
+def open_openai(
+    spec: str,
+    records: Records | None = None,
+    *,
+    reprobe: bool = False,
+    price: str | None = None,
+    max_cost: float | None = None,
+    **settings: Json,
+) -> OpenAILM:
     """The LM at ``openai:MODEL@URL``.
 
     Settings (those of OpenAIConfig and HttpConfig) are keywords, or ride on the name: ``openai:MODEL@URL,key=value``.
     ``records``: where what was found out about servers is kept; None keeps nothing. ``reprobe``: find it out again.
-    Addresses and keys as ``connect``. UsageError for a spec or setting that cannot be; ModelError when the server
-    cannot be used.
+    price: ``in=…,out=…`` per million tokens, or a price file; max_cost: spend no more. Addresses and keys as
+    ``connect``. UsageError for a spec or setting that cannot be; ModelError when the server cannot be used.
     """
     model, client, config = connect(spec, **settings)
-    return OpenAILM(model, client, config, records, reprobe=reprobe)
+    if max_cost is not None and price is None:
+        raise UsageError("a limit of cost needs prices: give --price in=…,out=… per million tokens, or a price file")
+    purse = None if price is None else Purse(read_prices(price, model), max_cost)
+    return OpenAILM(model, client, config, records, reprobe=reprobe, purse=purse)

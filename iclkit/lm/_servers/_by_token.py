@@ -40,6 +40,8 @@ _UNLIKELY = "~ zyx"
 class TrieWay(Way):
     """Scores as sums over next-token distributions, one prompt for each beginning that the labels share."""
 
+    per_token = True
+
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.whole: Way | None = None
@@ -243,6 +245,7 @@ class NextTokenWay(Way):
     """Top log-probabilities of the next token, token after token."""
 
     name = "next-token"
+    per_token = True
 
     def find(self) -> None:
         """How many candidates are given, then as others."""

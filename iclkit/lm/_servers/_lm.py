@@ -9,11 +9,13 @@ from typing import Any, TypeVar
 from iclkit.errors import RequestError, UsageError
 from iclkit.lm._base import BaseLM
 from iclkit.lm._protocol import OnDone
+from iclkit.lm._servers._adapt import THOUGHTS
 from iclkit.lm._servers._capabilities import Capabilities, NoRecords, Records
 from iclkit.lm._servers._codec import detokenize
 from iclkit.lm._servers._config import OpenAIConfig
 from iclkit.lm._servers._http import Client, HttpError
 from iclkit.lm._servers._model import CHAT, SHORTEST_KEY, ServedModel, Unanswered, is_no
+from iclkit.lm._servers._money import Purse
 from iclkit.lm._servers._parse import NotSupported
 from iclkit.lm._servers._probe import ASSUMED_CONTEXT, facts_of, forget, probe, restored, still_so
 from iclkit.lm._servers._way import Way
@@ -57,9 +59,10 @@ class OpenAILM(BaseLM):
         records: Records | None = None,
         *,
         reprobe: bool = False,
+        purse: Purse | None = None,
     ) -> None:
         self.name, self.client, self.config = model, client, config
-        self._server = server = ServedModel(model, client, config)
+        self._server = server = ServedModel(model, client, config, purse)
         self._records: Records = records or NoRecords()
         self._unanswered: dict[Any, str] = {}  # refusals that have not been raised yet
         client.patience = _PROBE_TRIES
@@ -224,9 +227,19 @@ class OpenAILM(BaseLM):
         free = [r for r in written if not r.choices]
         read = sum(counts[r.context] for r in free)
         read += sum(counts[r.context] + counts[r.continuation] for r in scored) if per_label else 0
-        read += 0 if per_label else sum(counts[c] for c in of_labels)
-        answers = 1 if not per_label and self.endpoint == "completions" else self.config.answer_tokens
+        asks = dict.fromkeys(of_labels, 1)
+        if self._way.per_token:  # at most: labels may share their beginnings, and a server what it has read
+            empty = self.count_tokens("")
+            for r in scored:
+                asks[r.context] += max(0, counts[r.continuation] - empty - 1)
+        read += 0 if per_label else sum(counts[c] * n + n * n // 2 for c, n in asks.items())
+        answers = 1 if self.endpoint == "completions" and self._way.name != "generate" else self.config.answer_tokens
+        generated = sum(r.max_tokens for r in free) + (len(scored) if per_label else answers * sum(asks.values()))
+        if THOUGHTS in self.can.changes:
+            generated += self.config.thought_tokens * (len(free) + len(of_labels))
+        purse = self._server.purse
         return CostEstimate(
+            cost=None if purse is None else purse.prices.of(read, generated),
             requests=len(requests),
             prompts=len(contexts),
             calls=len(free) + (len(scored) if per_label else len(of_labels)),
@@ -234,7 +247,7 @@ class OpenAILM(BaseLM):
                 counts[r.context] + (counts[r.continuation] if isinstance(r, ScoreRequest) else 0) for r in requests
             ),
             tokens_computed=read,
-            tokens_generated=sum(r.max_tokens for r in free) + (0 if per_label else answers * len(of_labels)),
+            tokens_generated=generated,
             seconds=None if requests else 0.0,
         )
 

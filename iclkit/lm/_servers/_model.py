@@ -15,6 +15,7 @@ from iclkit.lm._servers._adapt import NOTES, STOPS, THOUGHTS, adapted, change_fo
 from iclkit.lm._servers._capabilities import Capabilities
 from iclkit.lm._servers._config import OpenAIConfig
 from iclkit.lm._servers._http import Client, HttpError, RequestRejected, said
+from iclkit.lm._servers._money import Purse, written_at_most
 from iclkit.lm._servers._parse import (
     NotSupported,
     Position,
@@ -63,8 +64,8 @@ class ServedModel:
     ``can`` is what was found out about it. ``open``: it has been, so that a refusal may be about one prompt alone.
     """
 
-    def __init__(self, name: str, client: Client, config: OpenAIConfig) -> None:
-        self.name, self.client, self.config = name, client, config
+    def __init__(self, name: str, client: Client, config: OpenAIConfig, purse: Purse | None = None) -> None:
+        self.name, self.client, self.config, self.purse = name, client, config, purse
         self.root = client.url.removesuffix("/v1")
         self.can = Capabilities()
         self.open = False
@@ -231,7 +232,7 @@ class ServedModel:
         body = {**body, **self.config.extra} if root is None else body
         shape = digest([path, {k: v for k, v in body.items() if k not in _LISTS}])
         try:
-            answer = self._fit(path, body, look, root, answers)
+            answer = self._paid(path, body, look, root, answers)
         except (HttpError, Misshapen) as error:
             if self.open and self._is_about_the_prompt(path, body, look, shape, error, root, answers):
                 raise Unanswered(str(error)) from error
@@ -244,6 +245,38 @@ class ServedModel:
                 tokens_generated=usage_of(answer, "completion_tokens") or 0,
             )
         return answer
+
+    def _paid(self, path: str, body: Mapping[str, Any], look: bool, root: str | None, answers: str) -> dict[str, Any]:
+        """``_fit``, paid for where a price was given: the most it may cost is set aside before it is sent."""
+        if self.purse is None:
+            return self._fit(path, body, look, root, answers)
+        thoughts = 0 if look or THOUGHTS not in self._changes else self.config.thought_tokens
+        read, written = self._size(body), written_at_most(body) + thoughts
+        reserved, cost = self.purse.reserve(read, written), 0.0
+        try:
+            answer = self._fit(path, body, look, root, answers)
+            told = usage_of(answer, "prompt_tokens"), usage_of(answer, "completion_tokens")
+            if None in told:
+                self.note("the server does not report all tokens: their number, and so the cost, is an estimate")
+            read = read if told[0] is None else told[0]
+            written = written if told[1] is None else told[1]
+            cost = self.purse.prices.of(read, written, min(read, cached_tokens(answer) or 0))
+            with self.lock:
+                self.usage += Usage(cost=cost)
+            return answer
+        finally:
+            self.purse.settle(reserved, cost)
+
+    def _size(self, body: Mapping[str, Any]) -> int:
+        """Tokens of a request's prompts, on the high side."""
+        asked = next(body[field] for field in _LISTS if field in body)
+        if isinstance(asked, str):
+            return self.count_tokens(asked)
+        if asked and isinstance(asked[0], int):
+            return len(asked)
+        if asked and isinstance(asked[0], list):
+            return sum(map(len, asked))
+        return sum(estimate_tokens(str(turn.get("content"))) + 8 for turn in asked)
 
     def _is_about_the_prompt(
         self, path: str, body: dict[str, Any], look: bool, shape: str, error: Exception, root: str | None, answers: str

@@ -18,6 +18,8 @@ class Way(ABC):
     endpoint: ClassVar[str] = "completions"
     one_by_one: ClassVar[bool] = False
     """Whether each continuation is a request of its own; else one question serves all continuations of a context."""
+    per_token: ClassVar[bool] = False
+    """Whether a continuation of several tokens takes a question for each beginning of it."""
     note: ClassVar[str] = ""
     """What the user should know about scores that are had so."""
 
