@@ -71,6 +71,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_select.py $(DATA)
 	$(RUN)/bench_search.py
 	$(RUN)/bench_startup.py
+	$(RUN)/bench_scale.py
 	$(RUN)/bench_embed.py
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
@@ -84,6 +85,7 @@ else
 	$(RUN)/bench_select.py $(DATA) --rows 1000 --queries 32 --turns 1
 	$(RUN)/bench_search.py --smoke
 	$(RUN)/bench_startup.py --smoke
+	$(RUN)/bench_scale.py --smoke
 	$(RUN)/bench_embed.py --smoke
 	$(RUN)/bench_beam.py --smoke
 	$(RUN)/bench_board.py --smoke

@@ -207,7 +207,7 @@ def sync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def try_lock(file: IO[str], *, wait: bool = False) -> bool:
+def try_lock(file: IO[Any], *, wait: bool = False) -> bool:
     """An advisory lock that ends with the process, however it ends; False when another holds it.
 
     With ``wait`` it comes back with the lock, as soon as nobody else holds it; signals end the wait as usual.

@@ -1,6 +1,6 @@
 """What can be shown: the pool of examples, their vectors and the search over them.
 
-A pool is one SQLite file; vectors and key texts stand in it, and the FAISS index beside it is derived from it.
+A pool is one SQLite file; vectors and key texts stand in it, and the files beside it are derived from it.
 Importing this room loads neither torch nor faiss.
 """
 

@@ -1,17 +1,10 @@
-"""Exact inner-product search, and the derived file that saves reading every vector from the database again.
-
-The only module that imports faiss.
-"""
+"""Exact inner-product search over a matrix, which may be mapped from a file. The only module that imports faiss."""
 
 from __future__ import annotations
 
-import json
 import sys
-import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +14,7 @@ from iclkit.embed import FloatArray
 from iclkit.errors import DataError
 from iclkit.models import supports_bf16
 from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
-from iclkit.pool._export import write_whole
 
-MAGIC = b"iclkit vector index 1\n"
 SCORE_DECIMALS = 6
 FLOAT32_ERROR = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
 MAX_OVERFETCH = 256  # excluded rows beyond which over-fetching gives way to a scan of the allowed rows
@@ -33,6 +24,7 @@ KEPT_SPACES = 8
 BF16_MIN_ROWS = 1024  # rows from which on bf16 saves time
 BF16_MAX_CANDIDATES = 256  # candidates beyond which float32 is asked instead
 BF16_STEP = 2.0**-8  # relative error of a number rounded to bf16
+ROUGH_BLOCK = 1 << 14  # rows that are rounded to bf16 at a time
 BLOCK = 1 << 26  # bytes of candidate vectors looked at in one go
 
 
@@ -50,55 +42,79 @@ _Best = tuple[IntArray, NDArray[np.float32]]
 """Positions in an index, best first, and their scores."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What an index file holds. ``texts`` is the hash of the row's text hashes in order."""
-
-    fingerprint: str
-    dim: int
-    rows: int
-    texts: str
-    revision: int
-    crc: int = 0
-
-
 class FlatIndex:
-    """A flat FAISS index. Row n of it holds the vector of row handle ``rows[n]``; handles ascend."""
+    """Exact search. Row n of ``matrix`` is the vector of row handle ``handles[n]``; handles ascend.
 
-    def __init__(self, flat: Any, rows: IntArray | None = None) -> None:
-        self._flat = flat
-        self.rows = np.arange(flat.ntotal, dtype=np.int64) if rows is None else rows
-        self._bf16: tuple[Any, float, float] | None = None
+    An index never changes. ``extended`` and ``without`` give others, which share with it what is held in memory.
+    ``dead``: ascending positions of rows that are in the matrix and no longer in the pool.
+    """
+
+    def __init__(self, matrix: FloatArray, handles: IntArray, dead: IntArray | None = None) -> None:
+        self._matrix, self.handles, self.dead = matrix, handles, _NONE if dead is None else dead
+        self._buffer: _Buffer | None = None
+        self._rough = _RoughCopy(len(handles))
         self._spaces: dict[int, tuple[IntArray, _Space]] = {}
 
     @classmethod
     def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
         """vectors (n, dim) float32; rows (n,) their handles, ascending: 0 to n - 1 where none are given."""
-        flat = faiss_module().IndexFlatIP(vectors.shape[1])
-        flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        return cls(flat, rows)
+        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+        return cls(matrix, np.arange(len(matrix), dtype=np.int64) if rows is None else rows)
 
     def __len__(self) -> int:
-        return int(self._flat.ntotal)
+        return len(self.handles) - len(self.dead)
 
-    def add(self, rows: IntArray, vectors: FloatArray) -> None:
-        """Append the vectors of these handles, which are higher than all others."""
-        self._bf16 = None
-        self._spaces.clear()
-        self._flat.add(np.ascontiguousarray(vectors, dtype=np.float32))
-        self.rows = np.concatenate([self.rows, rows])
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        return int(self._matrix.shape[1])
+
+    @property
+    def rows(self) -> IntArray:
+        """(n,): the handles that may be found, ascending."""
+        return np.delete(self.handles, self.dead) if len(self.dead) else self.handles
+
+    def extended(self, rows: IntArray, vectors: FloatArray, matrix: FloatArray | None = None) -> FlatIndex:
+        """With the vectors of these handles, which are higher than all others.
+
+        ``matrix``: the whole, where it has been mapped from a file; otherwise it is put together in memory, in room
+        that is kept for more.
+        """
+        buffer = None
+        if matrix is None:
+            buffer = self._buffer
+            if buffer is None or buffer.used != len(self._matrix):
+                buffer = _Buffer(self._matrix)
+            matrix = buffer.add(vectors)
+        index = FlatIndex(matrix, np.concatenate([self.handles, rows]), self.dead)
+        index._buffer = buffer
+        if self._rough.length == len(self.handles):  # else another index was extended with other rows
+            index._rough = self._rough
+            index._rough.length = len(index.handles)
+        return index
+
+    def without(self, dead: IntArray) -> FlatIndex:
+        """With just these positions dead."""
+        if np.array_equal(dead, self.dead):
+            return self
+        index = FlatIndex(self._matrix, self.handles, dead)
+        index._buffer, index._rough = self._buffer, self._rough
+        return index
 
     @property
     def matrix(self) -> FloatArray:
-        """(n, dim), read-only, without a copy. Not to be kept across ``add``."""
-        n, dim = self._flat.ntotal, self._flat.d
-        if not n:
-            return np.empty((0, dim), np.float32)
-        return np.asarray(_Memory(self._flat))
+        """(n, dim), read-only: the vectors of ``rows``; without a copy unless rows are dead."""
+        matrix = np.delete(self._matrix, self.dead, axis=0) if len(self.dead) else self._matrix.view()
+        matrix.flags.writeable = False
+        return matrix
 
     def vectors(self, rows: IntArray) -> FloatArray:
         """(len(rows), dim) float32: the vectors of these handles. DataError for one that is not in the index."""
-        return self.matrix[positions_of(rows, self.rows)]
+        at = positions_of(rows, self.handles)
+        gone = is_member(at, self.dead)
+        if gone.any():
+            raise DataError(f"row {int(np.asarray(rows)[gone][0])} is not in this view of the pool")
+        return self._matrix[at]
 
     def nearest(self, queries: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
         """For each query (q, dim) the k rows of its scope with the highest inner product, fewer where there are fewer.
@@ -107,8 +123,8 @@ class FlatIndex:
         scope. Queries whose scopes share one ``within`` array are searched together.
         """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self._flat.d:
-            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self._flat.d})")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self.dim})")
         if len(scopes) != len(queries):
             raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
         nothing = Ranked(np.empty(0, np.int64), np.empty(0, np.float32))
@@ -122,7 +138,7 @@ class FlatIndex:
             space = self._space(scopes[numbers[0]].within)
             excluded = [space.positions([*scopes[n].exclude]) for n in numbers]
             for number, best in zip(numbers, self._search(space, queries[numbers], k, excluded), strict=True):
-                ranked[number] = Ranked(self.rows[best[0]], best[1]) if best is not None else nothing
+                ranked[number] = Ranked(self.handles[best[0]], best[1]) if best is not None else nothing
         return ranked
 
     def _space(self, within: IntArray | None) -> _Space:
@@ -151,7 +167,7 @@ class FlatIndex:
             # one call per power of two of candidates: a query that excludes more than others does not slow them
             fetch = space.reach(int(wanted[few].min()))
             now = few[wanted[few] <= fetch] if fetch < len(space) else few
-            step = max(1, BLOCK // (fetch * self._flat.d * 8))
+            step = max(1, BLOCK // (fetch * self.dim * 8))
             for part in (now[start : start + step] for start in range(0, len(now), step)):
                 rows, limit = space.shortlist(queries[part], fetch)
                 scored = self._rescore(queries[part], rows, limit, k, [excluded[int(q)] for q in part])
@@ -173,18 +189,6 @@ class FlatIndex:
             fetch = min(len(space), 2 * fetch)
         return None
 
-    def _bf16_copy(self) -> tuple[Any, float, float] | None:
-        """The rows in bf16, the largest norm of a row, and the largest norm of what a row lost; None where no gain."""
-        if self._bf16 is None and len(self) >= BF16_MIN_ROWS and "torch" in sys.modules:
-            import torch
-
-            if supports_bf16(torch.device("cpu")):
-                rows = torch.tensor(self.matrix)
-                rough = rows.bfloat16()
-                norm, lost = (float(torch.linalg.norm(x, dim=1).max()) for x in (rows, rows - rough.float()))
-                self._bf16 = rough, norm, lost
-        return self._bf16
-
     def _rescore(
         self, queries: FloatArray, rows: IntArray, limit: NDArray[np.float64], k: int, excluded: Sequence[IntArray]
     ) -> list[_Best | None]:
@@ -193,8 +197,10 @@ class FlatIndex:
 
         limit (q,): a score that no row outside the candidates reaches.
         """
-        scores = np.einsum("qmd,qd->qm", self.matrix[rows].astype(np.float64), queries.astype(np.float64))
+        scores = np.einsum("qmd,qd->qm", self._matrix[rows].astype(np.float64), queries.astype(np.float64))
         scores = np.round(scores, SCORE_DECIMALS)
+        if len(self.dead):
+            scores[is_member(rows, self.dead)] = -np.inf
         for q, out in enumerate(excluded):
             if len(out):
                 scores[q, is_member(rows[q], out)] = -np.inf
@@ -207,50 +213,81 @@ class FlatIndex:
             for r, s, ok in zip(rows, scores, sure, strict=True)
         ]
 
-    def save(self, path: Path, header: Header) -> None:
-        """Write the file in one step: a reader sees the old one or the new one. OSError when that cannot be done."""
-        body = faiss_module().serialize_index(self._flat)
-        line = json.dumps({**asdict(header), "crc": zlib.crc32(body.data)}).encode()
-        with write_whole(path) as file:
-            file.write(MAGIC + line + b"\n")
-            body.tofile(file)
 
-    @classmethod
-    def load(cls, path: Path, fingerprint: str, dim: int) -> tuple[FlatIndex, Header]:
-        """Read an index file. ValueError that says what is wrong with it; OSError when it cannot be read."""
-        with path.open("rb") as file:
-            if file.readline() != MAGIC:
-                raise ValueError("is not an index file of this version")
-            try:
-                header = Header(**json.loads(file.readline()))
-            except (TypeError, ValueError) as error:
-                raise ValueError("has a broken header") from error
-            body = np.fromfile(file, dtype=np.uint8)
-        if (header.fingerprint, header.dim) != (fingerprint, dim):
-            raise ValueError("belongs to another embedder")
-        if zlib.crc32(body.data) != header.crc:
-            raise ValueError("is damaged")
-        flat = faiss_module().deserialize_index(body)
-        if (flat.ntotal, flat.d) != (header.rows, dim):
-            raise ValueError("is damaged")
-        return cls(flat), header
+class _Buffer:
+    """Rows in memory, with room for more: adding some to many copies the many seldom."""
+
+    def __init__(self, rows: FloatArray) -> None:
+        self._room = np.empty((max(16, 2 * len(rows)), rows.shape[1]), np.float32)
+        self._room[: len(rows)] = rows
+        self.used = len(rows)
+
+    def add(self, rows: FloatArray) -> FloatArray:
+        """All rows so far and these."""
+        end = self.used + len(rows)
+        if end > len(self._room):
+            room = np.empty((2 * end, self._room.shape[1]), np.float32)
+            room[: self.used] = self._room[: self.used]
+            self._room = room
+        self._room[self.used : end] = rows
+        self.used = end
+        return self._room[:end]
+
+
+class _RoughCopy:
+    """Rows in bf16, made when first asked for and extended when there are more.
+
+    Shared by indexes each of which begins with the rows of those before; ``length``: rows of the longest.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._rows: Any = None
+        self._used, self._norm, self._lost = 0, 0.0, 0.0
+
+    def of(self, matrix: FloatArray) -> tuple[Any, float, float] | None:
+        """The rows in bf16, a bound of their norms, and one of the norms of what they lost; None where no gain."""
+        if len(matrix) < BF16_MIN_ROWS or "torch" not in sys.modules:
+            return None
+        import torch
+
+        if not supports_bf16(torch.device("cpu")):
+            return None
+        if self._rows is None or len(self._rows) < len(matrix):
+            # exact at first, since most pools do not grow while they are searched
+            room = len(matrix) if self._rows is None else len(matrix) + len(matrix) // 4
+            rows = torch.empty((room, matrix.shape[1]), dtype=torch.bfloat16)
+            if self._used:
+                rows[: self._used] = self._rows[: self._used]
+            self._rows = rows
+        for start in range(self._used, len(matrix), ROUGH_BLOCK):
+            exact = torch.tensor(matrix[start : start + ROUGH_BLOCK])
+            rough = exact.bfloat16()
+            self._rows[start : start + len(exact)] = rough
+            self._norm, self._lost = (
+                max(bound, float(torch.linalg.norm(x, dim=1).max()))
+                for bound, x in ((self._norm, exact), (self._lost, exact - rough.float()))
+            )
+        self._used = max(self._used, len(matrix))
+        return self._rows[: len(matrix)], self._norm, self._lost
 
 
 class _Space:
     """The part of an index that is searched: all of it, or the rows of a scope's ``within``; positions inside."""
 
     def __init__(self, index: FlatIndex, within: IntArray | None = None) -> None:
-        self._index, self._size = index, len(index)
+        self._index, self._size = index, len(index.handles)
         # which positions are inside: all where there is no array, and few enough to be compared one by one if _few
         self._within: IntArray | None = None
         self._few = False
         self._selector: Any = None
         if within is not None:
-            self._within = np.searchsorted(index.rows, within[is_member(within, index.rows)])
+            inside_at = np.searchsorted(index.handles, within[is_member(within, index.handles)])
+            self._within = inside_at[~is_member(inside_at, index.dead)]
             self._size = len(self._within)
             self._few = len(self) <= FEW_ROWS
             if not self._few:
-                inside = np.zeros(len(index), dtype=np.bool_)
+                inside = np.zeros(len(index.handles), dtype=np.bool_)
                 inside[self._within] = True
                 self._selector = faiss_module().IDSelectorBitmap(np.packbits(inside, bitorder="little"))
 
@@ -260,7 +297,7 @@ class _Space:
     def positions(self, rows: Sequence[int]) -> IntArray:
         """Ascending positions of those of the handles that are in this space."""
         handles = np.unique(np.array(rows, dtype=np.int64))
-        at = np.searchsorted(self._index.rows, handles[is_member(handles, self._index.rows)])
+        at = np.searchsorted(self._index.handles, handles[is_member(handles, self._index.handles)])
         return at if self._within is None else at[is_member(at, self._within)]
 
     def without(self, excluded: IntArray) -> _Space:
@@ -286,16 +323,15 @@ class _Space:
         four times faster than float32, and off by no more than the rounded rows, the rounded query and the rounded
         score can be.
         """
-        flat, never = self._index._flat, np.full(len(queries), -np.inf)
+        matrix, never = self._index._matrix, np.full(len(queries), -np.inf)
         if self._few and self._within is not None:
             return np.tile(self._within, (len(queries), 1)), never
         if self._selector is not None:
-            parameters = faiss_module().SearchParameters(sel=self._selector)
-            near, rows = flat.search(queries, fetch, params=parameters)
+            near, rows = _nearest(queries, matrix, fetch, self._selector)
             return rows, never if fetch == len(self) else near[:, -1].astype(np.float64) + FLOAT32_ERROR
         if fetch == len(self):
             return np.tile(np.arange(fetch), (len(queries), 1)), never
-        if fetch <= BF16_MAX_CANDIDATES and (half := self._index._bf16_copy()):
+        if fetch <= BF16_MAX_CANDIDATES and (half := self._index._rough.of(matrix)):
             import torch
 
             vectors, norm, lost = half
@@ -306,19 +342,16 @@ class _Space:
             length, gone = (torch.linalg.norm(x, dim=1).double().numpy() for x in (exact, exact - rough.float()))
             off = lost * (length + gone) + norm * gone + abs(last) * BF16_STEP + 1e-5 * norm * length
             return numbers.numpy(), last + off
-        near, rows = flat.search(queries, fetch)
+        near, rows = _nearest(queries, matrix, fetch)
         return rows, near[:, -1].astype(np.float64) + FLOAT32_ERROR
 
 
-class _Memory:
-    """The rows of a flat index as numpy sees them: read-only, and alive as long as any array made of it."""
-
-    def __init__(self, flat: Any) -> None:
-        self._flat = flat
-        where = faiss_module().rev_swig_ptr(flat.get_xb(), 1).ctypes.data
-        self.__array_interface__ = {
-            "shape": (flat.ntotal, flat.d),
-            "typestr": "<f4",
-            "data": (where, True),
-            "version": 3,
-        }
+def _nearest(
+    queries: FloatArray, matrix: FloatArray, k: int, selector: Any = None
+) -> tuple[NDArray[np.float32], IntArray]:
+    """FAISS's exact search: scores and positions (q, k), best first."""
+    faiss = faiss_module()
+    scores, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    x, y, best, at = map(faiss.swig_ptr, (queries, matrix, scores, rows))
+    faiss.knn_inner_product(x, y, matrix.shape[1], len(queries), len(matrix), k, best, at, selector)
+    return scores, rows

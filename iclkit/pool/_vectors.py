@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from iclkit.database import MEMORY, Database
 from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
 from iclkit.pool._candidates import IntArray
-from iclkit.pool._index import FlatIndex, Header
-from iclkit.records import Progress
+from iclkit.pool._index import FlatIndex
+from iclkit.pool._vector_file import VectorFile
+from iclkit.records import Progress, digest
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
@@ -28,13 +30,23 @@ _STORED = (
     "FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
     "AND v.embedder = (SELECT number FROM embedders WHERE fingerprint = ?) WHERE length(v.vector) = ?"
 )
-_SMALL = 4096  # rows of an index that is cheap to write
-_GROWTH = 8  # a larger file is written anew when the rows it lacks are this part of it: each row is written few times
+_DEAD = 4  # a file is written anew when this part of its rows is no longer in the pool
+_SAMPLE = 8  # rows at the end, and as many in between, that are compared with the database before a file is believed
+_EMPTY = np.empty((0, 1), np.float32)
 
 
 def text_hash(text: str) -> bytes:
     """What a text is numbered by."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An index of a whole pool as it was, the numbers of its texts, dead ones included, and the file it is kept in."""
+
+    index: FlatIndex
+    texts: IntArray
+    file: VectorFile | None = None
 
 
 class VectorStore:
@@ -43,6 +55,7 @@ class VectorStore:
     def __init__(self, database: Database, writes: bool) -> None:
         self.writes, self.database, self._db = writes, database, database
         self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
+        self._kept: dict[str, _Kept] = {}
 
     def in_memory(self) -> VectorStore:
         """One that reads the same vectors and does not write."""
@@ -110,63 +123,100 @@ class VectorStore:
         text_at: Callable[[int], str],
         embedder: Embedder,
         *,
-        revision: int,
         whole: bool,
         progress: Progress | None = None,
     ) -> FlatIndex:
         """Search over the vectors of these texts, known by these row handles.
 
-        ``whole``: they are all of the pool's, so the index is kept in a file beside it, which later holds the first of
-        them and is extended. Such a file is never believed over the database.
+        ``whole``: they are all of the pool's, so vectors are kept in a file beside it, to which later ones are
+        appended, and the index of an earlier state of the pool is extended. Neither is believed over the database.
         """
-        file = self._file(embedder)
-        index = self._load(file, embedder, rows, texts) if whole and file else None
+        if not whole:
+            return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
+        key = vector_key(embedder, "document")
+        kept = self._kept.get(key)
+        if kept is None or (kept.file is not None and not kept.file.is_current()):
+            kept = self._read(embedder) or kept
+        index = self._fitting(kept, embedder, rows, texts) if kept else None
         known = 0 if index is None else len(index)
         vectors = self.of_numbers(texts[known:], lambda at: text_at(known + at), embedder, progress)
-        if index is None:
-            index = FlatIndex.of(vectors, rows)
+        if kept is None or index is None or len(index.dead) * _DEAD > len(index.handles):
+            every = vectors if index is None else np.concatenate([index.matrix, vectors])
+            kept = self._made_anew(every, embedder, rows, texts)
         elif len(vectors):
-            index.add(rows[known:], vectors)
-        grown = len(index) - known
-        if whole and file and self.writes and grown and (len(index) <= _SMALL or grown * _GROWTH >= known):
-            key = vector_key(embedder, "document")
-            header = Header(key, embedder.dim, len(index), self._rows_hash(texts), revision)
+            kept = self._grown(replace(kept, index=index), embedder, rows[known:], texts[known:], vectors)
+        else:
+            kept = replace(kept, index=index)
+        self._kept[key] = kept
+        return kept.index
+
+    def _fitting(self, kept: _Kept, embedder: Embedder, rows: IntArray, texts: IntArray) -> FlatIndex | None:
+        """The part of an index that has the first of these rows; None where it does not have just these."""
+        index = kept.index
+        at = np.searchsorted(rows, index.handles)
+        alive = at < len(rows)
+        alive[alive] = rows[at[alive]] == index.handles[alive]
+        held = int(alive.sum())
+        if not (at[alive] == np.arange(held)).all() or (texts[:held] != kept.texts[alive]).any():
+            return None  # it belongs to another pool, or to this one before it was restored
+        between = np.linspace(0, held - 1, min(held, _SAMPLE)).astype(np.int64)
+        sample = np.unique(np.concatenate([np.arange(max(0, held - _SAMPLE), held), between]))
+        stored, vectors = dict(self._stored(embedder, texts[sample])), index.vectors(rows[sample]) if held else _EMPTY
+        index = index.without(np.flatnonzero(~alive))
+        if are_unit(vectors).all() and all(
+            stored.get(int(texts[n])) == vector.astype("<f4").tobytes()
+            for n, vector in zip(sample, vectors, strict=True)
+        ):
+            return index
+        log.warning("%s does not agree with the pool; building it again", self._file(embedder) or "an index in memory")
+        return None
+
+    def _made_anew(self, vectors: FloatArray, embedder: Embedder, rows: IntArray, texts: IntArray) -> _Kept:
+        path = self._file(embedder)
+        if path is None or not self.writes or not len(rows):
+            return _Kept(FlatIndex.of(vectors, rows), texts)
+        try:
+            file = VectorFile(path, self._key(embedder), embedder.dim, rows, texts).write(vectors)
+            matrix = file.matrix()
+            path.with_suffix(".faiss").unlink(missing_ok=True)  # what earlier versions kept
+        except OSError as error:
+            log.warning("could not write %s (%s); the index will be built again next time", path, error)
+            return _Kept(FlatIndex.of(vectors, rows), texts)
+        return _Kept(FlatIndex(matrix, rows), texts, file)
+
+    def _grown(self, kept: _Kept, embedder: Embedder, rows: IntArray, texts: IntArray, vectors: FloatArray) -> _Kept:
+        """With more rows: appended to the file where there is one that may be written, and in memory otherwise."""
+        known, file = np.concatenate([kept.texts, texts]), kept.file
+        if file is not None and self.writes:
             try:
-                index.save(file, header)
-            except OSError as error:
-                log.warning("could not write %s (%s); the index will be built again next time", file, error)
-        return index
+                file = file.append(rows, texts, vectors)
+                return _Kept(kept.index.extended(rows, vectors, file.matrix()), known, file)
+            except (OSError, ValueError) as error:
+                log.warning("%s %s; it is left as it is", self._file(embedder), error)
+        return _Kept(kept.index.extended(rows, vectors), known)
 
     def _file(self, embedder: Embedder) -> Path | None:
         if self._db.path == MEMORY:
             return None
-        return Path(self._db.path).with_suffix(f".{vector_key(embedder, 'document')[:8]}.faiss")
+        return Path(self._db.path).with_suffix(f".{vector_key(embedder, 'document')[:8]}.vectors")
 
-    def _load(self, file: Path, embedder: Embedder, rows: IntArray, texts: IntArray) -> FlatIndex | None:
-        """The index of the first rows, or None when the file is not there or not what the pool says."""
+    def _key(self, embedder: Embedder) -> str:
+        ((uid,),) = self._db.read("SELECT value FROM facts WHERE name = 'uid'")
+        return digest([vector_key(embedder, "document"), str(uid)], 8)
+
+    def _read(self, embedder: Embedder) -> _Kept | None:
+        """What the file beside the pool holds; None, with a warning, for one that cannot be used, and for none."""
+        path = self._file(embedder)
+        if path is None:
+            return None
         try:
-            index, header = FlatIndex.load(file, vector_key(embedder, "document"), embedder.dim)
+            file = VectorFile.read(path, self._key(embedder), embedder.dim, writes=self.writes)
+            return _Kept(FlatIndex(file.matrix(), file.handles), file.texts, file)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            log.warning("%s %s; building it again from the pool", file, error)
+            log.warning("%s %s; building it again from the pool", path, error)
             return None
-        held = header.rows
-        if held > len(rows) or header.texts != self._rows_hash(texts[:held]):
-            return None  # examples were removed, or the file belongs to another pool
-        index.rows = rows[:held]
-        sample = np.unique(np.linspace(0, held - 1, min(held, 8)).astype(np.int64))
-        stored = dict(self._stored(embedder, texts[sample]))
-        if are_unit(index.matrix).all() and all(
-            stored.get(int(texts[n])) == index.matrix[n].astype("<f4").tobytes() for n in sample
-        ):
-            return index
-        log.warning("%s does not agree with the pool; building it again", file)
-        return None
-
-    def _rows_hash(self, texts: IntArray) -> str:
-        ((uid,),) = self._db.read("SELECT value FROM facts WHERE name = 'uid'")
-        return hashlib.blake2b(texts.tobytes(), key=uid.encode(), digest_size=16).hexdigest()
 
     def _stored(self, embedder: Embedder, texts: IntArray) -> list[tuple[int, bytes]]:
         return self._db.read(f"SELECT v.text, v.vector {_STORED}", self._values(embedder, texts))

@@ -283,7 +283,6 @@ class PoolView:
             self._texts,
             lambda at: self.examples[at].text,
             embedder,
-            revision=self.revision,
             whole=self._whole,
             progress=progress,
         )

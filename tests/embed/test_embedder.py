@@ -77,7 +77,7 @@ def test_what_is_no_unit_vector_is_refused_by_text_and_never_stored(tmp_path: Pa
     pool.close()
     with sqlite3.connect(tmp_path / "p.db") as file:
         assert file.execute("SELECT count(*) FROM vectors").fetchone() == (0,)
-    assert not [*tmp_path.glob("*.faiss")]
+    assert not [*tmp_path.glob("*.vectors")]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_stored_vectors_that_are_damaged_are_made_again(tmp_path: Path, caplog: 
     for damage in (np.full(64, np.nan, "<f4"), np.zeros(64, "<f4"), np.full(64, np.inf, "<f4")):
         with sqlite3.connect(path) as file:
             file.execute("UPDATE vectors SET vector = ? WHERE text % 3 = 0", (damage.tobytes(),))
-        for stale in tmp_path.glob("*.faiss"):
+        for stale in tmp_path.glob("*.vectors"):
             stale.unlink()
         with Pool.open(path, read_only=True) as pool:
             np.testing.assert_array_equal(pool.view().vectors(embedder), sound)

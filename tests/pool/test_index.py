@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError
-from iclkit.pool import Pool, Scope
+from iclkit.pool import Pool, Scope, _vector_file, _vectors
 from iclkit.pool._index import MAX_OVERFETCH, FlatIndex
+from iclkit.pool._vector_file import VectorFile
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
 
@@ -79,7 +83,7 @@ def test_any_number_of_excluded_rows_is_honored(excluded: int, part: float) -> N
         assert near.rows.tolist() == rows[naive(vectors, query, 10, mask)[0]].tolist()
 
 
-def test_a_filter_is_prepared_once_for_all_searches_and_again_after_rows_are_added() -> None:
+def test_a_filter_is_prepared_once_for_all_searches_and_for_an_index_with_more_rows() -> None:
     rng = np.random.default_rng(3)
     vectors, within = unit(rng.standard_normal((3000, 8))), np.arange(0, 2000)
     index, made = FlatIndex.of(vectors), []
@@ -91,8 +95,8 @@ def test_a_filter_is_prepared_once_for_all_searches_and_again_after_rows_are_add
     for n in range(20):  # filters that come once push no other array's result in
         (near,) = index.nearest(vectors[:1], 1, [Scope(within=np.array([n * 7, n * 7 + 1]))])
         assert near.rows[0] in (n * 7, n * 7 + 1)
-    index.add(np.array([5000]), vectors[:1])
-    (near,) = index.nearest(vectors[:1], 2, [Scope(within=np.array([1, 5000]))])
+    longer = index.extended(np.array([5000]), vectors[:1])
+    (near,) = longer.nearest(vectors[:1], 2, [Scope(within=np.array([1, 5000]))])
     assert near.rows.tolist() == [5000, 1]
 
 
@@ -119,7 +123,7 @@ def pool_with_index(path: Path, n: int = 30) -> tuple[HashEmbedder, Path]:
     with Pool.open(path) as pool:
         pool.add(Example(f"input number {i}", "x") for i in range(n))
         pool.embed(embedder)
-    (file,) = path.parent.glob("*.faiss")
+    (file,) = path.parent.glob("*.vectors")
     return embedder, file
 
 
@@ -134,50 +138,173 @@ def answers(path: Path, embedder: HashEmbedder) -> None:
             assert view.positions(best.rows).tolist() == naive(expected, query, 5, None)[0]
 
 
-def test_the_index_file_is_read_and_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder, file = pool_with_index(tmp_path / "demos.db")
+def test_the_file_of_vectors_is_mapped_and_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db", 300)
     assert file.name.startswith("demos.")
-    before = file.read_bytes()
+    before, rows_before = file.read_bytes(), file.with_suffix(".rows").read_bytes()
     answers(tmp_path / "demos.db", embedder)
-    assert file.read_bytes() == before
-    with Pool.open(tmp_path / "demos.db") as pool:
-        pool.add([Example("one more", "x")])
-        read = []
-        vectors = pool._reader.vectors
-        stored = vectors._stored
-        monkeypatch.setattr(vectors, "_stored", lambda e, t: read.append(len(t)) or stored(e, t))
-        assert pool.view().vectors(embedder).shape == (31, 16)
-        assert sum(read) <= 9  # a sample for the comparison, and the new row
-    assert file.read_bytes() != before
+    assert (file.read_bytes(), file.with_suffix(".rows").read_bytes()) == (before, rows_before)
+    for number in range(2):
+        with Pool.open(tmp_path / "demos.db") as pool:
+            pool.view().vectors(embedder)
+            pool.add([Example(f"one more {number}", "x")])
+            read = []
+            vectors = pool._reader.vectors
+            stored = vectors._stored
+            monkeypatch.setattr(vectors, "_stored", lambda e, t, s=stored, r=read: r.append(len(t)) or s(e, t))
+            assert pool.view().vectors(embedder).shape == (301 + number, 16)
+            assert sum(read) <= 2 * _vectors._SAMPLE + 1  # for the comparison, and the new row
+            (index,) = (kept.index for kept in vectors._kept.values())
+            assert isinstance(index._matrix.base, np.memmap)
+    assert file.read_bytes().startswith(before)
+    assert len(file.read_bytes()) == len(before) + 2 * 4 * 16
     answers(tmp_path / "demos.db", embedder)
 
 
-@pytest.mark.parametrize("harm", ["empty", "cut", "flipped", "text", "header", "other_pool"])
-def test_a_harmed_index_file_is_built_again_with_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str
-) -> None:
+HARM: dict[str, Callable[[Path, Path], object]] = {
+    "empty": lambda vectors, rows: vectors.write_bytes(b""),
+    "cut": lambda vectors, rows: vectors.write_bytes(vectors.read_bytes()[:-3]),
+    "flipped": lambda vectors, rows: vectors.write_bytes(b"x" + vectors.read_bytes()[1:]),
+    "rows empty": lambda vectors, rows: rows.write_bytes(b""),
+    "rows cut": lambda vectors, rows: rows.write_bytes(rows.read_bytes()[:-3]),
+    "rows flipped": lambda vectors, rows: rows.write_bytes(rows.read_bytes()[:-9] + b"xxxxxxxxx"),
+    "text": lambda vectors, rows: rows.write_text("not an index at all\n"),
+    "another version": lambda vectors, rows: rows.write_bytes(b"iclkit vectors 9\n" + rows.read_bytes()[17:]),
+    "header": lambda vectors, rows: rows.write_bytes(_vector_file.MAGIC + b'{"dim": 16}' + rows.read_bytes()[28:]),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+def test_harmed_files_are_made_again_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture, harm: str) -> None:
     embedder, file = pool_with_index(tmp_path / "demos.db")
     good = file.read_bytes()
-    if harm == "other_pool":
-        (tmp_path / "b").mkdir()
-        _, other = pool_with_index(tmp_path / "b" / "demos.db", 20)
-        file.write_bytes(other.read_bytes())
-    else:
-        first, _, body = good.split(b"\n", 2)
-        file.write_bytes(
-            {
-                "empty": b"",
-                "cut": good[: len(good) // 2],
-                "flipped": good[:-100] + bytes([good[-100] ^ 1]) + good[-99:],
-                "text": b"not an index at all",
-                "header": b"\n".join([first, b'{"dim": 16}', body]),
-            }[harm]
-        )
+    HARM[harm](file, file.with_suffix(".rows"))
     with caplog.at_level(logging.WARNING, logger="iclkit"):
         answers(tmp_path / "demos.db", embedder)
+    (record,) = caplog.records
+    assert "building it again" in record.getMessage()
+    assert "\n" not in record.getMessage()
     assert file.read_bytes() == good
-    if harm != "other_pool":
-        assert "building it again" in caplog.text
+    caplog.clear()
+    answers(tmp_path / "demos.db", embedder)
+    assert not caplog.records
+
+
+def test_files_of_another_pool_are_not_used(tmp_path: Path) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    (tmp_path / "b").mkdir()
+    _, other = pool_with_index(tmp_path / "b" / "demos.db", 20)
+    for suffix in (".vectors", ".rows"):
+        shutil.copy(other.with_suffix(suffix), file.with_suffix(suffix))
+    answers(tmp_path / "demos.db", embedder)
+
+
+def test_files_that_were_copied_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    os.utime(file, ns=(1, 1))
+    looked = []
+    plain = _vector_file._checksum
+    monkeypatch.setattr(_vector_file, "_checksum", lambda v, crc=0: looked.append(len(v)) or plain(v, crc))
+    for _ in range(3):
+        answers(tmp_path / "demos.db", embedder)
+    assert looked == [30]
+
+
+def test_what_a_kill_left_behind_the_rows_that_count_is_written_over(tmp_path: Path) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    for name in (file, file.with_suffix(".rows")):
+        name.write_bytes(name.read_bytes() + b"half a row")
+    answers(tmp_path / "demos.db", embedder)
+    with Pool.open(tmp_path / "demos.db") as pool:
+        pool.add([Example("one more", "x")])
+    answers(tmp_path / "demos.db", embedder)
+    assert file.stat().st_size == 31 * 16 * 4
+    answers(tmp_path / "demos.db", embedder)
+
+
+def test_two_processes_may_append(tmp_path: Path) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db")
+    with Pool.open(tmp_path / "demos.db") as one, Pool.open(tmp_path / "demos.db") as two:
+        for number, pool in enumerate((one, two, two, one, one)):
+            pool.add([Example(f"one more {number}", "x")])
+            view = pool.view()
+            expected = embedder.encode_documents([e.text for e in view.examples])
+            np.testing.assert_array_equal(view.vectors(embedder), expected)
+    assert file.stat().st_size == 35 * 16 * 4
+    answers(tmp_path / "demos.db", embedder)
+
+
+def test_a_pool_that_was_restored_from_a_copy_and_went_on_does_not_meet_its_later_vectors(tmp_path: Path) -> None:
+    path, copy = tmp_path / "demos.db", tmp_path / "copy.db"
+    pool_with_index(path)
+    shutil.copy(path, copy)
+    with Pool.open(path) as pool:
+        pool.add(Example(f"lost {n}", "x") for n in range(20))
+        pool.embed(HashEmbedder(16))
+    shutil.copy(copy, path)
+    with Pool.open(path) as pool:
+        pool.add(Example(f"other {n}", "x") for n in range(20))
+    answers(path, HashEmbedder(16))
+
+
+CHANGE = st.tuples(
+    st.sampled_from(["add", "remove", "update", "reopen", "read only"]), st.lists(st.integers(0, 30), max_size=9)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(changes=st.lists(CHANGE, min_size=1, max_size=8), in_memory=st.booleans())
+def test_after_any_changes_search_is_what_the_pool_says(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, list[int]]], in_memory: bool
+) -> None:
+    path = ":memory:" if in_memory else tmp_path_factory.mktemp("pool") / "demos.db"
+    embedder, pool, old = HashEmbedder(8), Pool.open(path), []
+    for change, numbers in changes:
+        ids = pool.ids
+        chosen = list(dict.fromkeys(ids[n % len(ids)] for n in numbers)) if ids else []
+        if change == "add":
+            pool.add(Example(f"text {n} and {n * n}", "x") for n in numbers)
+        elif change == "remove":
+            pool.remove(chosen)
+        elif change == "update":
+            for example_id in chosen[:2]:
+                pool.update(example_id, input=f"changed {example_id}")
+        elif not in_memory:
+            pool.close()
+            pool = Pool.open(path)
+        reader = Pool.open(path, read_only=True) if change == "read only" and not in_memory else pool
+        old.append(reader.view())
+        old[-1].index(embedder)
+    for view in old:  # an earlier view still is what it was
+        expected = embedder.encode_documents([e.text for e in view.examples]).reshape(-1, 8)
+        np.testing.assert_array_equal(view.vectors(embedder), expected)
+        queries = embedder.encode_queries(["text 3", "changed"])
+        excluded = frozenset(view.rows[::3].tolist())
+        mask = np.arange(len(view)) % 3 != 0
+        for scope, allowed in ((Scope(), None), (Scope(excluded), mask), (Scope(within=view.rows[mask]), mask)):
+            for query, best in zip(queries, view.index(embedder).nearest(queries, 4, [scope] * 2), strict=True):
+                assert view.positions(best.rows).tolist() == naive(expected, query, 4, allowed)[0]
+
+
+def test_removing_some_rows_writes_no_vectors_and_removing_many_drops_them(tmp_path: Path) -> None:
+    embedder, file = pool_with_index(tmp_path / "demos.db", 100)
+    sizes = []
+    with Pool.open(tmp_path / "demos.db") as pool:
+        for _ in range(3):
+            pool.remove(pool.ids[5:20])
+            assert len(pool.view().vectors(embedder)) == len(pool)
+            sizes.append(file.stat().st_size // 64)
+    assert sizes == [100, 70, 70]
+    answers(tmp_path / "demos.db", embedder)
+
+
+def test_a_row_that_was_removed_has_no_vector(tmp_path: Path) -> None:
+    embedder, _ = pool_with_index(tmp_path / "demos.db")
+    with Pool.open(tmp_path / "demos.db") as pool:
+        gone = pool.view().rows[3]
+        pool.remove([pool.ids[3]])
+        with pytest.raises(DataError, match=f"row {gone} is not in this view"):
+            pool.view().index(embedder).vectors(np.array([gone]))
 
 
 def test_vectors_changed_in_the_database_win_over_the_index_file(
@@ -245,7 +372,7 @@ def test_an_index_that_cannot_be_written_is_no_obstacle(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FlatIndex, "save", full)
+    monkeypatch.setattr(VectorFile, "write", full)
     with Pool.open(tmp_path / "p.db") as pool:
         pool.add([Example("a", "x")])
         assert pool.view().vectors(HashEmbedder(16)).shape == (1, 16)
@@ -268,8 +395,7 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
     for masks in ([np.ones(3000, dtype=np.bool_)] * 40, allowed):
         scopes = [Scope(frozenset(np.flatnonzero(~mask).tolist())) for mask in masks]
         found = index.nearest(queries, 8, scopes)
-        assert index._bf16 is not None
-        assert index._bf16[0].dtype == torch.bfloat16
+        assert index._rough._rows.dtype == torch.bfloat16
         with monkeypatch.context() as patch:
             patch.setattr(_index, "BF16_MAX_CANDIDATES", 0)
             expected = FlatIndex.of(vectors).nearest(queries, 8, scopes)
@@ -277,7 +403,15 @@ def test_rough_first_looks_change_nothing(spread: float, scale: float, monkeypat
             assert near.rows.tolist() == other.rows.tolist()
             assert near.scores.tobytes() == other.scores.tobytes()
             assert near.rows.tolist() == naive(vectors, queries[n], 8, masks[n])[0]
-    index.add(np.arange(3000, 3005), -vectors[:5])
-    (near,) = index.nearest(-vectors[:1], 1, [Scope()])
+    rounded = []
+    plain = torch.Tensor.bfloat16
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda x: rounded.append(len(x)) or plain(x))
+    longer = index.extended(np.arange(3000, 3005), -vectors[:5])
+    (near,) = longer.nearest(-vectors[:1], 1, [Scope()])
     assert spread == 0 or near.rows.tolist() == [3000]
-    assert len(index._bf16_copy()[0]) == 3005
+    assert rounded == [5, 1]  # the copy is extended, and a query rounded
+    (near,) = index.nearest(-vectors[:1], 1, [Scope()])
+    assert near.rows[0] < 3000
+    other = index.extended(np.arange(3000, 3005), -vectors[5:10])
+    (near,) = other.nearest(-vectors[5:6], 1, [Scope()])
+    assert spread == 0 or near.rows.tolist() == [3000]
