@@ -45,10 +45,11 @@ def commands() -> Iterator[tuple[Path, list[str]]]:
 
 @pytest.fixture
 def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The modules that pages tell the reader to write, in the working folder."""
+    """The modules and settings that pages tell the reader to write, in the working folder."""
+    monkeypatch.chdir(tmp_path)
     for page in PAGES:
-        for block in blocks(page, "python"):
-            if name := re.match(r"# (\w+\.py)\n", block):
+        for block in blocks(page, "python", "toml"):
+            if name := re.match(r"# (\w+\.(?:py|toml))\n", block):
                 (tmp_path / name.group(1)).write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
 

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._kit import LMOptions, data_options, lm_options, load_lm, load_task, parse_template
+from iclkit.cli._kit import (
+    QUERY_OPTIONS,
+    LMOptions,
+    data_options,
+    lm_options,
+    load_lm,
+    load_queries,
+    load_task,
+    parse_template,
+)
 from iclkit.cli._terminal import echo, emit_json
 from iclkit.errors import DataError, UsageError
 from iclkit.files import read_text
@@ -41,7 +50,7 @@ METHODS = {
 @click.option("--task", "task_name", help="Take template, labels and metric from this data set, and keep its test and "
               "dev inputs out.")  # fmt: skip
 @click.option(
-    "--queries", type=click.Path(path_type=Path), help="A file of queries: .jsonl rows with `input`, or lines."
+    "--queries", type=click.Path(path_type=Path), help="A file of queries: rows (see --input), or one a line."
 )
 @click.option("--document", "documents", multiple=True, type=click.Path(path_type=Path), help="A text file with blank "
               "lines between paragraphs; may repeat.")  # fmt: skip
@@ -93,8 +102,10 @@ def command(
         cue,
         temperature,
         seed,
+        {} if task_name else data,
     )
-    if others := [key for key in data if key not in ("template", "labels", "metric") and not task_name]:
+    alone = ("template", "labels", "metric", *(QUERY_OPTIONS if queries else ()))
+    if others := [key for key in data if key not in alone and not task_name]:
         raise UsageError(f"--{others[0].replace('_', '-')} says how the rows of a task are read; name it with --task")
     task = load_task(task_name, data) if task_name else None
     order.check(task)
@@ -133,6 +144,7 @@ class _Order:
     cue: str
     temperature: float | None
     seed: int
+    data: Mapping[str, Any]
 
     def check(self, task: Task | None) -> None:
         """What is missing is said before a model is loaded."""
@@ -199,10 +211,8 @@ class _Order:
         return task.labels if task else ()
 
     def _queries(self) -> list[Query]:
-        from iclkit.datasets import read_queries
-
         assert self.queries is not None
-        return read_queries(self.queries)
+        return load_queries(self.queries, self.data)
 
     def _judge(self, task: Task | None) -> Any:
         from iclkit.eval import METRICS

@@ -15,7 +15,7 @@ import click
 from iclkit.cli._progress import download_bar
 from iclkit.cli._tables import say
 from iclkit.errors import ModelError, UsageError
-from iclkit.records import Example, Json
+from iclkit.records import Example, Json, Query
 
 if TYPE_CHECKING:
     from iclkit.datasets import Skipped, Task, TaskFile
@@ -255,6 +255,20 @@ def load_task(name: str, data: Mapping[str, Any] | None = None, *, chat: bool = 
     for note in task.notes:
         say(f"note: {task.name}: {note}")
     return replace(task, template=replace(task.template, chat=True)) if chat else task
+
+
+QUERY_OPTIONS = ("input", "choices", "format", "rows", "delimiter", "encoding", "header")
+"""The options of ``data_options`` that say how a file of queries is read."""
+
+
+def load_queries(path: Path, data: Mapping[str, Any] | None = None) -> list[Query]:
+    """The queries of a file, of which the options say columns and format; ``-`` is standard input."""
+    from iclkit.datasets import TaskFile, read_queries
+
+    given = {key: value for key, value in (data or {}).items() if key in QUERY_OPTIONS}
+    described = TaskFile().with_options(**given)
+    columns = described.columns
+    return read_queries(path, input=columns.input, choices=columns.choices, options=described.file_options)
 
 
 def write_skipped(name: str, rows: Sequence[Skipped]) -> None:
