@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from iclkit.cli._kit import (
     unescape,
 )
 from iclkit.cli._runs import (
+    board_with_questions,
     estimate_cost,
     plan_with_estimate,
     run_jobs,
@@ -41,7 +42,9 @@ from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
+    from iclkit.eval import Grid
     from iclkit.records import CostEstimate, Run
+    from iclkit.report import Primary
 
 
 def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -118,6 +121,9 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
               "what the longest answer that may be shown needs, and some more]")  # fmt: skip
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="What ends an answer that is written; repeat for "
               "several.  [default: separator and line's end, unless a shown answer holds them]")  # fmt: skip
+@click.option("--primary", multiple=True, metavar="'NAME[@K][ on TASK]'", help="Declare a question before its runs are "
+              "made: does NAME differ from random. Kept in --out with the time; leaderboards of that folder test it "
+              "first, at full strength. May repeat.")  # fmt: skip
 @click.option("--on-error", default="record", show_default=True, help="A row that cannot be answered: record it as "
               "failed, or stop.")  # fmt: skip
 @click.option("--on-leak", default="exclude", show_default=True, help="Test rows in the pool: exclude, stop or ignore.")
@@ -150,6 +156,7 @@ def command(
     prior: str | None,
     answer_tokens: int | None,
     stops: tuple[str, ...],
+    primary: tuple[str, ...],
     on_error: str,
     on_leak: str,
     out: Path,
@@ -165,9 +172,9 @@ def command(
     """
     from dataclasses import replace
 
-    from iclkit.eval import Grid, break_evens, make_bench
+    from iclkit.eval import Grid, RunStore, break_evens, make_bench
     from iclkit.predictors import Tools
-    from iclkit.report import leaderboard, to_json
+    from iclkit.report import to_json
 
     beside = not predictors
     predictors = tuple(name for name in predictors if name != "none")
@@ -186,6 +193,7 @@ def command(
         tuple(unescape(stop) for stop in dedupe(stops)) or None,
         dedupe(predictors),
     )
+    questions = declared_questions(primary, grid)
     loaded = [load_task(name, data, chat=chat) for name in dedupe(tasks)]
     pool = open_pool(pool_path) if pool_path else None
     benches = [make_bench(t, pool, limit=limit, seed=sample_seed, first=first, on_leak=on_leak) for t in loaded]
@@ -202,6 +210,10 @@ def command(
         if vectors and task.name in vectors.trained_on:
             say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
     reranker = reranker_for(grid.needs, reranker_name, lm_options.device)
+    if unknown := sorted({q.task for q in questions} - {"", *(task.name for task in loaded)}):
+        raise UnknownName("task of --primary", unknown[0], [task.name for task in loaded])
+    if questions and not dry_run:
+        RunStore(out).declare([str(question) for question in questions])
     runs: list[Run] = []
     lost: list[NothingAnswered] = []
     prices: dict[str, tuple[CostEstimate, list[str]]] = {}
@@ -222,7 +234,10 @@ def command(
         answered = {run.spec.task.hash for run in runs}
         runs += run_plain_rules([bench for bench in benches if bench.task.hash in answered], vectors, out)
     if runs:
-        board = leaderboard(runs)
+        declared = RunStore(out).declared()
+        board = board_with_questions(
+            runs, primary=(), declared={str(q): declared[str(q)] for q in questions if str(q) in declared}
+        )
         if html:
             write_page(html, board, runs, run_texts([out], runs))
         if as_json:
@@ -232,6 +247,25 @@ def command(
             say(f"Runs are in {out}; see them again with: iclkit leaderboard {out}")
     if lost:
         raise lost[0]
+
+
+def declared_questions(texts: Sequence[str], grid: Grid) -> list[Primary]:
+    """The questions of ``--primary``; UsageError for one that these runs could never answer."""
+    from iclkit.predictors import display_name
+    from iclkit.report import BASELINES, Primary
+    from iclkit.selectors import make_selector
+
+    baseline, names = BASELINES["selector"], [display_name(make_selector(s).spec) for s in grid.selectors]
+    questions = [Primary.parse(text) for text in dedupe(texts)]
+    if questions and baseline not in names:
+        raise UsageError(f"a declared question is about the difference to {baseline}; add --selector {baseline}")
+    for question in questions:
+        name = question.line.partition(" ")[0]  # behind it may stand an order, a calibration or an embedder
+        if name not in names or name == baseline:
+            raise UnknownName("line of --primary", name, [n for n in names if n != baseline])
+        if question.k not in (None, 0, *grid.ks):
+            raise UsageError(f"--primary {question}: k is not among {', '.join(map(str, grid.ks))}")
+    return questions
 
 
 def read_prior(text: str) -> tuple[tuple[str, float], ...]:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._runs import run_texts, write_page
+from iclkit.cli._runs import board_with_questions, run_texts, write_page
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import emit
 from iclkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
+    from iclkit.eval import RunStore
     from iclkit.records import Run
     from iclkit.report import Board
 
@@ -39,7 +40,7 @@ def _uncollected() -> Iterator[None]:
               "axis; random for selectors, best-last for orders, none for calibrations.")  # fmt: skip
 @click.option("--primary", multiple=True, metavar="'NAME[@K][ on TASK]'", help="A question declared beforehand: "
               "does this line differ from the baseline, over all tasks or on one. Tested first, at full strength; the "
-              "rest is explored, with q-values. May repeat.")  # fmt: skip
+              "rest is explored, with q-values. May repeat.  [default: those of iclkit eval --primary]")  # fmt: skip
 @click.option("--correct", type=click.Choice(["task", "board", "fdr", "fdr-any"]), default="task", show_default=True,
               help="How p-values are corrected: Holm within a task or over the board, or false discovery rate (for "
               "positively dependent or any tests).")  # fmt: skip
@@ -77,7 +78,7 @@ def command(
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
     from iclkit.eval import RunStore
-    from iclkit.report import distinct_runs, leaderboard, to_csv, to_json, to_latex, to_markdown, usable_runs
+    from iclkit.report import distinct_runs, to_csv, to_json, to_latex, to_markdown, usable_runs
 
     if markdown + as_json + as_csv + latex > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex")
@@ -93,7 +94,10 @@ def command(
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
     kept = [r for r in found if not tasks or r.spec.task.name in tasks]
-    board = leaderboard(kept, baseline, left_out=lost, primary=primary, correction=correct, compare=compare)
+    declared = _declared(stores)
+    board = board_with_questions(
+        kept, baseline, left_out=lost, primary=primary, declared=declared, correction=correct, compare=compare
+    )
     for one in board.left_out:
         say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:
@@ -104,6 +108,15 @@ def command(
             emit(render(board), nl=False)
             return
     show(board)
+
+
+def _declared(stores: Sequence[RunStore]) -> dict[str, str]:
+    """The questions that were declared in these folders, each at its first time."""
+    found: dict[str, str] = {}
+    for store in stores:
+        for question, date in store.declared().items():
+            found[question] = min(date, found.get(question, date))
+    return found
 
 
 def _write(

@@ -67,6 +67,24 @@ def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str
     say(f"wrote {path} ({len(page) / 1e6:.1f} MB); open it in a browser")
 
 
+def board_with_questions(
+    runs: Sequence[Run], baseline: str | None = None, *, primary: Sequence[str], declared: Mapping[str, str], **how: Any
+) -> Board:
+    """The board with the questions of the command line, or else with those declared before that something answers."""
+    from iclkit.report import UnansweredQuestion, leaderboard
+
+    if primary:
+        return leaderboard(runs, baseline, primary=primary, declared=declared, **how)
+    asked = list(declared)
+    while asked:
+        try:
+            return leaderboard(runs, baseline, primary=asked, declared=declared, **how)
+        except UnansweredQuestion as error:
+            say(f"note: the question {error.question!r}, declared on {declared[error.question][:10]}: {error}")
+            asked.remove(error.question)
+    return leaderboard(runs, baseline, **how)
+
+
 def plain_rules(bench: Bench, embedder: Embedder | None) -> tuple[str, ...]:
     """The predictors without an LM that cost next to nothing beside one: what a board shows unless told otherwise.
 

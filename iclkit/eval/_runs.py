@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -172,6 +173,13 @@ class RunState(TypedDict):
     facts: RunFacts
 
 
+class _StoredQuestion(TypedDict):
+    """A line of ``questions.jsonl``."""
+
+    question: str
+    date: str
+
+
 class StoredText(TypedDict):
     """A line of ``texts.jsonl``."""
 
@@ -242,6 +250,50 @@ class RunStore:
             return False
         state = _read_state(file)
         return state.done and not state.facts.get("failed", 0)
+
+    def declare(self, questions: Sequence[str]) -> None:
+        """Record questions about runs of this folder, with the time; one that is declared already keeps its time.
+
+        RunError when the folder cannot be written; DataError when what is there is damaged.
+        """
+        there = self.declared()
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        lines = [{"question": q, "date": date} for q in dict.fromkeys(questions) if q not in there]
+        if not lines:
+            return
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            with self._questions.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"cannot write {self._questions} ({error.strerror}); give another folder with --out"
+            ) from error
+
+    def declared(self) -> dict[str, str]:
+        """Questions that were declared here, and when (UTC, ISO 8601). DataError when the file is damaged."""
+        found: dict[str, str] = {}
+        if not _there(self._questions):
+            return found
+        try:
+            for number, value in read_jsonl(self._questions):
+                where = f"{self._questions}, line {number}"
+                line = read_as(_StoredQuestion, value, where)
+                try:
+                    datetime.fromisoformat(line["date"])
+                except ValueError as error:
+                    raise DataError(f"{where}: date is {line['date']!r}, which is no time") from error
+                found.setdefault(line["question"], line["date"])
+        except DataError as error:
+            raise DataError(f"{error}; correct the line or take it out") from error
+        return found
+
+    @property
+    def _questions(self) -> Path:
+        return self.out / "questions.jsonl"
 
     def runs(self) -> list[Run]:
         """All runs, in order of their folders; a folder that is itself a run is one.

@@ -5,7 +5,8 @@ from iclkit.report._checks import usable_runs
 from iclkit.report._drafts import distinct_runs
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
-from iclkit.report._records import Board, Group, Line, Overall, OverallLine
+from iclkit.report._questions import Primary, UnansweredQuestion
+from iclkit.report._records import BASELINES, Board, Group, Line, Overall, OverallLine
 from iclkit.report._rows import Texts
 from iclkit.report._text import (
     bar,
@@ -28,12 +29,15 @@ from iclkit.report._text import (
 )
 
 __all__ = [
+    "BASELINES",
     "Board",
     "Group",
     "Line",
     "Overall",
     "OverallLine",
+    "Primary",
     "Texts",
+    "UnansweredQuestion",
     "bar",
     "cells",
     "curves",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError
 from iclkit.eval import LeftOut
 from iclkit.records import Run
 from iclkit.report._axes import check_axes
@@ -24,7 +25,7 @@ from iclkit.report._drafts import (
 )
 from iclkit.report._lm_adds import lm_pairs, of_table, over_tasks, same_reference
 from iclkit.report._overall import PooledLine, finish, pool
-from iclkit.report._questions import Primary, Question, answer
+from iclkit.report._questions import Primary, Question, UnansweredQuestion, answer
 from iclkit.report._records import (
     ALPHA,
     BASE,
@@ -48,6 +49,7 @@ def leaderboard(
     *,
     left_out: Iterable[LeftOut] = (),
     primary: Sequence[str] = (),
+    declared: Mapping[str, str] | None = None,
     correction: str = "task",
     compare: Sequence[str] = (),
 ) -> Board:
@@ -57,7 +59,7 @@ def leaderboard(
     without some axis (zero-shot has no k) stands in every table that agrees with it on the others. ``baseline``: the
     line that the others are compared with, by its name on the first axis. ``primary``: questions declared beforehand,
     ``NAME`` or ``NAME@K``, of the figures over all tasks where there are several, or of one with `` on TASK`` behind
-    it; see ``answer`` for ``correction``.
+    it; ``declared`` says when, by question (see ``RunStore.declared``). See ``answer`` for ``correction``.
     A line that asks no LM is compared with the baseline only where that asks none either; the lines that ask one are
     compared with it (``lm_adds``), which takes nothing from the other comparisons.
 
@@ -117,23 +119,44 @@ def leaderboard(
     overall = tuple(
         replace(one, lm_adds=over_tasks([line for line in added if line.title == one.lm], alpha)) for one in overall
     )
+    when = {str(q): _when(q, (declared or {}).get(str(q), ""), pairs, trusted) for q in questions}
     return Board(groups, base_name, len(pairs), alpha, tuple(notes), tuple(lost), overall, correction,
-                 tuple(primary), compared)  # fmt: skip
+                 tuple(primary), compared, when)  # fmt: skip
+
+
+def _when(question: Primary, date: str, pairs: Sequence[Pair], runs: Sequence[Run]) -> str:
+    """When a question was declared, and how many of the runs that answer it were finished by then."""
+    if not date:
+        return "no record of when"
+    own = {run for pair in pairs if question.matches(pair.line.line.name, pair.draft.group.k, pair.draft.group.task)
+           for run in pair.line.line.runs}  # fmt: skip
+    at = datetime.fromisoformat(date)
+    before = sum(run.id in own and not _later(run, at) for run in runs)
+    return f"declared on {date[:10]}, " + (f"after {before} of its {len(own)} runs" if before else "before its runs")
+
+
+def _later(run: Run, date: datetime) -> bool:
+    """Whether a run is known to have been finished at that time or later."""
+    try:
+        return datetime.fromisoformat(str(run.facts.get("date", ""))) >= date
+    except (ValueError, TypeError):  # no date, or one without a time zone
+        return False
 
 
 def _mark_primary(primary: Sequence[Primary], pairs: Sequence[Pair], pooled: Sequence[PooledLine]) -> None:
     """Mark the comparisons that were declared: of the task that is named; else of the figures over all tasks where a
     line has them, else of its table.
 
-    UsageError for a question that nothing here answers.
+    UnansweredQuestion for one that nothing here answers.
     """
     for question in primary:
         over_all = [line for line in pooled if question.matches(line.name, line.k, "")]
         own = [p for p in pairs if question.matches(p.line.line.name, p.draft.group.k, p.draft.group.task)]
         if not over_all and not own:
             names = sorted({f"{p.line.line.name}@{p.draft.group.k}" for p in pairs})
-            raise UsageError(
-                f"nothing here answers --primary {question}; there are {', '.join(names) or 'no comparisons'}"
+            raise UnansweredQuestion(
+                str(question),
+                f"nothing here answers --primary {question}; there are {', '.join(names) or 'no comparisons'}",
             )
         for one in over_all or own:
             one.primary = True

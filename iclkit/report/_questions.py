@@ -38,6 +38,14 @@ class Primary:
         return line == self.line and self.k in (None, k) and self.task in ("", task)
 
 
+class UnansweredQuestion(UsageError):
+    """A declared question that nothing on the board answers."""
+
+    def __init__(self, question: str, reason: str) -> None:
+        self.question = question
+        super().__init__(reason)
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One comparison. ``family`` is what it is corrected with unless questions were declared."""

@@ -138,7 +138,8 @@ class Overall:
 class Board:
     """All groups, the figures over all tasks, the baseline, and how the p-values are corrected.
 
-    ``comparisons`` counts those of the tasks' tables. ``primary`` are the questions declared beforehand, as typed.
+    ``comparisons`` counts those of the tasks' tables. ``primary`` are the questions declared beforehand, as typed, and
+    ``declared`` says of each when.
     ``left_out`` are runs that could not be used, with the reason of each; ``notes`` tell of them too.
     """
 
@@ -152,6 +153,7 @@ class Board:
     correction: str = "task"
     primary: tuple[str, ...] = ()
     compared: tuple[str, ...] = USUAL
+    declared: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_baseline(line: Line, baseline: str, compared: Sequence[str] = USUAL) -> bool:

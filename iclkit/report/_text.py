@@ -205,8 +205,9 @@ def _correction(board: Board) -> str:
     said = f"better or worse is said at {{}} ≤ {board.alpha:g}. Intervals are not corrected."
     if board.primary:
         where = "the figures over all tasks" if board.overall else "their tables"
+        questions = "; ".join(f"{question}: {when}" for question, when in board.declared.items())
         return (
-            f"Declared questions ({', '.join(board.primary)}) are tested on {where} first, corrected among themselves "
+            f"Declared questions ({questions}) are tested on {where} first, corrected among themselves "
             f"(Holm), whatever else is on the board; the rest is explored, with q-values (false discovery rate, "
             f"Benjamini & Hochberg); {said.format('p or q')}"
         )
