@@ -214,7 +214,7 @@ def plan(lm: LM, template: Template, examples: Sequence[Example], *, max_tokens:
     """
     if not examples:
         return template
-    solved = template.separator.join(map(template.render_demo, examples))
+    solved = template.behind_demos.join(map(template.render_demo, examples))
     context = f"{solved}\n\nSum up in a few steps how such inputs are solved in general.\nPlan:"
     answers, _ = ask_each(lm.generate, [GenerateRequest(context, max_tokens, ("\n\n",))])
     text = answers[0].text.strip() if answers else ""

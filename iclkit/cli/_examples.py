@@ -43,6 +43,13 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         'iclkit select demos.db "my parcel is late" --selector knn -k 4',
         'iclkit select demos.db "my parcel is late" --selector mmr,trade_off=0.7 --prompt',
         "iclkit select demos.db --queries queries.csv --selector bm25 --json",
+        "iclkit select demos.db --selector mmr -k 4 --save kept --with-pool",
+        'iclkit select kept "my parcel is late" --where attrs.tenant=acme',
+    ),
+    "prompt": (
+        'iclkit prompt tickets "my parcel is late" --selector knn -k 4',
+        "iclkit prompt tickets --row 0 --lm smollm2-135m",
+        'iclkit prompt tickets "my parcel is late" --chat --format curl --model gpt-4o-mini',
     ),
     "train": (
         "iclkit train epr tickets --lm smollm2-135m --out my-retriever --dry-run",

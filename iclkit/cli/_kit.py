@@ -82,14 +82,20 @@ def unescape(text: str) -> str:
     return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
+TEMPLATE = "A demonstration with {input} and {output}, an instruction above it; or a file that holds one (.txt, .toml)."
+"""What the help of every ``--template`` says."""
+
+
 def parse_template(text: str | None) -> Template | None:
-    """The template of ``--template``, if one is given: a text, or a file that holds it."""
-    from iclkit.files import path_kind, read_text
+    """The template of ``--template``, if one is given: a text, or a file that holds one. See ``Template.read``."""
+    from iclkit.files import path_kind
     from iclkit.prompts import Template
 
-    if text and "{" not in text and path_kind(Path(text)) == "file":
-        return Template.parse(read_text(Path(text)))
-    return Template.parse(unescape(text)) if text else None
+    if not text:
+        return None
+    if text.endswith((".txt", ".toml")) or path_kind(Path(text)) == "file":
+        return Template.read(text)
+    return Template.parse(unescape(text))
 
 
 def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]:
@@ -189,8 +195,7 @@ JUDGE_OPTIONS = (
     click.option("--metric", help="What scores an answer.  [default: the task's]"),
 )
 TEMPLATE_OPTIONS = (
-    click.option("--template", metavar="TEXT|FILE", help="A demonstration with {input} and {output}, an instruction "
-                 "above it; or a file that holds it.  [default: the task's]"),
+    click.option("--template", metavar="TEXT|FILE", help=f"{TEMPLATE}  [default: the task's]"),
     click.option("--system", metavar="TEXT", help="The system text of a chat; without --chat it stands above all."),
     click.option("--separator", metavar="TEXT", help="Between demonstrations.  [default: a blank line]"),
 )  # fmt: skip

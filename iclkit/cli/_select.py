@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
     SELECTOR,
+    TEMPLATE,
     LMOptions,
     conditions,
     lm_options,
@@ -83,7 +84,8 @@ class _Shots(click.ParamType[int | None]):
 @click.option("--exclude", multiple=True, metavar="ID", help="Never show this example; may repeat.")
 @click.option("--order", default="best-last", show_default=True, help="Order of the demonstrations in the prompt.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
-@click.option("--template", "template_text", help="Demonstration with {input} and {output}, instruction above it.")
+@click.option("--template", "template_text", metavar="TEXT|FILE", help=f"{TEMPLATE}  [default: that of a task made of "
+              "the pool]")  # fmt: skip
 @click.option("--chat", is_flag=True, help="One chat turn pair per demonstration, in the LM's own chat template.")
 @lm_options
 @click.option("--prompt", "show_prompt", is_flag=True, help="Print the assembled prompt instead of the picks.")
@@ -128,16 +130,17 @@ def command(
     kept = is_saved_selector(pool)
     if not kept:  # what is wrong is said before anything is loaded
         store = ctx.with_resource(open_pool(pool))
-        selector, template = _checked(settings)
+        selector, given = _checked(settings)
     model = load_lm(lm, lm_options) if lm else None
     if kept:
-        given = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
-        chooser = _kept(pool, given, model, settings, lm_options.device, len(asked))
-        shots = k if "k" in given else chooser.k
+        typed = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        chooser = _kept(pool, typed, model, settings, lm_options.device, len(asked))
+        shots = k if "k" in typed else chooser.k
         conditions_of_each = conditions(where)
     else:
         view = store.view(task=settings["task"], where=conditions(where) or None)
-        kit = _kit(selector.needs, view, template, model, settings, lm_options.device, len(asked))
+        template, labels = _template(selector, given, view, settings["chat"])
+        kit = _kit(selector.needs, view, template, labels, model, settings, lm_options.device, len(asked))
         chooser = Chooser(selector.fit(view, kit), view, kit, k=k or 0, pool=store)
         shots, conditions_of_each = k, {}
     chooser.follow = chooser.follow or settings["follow"]
@@ -194,19 +197,37 @@ def _kept(
     return chooser
 
 
-def _checked(settings: Mapping[str, Any]) -> tuple[Selector, Template]:
+def _checked(settings: Mapping[str, Any]) -> tuple[Selector, Template | None]:
     from iclkit.prompts import ORDERS
     from iclkit.selectors import make_selector
 
     selector = make_selector(settings["selector"])
     ORDERS.get(settings["order"])
-    return selector, replace(selector.template_for(parse_template(settings["template_text"])), chat=settings["chat"])
+    return selector, parse_template(settings["template_text"])
+
+
+def _template(
+    selector: Selector, given: Template | None, view: PoolView, chat: bool
+) -> tuple[Template, tuple[str, ...]]:
+    """The template to show the picks with, and the labels: as a task made of the pool's examples would have them.
+
+    One that is given goes first, then one that the selector brings (a selector file).
+    """
+    from iclkit.datasets import infer_template
+    from iclkit.prompts import Template
+
+    inferred, labels = infer_template(view.examples) if len(view) else (Template(), ())
+    brings_its_own = selector.template_for(None).demo != Template().demo
+    template = selector.template_for(given or (None if brings_its_own else inferred))
+    fields = () if not len(view) or isinstance(view.examples[0].input, str) else (*view.examples[0].input,)
+    return replace(template.with_labels(labels, fields), chat=chat or template.chat), labels
 
 
 def _kit(
     needs: Needs,
     view: PoolView,
     template: Template,
+    labels: tuple[str, ...],
     lm: LM | None,
     settings: Mapping[str, Any],
     device: str | None,
@@ -218,6 +239,7 @@ def _kit(
         embedder=_embedder(settings["embedder"], view, device, queries) if needs.embedder else None,
         lm=lm,
         template=template,
+        labels=labels,
         seed=settings["seed"],
         order=settings["order"],
         reranker=reranker_for([needs], settings["reranker"], device),

@@ -9,7 +9,7 @@ from iclkit.datasets._layouts import LAYOUTS
 from iclkit.datasets._leaks import Leak, find_leaks
 from iclkit.datasets._load import BUNDLED, bundled_cards, describe, is_pool, load_task, record_task
 from iclkit.datasets._readers import Columns, Reading, Skipped, make_columns, read_examples, read_queries, read_rows
-from iclkit.datasets._task import KINDS, SPLITS, Card, Task, make_task, sample_rows
+from iclkit.datasets._task import KINDS, SPLITS, Card, Task, infer_template, make_task, sample_rows
 from iclkit.datasets._task_file import TaskFile, label_names
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "describe",
     "entry",
     "find_leaks",
+    "infer_template",
     "is_pool",
     "is_pulled",
     "known_suffix",

@@ -232,6 +232,11 @@ def build_task(
         if kind == "generation" and not any("\n" in e.output for e in train):
             default = replace(default, stop=("\n",))  # answers are lines: what comes after one is not wanted
         template = template(default) if template else default
+    own_fields = () if isinstance(train[0].input, str) else (*train[0].input,)
+    try:
+        template = template.with_labels(known, own_fields)
+    except UsageError as error:
+        raise UsageError(f"task {name!r} ({kind}): {error}") from error
     _check_template(name, template, train[0])
     return Task(
         name=name,
@@ -349,6 +354,19 @@ def default_template(kind: str, example: Example) -> Template:
     fields = ["input"] if isinstance(example.input, str) else list(example.input)
     shown = [f"{f.replace('_', ' ').capitalize()}: {{{f}}}" for f in fields]
     return Template(demo="\n".join([*shown, f"{answer}: {{output}}"]))
+
+
+def infer_template(examples: Sequence[Example]) -> tuple[Template, tuple[str, ...]]:
+    """(template, labels) that a task made of these examples, and of nothing else, would have.
+
+    >>> infer_template([Example("late", "delivery"), Example("refund", "billing")] * 4)[0].demo
+    'Input: {input}\nLabel: {output}'
+    """
+    kind = infer_kind(examples)
+    named = {frozenset(e.input) if not isinstance(e.input, str) else None for e in examples}
+    sample = examples[0] if len(named) == 1 else Example("", "")  # inputs of several shapes are shown whole
+    labels = tuple(sorted({e.output for e in examples})) if kind == "classification" else ()
+    return default_template(kind, sample), labels
 
 
 def answer_tokens(train: Iterable[Example]) -> int:

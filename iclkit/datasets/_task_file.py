@@ -89,6 +89,8 @@ class Words:
     separator: str = "\n\n"
     stop: tuple[str, ...] = ()
     chat: bool = False
+    demo_separator: str | None = None
+    turns: bool = True
 
     @classmethod
     def of(cls, template: Template) -> Words:
@@ -114,6 +116,8 @@ class Words:
             separator=self.separator if self.separator != Words().separator else default.separator,
             stop=self.stop or default.stop,
             chat=self.chat or default.chat,
+            demo_separator=default.demo_separator if self.demo_separator is None else self.demo_separator,
+            turns=self.turns and default.turns,
         )
 
 

@@ -198,7 +198,8 @@ class PromptPredictor:
     @property
     def shown_template(self) -> Template:
         """The template that prompts are made with."""
-        return self.selector.template_for(self.template or self.context.template)
+        template = self.selector.template_for(self.template or self.context.template)
+        return template.with_labels(self.context.labels, self.context.fields)
 
     @property
     def parts(self) -> dict[str, Json]:
@@ -220,7 +221,7 @@ class PromptPredictor:
             of_pool = {"pool rows": min(POOL_ROWS, len(self.context.view))}
             parts["prior"] = {"given": s.given_prior, "batch": "all rows", "pool": of_pool}[s.calibrate]
         if self.context.writes:
-            parts |= {"answer_tokens": self._bounds.tokens, "stop": list(self._bounds.stops)}
+            parts |= {"answer_tokens": self.bounds.tokens, "stop": list(self.bounds.stops)}
         if self.shapes:
             parts["shapes"] = [str(shape.spec) for shape in self.shapes]
         return parts
@@ -251,7 +252,7 @@ class PromptPredictor:
         self._usage: dict[str, float] = {}
         self._prior: dict[str, Json] = {}
         self._template = self.shown_template
-        for name in ("_bounds", "_reserve", "_content_free"):
+        for name in ("bounds", "_reserve", "_content_free"):
             self.__dict__.pop(name, None)
         self._check_calibration()
         return self
@@ -262,23 +263,27 @@ class PromptPredictor:
             raise UsageError(f"task {context.name!r} has no labels to calibrate; leave --calibrate out")
         if calibrate in OVER_ROWS and context.kind == "multiple_choice":
             raise UsageError(f"{calibrate} calibration needs one label set for all queries; use contextual or domain")
-        if ranks_only(self.lm) and not context.writes and (calibrate, self.settings.normalize) != ("none", "sum"):
+        lm, plain = self.tools.lm, (calibrate, self.settings.normalize) == ("none", "sum")
+        if lm is not None and ranks_only(lm) and not context.writes and not plain:
             what = f"calibrate {calibrate}" if calibrate != "none" else "normalize mean"
             raise UsageError(
-                f"{self.lm.name} tells no log-probabilities: its answers are compared with the labels, and such ranks "
+                f"{lm.name} tells no log-probabilities: its answers are compared with the labels, and such ranks "
                 f"cannot be averaged or calibrated; leave {what!r} out"
             )
         if calibrate == "given":
             check_prior(self.settings.given_prior, context.labels)
 
     @cached_property
-    def _bounds(self) -> AnswerBounds:
+    def bounds(self) -> AnswerBounds:
+        """Where a written answer ends."""
         return answer_bounds(self.context, self._template, self.lm, self.settings)
 
     @cached_property
     def _reserve(self) -> int:
         """Tokens that are kept for the answer."""
-        return self._bounds.tokens if self.context.writes else most_tokens(self.context.answers, self.lm)
+        if self.tools.lm is None:
+            return 0
+        return self.bounds.tokens if self.context.writes else most_tokens(self.context.answers, self.lm)
 
     @cached_property
     def _content_free(self) -> tuple[str, ...]:
@@ -318,6 +323,17 @@ class PromptPredictor:
             for at, (query, selection) in enumerate(zip(queries, selections, strict=True))
         ]
 
+    def prompts(self, queries: Sequence[Query]) -> list[Prompt]:
+        """What the LM is sent for each query, without asking it. DataError for a query that has no prompt.
+
+        Without an LM there is no budget, so that every demonstration is shown, and a chat is its messages.
+        """
+        failures = Failures()
+        prompts = self._assemble(self._shape(self._select(queries, failures), failures), failures)
+        if failures:
+            raise DataError(next(iter(failures.values())))
+        return [prompts[at] for at in range(len(queries))]
+
     def _select(self, queries: Sequence[Query], failures: Failures) -> list[Selection]:
         return select(self.fitted_selector(), queries, self.settings.k, failures)
 
@@ -341,7 +357,7 @@ class PromptPredictor:
     def _prompt(self, shown: PromptInput) -> Prompt:
         s = self.settings
         return assemble_prompt(
-            shown, self._template, self.lm, order=s.order, seed=s.seed, budget=s.budget, reserve=self._reserve
+            shown, self._template, self.tools.lm, order=s.order, seed=s.seed, budget=s.budget, reserve=self._reserve
         )
 
     def _score(
@@ -370,7 +386,7 @@ class PromptPredictor:
     def _write(
         self, inputs: Mapping[int, PromptInput], prompts: Mapping[int, Prompt], failures: Failures
     ) -> dict[int, Prediction]:
-        bounds, query_ids = self._bounds, {at: shown.query.id for at, shown in inputs.items()}
+        bounds, query_ids = self.bounds, {at: shown.query.id for at, shown in inputs.items()}
         texts = read_texts(self.lm, prompts, bounds.tokens, bounds.stops, failures)
         return {at: written_answer(query_ids[at], text, bounds.tokens) for at, text in texts.items()}
 

@@ -39,6 +39,12 @@ class TaskContext:
         return not self.labels and self.kind != "multiple_choice"
 
     @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """The named fields of its inputs; () for plain texts."""
+        first = self.view.examples[0].input if len(self.view) else ""
+        return () if isinstance(first, str) else (*first,)
+
+    @cached_property
     def largest_outputs(self) -> tuple[str, ...]:
         """The longest outputs, to be counted with an LM's tokenizer."""
         return largest_texts(self.outputs)

@@ -77,14 +77,19 @@ def demonstrations_of(selection: Selection, view: PoolView) -> PromptInput:
 def assemble_prompt(
     shown: PromptInput,
     template: Template,
-    lm: LM,
+    lm: LM | None,
     *,
     order: str,
     seed: int,
     budget: int | None,
     reserve: int,
 ) -> Prompt:
-    """The prompt under the budget (the LM's context where None is given), with ``reserve`` tokens for the answer."""
+    """The prompt under the budget (the LM's context where None is given), with ``reserve`` tokens for the answer.
+
+    Without an LM nothing counts tokens, and nothing is left out.
+    """
+    if lm is None:
+        return assemble(template, shown.query, shown.demonstrations, order=order, seed=seed)
     return assemble(
         template,
         shown.query,

@@ -32,9 +32,9 @@ def answer_stops(template: Template, outputs: Collection[str], *, one_line: bool
     stops = [stop for stop in template.stop if stop not in shown]
     if template.chat:
         return tuple(stops)
-    if template.separator and (not stops or len(stops) < len(template.stop)):
-        longer = template.separator + template.opening.rstrip()
-        stops += [stop for stop in (template.separator, longer) if stop not in shown][:1]
+    if template.behind_demos and (not stops or len(stops) < len(template.stop)):
+        longer = template.behind_demos + template.opening.rstrip()
+        stops += [stop for stop in (template.behind_demos, longer) if stop not in shown][:1]
     if one_line and "\n" not in shown:
         stops.append("\n")
     return tuple(dict.fromkeys(stops))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 
 from iclkit.errors import OverBudget, UsageError
@@ -37,6 +37,8 @@ def assemble(
     OverBudget when instruction and query alone do not fit, DataError for a missing field; UsageError when a budget
     comes without ``count_tokens``.
     """
+    if template.words_name_labels:
+        raise UsageError("the template names {labels}, and no labels were given; fill them in: template.with_labels")
     render = render_chat or plain_chat
     if budget is not None and count_tokens is None:
         raise UsageError("a token budget needs a tokenizer; give an LM (count_tokens)")
@@ -91,16 +93,28 @@ def plain_chat(messages: Sequence[Message]) -> str:
 def _turns(template: Template, shots: Sequence[list[Piece]], tail: list[Piece]) -> list[tuple[str, list[Piece]]]:
     """The prompt as (role, pieces). A plain prompt has no roles and carries its separators."""
     if not template.chat:
-        head = [[Piece("instruction", template.instruction)]] if template.instruction else []
-        blocks = [*head, *shots, tail]
-        glue = [Piece("glue", template.separator)]
-        return [("", pieces) for block in blocks for pieces in (block, glue)][:-1]
+        return [("", pieces) for pieces in _blocks(template, shots, tail)]
+    if not template.turns:
+        system = [("system", [Piece("instruction", template.system)])] if template.system else []
+        pieces = [piece for block in _blocks(template, shots, tail) for piece in block]
+        return [*system, ("user", _trimmed(pieces))]
     opening = template.separator.join(t for t in (template.system, template.instruction) if t)
     turns = [("system", [Piece("instruction", opening)])] if opening else []
     for shot in shots:
         cut = next(n for n, p in enumerate(shot) if p.kind == "output")
         turns += [("user", _trimmed(shot[:cut])), ("assistant", shot[cut:])]
     return [*turns, ("user", _trimmed(tail))]
+
+
+def _blocks(template: Template, shots: Sequence[list[Piece]], tail: list[Piece]) -> Iterator[list[Piece]]:
+    """Instruction, demonstrations and query, with what stands between them."""
+    if template.instruction:
+        yield [Piece("instruction", template.instruction)]
+        yield [Piece("glue", template.separator)]
+    for shot in shots:
+        yield shot
+        yield [Piece("glue", template.behind_demos)]
+    yield tail
 
 
 def _trimmed(pieces: Sequence[Piece]) -> list[Piece]:

@@ -81,7 +81,7 @@ def parse_continuation(template: Template, text: str) -> list[ParsedDemonstratio
 def plain(template: Template) -> Template:
     """The same template without a chat: the system message is part of the instruction."""
     instruction = template.separator.join(t for t in (template.system, template.instruction) if t)
-    return replace(template, chat=False, system="", instruction=instruction)
+    return replace(template, chat=False, turns=True, system="", instruction=instruction)
 
 
 def _fields(template: Template) -> tuple[list[tuple[str, str]], str]:
@@ -99,7 +99,7 @@ def _fields(template: Template) -> tuple[list[tuple[str, str]], str]:
 
 
 def _cut(template: Template, text: str) -> list[str]:
-    between = template.separator
+    between = template.behind_demos
     if between.strip():
         blocks = text.split(between)
     elif "\n\n" in between and "\n\n" not in template.demo:

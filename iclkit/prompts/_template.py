@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import re
+import tomllib
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
 
 from iclkit.errors import DataError, UsageError
+from iclkit.files import read_text
 from iclkit.records import Example, Json, Query
+from iclkit.schema import read_as
 
 _PART = re.compile(r"(\{\{|\}\})|\{([^\W\d]\w*)\}|([{}])")
+_LABELS = re.compile(r"(?<!\{)\{labels\}(?!\})")
+_DOUBLED = re.compile(r"([{}])\1")
 _ANSWERS = ("output", "letter")
 
 
@@ -30,12 +36,16 @@ class Template:
 
     ``demo`` names fields in braces: ``{input}`` (the whole input), any named field of a mapping input, ``{choices}``
     (the options, one lettered line each), and exactly one answer: ``{output}``, or ``{letter}`` for the letter of the
-    output among the choices. ``{{`` and ``}}`` are literal braces. ``instruction``, ``system`` and ``separator`` are
+    output among the choices. ``{{`` and ``}}`` are literal braces. ``instruction``, ``system`` and the separators are
     plain text, braces and all. Whatever stands in the data is inserted in one pass and never read as a field. All is
     NFC, as examples are, so that fields are found under their names however those were typed.
 
-    With ``chat`` every demonstration is a user turn and an assistant turn, and ``system`` and ``instruction`` together
-    are the system message. ``stop`` are the strings that end a generated answer.
+    ``{labels}``, in ``demo``, ``instruction`` or ``system``, is the task's label set, which ``with_labels`` puts there.
+
+    ``separator`` stands behind the instruction and behind each demonstration, ``demo_separator``, where it is given,
+    behind each demonstration in its place. With ``chat`` every demonstration is a user turn and an assistant turn, and
+    ``system`` and ``instruction`` together are the system message; with ``turns=False`` instruction, demonstrations and
+    query are one user turn. ``stop`` are the strings that end a generated answer.
     """
 
     demo: str = "Input: {input}\nOutput: {output}"
@@ -44,10 +54,14 @@ class Template:
     chat: bool = False
     system: str = ""
     stop: tuple[str, ...] = ()
+    demo_separator: str | None = None
+    turns: bool = True
 
     def __post_init__(self) -> None:
         for name in ("demo", "instruction", "separator", "system"):
             object.__setattr__(self, name, unicodedata.normalize("NFC", getattr(self, name)))
+        if self.demo_separator is not None:
+            object.__setattr__(self, "demo_separator", unicodedata.normalize("NFC", self.demo_separator))
         object.__setattr__(self, "stop", tuple(unicodedata.normalize("NFC", s) for s in self.stop))
         names = [value for kind, value in self._parts() if kind == "field"]
         answers = [n for n in names if n in _ANSWERS]
@@ -55,6 +69,8 @@ class Template:
             raise UsageError(f"a template has one {{output}} (or {{letter}}), and {self.demo!r} has {len(answers)}")
         if self.system and not self.chat:
             raise UsageError("a system message needs a chat template; set chat=True, or move the text to instruction")
+        if not self.turns and not self.chat:
+            raise UsageError("turns=False puts a chat's demonstrations into one turn; it needs chat=True")
 
     def identity(self) -> dict[str, Json]:
         """What decides how demonstrations look, under names that no renaming touches: task hashes, ledgers and runs
@@ -68,16 +84,73 @@ class Template:
             "chat": self.chat,
             "system": self.system,
             "stop": [*self.stop],
+            **({} if self.demo_separator is None else {"demo_separator": self.demo_separator}),
+            **({} if self.turns else {"turns": False}),
         }
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """A template from a text: paragraphs before the first one that holds a field are the instruction."""
+        """A template from a text: paragraphs before the first one that holds a field are the instruction.
+
+        ``{{`` and ``}}`` are literal braces in all of it. ``{labels}`` may stand in the instruction and makes no
+        demonstration.
+        """
         paragraphs = text.strip("\n").split("\n\n")
         for n, paragraph in enumerate(paragraphs):
-            if any(m.group(2) for m in _PART.finditer(paragraph)):
-                return cls(demo="\n\n".join(paragraphs[n:]), instruction="\n\n".join(paragraphs[:n]))
+            if any(m.group(2) not in (None, "labels") for m in _PART.finditer(paragraph)):
+                instruction = "\n\n".join(paragraphs[:n])
+                return cls(demo="\n\n".join(paragraphs[n:]), instruction=_DOUBLED.sub(r"\1", instruction))
         raise UsageError(f"a template names its fields in braces, e.g. 'Input: {{input}}'; there is none in {text!r}")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Template:
+        """A template from a file: a text as ``parse`` reads it or, named ``.toml``, the fields of this class by name.
+
+        DataError for a file that cannot be read, UsageError for one that is no template; both name it.
+        """
+        path = Path(path)
+        text = read_text(path)
+        try:
+            if path.suffix != ".toml":
+                return cls.parse(text)
+            return read_as(cls, tomllib.loads(text), str(path))
+        except tomllib.TOMLDecodeError as error:
+            raise DataError(f"{path} is not TOML: {error}") from error
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+
+    @property
+    def words_name_labels(self) -> bool:
+        """Whether ``{labels}`` stands in the instruction or the system message."""
+        return any(_LABELS.search(text) for text in (self.instruction, self.system))
+
+    def with_labels(self, labels: Sequence[str], fields: Collection[str] = ()) -> Template:
+        """The template with ``{labels}`` filled in, ``"a, b, c"``; itself where it does not name them.
+
+        ``fields`` of the input that has such names: a field ``labels`` of the data's own stays one. UsageError where
+        there are no labels.
+
+        >>> Template(instruction="Answer with one of: {labels}").with_labels(["no", "yes"]).instruction
+        'Answer with one of: no, yes'
+        """
+        in_demo = "labels" in self.fields and "labels" not in fields
+        if not (in_demo or self.words_name_labels):
+            return self
+        if not labels:
+            raise UsageError("the template names {labels}, and there are none: the task has no label set")
+        listed = unicodedata.normalize("NFC", ", ".join(labels))
+        braces = listed.replace("{", "{{").replace("}", "}}")
+        return replace(
+            self,
+            demo=_PART.sub(lambda m: braces if m[2] == "labels" else m[0], self.demo) if in_demo else self.demo,
+            instruction=_LABELS.sub(lambda _: listed, self.instruction),
+            system=_LABELS.sub(lambda _: listed, self.system),
+        )
+
+    @property
+    def behind_demos(self) -> str:
+        """What stands behind each demonstration."""
+        return self.separator if self.demo_separator is None else self.demo_separator
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -100,7 +173,7 @@ class Template:
         """What ends a generated answer: ``stop``, else the separator (a chat ends its turn by itself)."""
         if self.stop or self.chat:
             return self.stop
-        return (self.separator,) if self.separator else ()
+        return (self.behind_demos,) if self.behind_demos else ()
 
     def answer(self, output: str, choices: Sequence[str] = ()) -> str:
         """The text shown as the answer: the output itself, or its letter among the choices. DataError if not there."""
@@ -175,6 +248,8 @@ class Template:
             return item.text
         if name == "choices" and item.choices:
             return "\n".join(f"{_letter(n)}. {choice}" for n, choice in enumerate(item.choices))
+        if name == "labels":
+            raise DataError(f"{where}: the template names {{labels}}, and no labels were given (Template.with_labels)")
         known = ["input"] if isinstance(item.input, str) else [*item.input]
         known += ["choices"] if item.choices else []
         raise DataError(f"{where} has no field {name!r}, which the template names; it has: {', '.join(known)}")

@@ -177,7 +177,7 @@ def _results(
             "output_type": _kind(run),
             "doc_to_text": template.demo,
             "description": template.instruction,
-            "fewshot_delimiter": template.separator,
+            "fewshot_delimiter": template.behind_demos,
             "target_delimiter": "",
             "num_fewshot": run.spec.k,
             "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True}],

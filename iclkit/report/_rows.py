@@ -94,9 +94,10 @@ class _TextTable:
             example = _example(example_id, self.texts.get(example_id))
             demos.append([[p.kind, p.text] for p in t.demo_pieces(example)] if example else None)
         return {
-            "chat": t.chat,
+            "chat": t.chat and t.turns,
             "opening": t.separator.join(x for x in (t.system, t.instruction) if x) if t.chat else t.instruction,
             "separator": t.separator,
+            "demoSeparator": t.behind_demos,
             "queryIds": [*self.queries],
             "queries": queries,
             "demoIds": [i[:12] for i in self.demos],  # the pool takes any beginning of an id that is not ambiguous

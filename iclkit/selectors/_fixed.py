@@ -94,15 +94,6 @@ class _Demonstration(TypedDict):
     choices: NotRequired[tuple[str, ...]]
 
 
-class _Rules(TypedDict):
-    demo: str
-    instruction: NotRequired[str]
-    separator: NotRequired[str]
-    chat: NotRequired[bool]
-    system: NotRequired[str]
-    stop: NotRequired[tuple[str, ...]]
-
-
 def _read(kind: Any, value: object, path: Path, field_name: str) -> Any:
     try:
         return read_as(kind, value, f"{path}: `{field_name}`")
@@ -127,9 +118,10 @@ def _template(path: Path, data: object) -> Template | None:
     if data is None:
         return None
     try:
-        return Template(**_read(_Rules, data, path, "template"))
-    except (TypeError, IclkitError) as error:
+        template: Template = _read(Template, data, path, "template")
+    except IclkitError as error:
         raise DataError(f"{path}: `template` is none that can be used ({error}); set it to null") from error
+    return template
 
 
 def _content_key(example: Example) -> tuple[str, ...]:

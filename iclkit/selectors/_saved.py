@@ -53,15 +53,6 @@ class _PoolFacts(TypedDict):
     where: dict[str, Any]
 
 
-class _Template(TypedDict):
-    demo: str
-    instruction: NotRequired[str]
-    separator: NotRequired[str]
-    chat: NotRequired[bool]
-    system: NotRequired[str]
-    stop: NotRequired[tuple[str, ...]]
-
-
 class _Saved(TypedDict):
     iclkit_saved_selector: int
     iclkit: str
@@ -72,7 +63,7 @@ class _Saved(TypedDict):
     reserve: int
     task: str
     labels: tuple[str, ...]
-    template: _Template | None
+    template: dict[str, Any] | None
     embedder: _Model | None
     lm: _Model | None
     reranker: _Model | None
@@ -256,7 +247,6 @@ class Chooser:
     def _facts(self, spec: Spec, copied: bool) -> _Saved:
         kit, view, needs = self._kit, self.view, self.selector.needs
         origin = view.origin
-        template = kit.template.identity() if kit.template else None
         return {
             "iclkit_saved_selector": FORMAT,
             "iclkit": __version__,
@@ -267,7 +257,7 @@ class Chooser:
             "reserve": kit.reserve,
             "task": kit.task,
             "labels": kit.labels,
-            "template": template,  # type: ignore[typeddict-item]  # its keys are those of _Template
+            "template": dict(kit.template.identity()) if kit.template else None,
             "embedder": _model_of(kit.embedder) if kit.embedder and needs.embedder else None,
             "lm": _model_of(kit.lm) if kit.lm and needs.lm else None,
             "reranker": _model_of(kit.reranker) if kit.reranker and needs.reranker else None,
@@ -310,8 +300,9 @@ def load_selector(
             move_files(Spec(spec["name"], spec["settings"]), lambda file: str((folder / file).resolve()))
         )
         ORDERS.get(saved["order"])
-        template = Template(**saved["template"]) if saved["template"] is not None else None
-    except (UsageError, TypeError) as error:
+        given = saved["template"]
+        template = read_as(Template, given, f"{folder / FILE}: template") if given is not None else None
+    except UsageError as error:
         raise DataError(f"{folder / FILE}: {error}") from error
     place: dict[str, Any] = {"device": device}
     kit = Kit(

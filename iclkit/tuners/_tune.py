@@ -219,7 +219,7 @@ class TuneProblem:
     @property
     def _end(self) -> str:
         """What ends an answer as it ends a demonstration's; nothing in a chat."""
-        separator = self.task.template.separator
+        separator = self.task.template.behind_demos
         # models write the blank line between demonstrations one newline at a time
         return "" if self.task.template.chat else "\n" if separator.startswith("\n") else separator
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import DataError, IclkitError, UsageError
 from iclkit.prompts import Template, assemble
-from iclkit.records import Example, Query, clean_text
+from iclkit.records import Example, Message, Query, clean_text
 
 
 def query_text(template, query):
@@ -113,3 +113,63 @@ def test_stops_default_to_the_separator_of_a_plain_template():
     assert Template().stop_strings == ("\n\n",)
     assert Template(chat=True).stop_strings == ()
     assert Template(stop=("###",)).stop_strings == ("###",)
+
+
+def test_labels_are_filled_in_wherever_the_template_names_them():
+    template = Template(
+        "{input} (one of {labels}, {{not}}) => {output}", "Pick from: {labels}. {as is}", chat=True, system="{labels}!"
+    ).with_labels(["no", "{maybe}"])
+    assert template.instruction == "Pick from: no, {maybe}. {as is}"
+    assert template.system == "no, {maybe}!"
+    assert template.render_demo(Example("x", "no")) == "x (one of no, {maybe}, {not}) => no"
+    assert template.with_labels(["other"]) == template
+
+
+def test_labels_that_are_not_known_are_said_and_a_field_of_that_name_stays_one():
+    with pytest.raises(UsageError, match="no label set"):
+        Template("{input}{labels}{output}").with_labels([])
+    with pytest.raises(UsageError, match="with_labels"):
+        assemble(Template(instruction="{labels}"), Query("x"), [])
+    with pytest.raises(DataError, match="with_labels"):
+        assemble(Template("{input}{labels}{output}"), Query("x"), [])
+    own = Template("{labels}: {output}").with_labels(["a"], fields=["labels"])
+    assert own.render_demo(Example({"labels": "x y"}, "a")) == "x y: a"
+
+
+def test_double_braces_are_literal_in_all_of_a_template_that_is_typed():
+    template = Template.parse('Answer as {{"label": "…"}}, one of {labels}.\n\nText: {input} {{}}\nLabel: {output}')
+    assert template.instruction == 'Answer as {"label": "…"}, one of {labels}.'
+    assert template.render_demo(Example("x", "y")) == "Text: x {}\nLabel: y"
+
+
+def test_a_separator_of_the_demonstrations_stands_behind_each_and_ends_an_answer():
+    template = Template("{input} => {output}", "Sort.", demo_separator="\n")
+    shots = [Example("a", "1"), Example("b", "2")]
+    assert assemble(template, Query("c"), shots).text == "Sort.\n\nb => 2\na => 1\nc =>"
+    assert template.stop_strings == ("\n",)
+
+
+def test_a_chat_may_show_its_demonstrations_inside_one_turn():
+    template = Template("{input} => {output}", "Sort.", chat=True, system="Be brief.", turns=False)
+    messages = assemble(template, Query("c"), [Example("a", "1")]).messages
+    assert messages == (Message("system", "Be brief."), Message("user", "Sort.\n\na => 1\n\nc =>"))
+    with pytest.raises(UsageError, match="chat=True"):
+        Template(turns=False)
+
+
+def test_what_came_later_is_no_part_of_the_identity_of_older_templates():
+    assert [*Template().identity()] == ["demo", "instruction", "separator", "chat", "system", "stop"]
+    assert Template(demo_separator="\n").identity()["demo_separator"] == "\n"
+    assert Template(chat=True, turns=False).identity()["turns"] is False
+
+
+def test_a_template_is_read_from_a_text_or_a_toml_file(tmp_path):
+    (tmp_path / "t.txt").write_text("Sort it.\n\nText: {input}\nLabel: {output}\n")
+    assert Template.read(tmp_path / "t.txt") == Template("Text: {input}\nLabel: {output}", "Sort it.")
+    (tmp_path / "t.toml").write_text('demo = "{input}: {output}"\nchat = true\nsystem = "Brief."\nstop = ["."]\n')
+    assert Template.read(tmp_path / "t.toml") == Template("{input}: {output}", chat=True, system="Brief.", stop=(".",))
+    for name, text, said in (("a.toml", "demo = ", "not TOML"), ("b.toml", 'demo = "{input}{output}"\nsep = ""', "sep"),
+                             ("c.txt", "no field", "c.txt"), ("d.toml", 'demo = "{input}"', "d.toml")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        with pytest.raises(IclkitError, match=said):
+            Template.read(tmp_path / name)

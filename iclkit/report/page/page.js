@@ -457,7 +457,7 @@
       ...shown.map((d) => h("span", { class: "demo" }, sheet.demos[d] ? turns(sheet.demos[d]) : missing(sheet.demoIds[d]))),
       h("span", { class: "asked" }, role("user"), sheet.queries[query] ? piecesOf(sheet.queries[query]) : missing(sheet.queryIds[query])),
     ].filter(Boolean);
-    return h("pre", { tabindex: "0", "aria-labelledby": "prompt-head" }, blocks.flatMap((block, i) => (i ? [sheet.separator, block] : [block])));
+    return h("pre", { tabindex: "0", "aria-labelledby": "prompt-head" }, blocks.flatMap((block, i) => (i ? [sheet.opening && i === 1 ? sheet.separator : sheet.demoSeparator, block] : [block])));
   };
   const shots = (sheet, run, q) => h("div", { class: "scroll" }, h("table", {},
     h("thead", {}, h("tr", {}, ["Position", "Example", "Rank", "Score", "Answer"].map((t, i) => h("th", { scope: "col", class: i === 0 || i === 2 || i === 3 ? "num" : null }, t)))),
