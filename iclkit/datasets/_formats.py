@@ -91,6 +91,8 @@ def open_rows(path: Path, options: FileOptions | None = None, wanted: Sequence[s
         raise DataError(f"no file {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else ""))
     source = _Source.of(path)
     kind = options.format or format_of(path, source)
+    if options.rows and kind not in ("json", "jsonl"):
+        raise UsageError(f"--rows is for one JSON value that holds rows; {source.name} is read as {kind}")
     if kind == "parquet":
         return Rows(_read_parquet(source))
     encoding = options.encoding or _encoding(source)

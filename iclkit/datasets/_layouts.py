@@ -197,7 +197,7 @@ def _options(rows: Sequence[Row]) -> Found | None:
     first = rows[0]
     listed = next((n for n in ("choices", "options", "endings") if all(_is_options(r.get(n)) for r in rows)), "")
     columns = option_columns([*first])
-    inside = isinstance(first.get("question"), Mapping) and _have([r["question"] for r in rows], "stem", "choices")
+    inside = all(isinstance(r.get("question"), Mapping) and {"stem", "choices"} <= set(r["question"]) for r in rows)
     key = next((name for name in _KEYS if _have(rows, name) and name not in columns), "")
     stem = "question.stem" if inside else next((name for name in _STEMS if _have(rows, name) and name != key), "")
     if not key or not stem or (not columns and not listed and not inside):

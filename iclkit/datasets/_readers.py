@@ -178,8 +178,10 @@ class Reading:
     def located(self) -> list[Located]:
         """All of them, with the same fields in every row: a chat's first turns have no context, later ones do."""
         rows = [*self]
-        names = dict.fromkeys(n for _, e in rows if isinstance(e.input, Mapping) for n in e.input)
-        if self._plan.rewrite is None or not names:
+        fields = [e.input if isinstance(e.input, Mapping) else ("input",) for _, e in rows]
+        # those of the rows that have several first, which is the order of a prompt
+        names = dict.fromkeys(name for each in sorted(fields, key=lambda f: isinstance(f, tuple)) for name in each)
+        if self._plan.rewrite is None or all(isinstance(each, tuple) for each in fields):
             return rows
         return [(where, e if isinstance(e.input, Mapping) and len(e.input) == len(names) else _filled(e, names))
                 for where, e in rows]  # fmt: skip
@@ -403,7 +405,7 @@ class _Plan:
                     _require_text(where, "input", exported.text)
                     _require_text(where, "output", exported.output)
                 return replace(exported, meta=_meta(where, exported.meta, row, columns)), "text"
-            made = self.rewrite(row) if self.rewrite else {}
+            made = self._rewritten(row) if self.rewrite else {}
             cells = {**row, **made}
             own_meta = [m for m in (row.get("meta"), made.get("meta")) if isinstance(m, Mapping)]
             if len(columns.input) > 1:
@@ -421,6 +423,16 @@ class _Plan:
                 meta["id"] = str(own_id)
             return replace(example, meta=_meta(where, meta, row, columns)), kind
 
+    def _rewritten(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            made: Mapping[str, Any] = self.rewrite(row)
+        except DataError:
+            raise
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            # the layout was recognized by the first rows, and this one has other kinds of values in its columns
+            raise DataError("the row is not laid out as the first rows of the file are") from error
+        return made
+
     def _answer(self, where: str, row: Mapping[str, Any], options: tuple[str, ...]) -> tuple[str, str]:
         columns, column = self.columns, self.columns.output
         missing = columns.unlabelled and (not column or column not in row)
@@ -436,7 +448,10 @@ class _Plan:
                 f"it, --on-bad-row skip leaves such rows out"
             )
         if options and columns.choice_keys:
-            keys = [_key(k) for k in _cell(where, row, columns.choice_keys, "--choice-keys")]
+            listed = _cell(where, row, columns.choice_keys, "--choice-keys")
+            if not isinstance(listed, list):
+                raise DataError(f"{where}: field {columns.choice_keys!r} is {kind_of(listed)}; choice keys are a list")
+            keys = [_key(key) for key in listed]
             if _key(value) not in keys[: len(options)]:
                 known = ", ".join(keys)
                 raise DataError(f"{where}: field {column!r} is {_show(value)}, none of the choice keys {known}")
@@ -504,7 +519,7 @@ def _option(where: str, column: str, value: Any, options: tuple[str, ...], plan:
         return options[number - start]
     if isinstance(value, str):
         names = [name.rpartition(".")[2].casefold() for name in plan.columns.choices]
-        if len(names) > 1 and value.casefold() in names:
+        if len(names) > 1 and value.casefold() in names[: len(options)]:
             return options[names.index(value.casefold())]
         if (at := _letter_index(value, options)) is not None:
             return options[at]

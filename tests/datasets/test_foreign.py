@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from iclkit.cli import main
-from iclkit.datasets import LAYOUTS, Columns, TaskFile, load_task, read_examples, read_queries, read_rows
+from iclkit.datasets import (
+    LAYOUTS,
+    Columns,
+    Reading,
+    TaskFile,
+    load_task,
+    open_rows,
+    read_examples,
+    read_queries,
+    read_rows,
+)
 from iclkit.errors import DataError, UsageError
 from iclkit.pool import Pool
 from iclkit.records import Example
@@ -253,5 +267,44 @@ def test_every_layout_has_a_file_here() -> None:
 def test_an_encoding_or_delimiter_that_there_is_not_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no text encoding 'klingon'"):
         read_examples(FOREIGN / "cp1252.csv", encoding="klingon")
+    with pytest.raises(UsageError, match="--rows is for one JSON value that holds rows"):
+        read_examples(FOREIGN / "semicolons.csv", rows="data.items")
     with pytest.raises(UsageError, match="must be one character"):
         read_examples(FOREIGN / "semicolons.csv", delimiter=";;")
+
+
+def file_rows(name: str) -> list[dict[str, Any]]:
+    columns = CASES[name][0].split()
+    given = TaskFile().with_options(
+        encoding="cp1252" if name == "cp1252.csv" else "", rows="data.items" if name == "nested.json" else ""
+    )
+    options = replace(given.file_options, columns=tuple(columns[1].split(",")) if "--header" in columns else ())
+    return [dict(row) for _, row in open_rows(FOREIGN / name, options).records if isinstance(row, dict)]
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, inner in inside for place in places(inner, (*path, key)))]
+
+
+leaves = st.none() | st.booleans() | st.integers(-3, 9) | st.sampled_from(["user", "A", "equals: x", "a b", "", "{"])
+values = leaves | st.lists(leaves, max_size=2) | st.dictionaries(st.sampled_from(["text", "role", "value"]), leaves)
+
+
+@settings(deadline=None, max_examples=200)
+@given(name=st.sampled_from(sorted(CASES)), data=st.data())
+def test_a_row_with_any_value_in_any_place_is_an_example_or_one_line(name: str, data: st.DataObject) -> None:
+    rows = copy.deepcopy(file_rows(name))
+    path = data.draw(st.sampled_from([place for place in places(rows) if len(place) > 1]))
+    node: Any = rows
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = data.draw(values)
+    records = [(f"row {n}", row) for n, row in enumerate(rows)]
+    told = ""
+    try:
+        examples = Reading(records, Columns(), on_bad_row=data.draw(st.sampled_from(["stop", "skip"]))).located()
+        assert all(e.output and e.text for _, e in examples)
+    except DataError as error:
+        told = str(error)
+    assert "\n" not in told
