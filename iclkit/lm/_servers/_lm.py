@@ -232,6 +232,8 @@ class OpenAILM(BaseLM):
             empty = self.count_tokens("")
             for r in scored:
                 asks[r.context] += max(0, counts[r.continuation] - empty - 1)
+        if self.scoring == "next-token":  # a token that is not among few candidates is looked for among more
+            asks = {c: n * len(self.can.widths) for c, n in asks.items()}
         read += 0 if per_label else sum(counts[c] * n + n * n // 2 for c, n in asks.items())
         answers = 1 if self.endpoint == "completions" and self._way.name != "generate" else self.config.answer_tokens
         generated = sum(r.max_tokens for r in free) + (len(scored) if per_label else answers * sum(asks.values()))
