@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,6 +134,8 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
 @data_options()
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write the board as "
               "one page for a browser.")  # fmt: skip
+@click.option("--batch", is_flag=True, help="Have what the cache lacks answered by the server's batch API: half the "
+              "price, up to a day; the same command goes on.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
 def command(
@@ -163,6 +166,7 @@ def command(
     lm_options: LMOptions,
     data: Mapping[str, Any],
     html: Path | None,
+    batch: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -173,6 +177,7 @@ def command(
     from dataclasses import replace
 
     from iclkit.eval import Grid, RunStore, break_evens, make_bench
+    from iclkit.lm import answer_by_batch
     from iclkit.predictors import Tools
     from iclkit.report import to_json
 
@@ -226,6 +231,8 @@ def command(
         if dry_run:
             prices[redact(name)] = estimate_cost([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:
+            if batch and (todo := [job for job in jobs if not job.finished(out)]):
+                answer_by_batch(lm, partial(estimate_cost, todo), say)
             runs += run_jobs(jobs, out, on_error, lost)
     if dry_run:
         print_cost(prices, as_json)

@@ -6,7 +6,7 @@ Importing this room loads neither torch nor transformers; ``load_lm`` does.
 from iclkit.lm._base import BaseLM, as_lm
 from iclkit.lm._dry_run import DryRunLM
 from iclkit.lm._each import ask_each
-from iclkit.lm._load import capabilities, load_lm
+from iclkit.lm._load import answer_by_batch, capabilities, load_lm
 from iclkit.lm._protocol import LM, MinimalLM, OnDone, ranks_only
 from iclkit.lm._shape import BreakEven, ModelShape, break_even
 from iclkit.records import CostEstimate, GenerateRequest, Generation, Score, ScoreRequest, Usage
@@ -25,6 +25,7 @@ __all__ = [
     "Score",
     "ScoreRequest",
     "Usage",
+    "answer_by_batch",
     "as_lm",
     "ask_each",
     "break_even",

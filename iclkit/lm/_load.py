@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclkit.errors import UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
+from iclkit.records import GenerateRequest, ScoreRequest
 
 if TYPE_CHECKING:
     from iclkit.engines import ProcessEngine
@@ -256,3 +258,49 @@ def _packed_llama(module: Any) -> PackedLlama | None:
         if matches_module(module, llama):
             return llama
     return None
+
+
+def answer_by_batch(
+    lm: LM,
+    list_wanted: Callable[[], object],
+    tell: Callable[[str], None],
+    *,
+    folder: Path | None = None,
+    poll: float = 30.0,
+) -> None:
+    """Put into the LM's cache what a piece of work will ask for, answered by the server's batch API.
+
+    ``list_wanted`` does the work as a dry run: what it finds lacking in the cache is what is sent. It takes up to a
+    day; stopped, the same call goes on with the batches that are under way. ``tell`` is told how it goes. UsageError
+    for an LM that has no batch API or no cache, ModelError when a batch fails.
+    """
+    from iclkit.lm._cached import CachedTextLM
+    from iclkit.lm._servers import BatchFolder, OpenAILM, by_batch
+    from iclkit.models import home
+
+    if not isinstance(lm, CachedTextLM) or not isinstance(lm.inner, OpenAILM):
+        raise UsageError(f"{lm.name} has no batch API; it is for openai:MODEL@URL")
+    if isinstance(lm.cache, NoCache):
+        raise UsageError("a batch needs the LM cache, which is where its answers go: leave out --no-cache")
+    inner = lm.inner
+    inner.wanted = []
+    try:
+        list_wanted()
+        wanted = [*dict.fromkeys(inner.wanted)]
+    finally:
+        inner.wanted = None
+    batches = BatchFolder(folder or home() / "batches", inner.client, tell, poll)
+    by_batch(inner, lambda part: _ask_all(lm, part), wanted, batches)
+
+
+def _ask_all(lm: LM, wanted: Sequence[ScoreRequest | GenerateRequest]) -> None:
+    """Ask for everything; what has no answer yet, or none at all, is left out."""
+    from iclkit.errors import RequestError
+    from iclkit.lm._servers import Pending
+
+    scores = [r for r in wanted if isinstance(r, ScoreRequest)]
+    texts = [r for r in wanted if isinstance(r, GenerateRequest)]
+    with suppress(Pending, RequestError):
+        lm.score(scores)
+    with suppress(Pending, RequestError):
+        lm.generate(texts)

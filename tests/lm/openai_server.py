@@ -69,6 +69,8 @@ class ToyServer:
     ) -> None:
         self.offers, self.most, self.busy, self.per_token = set(offers), most, busy, per_token
         self.computed, self.window = 0, window
+        self.waits, self.ends = 0, "completed"
+        self.files: dict[str, str] = {}
         self.blocks: set[tuple[int, ...]] = set()
         self.seen: set[str] = set()
         self.model = threading.Lock()
@@ -90,7 +92,9 @@ class ToyServer:
                 self.serve(None)
 
             def do_POST(self) -> None:
-                self.serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                form = self.headers["Content-Type"].startswith("multipart/")
+                self.serve({"form": data.decode()} if form else json.loads(data))
 
             def serve(self, body: Any) -> None:
                 with outer.lock:
@@ -124,7 +128,7 @@ class ToyServer:
                     self.write(status, json.dumps(said).encode(), headers)
                 else:
                     status, answer = outer.answer(self.path, body)
-                    self.write(status, json.dumps(answer).encode())
+                    self.write(status, answer if isinstance(answer, bytes) else json.dumps(answer).encode())
 
             def write(self, status: int, data: bytes, headers: dict[str, str] | None = None) -> None:
                 self.send_response(status)
@@ -157,6 +161,8 @@ class ToyServer:
             return self.completion(body)
         if path == "/v1/chat/completions" and "chat" in self.offers:
             return self.chat(body)
+        if "batch" in self.offers and path.startswith(("/v1/files", "/v1/batches")):
+            return self.batch(path, body)
         if path == "/v1/decisions" and "decisions" in self.offers:
             return self.decide(body)
         if path == "/generate" and "generate" in self.offers:
@@ -214,6 +220,27 @@ class ToyServer:
                 "output_token_ids_logprobs": [[[told[VOCABULARY[i]], i, None] for i in asked]],
             }
         return {"text": best, "meta_info": meta}
+
+    def batch(self, path: str, body: Any) -> tuple[int, Any]:
+        """OpenAI's files and batches. A batch is under way as often as ``waits`` says; lines with "bad" fail."""
+        name = path.split("/")[3] if path.count("/") > 2 else ""
+        if path == "/v1/files":
+            self.files["file-1"] = body["form"].split("application/jsonl\r\n\r\n")[1].split("\r\n--")[0]
+            return 200, {"id": "file-1"}
+        if path == "/v1/batches":
+            return 200, {"id": "batch_1", "status": "validating"}
+        if path.startswith("/v1/batches/"):
+            self.waits -= 1
+            status = "in_progress" if self.waits >= 0 else self.ends
+            errors = {"data": [{"message": "no credit"}]}
+            return 200, {"id": name, "status": status, "output_file_id": "file-2", "errors": errors}
+        lines = []
+        for line in self.files["file-1"].splitlines():
+            asked = json.loads(line)
+            status, answer = self.answer(asked["url"], asked["body"]) if "bad" not in line else (500, {})
+            reply = {"custom_id": asked["custom_id"], "response": {"status_code": status, "body": answer}}
+            lines.append(json.dumps(reply))
+        return 200, "\n".join(lines[::-1]).encode()
 
     def decide(self, body: Any) -> tuple[int, dict[str, Any]]:
         values = [c["value"] for c in body["questions"][0]["choices"]]

@@ -31,14 +31,16 @@ generate        the answer is generated and compared                            
 from __future__ import annotations
 
 from iclkit.errors import UsageError
+from iclkit.lm._servers._batch import BatchFolder, Pending
 from iclkit.lm._servers._capabilities import Capabilities, FolderRecords, NoRecords, Records
 from iclkit.lm._servers._config import OpenAIConfig, connect
 from iclkit.lm._servers._http import Client, HttpConfig, HttpError, RequestRejected
-from iclkit.lm._servers._lm import OpenAILM
+from iclkit.lm._servers._lm import OpenAILM, by_batch
 from iclkit.lm._servers._money import Purse, read_prices
 from iclkit.records import Json
 
 __all__ = [
+    "BatchFolder",
     "Capabilities",
     "Client",
     "FolderRecords",
@@ -47,8 +49,10 @@ __all__ = [
     "NoRecords",
     "OpenAIConfig",
     "OpenAILM",
+    "Pending",
     "Records",
     "RequestRejected",
+    "by_batch",
     "open_openai",
 ]
 
@@ -72,5 +76,5 @@ def open_openai(
     model, client, config = connect(spec, **settings)
     if max_cost is not None and price is None:
         raise UsageError("a limit of cost needs prices: give --price in=…,out=… per million tokens, or a price file")
-    purse = None if price is None else Purse(read_prices(price, model), max_cost)
+    purse = None if price is None else Purse(read_prices(price, model), max_cost, read_prices(price, model, batch=True))
     return OpenAILM(model, client, config, records, reprobe=reprobe, purse=purse)

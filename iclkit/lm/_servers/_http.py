@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import hashlib
 import json
 import logging
 import math
@@ -35,6 +36,8 @@ _PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that anothe
 _SLOW_TRIES = 2  # a server that let half of the timeout pass for no answer is asked again only so often
 _MOST_BYTES = 64 << 20
 """Of an answer, unpacked. The candidates of a whole vocabulary take 10 to 20 MB."""
+_MOST_FILE_BYTES = 1 << 30
+"""Of a file of answers."""
 _MOST_ERROR_BYTES = 64 << 10
 _REASON_LENGTH = 300
 _ENCODINGS = ("", "identity", "gzip", "deflate")  # what is asked for; each chunk of these unpacks to a bounded size
@@ -150,6 +153,7 @@ class Client:
             raise UsageError(
                 f"no HTTP client can be set up ({_first_line(error)}); check HTTPS_PROXY, ALL_PROXY and SSL_CERT_FILE"
             ) from None
+        self.offline: Callable[[str, Mapping[str, Any]], dict[str, Any]] | None = None
         self._pace = threading.Lock()
         self._next = 0.0  # when the next request may start, on the monotonic clock
         self._local = threading.local()
@@ -174,16 +178,33 @@ class Client:
 
     def get(self, path: str, root: str | None = None) -> dict[str, Any]:
         """The JSON object at ``path`` below the URL, or below ``root``. Errors as ``post``."""
-        return self._ask("GET", (self.url if root is None else root) + path, None)
+        return self._ask("GET", (self.url if root is None else root) + path, None, _object)
 
     def post(
         self, path: str, body: Mapping[str, Any], root: str | None = None, *, listed: bool = False
     ) -> dict[str, Any]:
         """Send JSON, receive a JSON object; where ``listed``, a list is taken too and comes as ``items``.
 
-        RequestRejected for a 4xx, HttpError when the server cannot be made to answer.
+        RequestRejected for a 4xx, HttpError when the server cannot be made to answer. While ``offline`` is set, it is
+        asked in the server's place.
         """
-        return self._ask("POST", (self.url if root is None else root) + path, body, listed)
+        if self.offline is not None and root is None:
+            return self.offline(path, body)
+        read = _object_or_list if listed else _object
+        return self._ask("POST", (self.url if root is None else root) + path, _encoded(body), read)
+
+    def upload(self, path: str, name: str, data: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
+        """Send a file as a form; the JSON object that comes back. Errors as ``post``."""
+        boundary = hashlib.sha256(data).hexdigest()
+        parts = [f'name="{key}"\r\n\r\n{value}'.encode() for key, value in fields.items()]
+        parts.append(f'name="file"; filename="{name}"\r\nContent-Type: application/jsonl\r\n\r\n'.encode() + data)
+        head = f"--{boundary}\r\nContent-Disposition: form-data; ".encode()
+        content = b"".join(head + part + b"\r\n" for part in parts) + f"--{boundary}--\r\n".encode()
+        return self._ask("POST", self.url + path, content, _object, f"multipart/form-data; boundary={boundary}")
+
+    def download(self, path: str) -> bytes:
+        """The file at ``path`` below the URL. Errors as ``post``."""
+        return self._ask("GET", self.url + path, None, _body, most=_MOST_FILE_BYTES)
 
     def map(self, work: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R]]:
         """(index, ``work(item)``) in the order of completion, ``concurrency`` at a time, yielded to this thread.
@@ -219,10 +240,18 @@ class Client:
             stop.set()
             pool.shutdown(cancel_futures=True)
 
-    def _ask(self, method: str, address: str, body: Mapping[str, Any] | None, listed: bool = False) -> dict[str, Any]:
+    def _ask(
+        self,
+        method: str,
+        address: str,
+        content: bytes | None,
+        read: Callable[[_Answer], T | None],
+        kind: str = "application/json",
+        most: int | None = None,
+    ) -> T:
+        """What ``read`` makes of the answer; where that is None, the answer is trouble that may pass."""
         import httpx
 
-        content = None if body is None else _encoded(body)
         retries = min(self.config.retries, self.patience)
         slow = 0
         for tried in range(retries + 1):
@@ -233,7 +262,7 @@ class Client:
             reason, parameter = "", ""
             begun = time.monotonic()
             try:
-                answer = self._exchange(method, address, content)
+                answer = self._exchange(method, address, content, kind, most or _MOST_BYTES)
             except (httpx.TimeoutException, TimeoutError):
                 trouble = f"did not answer within {self.config.timeout:g} s"
             except _Unusable as error:  # it would be no better the next time
@@ -247,11 +276,8 @@ class Client:
             else:
                 status = answer.status
                 if 200 <= status < 300:
-                    parsed = answer.json()
-                    if isinstance(parsed, dict):
-                        return parsed
-                    if isinstance(parsed, list) and listed:
-                        return {"items": parsed}
+                    if (found := read(answer)) is not None:
+                        return found
                     reason = said(answer.body.decode(errors="replace"))
                     trouble = f"answered something that is not a JSON object: {reason[:60]!r}"
                 else:
@@ -275,13 +301,13 @@ class Client:
         text = f"the server at {self.url} {trouble}{times}; check that it runs and the address"
         raise HttpError(text, status, reason, parameter)
 
-    def _exchange(self, method: str, address: str, content: bytes | None) -> _Answer:
+    def _exchange(self, method: str, address: str, content: bytes | None, kind: str, most: int) -> _Answer:
         """One request and its answer, given up when ``timeout`` is over or nobody waits for it any more."""
         self._start()
         stop: _Stop | None = getattr(self._local, "stop", None)
         address += f"?{self._query}" if self._query else ""
         task = asyncio.run_coroutine_threadsafe(
-            _read(self._http, method, address, content, self.config.timeout), self._loop
+            _read(self._http, method, address, content, kind, self.config.timeout, most), self._loop
         )
         if stop is not None:
             stop.watch(task)
@@ -344,14 +370,16 @@ class _Stop(threading.Event):
             self._under_way.discard(task)
 
 
-async def _read(http: Any, method: str, address: str, content: bytes | None, timeout: float) -> _Answer:
-    headers = {} if content is None else {"Content-Type": "application/json"}
+async def _read(
+    http: Any, method: str, address: str, content: bytes | None, kind: str, timeout: float, most_bytes: int
+) -> _Answer:
+    headers = {} if content is None else {"Content-Type": kind}
     async with asyncio.timeout(timeout), http.stream(method, address, content=content, headers=headers) as response:
         packed = response.headers.get("content-encoding", "").strip().lower()
         if packed not in _ENCODINGS:
             raise _Unusable(f"packs its answers as {said(packed)!r}, which was not asked for")
         good = response.is_success
-        most, body = (_MOST_BYTES if good else _MOST_ERROR_BYTES), bytearray()
+        most, body = (most_bytes if good else _MOST_ERROR_BYTES), bytearray()
         async for chunk in response.aiter_bytes():
             body += chunk
             if len(body) > most:
@@ -380,6 +408,20 @@ def _shut(loop: asyncio.AbstractEventLoop, http: Any) -> None:
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
+
+
+def _object(answer: _Answer) -> dict[str, Any] | None:
+    parsed = answer.json()
+    return parsed if isinstance(parsed, dict) else None
+
+
+def _object_or_list(answer: _Answer) -> dict[str, Any] | None:
+    parsed = answer.json()
+    return {"items": parsed} if isinstance(parsed, list) else parsed if isinstance(parsed, dict) else None
+
+
+def _body(answer: _Answer) -> bytes:
+    return answer.body
 
 
 def said(text: str) -> str:

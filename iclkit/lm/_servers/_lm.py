@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from iclkit.errors import RequestError, UsageError
 from iclkit.lm._base import BaseLM
 from iclkit.lm._protocol import OnDone
 from iclkit.lm._servers._adapt import THOUGHTS
+from iclkit.lm._servers._batch import ROUNDS, BatchFolder, Offline, Pending
 from iclkit.lm._servers._capabilities import Capabilities, NoRecords, Records
 from iclkit.lm._servers._codec import detokenize
 from iclkit.lm._servers._config import OpenAIConfig
 from iclkit.lm._servers._http import Client, HttpError
 from iclkit.lm._servers._model import CHAT, SHORTEST_KEY, ServedModel, Unanswered, is_no
-from iclkit.lm._servers._money import Purse
+from iclkit.lm._servers._money import Purse, written_at_most
 from iclkit.lm._servers._parse import NotSupported
 from iclkit.lm._servers._probe import ASSUMED_CONTEXT, facts_of, forget, probe, restored, still_so
 from iclkit.lm._servers._way import Way
@@ -65,6 +67,8 @@ class OpenAILM(BaseLM):
         self._server = server = ServedModel(model, client, config, purse)
         self._records: Records = records or NoRecords()
         self._unanswered: dict[Any, str] = {}  # refusals that have not been raised yet
+        self.wanted: list[ScoreRequest | GenerateRequest] | None = None
+        """Where it is a list, what is estimated is added to it: a dry run lists so what the cache lacks."""
         client.patience = _PROBE_TRIES
         facts, served = facts_of(server)
         host = client.url + (f"?{client.parameters}" if client.parameters else "")
@@ -240,6 +244,8 @@ class OpenAILM(BaseLM):
         if THOUGHTS in self.can.changes:
             generated += self.config.thought_tokens * (len(free) + len(of_labels))
         purse = self._server.purse
+        if self.wanted is not None:
+            self.wanted.extend(requests)
         return CostEstimate(
             cost=None if purse is None else purse.prices.of(read, generated),
             requests=len(requests),
@@ -253,6 +259,19 @@ class OpenAILM(BaseLM):
             seconds=None if requests else 0.0,
         )
 
+    @contextmanager
+    def _offline(self, offline: Offline) -> Iterator[None]:
+        """Inside, ``offline`` is asked in the server's place, and its answers cost what a batch costs."""
+        purse = self._server.purse
+        self.client.offline = offline
+        try:
+            with nullcontext() if purse is None else purse.by_batch():
+                yield
+        finally:
+            self.client.offline = None
+            with self._server.lock:
+                self._unanswered.clear()  # the real run asks again
+
     def _all(
         self,
         work: Callable[[U], list[R]],
@@ -265,16 +284,19 @@ class OpenAILM(BaseLM):
         RequestError. Asking again for the rest raises the next without another request to the server.
         """
         start, answered, failed = time.perf_counter(), dict[int, R](), dict[int, str]()
+        pending = False
         keys = [(work.__qualname__, unit) for unit, _ in units]
         lock = self._server.lock
 
-        def attempt(numbered: tuple[Any, U]) -> list[R] | str:
+        def attempt(numbered: tuple[Any, U]) -> list[R] | str | None:
             key, unit = numbered
             with lock:
                 if key in self._unanswered:
                     return self._unanswered[key]
             try:
                 return work(unit)
+            except Pending:
+                return None
             except (Unanswered, NotSupported, RequestError) as error:
                 with lock:
                     self._unanswered[key] = str(error)
@@ -283,6 +305,9 @@ class OpenAILM(BaseLM):
         todo = [(key, unit) for key, (unit, _) in zip(keys, units, strict=True)]
         for number, results in self.client.map(attempt, todo):
             places = units[number][1]
+            if results is None:
+                pending = True
+                continue
             if isinstance(results, str):
                 failed[min(min(p) for p in places)] = results
                 continue
@@ -295,9 +320,36 @@ class OpenAILM(BaseLM):
         if self._server.can != self._kept:  # what was found out on the way
             self._kept = self._server.can
             self._records.put(self._key, self._kept)
+        if pending:
+            raise Pending
         if failed:
             first = min(failed)
             raised = next(k for k, (_, places) in zip(keys, units, strict=True) if min(map(min, places)) == first)
             del self._unanswered[raised]
             raise RequestError(first, failed[first])
         return [answered[i] for i in range(len(answered))]
+
+
+def by_batch(
+    lm: OpenAILM,
+    ask_all: Callable[[Sequence[ScoreRequest | GenerateRequest]], None],
+    wanted: Sequence[ScoreRequest | GenerateRequest],
+    batches: BatchFolder,
+) -> None:
+    """Have requests answered by batches. ``ask_all`` asks the LM, and stores what it answers."""
+    offline, purse, sent = Offline(), lm._server.purse, list[Mapping[str, Any]]()
+    for _ in range(ROUNDS):
+        with lm._offline(offline):
+            ask_all(wanted)
+        asked = offline.take()
+        if not asked:
+            break
+        if purse is not None:
+            bodies = [body for _, body in asked.values()]
+            purse.check_batch(sum(map(lm._server.size, bodies)), sum(map(written_at_most, bodies)))
+        offline.bring(batches.ask(asked), [*asked])
+        sent.append(asked)
+    with lm._offline(offline):
+        ask_all(wanted)
+    for part in sent:
+        batches.done(part)

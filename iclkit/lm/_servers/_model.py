@@ -251,7 +251,7 @@ class ServedModel:
         if self.purse is None:
             return self._fit(path, body, look, root, answers)
         thoughts = 0 if look or THOUGHTS not in self._changes else self.config.thought_tokens
-        read, written = self._size(body), written_at_most(body) + thoughts
+        read, written = self.size(body), written_at_most(body) + thoughts
         reserved, cost = self.purse.reserve(read, written), 0.0
         try:
             answer = self._fit(path, body, look, root, answers)
@@ -267,7 +267,7 @@ class ServedModel:
         finally:
             self.purse.settle(reserved, cost)
 
-    def _size(self, body: Mapping[str, Any]) -> int:
+    def size(self, body: Mapping[str, Any]) -> int:
         """Tokens of a request's prompts, on the high side."""
         asked = next(body[field] for field in _LISTS if field in body)
         if isinstance(asked, str):

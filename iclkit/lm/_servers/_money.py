@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,16 +98,32 @@ class Purse:
     ``reserve`` raises RunError before a request that could lead beyond ``most``, so no number of connections can.
     """
 
-    def __init__(self, prices: Prices, most: float | None = None) -> None:
+    def __init__(self, prices: Prices, most: float | None = None, batch: Prices | None = None) -> None:
         if most is not None and not 0 <= most < float("inf"):
             raise UsageError(f"--max-cost is {most}: expected a number from 0 on")
-        self.prices, self.most = prices, most
+        self.prices, self._batch, self.most = prices, batch or prices, most
         self.spent = self._reserved = 0.0
         self._lock = threading.Lock()
 
+    @contextmanager
+    def by_batch(self) -> Iterator[None]:
+        """Inside, answers cost what they cost in a batch, and are paid for: the limit was looked at before."""
+        prices, most = self.prices, self.most
+        self.prices, self.most = self._batch, None
+        try:
+            yield
+        finally:
+            self.prices, self.most = prices, most
+
+    def check_batch(self, read: float, written: float) -> None:
+        """RunError where a batch may cost more than is left."""
+        self.settle(self._reserve(self._batch.of(read, written)), 0.0)
+
     def reserve(self, read: float, written: float) -> float:
         """Set aside what a request may cost at most."""
-        amount = self.prices.of(read, written)
+        return self._reserve(self.prices.of(read, written))
+
+    def _reserve(self, amount: float) -> float:
         with self._lock:
             if self.most is not None and self.spent + self._reserved + amount > self.most:
                 raise RunError(
