@@ -40,6 +40,7 @@ class _Rule:
     le: float | None = None
     lt: float | None = None
     choices: Choices = ()
+    added: bool = False
 
     def allows(self, number: float) -> bool:
         return (
@@ -79,14 +80,16 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     choices: Choices = (),
+    added: bool = False,
 ) -> T:
     """A dataclass field with its default, what it means (one line, with the unit) and the values that it takes.
 
     Bounds (at least, above, at most, below) hold for numbers, and for each member of a tuple of numbers. ``choices``
     are the texts or numbers to choose from, or a function that gives them where plug-ins may add some. None, where the
-    annotation allows it, is outside bounds and choices.
+    annotation allows it, is outside bounds and choices. ``added``: it came after results were recorded under the
+    object's settings, and stands among them only where it is not at its default, so that those results stay known.
     """
-    rule = _Rule(meaning, ge, gt, le, lt, choices if callable(choices) else tuple(choices))
+    rule = _Rule(meaning, ge, gt, le, lt, choices if callable(choices) else tuple(choices), added)
     made: T = field(default=default, metadata={_KEY: rule})
     return made
 
@@ -126,6 +129,16 @@ def check_settings(obj: object, owner: str) -> None:
         known.check(value, owner)
         if known.kind is float and type(value) is int:
             object.__setattr__(obj, name, float(value))  # frozen dataclasses too: this is still their construction
+
+
+def recorded_settings(obj: object) -> dict[str, Any]:
+    """The settings of an object by name, as they are recorded: without added ones that are at their default."""
+    cls: Any = type(obj)
+    return {
+        name: value
+        for name, known in _settings(cls).items()
+        if (value := getattr(obj, name)) != known.default or not known.rule.added
+    }
 
 
 def read_settings(cls: type, values: Mapping[str, Json], owner: str) -> dict[str, Any]:

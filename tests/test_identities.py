@@ -144,6 +144,7 @@ BY_FIELD_NAME = {
     "lm/_servers/_capabilities": "a file about a server, read by the names in it",
     "models/_catalogue": "reads the catalogue",
     "models/_store": "manifest",
+    "datasets/_task_file": "a task file: names as a user types them",
     "pool/_index": "header of an index file",
     "report/_text": "a board as JSON",
     "trainers/_config": "settings as a user types them",

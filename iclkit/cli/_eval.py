@@ -18,6 +18,7 @@ from iclkit.cli._kit import (
     data_options,
     dedupe,
     embedder_for,
+    lm_loader,
     lm_options,
     load_lm,
     load_task,
@@ -227,7 +228,9 @@ def command(
         runs += run_jobs(jobs, out, on_error, lost)
     for name in dedupe(lms) if selectors else ():
         lm = load_lm(name, lm_options)
-        jobs = plan_with_estimate(benches, Tools(lm, vectors, reranker), replace(grid, predictors=()), out)
+        jobs = plan_with_estimate(
+            benches, Tools(lm, vectors, reranker, lm_loader(lm_options)), replace(grid, predictors=()), out
+        )
         if dry_run:
             prices[redact(name)] = estimate_cost([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:

@@ -35,6 +35,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "pool embed": ("iclkit pool embed demos.db --embedder all-minilm-l6-v2",),
     "pool check": ("iclkit pool check demos.db",),
     "pool export": ("iclkit pool export demos.db demos.csv", "iclkit pool export demos.db - | head"),
+    "keys export": ("iclkit keys export demos.db > keys.jsonl",),
+    "keys annotate": ("iclkit keys annotate demos.db --out skills.toml -n 16",),
     "augment": (
         "iclkit augment demos.db --method labels --labels refund,exchange -n 5",
         'iclkit augment demos.db --method bootstrap --task tickets --cue "Let\'s think step by step."',

@@ -11,6 +11,7 @@ import click
 from iclkit.cli._kit import (
     LMOptions,
     data_options,
+    lm_loader,
     lm_options,
     load_embedder,
     load_lm,
@@ -106,6 +107,7 @@ def command(
         lm,
         _embedder(run, embedder_name, lm_options.device) if bench else None,
         _reranker(run, reranker_name, lm_options.device) if bench else None,
+        lm_loader(lm_options),
     )
     prompts = sum(len(r.shown) + 2 for r in rows)
     say(f"{len(rows)} queries: {prompts:,} prompts, each less one demonstration; most of their beginnings are shared")

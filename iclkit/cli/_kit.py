@@ -354,6 +354,11 @@ def load_lm(name: str, options: LMOptions | None = None) -> LM:
     return lm
 
 
+def lm_loader(options: LMOptions) -> Callable[[str], LM]:
+    """Loads LMs that settings name, such as a rewriter, each once and under the options of the first."""
+    return functools.cache(functools.partial(load_lm, options=options))
+
+
 def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
     """Say what the user should know about how the LM is asked, but for what was said before."""
     for note in lm.notes:

@@ -16,6 +16,7 @@ from iclkit.cli._kit import (
     TEMPLATE,
     LMOptions,
     conditions,
+    lm_loader,
     lm_options,
     load_embedder,
     load_lm,
@@ -141,6 +142,7 @@ def command(
         view = store.view(task=settings["task"], where=conditions(where) or None)
         template, labels = _template(selector, given, view, settings["chat"])
         kit = _kit(selector.needs, view, template, labels, model, settings, lm_options.device, len(asked))
+        kit = replace(kit, load_lm=lm_loader(lm_options))
         chooser = Chooser(selector.fit(view, kit), view, kit, k=k or 0, pool=store)
         shots, conditions_of_each = k, {}
     chooser.follow = chooser.follow or settings["follow"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from iclkit.errors import DataError, UnknownName, UsageError
 from iclkit.eval._bench import Bench
 from iclkit.eval._evaluate import evaluate, run_spec
 from iclkit.eval._runs import RunStore
-from iclkit.lm import ModelShape, break_even
+from iclkit.lm import LM, DryRunLM, ModelShape, break_even, load_lm
 from iclkit.pool import PoolView
 from iclkit.predictors import (
     POOL_ROWS,
@@ -230,20 +230,28 @@ def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> Cost:
 def dry_run(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> CostEstimate:
     """Select and assemble everything that the runs need, and estimate what their LM would be asked; nothing is kept.
 
-    A selector that asks the LM itself is given blank answers, so what it would ask next is an estimate. Progress is in
-    queries. Errors as ``evaluate``.
+    A selector that asks the LM itself is given blank answers, so what it would ask next is an estimate. What an LM is
+    asked that a setting names, such as a rewriter, is counted too. Progress is in queries. Errors as ``evaluate``.
     """
     total, done = sum(len(job.bench.queries) for job in jobs), 0
-    cost, overlays = CostEstimate(), dict[int, PoolView]()
+    cost, overlays, seconds = CostEstimate(), dict[int, PoolView](), dict[str, DryRunLM]()
     for job in jobs:
         if job.settings is not None:
             lm, view = job.prompt.lm.dry_run(), overlays.setdefault(id(job.bench.view), job.bench.view.overlay())
-            replace(job, tools=job.tools.with_lm(lm), bench=replace(job.bench, view=view)).run(None)
+            tools = replace(job.tools.with_lm(lm), load_lm=partial(_dry_second, job.tools.load_lm or load_lm, seconds))
+            replace(job, tools=tools, bench=replace(job.bench, view=view)).run(None)
             cost += lm.cost
         done += len(job.bench.queries)
         if progress is not None:
             progress(done, total)
-    return cost
+    return sum((lm.cost for lm in seconds.values()), cost)
+
+
+def _dry_second(load: Callable[[str], LM], known: dict[str, DryRunLM], name: str) -> DryRunLM:
+    """The dry run of an LM that a setting names, such as a rewriter; one for all runs."""
+    if name not in known:
+        known[name] = load(name).dry_run()
+    return known[name]
 
 
 def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:

@@ -30,9 +30,15 @@ class KeyStore:
         return store
 
     def keys(
-        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
+        self,
+        transform: KeyTransform,
+        inputs: Sequence[Fields],
+        progress: Progress | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> RetrievalKeys:
         """The keys of any inputs, examples' or queries'; those that are not stored are written, and stored.
+
+        ``numbers``: which of an input's keys; all that the transform writes where this is None.
 
         Committed in batches: a kill loses at most one, and the same call again goes on. Written number by number, so
         that a rewriter can share what stands in front of all inputs.
@@ -41,9 +47,10 @@ class KeyStore:
         input_of = dict(zip(hashes, inputs, strict=True))
         made = self._made.get(transform.fingerprint, {})
         known = {**made, **self._stored(transform, input_of)}
-        missing = [[h for h in input_of if (h, number) not in known] for number in range(transform.count)]
-        total, done = sum(map(len, missing)), 0
-        for number, sources in enumerate(missing):
+        numbers = range(transform.count) if numbers is None else numbers
+        missing = {number: [h for h in input_of if (h, number) not in known] for number in numbers}
+        total, done = sum(map(len, missing.values())), 0
+        for number, sources in missing.items():
             for start in range(0, len(sources), BATCH):
                 batch = sources[start : start + BATCH]
                 written = transform.write([input_of[h] for h in batch], number)
@@ -58,7 +65,6 @@ class KeyStore:
                 done += len(batch)
                 if progress:
                     progress(done, total)
-        numbers = range(transform.count)
         texts = tuple(tuple(known[h, n][0] for n in numbers) for h in hashes)
         return RetrievalKeys(texts, tuple(sum(known[h, n][1] for n in numbers) for h in hashes))
 

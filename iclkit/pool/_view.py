@@ -141,6 +141,11 @@ class PoolView:
         rows = [row for i in ids if (row := self._row_of.get(i)) is not None]
         return [int(p) for p in self.positions(np.array(rows, dtype=np.int64))]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every example of the pool is in it."""
+        return self._whole
+
     def only(self, rows: IntArray, *, origin: PoolOrigin | None = None) -> PoolView:
         """A view of these row handles of this one, ascending; vectors are shared through the pool."""
         kept = np.unique(np.asarray(rows, dtype=np.int64))
@@ -308,15 +313,24 @@ class PoolView:
         """How many texts of this view have no stored vector of this embedder."""
         return self._reader.vectors.count_missing(as_embedder(embedder), self._texts)
 
-    def keys(self, transform: KeyTransform, progress: Progress | None = None) -> RetrievalKeys:
-        """The keys of each row's input; those the pool has not stored yet are written, and stored."""
-        return self._reader.keys.keys(transform, [e.input for e in self.examples], progress)
+    def keys(
+        self, transform: KeyTransform, progress: Progress | None = None, numbers: Sequence[int] | None = None
+    ) -> RetrievalKeys:
+        """The keys of each row's input; those the pool has not stored yet are written, and stored.
+
+        ``numbers``: which of an input's keys; all that the transform writes where this is None.
+        """
+        return self._reader.keys.keys(transform, [e.input for e in self.examples], progress, numbers)
 
     def keys_of_queries(
-        self, transform: KeyTransform, inputs: Sequence[Fields], progress: Progress | None = None
+        self,
+        transform: KeyTransform,
+        inputs: Sequence[Fields],
+        progress: Progress | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> RetrievalKeys:
-        """The keys of queries; kept in the pool like those of examples."""
-        return self._reader.keys.keys(transform, inputs, progress)
+        """The keys of queries; kept in the pool like those of examples. ``numbers``: as for ``keys``."""
+        return self._reader.keys.keys(transform, inputs, progress, numbers)
 
     def text_vectors(self, embedder: Embedder, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(len(texts), dim) float32, unit rows: document vectors of any texts, e.g. keys; made once, stored."""

@@ -52,6 +52,7 @@ class Tools:
             reserve=reserve,
             reranker=self.reranker,
             task=context.name,
+            load_lm=self.load_lm,
         )
 
     def with_lm(self, lm: LM | None) -> Tools:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iclkit.selectors._annotate import annotation_file
 from iclkit.selectors._base import (
     RANDOM_FILL,
     BaseSelector,
@@ -42,6 +43,7 @@ __all__ = [
     "Selector",
     "SelectorCost",
     "SelectorFile",
+    "annotation_file",
     "dpp_order",
     "import_selectors",
     "is_saved_selector",

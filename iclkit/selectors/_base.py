@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
@@ -19,7 +19,7 @@ from iclkit.lm import ranks_only
 from iclkit.pool import as_view
 from iclkit.prompts import Template
 from iclkit.records import Example, Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
-from iclkit.settings import check_settings, describe_settings
+from iclkit.settings import check_settings, describe_settings, recorded_settings
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder, Reranker
@@ -114,6 +114,8 @@ class Kit:
     reranker: Reranker | None = None
     task: str = ""
     """The task asked about, for retrievers that read an instruction per task."""
+    load_lm: Callable[[str], LM] | None = None
+    """Loads a second LM by name, for settings that name one; ``iclkit.lm.load_lm`` where this is None."""
 
     def __post_init__(self) -> None:
         if self.embedder is not None:  # a foreign one is completed here, once
@@ -225,8 +227,7 @@ class BaseSelector:
     @property
     def spec(self) -> Spec:
         """Name and settings: enough to build this selector again."""
-        settings: dict[str, Json] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}
-        return Spec(self.name, settings, self.version)
+        return Spec(self.name, recorded_settings(self), self.version)
 
     def fit(self, pool: PoolLike, kit: Kit | None = None) -> Self:
         """Remember pool and kit, then ``prepare``. Examples without a pool are kept in memory.

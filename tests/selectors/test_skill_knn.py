@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from iclkit.lm import GenerateRequest, Generation
 from iclkit.pool import Pool
 from iclkit.prompts import Template, assemble
 from iclkit.records import Example, Query
-from iclkit.selectors import Kit, SelectorCost, make_selector
+from iclkit.selectors import Kit, SelectorCost, annotation_file, make_selector
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle
 from iclkit.selectors._skill_knn import VARIANTS, key_scores
 from iclkit.testing import FakeLM, HashEmbedder, OracleRewriter, hidden_skill_task
@@ -232,7 +234,7 @@ def test_an_own_style_is_read_from_a_file_and_its_faults_are_named(tmp_path: Pat
         ("instruction = ", "is not TOML"),
         ('stem = "x"\npairs = [["a", "b"]]', "instruction"),
         ('instruction = "i"\nstem = "x"\npairs = []', "no list of pairs"),
-        ('instruction = "i"\nstem = "x"\npairs = [["a"]]', "no pair of two texts"),
+        ('instruction = "i"\nstem = "x"\npairs = [["a"]]', "no input with what is written for it"),
         ('instruction = "i"\nstem = 3\npairs = [["a", "b"]]', "are texts"),
     ):
         good.write_text(text)
@@ -264,6 +266,182 @@ def test_a_field_can_be_searched_by() -> None:
         make_selector("field-knn,field=answer").fit(pool.view(), Kit(embedder=HashEmbedder(32)))
     with pytest.raises(DataError, match="no field 'question'"):
         selector.select(Query({"context": "another"}), 1)
+
+
+# ---- named fields, another LM for the keys, keys from a file
+
+SQL = [
+    {"question": t, "schema": "lakes(name, size)\nrivers(name)", "db": "geo"}
+    for t in ("how many lakes", "longest river")
+]
+STYLE = """
+instruction = "Say it."
+stem = "One needs to"
+[[pairs]]
+input = {schema = "cities(name)", question = "which city"}
+rewriting = "select a name."
+[[pairs]]
+input = {question = "count the cities", schema = "cities(name)"}
+rewriting = "count."
+"""
+
+
+def test_a_pair_with_fields_is_shown_as_the_input_is(tmp_path: Path) -> None:
+    file = tmp_path / "sql.toml"
+    file.write_text(STYLE)
+    prompt = LMRewriter(FakeLM(context_size=10_000), RewriteStyle.load(str(file))).prompt(SQL[0], 0)
+    assert prompt == (
+        "Say it.\n\nschema: cities(name)\nquestion: which city\nOne needs to select a name.\n\n"
+        "schema: cities(name)\nquestion: count the cities\nOne needs to count.\n\n"
+        "schema: lakes(name, size) rivers(name)\nquestion: how many lakes\nOne needs to"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"question": "how many"}, "no field 'schema'; it has question"),
+        ("how many", "no field 'schema'; it is one text"),
+    ],
+)
+def test_an_input_without_a_field_of_the_pairs_is_one_line_when_the_pool_is_looked_at(
+    given: Any, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "sql.toml"
+    file.write_text(STYLE)
+    lm = FakeLM(context_size=10_000)
+    view = Pool.of([Example(SQL[0], "1"), Example(given, "2")]).view()
+    with pytest.raises(DataError, match=said):
+        make_selector(f"skill-knn,style={file}").fit(view, Kit(embedder=HashEmbedder(32), lm=lm))
+    selector = make_selector(f"skill-knn,style={file}").fit(
+        Pool.of([Example(SQL[0], "1")]).view(), Kit(HashEmbedder(32), lm)
+    )
+    with pytest.raises(DataError, match=said):
+        selector.select(Query(given), 1)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ('[[pairs]]\ninput = {a = "x"}\nrewriting = ""', "pair 1 has no rewriting yet"),
+        ('[[pairs]]\ninput = {a = "x"}\nrewriting = "r"\n[[pairs]]\ninput = {b = "x"}\nrewriting = "r"',
+         "the input of pair 2 is the fields b, and that of pair 1 the fields a"),
+        ('pairs = [["x", "r"], 3]', "pair 2 is 3"),
+        ('[[pairs]]\nrewriting = "r"', "pair 1 is .*, no input"),
+        ("", "there is no 'pairs'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_pair_is_said_with_its_number(pairs: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(f'instruction = "i"\nstem = "s"\n{pairs}\n')
+    with pytest.raises(DataError, match=said) as caught:
+        RewriteStyle.load(str(file))
+    assert str(caught.value).startswith(str(file))
+
+
+def test_another_lm_writes_the_keys_and_the_task_lm_is_not_needed() -> None:
+    strong, weak = Says(lambda text, number: text.split()[-1]), FakeLM()
+    asked = []
+
+    def load(name: str) -> Any:
+        asked.append(name)
+        return strong
+
+    view = Pool.of(Example(t, f"label {n}") for n, t in enumerate(TEXTS)).view()
+    selector = make_selector("skill-knn,rewriter=openai:big,rewrites=2")
+    assert not selector.needs.lm
+    assert make_selector("skill-knn").needs.lm
+    with_weak = selector.fit(view, Kit(HashEmbedder(32), weak, load_lm=load)).select(Query("a fish"), 3)
+    assert asked == ["openai:big"]
+    assert len(strong.generated) == 2 * (len(TEXTS) + 1)
+    assert not weak.generated
+    alone = make_selector("skill-knn,rewriter=openai:big,rewrites=2").fit(view, Kit(HashEmbedder(32), load_lm=load))
+    assert alone.select(Query("a fish"), 3).ids == with_weak.ids
+    assert len(strong.generated) == 2 * (len(TEXTS) + 1), "the pool has them already"
+
+
+def test_settings_at_their_defaults_leave_the_spec_of_runs_before_as_it_was() -> None:
+    assert make_selector("skill-knn").spec.settings == {
+        "style": "classification", "variant": "distinctiveness", "rewrites": 5,
+    }  # fmt: skip
+    assert make_selector("skill-knn,rewriter=x,variant=base,order=2").spec.settings["order"] == 2
+
+
+def test_base_compares_the_key_of_one_order_and_seeds_are_orders() -> None:
+    words = ["red", "old", "cat"]
+
+    def keys_by(spec: str, seed: int = 0) -> tuple[tuple[str, ...], ...]:
+        lm = Says(lambda text, number: f"{text} {number}")
+        view = Pool.of(Example(t, t) for t in words).view()
+        return tuple(make_selector(spec).fit(view, Kit(HashEmbedder(8), lm, seed=seed)).keys_.texts)
+
+    view = Pool.of(Example(t, t) for t in words).view()
+    lm = FakeLM(context_size=100_000)
+    third = make_selector("skill-knn,variant=base,order=2").fit(view, Kit(HashEmbedder(8), lm))
+    assert len(third.keys_.texts[0]) == 1
+    rewriter = LMRewriter(lm, RewriteStyle.load("classification"))
+    assert [r.context for r in lm.generated] == [rewriter.prompt(t, 2) for t in words]
+    seeded = make_selector("skill-knn,variant=base,order=-1")
+    assert seeded.needs.seed_scope == "task"
+    lm.generated.clear()
+    assert seeded.fit(view, Kit(HashEmbedder(8), lm, seed=2)).keys_ == third.keys_
+    assert not lm.generated, "the key of order 2 is known"
+    assert keys_by("skill-knn,variant=base") == (("red 0",), ("old 0",), ("cat 0",))
+    with pytest.raises(UsageError, match="which is for variant=base"):
+        make_selector("skill-knn,order=1")
+
+
+def test_keys_of_a_file_take_the_place_of_written_ones_and_make_another_spec(tmp_path: Path) -> None:
+    pool, file = Pool.of(Example(t, f"label {n}") for n, t in enumerate(TEXTS)), tmp_path / "keys.jsonl"
+    view = pool.view()
+    rows = [{"id": i, "number": n, "key": f"{t} by hand"} for i, t in zip(view.ids, TEXTS, strict=True) for n in (0, 1)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[:-1]))
+    lm = Says(lambda text, number: f"{text} written")
+    selector = make_selector(f"skill-knn,rewrites=2,keys={file}").fit(view, Kit(HashEmbedder(32), lm))
+    assert selector.keys_.texts[0] == ("red fish by hand", "red fish by hand")
+    assert selector.keys_.texts[-1] == ("blue sky by hand", "blue sky written")
+    assert len(lm.generated) == 1
+    content = selector.spec.content
+    file.write_text(json.dumps({**rows[0], "key": "edited"}) + "\n")
+    assert make_selector(f"skill-knn,rewrites=2,keys={file}").spec.content not in ("", content)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            {"id": "gone", "key": "x"},
+            r"keys.jsonl:1: example gone is not in the pool \(lines like this: 1\); take them out",
+        ),
+        ({"id": "{id}", "key": " "}, r"keys.jsonl:1: `key` is empty"),
+        ({"key": "x"}, r"keys.jsonl:1: give \{"),
+        ({"id": "{id}", "number": -1, "key": "x"}, r"keys.jsonl:1: give \{"),
+        ([1], r"keys.jsonl:1: give \{"),
+    ],
+)
+def test_a_line_of_a_file_of_keys_that_cannot_be_used_is_named(line: Any, said: str, tmp_path: Path) -> None:
+    view, file = Pool.of([Example("a", "b")]).view(), tmp_path / "keys.jsonl"
+    file.write_text(json.dumps(line).replace("{id}", view.ids[0]))
+    with pytest.raises(DataError, match=said):
+        make_selector(f"skill-knn,keys={file}").fit(view, Kit(HashEmbedder(8), FakeLM()))
+
+
+def test_a_file_to_annotate_holds_diverse_inputs_and_is_a_style_once_it_is_filled_in(tmp_path: Path) -> None:
+    odd = 'say "hi"\\ \x7f now\nthen'
+    pool = Pool.of([Example({"question": t, "schema": "s"}, "x") for t in (*TEXTS, odd)])
+    text = annotation_file(pool.view(), HashEmbedder(32), "parsing", count=9)
+    asked = [p["input"]["question"] for p in tomllib.loads(text)["pairs"]]
+    assert sorted(asked) == sorted([*TEXTS, odd])
+    few = tomllib.loads(annotation_file(pool.view(), HashEmbedder(32), "parsing", count=3))["pairs"]
+    assert len(few) == 3
+    file = tmp_path / "mine.toml"
+    file.write_text(text)
+    with pytest.raises(DataError, match="pair 1 has no rewriting yet"):
+        RewriteStyle.load(str(file))
+    file.write_text(text.replace('rewriting = ""', 'rewriting = "a skill"'))
+    assert RewriteStyle.load(str(file)).fields == ("question", "schema")
+    with pytest.raises(DataError, match="different fields"):
+        annotation_file(Pool.of([Example("a", "x"), Example({"q": "b"}, "x")]).view(), HashEmbedder(32), "parsing")
 
 
 # ---- where surface similarity misleads
