@@ -52,6 +52,8 @@ def _uncollected() -> Iterator[None]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--latex", is_flag=True, help="Print LaTeX tables.")
+@click.option("--methods", "as_methods", is_flag=True, help="Print a paragraph for a paper: what was compared, and how "
+              "it was tested.")  # fmt: skip
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Also write the page: "
               "one file with tables, figures and every query, that works offline.")  # fmt: skip
 @click.option("--title", default="", help="The page's title.")
@@ -69,6 +71,7 @@ def command(
     as_json: bool,
     as_csv: bool,
     latex: bool,
+    as_methods: bool,
     html: Path | None,
     title: str,
     harness: Path | None,
@@ -78,10 +81,10 @@ def command(
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
     from iclkit.eval import RunStore
-    from iclkit.report import distinct_runs, to_csv, to_json, to_latex, to_markdown, usable_runs
+    from iclkit.report import distinct_runs, methods, to_csv, to_json, to_latex, to_markdown, usable_runs
 
-    if markdown + as_json + as_csv + latex > 1:
-        raise UsageError("choose one of --markdown, --json, --csv, --latex")
+    if markdown + as_json + as_csv + latex + as_methods > 1:
+        raise UsageError("choose one of --markdown, --json, --csv, --latex, --methods")
     stores = [RunStore(folder) for folder in runs]
     found = distinct_runs(run for store in stores for run in store.runs())
     lost = [problem for store in stores for problem in store.problems]
@@ -103,7 +106,8 @@ def command(
     if html or harness:
         kept = usable_runs(r for r in kept if r.id not in {one.run for one in board.left_out})[0]
         _write(board, kept, run_texts(runs, kept), html, title, harness)
-    for flag, render in ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex)):
+    formats = ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex), (as_methods, methods))
+    for flag, render in formats:
         if flag:
             emit(render(board), nl=False)
             return

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Where a task and a pool are, for a later command in another folder; the command that is running, and the day."""
+    """Where a task and a pool are, for a later command in another folder, and the command that is running."""
     places = {"task": str(Path(task).resolve()) if Path(task).exists() else task}
     typed = click.get_current_context().find_root().obj.get("typed", ())
-    places |= {"command": redact(shlex.join(["iclkit", *typed])), "date": date.today().isoformat()}
+    places["command"] = redact(shlex.join(["iclkit", *typed]))
     described = task_file(task, data or {})
     if data or described.name:  # more than a name: where its rows are, and how they are read
         places["task_file"] = described.absolute().text()

@@ -13,7 +13,14 @@ if TYPE_CHECKING:
 
 STYLES = {"better": "bold green", "worse": "red", "baseline": "bold", "no difference shown": "", "not compared": "dim",
           "asks no LM": "italic"}  # fmt: skip
-WIDTH = 128
+WIDTH, WIDE = 128, 150  # columns from which a table, and that over all tasks, is shown whole
+OVERALL_WIDE: list[tuple[str, tuple[int, ...]]] = [("", (0, 1, 2, 3, 4, 5, 6, 7, 8))]
+# no name is ever broken: what does not fit beside it stands in a table of its own
+OVERALL_NARROW: list[tuple[str, tuple[int, ...]]] = [
+    ("", (0, 1, 3, 4, 5, 6)),
+    (": new tasks", (0, 1, 2, 7)),
+    (": by task", (0, 1, 8)),
+]
 
 
 def show(board: Board) -> None:
@@ -37,17 +44,16 @@ def show(board: Board) -> None:
 
     out = console()
     for overall in board.overall:
-        table = titled_table(overall.title)
         names = overall_heads(board)
-        kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (2, 8)]
-        for i in kept:
-            table.add_column(
-                Text(names[i]), justify="right" if i in (0, 3) else "left", no_wrap=i != 1, overflow="fold"
-            )
-        for one in overall.lines:
-            row = overall_cells(one)
-            table.add_row(*(Text(row[i], style=STYLES[one.verdict]) for i in kept))
-        out.print(table)
+        for more, kept in OVERALL_WIDE if out.width >= WIDE else OVERALL_NARROW:
+            table = titled_table(overall.title + more)
+            for i in kept:
+                table.add_column(Text(names[i]), justify="right" if i in (0, 3) else "left", no_wrap=True)
+            for one in overall.lines:
+                row = overall_cells(one)
+                if not more or any(row[i] for i in kept[2:]):
+                    table.add_row(*(Text(row[i], style=STYLES[one.verdict]) for i in kept))
+            out.print(table)
         notes = Text(" ".join(overall_notes(overall)), style="dim")
         out.print(Padding(Text.assemble(notes, _own_line(overall_lm_words(overall))), (0, 0, 1, 0)))
     for group in board.groups:
@@ -55,14 +61,14 @@ def show(board: Board) -> None:
         names = heads(board, group)
         names.insert(4, "")  # the interval, drawn
         # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
-        kept = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
-        for i in kept:
+        shown = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
+        for i in shown:
             right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith(("p ", "q "))
             table.add_column(Text(names[i]), justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
         for line in group.lines:
             row = cells(line)
             row.insert(4, bar(line.figure, 10) if line.figure.low >= 0 and line.figure.high <= 1 else "")
-            table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in kept))
+            table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in shown))
         out.print(table)
         notes = Text(" ".join(group_notes(group)), style="dim")
         out.print(Padding(Text.assemble(notes, _own_line(lm_words(group.lm_adds))), (0, 0, 1, 0)))

@@ -42,6 +42,8 @@ class Bench:
     """Where each query was read, as far as known; for messages."""
     conditions: Mapping[str, Json] = field(default_factory=dict)
     """What was done to task or pool, by name (``noise``: 0.2): a part of the identity; boards compare along it."""
+    meta: tuple[Mapping[str, Json], ...] = field(default=(), repr=False)
+    """Metadata of each query, as far as known; for reports."""
 
     def __post_init__(self) -> None:
         names = unique_names(q.id for q in self.queries)
@@ -150,6 +152,7 @@ def make_bench(
         facts,
         drawn={"sample": seed} if len(rows) < len(task.test) and first is None else {},
         places=tuple(place for _, _, place in rows),
+        meta=tuple(e.meta for _, e, _ in rows),
     )
 
 
@@ -157,4 +160,4 @@ def pool_bench(bench: Bench, examples: Sequence[Example]) -> Bench:
     """The same task and pool with examples as queries, each kept from seeing itself and its doubles."""
     queries, golds = leave_one_out(bench.view, examples), tuple(e.output for e in examples)
     drawn = {"rows": digest([q.id for q in queries], 8)}
-    return replace(bench, queries=queries, golds=golds, leaks={}, drawn=drawn, places=())
+    return replace(bench, queries=queries, golds=golds, leaks={}, drawn=drawn, places=(), meta=())

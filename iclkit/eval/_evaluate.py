@@ -19,7 +19,7 @@ from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import CUT, NO_ANSWER, Predictor, Settings, Tools, make_predictor
 from iclkit.prompts import Template
-from iclkit.records import Example, PoolPart, Progress, Query, Row, Run, RunSpec, Spec, TaskPart
+from iclkit.records import Example, Json, PoolPart, Progress, Query, Row, Run, RunSpec, Spec, TaskPart
 from iclkit.selectors import Selector
 
 ON_ERROR = ("record", "stop")
@@ -106,7 +106,7 @@ def evaluate(
             def save(*, done: bool) -> None:
                 folder.usage = before | {k: before.get(k, 0) + value for k, value in predictor.usage.items()}
                 folder.facts = made | work.facts(folder.rows if done else ())
-                folder.save(done=done, texts=work.texts(folder.rows) if done else ())
+                folder.save(done=done, texts=work.texts(folder.rows) if done else (), meta=work.meta())
 
             if not folder.done:  # a finished run with failed rows stays finished until they are asked again
                 save(done=False)
@@ -196,6 +196,10 @@ class _Work:
         """Queries and shown examples, for the reports."""
         shown = dict.fromkeys(example_id for row in rows for example_id in row.shown)
         return [*self.bench.queries, *self.bench.view.examples_of(shown)]
+
+    def meta(self) -> dict[str, Mapping[str, Json]]:
+        """What is known of queries beside their inputs, for the reports."""
+        return {q.id: meta for q, meta in zip(self.bench.queries, self.bench.meta, strict=False) if meta}
 
     def step(self, count: int) -> None:
         """Count queries as done."""

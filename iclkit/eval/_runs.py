@@ -23,6 +23,7 @@ from iclkit.prompts import Template
 from iclkit.records import (
     RUN_FORMAT,
     Example,
+    Json,
     ModelName,
     PoolPart,
     Query,
@@ -187,6 +188,7 @@ class StoredText(TypedDict):
     input: str | dict[str, str]
     output: NotRequired[str]
     choices: NotRequired[list[str]]
+    meta: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,14 +361,22 @@ class RunWriter:
         _replace(self.folder / "rows.jsonl", "".join(r.to_json() + "\n" for r in rows))
         self.rows = list(rows)
 
-    def save(self, *, done: bool, texts: Sequence[Query | Example] = ()) -> None:
-        """Write ``run.json``; at the end also ``texts.jsonl``, the inputs of queries and shown examples."""
+    def save(
+        self,
+        *,
+        done: bool,
+        texts: Sequence[Query | Example] = (),
+        meta: Mapping[str, Mapping[str, Json]] | None = None,
+    ) -> None:
+        """Write ``run.json``; at the end also ``texts.jsonl``: the inputs of queries and shown examples, and what is
+        known of a query beside (``meta`` by its id)."""
         if done:
             lines = [
                 json.dumps(
                     {"id": t.id, "input": t.input if isinstance(t.input, str) else dict(t.input)}
                     | ({"output": t.output} if isinstance(t, Example) else {})
-                    | ({"choices": list(t.choices)} if t.choices else {}),
+                    | ({"choices": list(t.choices)} if t.choices else {})
+                    | ({"meta": dict(meta[t.id])} if meta and isinstance(t, Query) and t.id in meta else {}),
                     ensure_ascii=False,
                 )
                 for t in texts

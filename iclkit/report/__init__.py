@@ -5,8 +5,9 @@ from iclkit.report._checks import usable_runs
 from iclkit.report._drafts import distinct_runs
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
+from iclkit.report._methods import methods
 from iclkit.report._questions import Primary, UnansweredQuestion
-from iclkit.report._records import BASELINES, Board, Group, Line, Overall, OverallLine
+from iclkit.report._records import BASELINES, Board, Group, Line, LMAdds, Made, Overall, OverallLine
 from iclkit.report._rows import Texts
 from iclkit.report._text import (
     bar,
@@ -32,7 +33,9 @@ __all__ = [
     "BASELINES",
     "Board",
     "Group",
+    "LMAdds",
     "Line",
+    "Made",
     "Overall",
     "OverallLine",
     "Primary",
@@ -49,6 +52,7 @@ __all__ = [
     "leaderboard",
     "legend",
     "lm_words",
+    "methods",
     "overall_cells",
     "overall_heads",
     "overall_lm_words",

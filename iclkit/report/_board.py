@@ -39,6 +39,7 @@ from iclkit.report._records import (
     Group,
     baseline_of,
     is_baseline,
+    made_by,
 )
 
 
@@ -121,7 +122,8 @@ def leaderboard(
     )
     when = {str(q): _when(q, (declared or {}).get(str(q), ""), pairs, trusted) for q in questions}
     return Board(groups, base_name, len(pairs), alpha, tuple(notes), tuple(lost), overall, correction,
-                 tuple(primary), compared, when)  # fmt: skip
+                 tuple(primary), compared, when,
+                 made_by(run for table in tables for run in table.runs))  # fmt: skip
 
 
 def _when(question: Primary, date: str, pairs: Sequence[Pair], runs: Sequence[Run]) -> str:

@@ -7,24 +7,30 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
 from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
-from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, baseline_of
+from iclkit.report._methods import methods
+from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, Overall, baseline_of
 from iclkit.report._rows import Texts, pack
+from iclkit.report._slices import Slice, slices
 from iclkit.report._text import (
     figure,
     group_notes,
     interval,
     legend,
     lm_words,
+    overall_cells,
+    overall_heads,
     overall_lm_words,
+    overall_notes,
     plain_words,
     points,
     signed,
+    to_csv,
 )
 
 DRILL_LIMIT = 8_500_000
@@ -44,8 +50,16 @@ def to_html(
     """
     known = {run.id: run for run in runs}
     groups, sheets = pack(board, known, texts or {}, limit)
-    data = {"title": title, "baseline": board.baseline, "headline": headline(board), "legend": legend(board),
-            "groups": [_group(board, group) for group in board.groups]}  # fmt: skip
+    data = {
+        "title": title, "baseline": board.baseline, "headline": headline(board), "legend": legend(board),
+        "overall": [_overall(board, one) for one in board.overall], "csv": to_csv(board), "methods": methods(board),
+        "made": [{"command": m.command, "version": m.version, "days": m.days, "runs": m.runs} for m in board.made],
+        "groups": [
+            _group(board, group)
+            | {"slices": [_slice(s) for s in slices(board, group, known, _texts_of(group, known, texts or {}))]}
+            for group in board.groups
+        ],
+    }  # fmt: skip
     blocks = [f'<script type="application/json" id="board">{_script_safe_json(data)}</script>']
     blocks += [f'<script type="text/plain" id="rows-{n}">{text}</script>' for n, text in enumerate(groups)]
     blocks += [f'<script type="text/plain" id="sheet-{n}">{text}</script>' for n, text in enumerate(sheets)]
@@ -138,7 +152,8 @@ def _over_tasks(board: Board, tally: str, costs: list[float]) -> dict[str, str]:
     if not shown:
         return {"answer": f"No: no way of choosing was shown to beat {board.baseline} over the {tasks} tasks.",
                 "detail": tally}  # fmt: skip
-    line, diff = max(shown, key=lambda row: row[1].value)
+    # of those that stand on most tasks: a larger gain on fewer is no answer for all
+    line, diff = max(shown, key=lambda row: (len(row[0].tasks), row[1].value))
     new = ""
     if line.new:
         new = (f" For new tasks like these the gain is {signed(line.new.value)} points "
@@ -201,8 +216,30 @@ def _line(line: Line) -> dict[str, Any]:
     return {
         "name": line.name, "figure": _ends(line.figure), "diff": _ends(d) if d else None,
         "p": None if math.isnan(line.p) else line.p, "kind": line.kind, "verdict": line.verdict,
-        "ranks": line.ranks, "tokens": line.tokens, "seeds": line.seeds,
+        "ranks": line.ranks, "tokens": line.tokens, "lm": line.asks_lm, "seeds": line.seeds,
         "series": [line.selector, line.order, line.calibrate],
+    }  # fmt: skip
+
+
+def _overall(board: Board, overall: Overall) -> dict[str, Any]:
+    return {
+        "title": overall.title, "heads": overall_heads(board), "notes": overall_notes(overall),
+        "rows": [{"cells": overall_cells(line), "verdict": line.verdict} for line in overall.lines],
+    }  # fmt: skip
+
+
+def _texts_of(group: Group, runs: Mapping[str, Run], texts: Texts) -> Mapping[str, Mapping[str, Any]]:
+    return texts.get(runs[group.lines[0].runs[0]].spec.task.hash, {})
+
+
+def _slice(part: Slice) -> dict[str, Any]:
+    return {
+        "kind": part.kind, "value": part.value, "queries": part.queries,
+        "lines": [
+            {"name": x.name, "figure": _ends(x.figure), "diff": _ends(x.diff) if x.diff else None,
+             "p": None if math.isnan(x.q) else x.q, "kind": "explored", "verdict": x.verdict}
+            for x in part.lines
+        ],
     }  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from iclkit.eval import Difference, Estimate, LeftOut, NewTasks, PooledDifference
-from iclkit.records import SeedScope
+from iclkit.records import Run, SeedScope
 from iclkit.report._axes import USUAL
 
 ALPHA = 0.05
@@ -135,12 +135,36 @@ class Overall:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """Runs of one command: as it was typed ("" where nobody recorded it), by which version, on which days."""
+
+    command: str
+    version: str
+    days: tuple[str, ...]
+    runs: int
+
+
+def made_by(runs: Iterable[Run]) -> tuple[Made, ...]:
+    """The commands that runs were made by, in order of their days."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for run in runs:
+        made = (run.facts.get("source", {}).get("command", ""), run.facts.get("iclkit", ""))
+        found.setdefault(made, {})[run.id] = run.facts.get("date", "")[:10]
+    commands = [
+        Made(command, version, tuple(sorted({day for day in own.values() if day})), len(own))
+        for (command, version), own in found.items()
+    ]
+    return tuple(sorted(commands, key=lambda m: (m.days, m.command, m.version)))
+
+
+@dataclass(frozen=True, slots=True)
 class Board:
     """All groups, the figures over all tasks, the baseline, and how the p-values are corrected.
 
     ``comparisons`` counts those of the tasks' tables. ``primary`` are the questions declared beforehand, as typed, and
     ``declared`` says of each when.
-    ``left_out`` are runs that could not be used, with the reason of each; ``notes`` tell of them too.
+    ``left_out`` are runs that could not be used, with the reason of each; ``notes`` tell of them too. ``made``: the
+    commands that made the runs.
     """
 
     groups: tuple[Group, ...]
@@ -154,6 +178,7 @@ class Board:
     primary: tuple[str, ...] = ()
     compared: tuple[str, ...] = USUAL
     declared: Mapping[str, str] = field(default_factory=dict)
+    made: tuple[Made, ...] = ()
 
 
 def is_baseline(line: Line, baseline: str, compared: Sequence[str] = USUAL) -> bool:

@@ -144,9 +144,9 @@ def test_a_run_says_by_which_command_it_was_made_and_when(task, tmp_path, fakes,
     args = ("eval", str(task), "-s", "random", "--seeds", "1", "--lm", "openai:m@http://me:secret@host/v1", "--out")
     call(*args, str(out), capsys=capsys)
     for file in out.glob("*/run.json"):
-        source = json.loads(file.read_text())["facts"]["source"]
-        assert source["command"].startswith(f"iclkit eval {task} -s random --seeds 1")
-        assert len(source["date"]) == len("2026-01-31")
+        facts = json.loads(file.read_text())["facts"]
+        assert facts["source"]["command"].startswith(f"iclkit eval {task} -s random --seeds 1")
+        assert facts["date"][:4].isdecimal()
         assert "secret" not in file.read_text()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from iclkit import evaluate
 from iclkit.errors import DataError, LeakError, NeedError, NothingAnswered, UnknownName, UsageError
-from iclkit.eval import Grid, drawn_by_seed, make_bench, plan
+from iclkit.eval import Grid, drawn_by_seed, load_texts, make_bench, plan
 from iclkit.lm import Score
 from iclkit.pool import Pool
 from iclkit.predictors import Tools
@@ -287,3 +287,12 @@ def test_every_built_in_selector_makes_a_run_that_resumes_to_the_same_bytes(sele
     assert len(run.rows) == 70
     for row, query in zip(run.rows, make_bench(task).queries, strict=True):
         assert not query.exclude & set(row.shown)
+
+
+def test_metadata_of_queries_stand_with_their_texts(tmp_path):
+    task = classification()
+    told = replace(task, test=tuple(replace(e, meta={"language": "de"}) for e in task.test))
+    run = evaluate(told, "random", FakeLM(), k=2, limit=3, out=tmp_path)
+    texts = load_texts(tmp_path / run.id)
+    assert all(texts[row.query_id]["meta"] == {"language": "de"} for row in run.rows)
+    assert all("meta" not in texts[i] for row in run.rows for i in row.shown)

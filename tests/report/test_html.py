@@ -7,17 +7,20 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from iclkit.cli import main
-from iclkit.records import Run
-from iclkit.report import headline, leaderboard, to_html
+from iclkit.eval import difference
+from iclkit.records import Run, Spec
+from iclkit.report import headline, leaderboard, methods, to_csv, to_html
+from iclkit.report._slices import slices
 
 from .pages import NASTY_TASK, make
-from .worlds import draw, make_run, make_runs
+from .worlds import draw, make_run, make_runs, respec
 
 
 def block(page: str, name: str) -> str:
@@ -121,6 +124,64 @@ def test_the_headline_names_the_setting_that_gained_most():
     assert "on toy with fake and 4 demonstrations" in said["detail"]
 
 
+def test_the_headline_over_tasks_is_of_a_line_that_stands_on_all_of_them():
+    few = [r for r in make_runs(task="a", lift=0.5) + make_runs(task="b", key=1, lift=0.5)
+           if r.spec.selector.name == "knn"]  # fmt: skip
+    few = [respec(r, selector=Spec("mmr").identity()) for r in few]
+    runs = [*few, *(r for n, t in enumerate("abc") for r in make_runs(task=t, lift=0.2, key=n))]
+    assert headline(leaderboard(runs))["answer"].startswith("Yes: over 3 tasks knn gains ")
+
+
+def test_a_part_of_the_queries_has_the_statistics_of_the_table():
+    runs = make_runs(200, lift=0.3)
+    board = leaderboard(runs)
+    known = {r.id: r for r in runs}
+    texts = {f"q{i}": {"id": f"q{i}", "input": "w " * (1 + i % 9), "meta": {"language": "de" if i < 10 else "en"}}
+             for i in range(200)}  # fmt: skip
+    found = slices(board, board.groups[0], known, texts)
+    assert [(s.kind, s.value.split()[0]) for s in found] == [
+        ("label", "no"), ("label", "yes"), ("length", "short"), ("length", "middle"), ("length", "long"),
+        ("language", "de"), ("language", "en"),
+    ]  # fmt: skip
+    yes = next(x for s in found if s.value == "yes" for x in s.lines if x.name == "knn")
+    part = {
+        name: np.array([[r.metrics["accuracy"] for r in run.rows if r.gold == "yes"] for run in runs
+                        if run.spec.selector.name == name])
+        for name in ("knn", "random")
+    }  # fmt: skip
+    expected = difference(part["knn"], part["random"], scopes=("none", "query"))
+    assert (yes.diff.value, yes.diff.p) == (expected.value, expected.p)
+    assert yes.q >= yes.diff.p
+    assert yes.verdict == "better"
+    assert all(x.diff is None for s in found if s.value == "de" for x in s.lines)  # ten queries are too few
+    assert sum(s.queries for s in found if s.kind == "length") == 200
+
+
+def test_the_page_holds_what_made_its_runs_and_the_board_as_csv():
+    facts = {"source": {"command": "iclkit eval toy -s knn"}, "date": "2026-11-27T08:00:00+00:00"}
+    runs = [replace(r, facts={**r.facts, **facts}) for r in make_runs()]
+    data = json.loads(block(to_html(leaderboard(runs), runs), "board"))
+    assert data["made"] == [
+        {"command": "iclkit eval toy -s knn", "version": "0.1.0", "days": ["2026-11-27"], "runs": 6}
+    ]
+    assert data["csv"] == to_csv(leaderboard(runs))
+    assert data["groups"][0]["queries"] == 300
+    assert "on 2026-11-27" in data["methods"]
+    assert "    iclkit eval toy -s knn" in data["methods"]
+
+
+def test_the_paragraph_for_a_paper_says_what_was_done():
+    runs = [r for n in range(2) for r in make_runs(60, task=f"t{n}", key=n)]
+    said = methods(leaderboard(runs))
+    for words in ("We compared bm25, knn and zero with random on t0 (60 test queries, 50 examples in the pool) and t1",
+                  "with fake and k = 8 demonstrations", "random (3 seeds) draws anew for each query", "sign-flip tests",
+                  "corrected by Holm's method within each task and within the table over all tasks",
+                  "iclkit 0.1.0"):  # fmt: skip
+        assert words in said, said
+    declared = methods(leaderboard(runs, primary=["knn@8"]))
+    assert "The question knn@8 (no record of when) was corrected among the declared ones alone" in declared
+
+
 def test_the_headline_says_no_and_what_could_have_been_missed():
     said = headline(leaderboard(make_runs(lift=0.0)))
     assert said["answer"] == "No: no way of choosing was shown to beat random in the one setting."
@@ -136,8 +197,6 @@ def test_zero_and_other_random_draws_do_not_count_as_choosing():
 
 def test_cost_is_told_as_a_ratio_of_tokens():
     def dear(run: Run) -> Run:
-        from dataclasses import replace
-
         return replace(run, rows=tuple(replace(r, prompt_tokens=2 * 108) for r in run.rows))
 
     runs = [dear(r) if r.spec.selector.name == "knn" else r for r in make_runs()]

@@ -356,3 +356,67 @@ def test_a_chat_shows_who_says_what(chrome, tmp_path, monkeypatch):
     said = re.sub(r"\s+", " ", one(chrome, "dialog pre").get_attribute("textContent"))
     assert said == f"system Be brief. user {demo['input']} assistant {demo['output']} user say 11 "
     assert [x.text for x in all_of(chrome, "dialog dd")][1] == "it is 11"
+
+
+def test_a_part_of_the_queries_can_be_looked_at(page):
+    select = control(page, "Queries")
+    names = [o.text for o in select.find_elements("css selector", "option")]
+    assert names[0] == "all 60 queries"
+    assert {"animal (30)", "food (30)"} <= set(names)
+    before = one(page, "figure svg[aria-label^='Differences']").get_attribute("aria-label")
+    choose(select, "animal (30)")
+    until(
+        lambda: [
+            x for x in all_of(page, "[role=status]") if x.is_displayed() and "30 queries with label animal" in x.text
+        ]
+    )
+    assert one(page, "figure svg[aria-label^='Differences']").get_attribute("aria-label") != before
+
+
+def test_the_board_can_be_downloaded_and_a_prompt_copied(page):
+    assert one(page, "#csv").get_attribute("href").startswith("blob:")
+    opened(page)
+    one(page, "button.link").click()
+    next(x for x in all_of(page, "dialog button") if x.text == "Copy the prompt").click()
+    until(lambda: [x for x in all_of(page, "dialog button") if x.text == "Copied"])
+    page.find_element("css selector", "dialog [data-close]").click()
+
+
+def test_a_phone_shows_difference_and_verdict_without_scrolling_aside(chrome, file):
+    look(chrome, width=390, height=844)
+    chrome.get(file.as_uri())
+    rows = all_of(chrome, "#board-table tbody tr")
+    for row in rows:
+        for cell in row.find_elements(
+            "css selector", "[data-column=verdict], [data-column=diff], [data-column=selector]"
+        ):
+            box = cell.rect
+            assert not cell.text or (box["x"] >= 0 and box["x"] + box["width"] <= 390)
+    shown = [row.text for row in rows if "better" in row.text]
+    assert shown
+    assert all("+" in text for text in shown)
+    choose(control(chrome, "Sort by"), "Selector")
+    found = [x.text for x in all_of(chrome, "#board-table tbody th")]
+    assert found == sorted(found)
+
+
+def test_lines_without_an_lm_are_told_from_the_others(chrome, tmp_path):
+    from .test_lm_adds import world
+
+    runs = world(80)
+    chrome.get(write(tmp_path / "board.html", runs, None).as_uri())
+    look(chrome)
+    assert "knn-vote" in one(chrome, "#lm").text
+    assert {"□ asks no LM"} == {v for n, v in zip(column(chrome, "Selector"), column(chrome, "Verdict"), strict=True)
+                                if n in ("majority", "knn-vote")}  # fmt: skip
+    assert chrome.get_log("browser") == []
+
+
+def test_several_tasks_have_their_table_on_the_page(chrome, tmp_path):
+    runs = [r for n in range(3) for r in make_runs(60, task=f"t{n}", key=n)]
+    chrome.get(write(tmp_path / "board.html", runs, None).as_uri())
+    look(chrome)
+    table = one(chrome, "#overall table")
+    (overall,) = leaderboard(runs).overall
+    assert [x.text for x in table.find_elements("css selector", "tbody th")] == [x.name for x in overall.lines]
+    assert one(chrome, "#made").text.startswith("Command")

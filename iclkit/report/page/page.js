@@ -27,12 +27,30 @@
   const pText = (p) => (p === null ? "" : p < 0.001 ? "< 0.001" : p < 0.1 ? p.toFixed(3) : p.toFixed(2));
   const rankText = ([low, high]) => (low === high ? `${low}` : `${low}–${high}`);
   const unique = (items) => [...new Set(items)];
+  // ---- copying: a page that was opened from a file may have no clipboard of its own
+  const copyButton = (label, text, where) => {
+    const button = h("button", { type: "button", class: "quiet", click: async () => {
+      try { await navigator.clipboard.writeText(text()); } catch {
+        const area = h("textarea", { readonly: true, "aria-hidden": "true", class: "offscreen" });
+        area.value = text();
+        (where ?? document.body).append(area);
+        area.select();
+        document.execCommand("copy");
+        area.remove();
+        button.focus();
+      }
+      button.textContent = "Copied";
+      setTimeout(() => { button.textContent = label; }, 1500);
+    } }, label);
+    return button;
+  };
   const VERDICTS = {
     better: ["▲", "better", "better"],
     worse: ["▼", "worse", "worse"],
     "no difference shown": ["○", "no difference shown", "open"],
     baseline: ["◆", "baseline", "base"],
     "not compared": ["–", "not compared", "none"],
+    "asks no LM": ["□", "asks no LM", "none"],
   };
   const verdictCell = (line) => {
     const [sign, words, cls] = VERDICTS[line.verdict];
@@ -60,7 +78,28 @@
   const whole = (text) => text.replaceAll(" … ", "\u00a0…\u00a0").replaceAll(" %", "\u00a0%"); // figures do not break
   $("answer").textContent = whole(data.headline.answer);
   $("detail").textContent = whole(data.headline.detail);
+  $("lm").textContent = whole(data.headline.lm);
   $("legend").append(...data.legend.map((text) => h("li", {}, h("p", {}, text))));
+
+  $("csv").href = URL.createObjectURL(new Blob([data.csv], { type: "text/csv" }));
+  $("methods").textContent = data.methods;
+  $("copy-methods").replaceWith(copyButton("Copy", () => data.methods));
+  const plainTable = (caption, heads, rows) => [h("caption", { hidden: true }, caption), h("thead", {}, h("tr", {}, heads.map((t) => h("th", { scope: "col" }, t)))), h("tbody", {}, rows)];
+  $("made").append(...plainTable("Commands", ["Command", "Runs", "iclkit", "Date"], data.made.map((m) => h("tr", {},
+    h("th", { scope: "row", class: "wrap" }, m.command ? h("code", {}, m.command) : "not recorded"), h("td", { class: "num" }, `${m.runs}`), h("td", {}, m.version),
+    h("td", {}, m.days.length > 1 ? `${m.days[0]} to ${m.days.at(-1)}` : m.days[0] ?? "not recorded")))));
+  // ---- all tasks
+  data.overall.forEach((one, n) => {
+    const name = one.heads.findIndex((_, i) => i === 1), id = `overall-${n}`;
+    $("overall").append(h("section", { "aria-labelledby": id }, h("h2", { id }, one.title),
+      h("div", { class: "scroll", role: "region", "aria-labelledby": id, tabindex: "0" }, h("table", { class: "cards" },
+        plainTable(one.title, one.heads, one.rows.map((row) => h("tr", {}, row.cells.map((text, i) => {
+          const [sign, , cls] = VERDICTS[row.verdict], verdict = one.heads[i] === "verdict";
+          return h(i === name ? "th" : "td", { scope: i === name ? "row" : null, class: verdict ? cls : null, "data-head": one.heads[i] },
+            verdict ? h("span", { "aria-hidden": "true" }, `${sign} `) : null, text);
+        })))))),
+      h("p", { class: "soft" }, whole(one.notes.join(" ")))));
+  });
 
   // ---- axes
   const nice = (low, high, count) => {
@@ -93,8 +132,9 @@
     (x, y) => s("path", { d: `M${x} ${y - 5.2}l5.2 5.2-5.2 5.2-5.2-5.2z` }),
     (x, y) => s("path", { d: `M${x} ${y + 4.8}l4.6 -8h-9.2z` }),
   ];
+  const DOT = (x, y) => s("circle", { cx: x, cy: y, r: 2.2 });
   const mark = (shape, x, y, cls, title) => {
-    const node = SHAPES[shape % SHAPES.length](x, y);
+    const node = (cls === "small" ? DOT : SHAPES[shape % SHAPES.length])(x, y);
     node.setAttribute("class", cls);
     if (title) node.append(s("title", {}, title));
     return node;
@@ -122,7 +162,7 @@
   const figures = known(lines.flatMap((x) => x.figure));
   const figureTicks = nice(Math.min(...figures), Math.max(...figures), 4);
   const reach = Math.max(0.01, ...known(lines.flatMap((x) => x.diff ?? [])).map(Math.abs));
-  const diffEnd = nice(0, reach, 2).at(-1);
+  const diffEnd = nice(0, reach, 4).at(-1);
   const WIDE = 80;
   const smallInterval = (figure, low, high, verdict, zero) => {
     const x = scale(low, high, 6, WIDE - 6);
@@ -137,6 +177,7 @@
     { key: "task", head: "Task", show: several("task"), by: (x) => x.group.task.toLowerCase(), cell: (x) => h("td", {}, x.group.tag ? `${x.group.task} (${x.group.tag})` : x.group.task) },
     { key: "lm", head: "Model", show: several("lm"), by: (x) => x.group.lm.toLowerCase(), cell: (x) => h("td", {}, x.group.lm) },
     { key: "k", head: "k", show: several("k"), num: true, by: (x) => x.group.k, cell: (x) => h("td", { class: "num" }, `${x.group.k}`) },
+    { key: "n", head: "n", num: true, by: (x) => x.group.queries, cell: (x) => h("td", { class: "num" }, x.group.queries.toLocaleString("en")) },
     { key: "score", head: unique(groups.map((g) => g.metric)).length === 1 ? groups[0].metric : "score", note: `${pct(figureTicks[0], 0)} to ${pct(figureTicks.at(-1), 0)} %`,
       down: true, by: (x) => x.figure[0], cell: (x) => h("td", {}, smallInterval(x.figure, figureTicks[0], figureTicks.at(-1), "plain"), `${pct(x.figure[0])} `, h("span", { class: "ends" }, ends(x.figure))) },
     { key: "diff", head: `vs ${data.baseline}`, note: `−${pct(diffEnd, 0)} to +${pct(diffEnd, 0)} points`, down: true, by: (x) => (x.diff ? x.diff[0] : null),
@@ -155,6 +196,7 @@
     task: !several("task") ? null : chooser("Task", unique(groups.map((g) => g.task)), "all tasks"),
     lm: several("lm") ? chooser("Model", unique(groups.map((g) => g.lm)), "all models") : null,
     k: several("k") ? chooser("k", unique(groups.map((g) => g.k)).sort((a, b) => a - b), "every k") : null,
+    sort: field("Sort by", h("select", {}, h("option", { value: "" }, "as printed"), columns.map((c) => h("option", { value: c.key }, c.head)))),
     verdict: chooser("Verdict", ORDER.filter((v) => lines.some((x) => x.verdict === v)), "all verdicts"),
   };
   const valueOf = (name) => filters[name]?.lastElementChild.value ?? "";
@@ -164,6 +206,11 @@
   } }, "Show all");
   $("filters").append(...Object.values(filters).filter(Boolean), clear);
   const changed = (node, act) => { for (const kind of ["input", "change"]) node.addEventListener(kind, act); };
+  filters.sort.className = "narrow";
+  filters.sort.lastElementChild.addEventListener("change", () => {
+    sorting.column = columns.find((c) => c.key === valueOf("sort")) ?? null;
+    sorting.up = !sorting.column?.down;
+  });
   changed($("filters"), () => showLines());
   const heads = columns.map((column) => {
     const button = h("button", { type: "button", click: () => {
@@ -176,7 +223,12 @@
     return h("th", { scope: "col", class: column.num ? "num" : null, "aria-sort": "none" }, button, column.note ? h("div", { class: "soft" }, column.note) : null);
   });
   $("board-table").append(h("caption", { hidden: true }, "Every selector on every task and k"), h("thead", {}, h("tr", {}, heads)), body);
-  for (const line of lines) line.row = h("tr", {}, columns.map((c) => c.cell(line)));
+  for (const line of lines) line.row = h("tr", {}, columns.map((c) => {
+    const cell = c.cell(line);
+    cell.dataset.column = c.key;
+    cell.dataset.head = c.head;
+    return cell;
+  }));
   function showLines() {
     const text = valueOf("text").trim().toLowerCase();
     const shown = lines.filter((x) => (!text || x.name.toLowerCase().includes(text)) && (!valueOf("task") || x.group.task === valueOf("task")) &&
@@ -223,6 +275,25 @@
     return h("figure", {}, h("h4", {}, `Differences to ${data.baseline}`), box,
       h("figcaption", {}, "▲ better, ▼ worse, ○ no difference shown, each with its 95 % interval; the upright line is no difference."));
   };
+
+  // the same figure for a part of the queries
+  const parts = (group) => {
+    const box = h("div", {}, forest(group) ?? "");
+    if (!group.slices.length) return box;
+    const kinds = unique(group.slices.map((x) => x.kind)), note = h("p", { class: "soft", role: "status" });
+    const select = h("select", {}, h("option", { value: "" }, `all ${group.queries} queries`), kinds.map((kind) => h("optgroup", { label: kind },
+      group.slices.map((x, i) => (x.kind === kind ? h("option", { value: i }, `${x.value} (${x.queries})`) : null)).filter(Boolean))));
+    select.addEventListener("change", () => {
+      const part = group.slices[select.value];
+      const few = part && !part.lines.some((x) => x.diff);
+      box.replaceChildren(part ? few ? partTable(group, part) : forest({ ...group, lines: part.lines }) ?? "" : forest(group) ?? "");
+      note.textContent = !part ? "" : few ? `${part.queries} queries: too few for a comparison.`
+        : `${part.queries} queries with ${part.kind} ${part.value}. Verdicts are by q-values over all parts of this table; that a part differs from the others is not tested.`;
+    });
+    return h("div", {}, h("div", { class: "controls" }, field("Queries", select)), note, box);
+  };
+  const partTable = (group, part) => h("div", { class: "scroll" }, h("table", {}, plainTable(`${part.kind} ${part.value}`, ["Selector", group.metric], part.lines.map((x) => h("tr", {},
+    h("th", { scope: "row" }, x.name), h("td", {}, `${pct(x.figure[0])} `, h("span", { class: "ends" }, ends(x.figure))))))));
 
   // the same series wears the same colour and shape everywhere; s0 is the baseline, s8 zero, then the best at the largest k
   const dressed = (family) => {
@@ -283,14 +354,15 @@
   };
 
   const costs = (family, list) => {
-    const points = list.flatMap((series) => series.points.map((p) => ({ ...p, series })));
+    const rules = list.filter((x) => !x.points[0].line.lm), rule = rules.length ? rules.reduce((a, b) => (b.points[0].figure[0] > a.points[0].figure[0] ? b : a)) : null;
+    const points = list.filter((x) => !rules.includes(x)).flatMap((series) => series.points.map((p) => ({ ...p, series })));
     const shown = points.filter((p, i) => points.findIndex((q) => q.series === p.series && q.tokens === p.tokens && q.figure[0] === p.figure[0]) === i);
     if (unique(shown.map((p) => Math.round(p.tokens))).length < 2) return null;
     const byCost = [...shown].sort((a, b) => Math.round(a.tokens) - Math.round(b.tokens) || b.figure[0] - a.figure[0]);
     const front = byCost.filter((p, i) => byCost.slice(0, i).every((q) => q.figure[0] < p.figure[0]));
     const called = (p) => (p.tokens && family.length > 1 && p.line.series[0] !== "zero" ? `${p.series.name}, k = ${p.k}` : p.series.name);
     const told = front.map((p) => `${called(p)} (${Math.round(p.tokens)} tokens, ${pct(p.figure[0])} %)`).join("; ");
-    const values = known(shown.flatMap((p) => p.figure)), ticks = nice(Math.min(...values), Math.max(...values), 5), digits = digitsOf(ticks);
+    const values = known([...shown.flatMap((p) => p.figure), ...(rule ? [rule.points[0].figure[0]] : [])]), ticks = nice(Math.min(...values), Math.max(...values), 5), digits = digitsOf(ticks);
     const most = Math.max(...shown.map((p) => p.tokens)), least = Math.max(1, Math.min(...shown.map((p) => p.tokens))), log = most / least > 6;
     const label = `${family[0].metric} against prompt tokens per query. Nothing is both cheaper and better than: ${told}.`;
     const box = plot(label, (width) => {
@@ -317,13 +389,20 @@
         marksAt.map((t) => s("text", { class: "faint", x: x(t), y: bottom + 17, "text-anchor": "middle" }, t.toLocaleString("en"))),
         s("text", { class: "faint", x: (left + right) / 2, y: bottom + 34, "text-anchor": "middle" }, `prompt tokens per query${log ? ", doubling" : ""}`),
         s("path", { class: "front", d: steps }),
+        rule ? s("line", { class: "zero", x1: left, x2: right, y1: y(rule.points[0].figure[0]), y2: y(rule.points[0].figure[0]) }) : null,
+        rule ? s("text", { class: "faint", x: left + 4, y: y(rule.points[0].figure[0]) + (y(rule.points[0].figure[0]) < top + 20 ? 15 : -5) }, `${rule.name}: asks no LM`) : null,
         shown.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` },
-          mark(p.series.style ?? 0, x(p.tokens), y(p.figure[0]), p.series.style === null ? "hollow" : "mark", `${called(p)}: ${pct(p.figure[0])} % (${ends(p.figure)}), ${Math.round(p.tokens)} tokens`))),
+          mark(p.series.style ?? 0, x(p.tokens), y(p.figure[0]), p.series.style === null ? "small" : "mark", `${called(p)}: ${pct(p.figure[0])} % (${ends(p.figure)}), ${Math.round(p.tokens)} tokens`))),
         worth.map((p) => s("line", { class: "whisker soft-line", x1: x(p.tokens), x2: x(p.tokens), y1: y(p.figure[1] ?? p.figure[0]), y2: y(p.figure[2] ?? p.figure[0]) })),
         worth.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` }, place(p))),
       ] };
     });
-    return h("figure", {}, h("h4", {}, "What it costs"), box, h("figcaption", {}, `Nothing is both cheaper and better than: ${told}. Upright lines are the 95 % intervals of the named ones.`));
+    const ks = unique(shown.map((p) => p.k)).sort((a, b) => a - b).filter(Boolean), plain = list.filter((x) => x.style === null && !rules.includes(x));
+    const key = h("ul", { class: "marks" }, list.filter((x) => x.style !== null && !rules.includes(x)).map((x) => h("li", {},
+      s("svg", { width: 16, height: 14, "aria-hidden": "true" }, s("g", { class: `s${x.style}` }, mark(x.style, 8, 7, "mark"))), x.name)),
+      plain.length ? h("li", {}, s("svg", { width: 16, height: 14, "aria-hidden": "true" }, mark(0, 8, 7, "small")), plain.map((x) => x.name).join(", ")) : null);
+    const several = ks.length > 1 ? ` A selector has a mark for each k (${ks.join(", ")}), more demonstrations further right.` : "";
+    return h("figure", {}, h("h4", {}, "What it costs"), box, key, h("figcaption", {}, `${rule ? "Among what asks the LM, nothing" : "Nothing"} is both cheaper and better than: ${told}. Upright lines are the 95 % intervals of the named ones.${several}`));
   };
 
   // ---- single queries
@@ -435,7 +514,7 @@
           rows.lines[state.line].length > 1 ? opener("Seed", rows.lines[state.line].map((x) => `${x.seed}`), state.run, (i) => { state.run = i; }) : null,
           h("div", { class: "pager" }, step(-1, "← Earlier"), step(1, "Later →"))),
         h("dl", {}, facts.map(([name, text]) => [h("dt", {}, name), h("dd", {}, text)])),
-        h("h3", { id: "prompt-head" }, "The prompt as it was read"),
+        h("div", { class: "head" }, h("h3", { id: "prompt-head" }, "The prompt as it was read"), copyButton("Copy the prompt", () => promptText(sheet, run.shown[q], query), dialog)),
         h("p", { class: "soft key" }, "Numbered: ", h("span", { class: "demo" }, "a demonstration"), ", its ", h("span", { class: "output" }, "answer"), "; ", h("span", { class: "asked" }, "the query"), ". Grey: the template's own words."),
         prompt(sheet, run.shown[q], query),
         run.shown[q].length ? h("details", {}, h("summary", {}, "Demonstrations: rank and score"), shots(sheet, run, q)) : null);
@@ -459,6 +538,10 @@
     ].filter(Boolean);
     return h("pre", { tabindex: "0", "aria-labelledby": "prompt-head" }, blocks.flatMap((block, i) => (i ? [sheet.opening && i === 1 ? sheet.separator : sheet.demoSeparator, block] : [block])));
   };
+  const promptText = (sheet, shown, query) => {
+    const said = (pieces, missing) => (pieces ? pieces.map(([, text]) => text).join("") : `[${missing}]`);
+    return [sheet.opening, ...shown.map((d) => said(sheet.demos[d], sheet.demoIds[d])), said(sheet.queries[query], sheet.queryIds[query])].filter(Boolean).join(sheet.separator);
+  };
   const shots = (sheet, run, q) => h("div", { class: "scroll" }, h("table", {},
     h("thead", {}, h("tr", {}, ["Position", "Example", "Rank", "Score", "Answer"].map((t, i) => h("th", { scope: "col", class: i === 0 || i === 2 || i === 3 ? "num" : null }, t)))),
     h("tbody", {}, run.shown[q].map((d, i) => h("tr", {},
@@ -477,7 +560,7 @@
       for (const group of family) {
         const g = groups.indexOf(group);
         section.append(h("h3", { id: `group-${g}`, tabindex: "-1" }, group.k ? `With ${group.k} demonstration${group.k === 1 ? "" : "s"}` : "Without demonstrations"), h("p", {}, whole(group.words)),
-          forest(group) ?? "", h("details", {}, h("summary", {}, "Notes"), h("ul", { class: "notes" }, group.notes.map((text) => h("li", {}, text)))), drill(group, g));
+          parts(group), h("details", {}, h("summary", {}, "Notes"), h("ul", { class: "notes" }, group.notes.map((text) => h("li", {}, text)))), drill(group, g));
       }
     }
     $("tasks").append(section);
