@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,18 @@ def write_gguf(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def convert_to_gguf(folder: Path, path: Path) -> Path:
+    """The model of a folder, in the layout of SmolLM2, as a GGUF file that llama.cpp reads."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = {**core["model"]["vocab"], **{t["content"]: t["id"] for t in core["added_tokens"]}}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]]
+    special = [1, *(t["id"] for t in core["added_tokens"] if t["id"] not in (1, 2)), 2]
+    write_gguf(path, model, sorted(ids, key=ids.__getitem__), merges, special, tokenizer.chat_template)
+    return path

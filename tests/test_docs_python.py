@@ -34,6 +34,7 @@ LEFT_OUT = {
     "SelectorContract": "a test class: tests/plugin runs it",
     "langchain_core": "tests/integrations runs it where the package is installed",
     "dspy": "tests/integrations runs it where the package is installed",
+    "import openai": "asks a server that the reader has: tests/serve runs it",
     "inspect_ai": "tests/integrations runs it where the package is installed",
 }
 """Words of blocks that are not run here, and why."""

@@ -37,6 +37,7 @@ LEVEL = {
     "report": 8,
     "testing": 9,
     "integrations": 9,
+    "serve": 9,
     "cli": 10,
 }
 DOORS = {
@@ -46,8 +47,10 @@ DOORS = {
     "transformers": {"lm", "embed", "trainers", "models"},
     "sentence_transformers": {"embed", "trainers", "models"},
     "optuna": {"tuners"},
-    "httpx": {"lm", "datasets", "models"},
+    "httpx": {"lm", "datasets", "models", "serve"},
     "huggingface_hub": {"lm", "datasets", "models"},
+    "starlette": {"serve"},
+    "uvicorn": {"serve"},
     "langchain_core": {"integrations"},
     "dspy": {"integrations"},
     "lm_eval": {"integrations"},

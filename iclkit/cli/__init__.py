@@ -41,6 +41,7 @@ COMMANDS = {
     "advise": ("_advise", "Run a small pilot and say what to do: zero-shot, more shots, similar ones, or train."),
     "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
     "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),
+    "serve": ("_serve", "Answer over HTTP with a kept selector, or add demonstrations to a chat API (--proxy)."),
     "models": ("_models", "List and fetch models."),
     "datasets": ("_datasets", "List, show and fetch data sets."),
     "selectors": ("_selectors", "List the selectors with what each needs and costs."),

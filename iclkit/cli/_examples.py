@@ -53,6 +53,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "iclkit prompt tickets --row 0 --lm smollm2-135m",
         'iclkit prompt tickets "my parcel is late" --chat --format curl --model gpt-4o-mini',
     ),
+    "serve": (
+        "iclkit serve kept",
+        "iclkit serve kept --port 8123 --follow --key-env ICLKIT_SERVE_KEY",
+        "iclkit serve kept --proxy http://127.0.0.1:8080/v1",
+    ),
     "train": (
         "iclkit train epr tickets --lm smollm2-135m --out my-retriever --dry-run",
         "iclkit train ceil tickets.csv --input text --output team --out my-retriever",

@@ -1,0 +1,156 @@
+"""Latency of ``iclkit serve`` on loopback, beside the endpoint that one writes with sentence-transformers and numpy.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000]
+
+kNN, k = 4, over a pool of ``--rows`` questions and reviews; every request is another text, so that no cache
+answers. Each client sends its next request when it has its answer (closed loop). Milliseconds at the 50th, 95th and
+99th percentile, requests per second, and CPU milliseconds of the server per request, which depend less on what else the
+machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import count, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _common import default_data, emit, machine, rows_of
+
+EMBEDDER = "all-minilm-l6-v2"
+OWN = """
+import json, sys
+import numpy as np, uvicorn
+from iclkit.models import resolve
+from sentence_transformers import SentenceTransformer
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+folder, model = sys.argv[1], SentenceTransformer(str(resolve(sys.argv[2], "embedder", pull=False)))
+texts, vectors = json.load(open(folder + "/texts.json")), np.load(folder + "/vectors.npy")
+
+def choose(text, k):
+    scores = vectors @ model.encode(text, normalize_embeddings=True, show_progress_bar=False)
+    best = np.argsort(-scores)[:k]
+    return [{"input": texts[n], "score": float(scores[n])} for n in best]
+
+async def select(request):
+    asked = await request.json()
+    return JSONResponse({"picks": await run_in_threadpool(choose, asked["input"], asked["k"])})
+
+uvicorn.run(Starlette(routes=[Route("/select", select, methods=["POST"])]), port=int(sys.argv[3]), log_level="error")
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--smoke", action="store_true")
+    a = parser.parse_args()
+    if a.smoke:
+        a.rows, a.requests, a.clients = 200, 40, [1, 10]
+    texts = [r["input"] for r in mixed(a.data, "test", 3000)]
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), a.data, a.rows)
+        commands = {
+            "iclkit serve": [sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--port", "8131"],
+            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, EMBEDDER, "8132"],
+        }
+        for port, (name, command) in enumerate(commands.items(), 8131):
+            asked = (f"{text} ({n})" for n in count() for text in texts)
+            with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
+                try:
+                    wait_for(port, server)
+                    asyncio.run(load(port, [next(asked) for _ in range(50)], 5))
+                    for clients in a.clients:
+                        before, start = cpu_seconds(server.pid), time.perf_counter()
+                        seconds = asyncio.run(load(port, [next(asked) for _ in range(a.requests)], clients))
+                        took, spent = time.perf_counter() - start, cpu_seconds(server.pid) - before
+                        p50, p95, p99 = (round(float(p), 1) for p in np.percentile(seconds, [50, 95, 99]) * 1e3)
+                        emit(
+                            server=name, rows=a.rows, clients=clients, p50_ms=p50, p95_ms=p95, p99_ms=p99,
+                            per_s=round(a.requests / took), cpu_ms=round(spent / a.requests * 1e3, 2),
+                        )  # fmt: skip
+                finally:
+                    server.terminate()
+    emit(what="machine", name=machine(), load=[round(x, 1) for x in os.getloadavg()])
+
+
+def mixed(data: Path, split: str, rows: int) -> list[dict[str, Any]]:
+    """Rows of two sets, questions and reviews, in turn."""
+    sets = [rows_of(data, task, split, rows) for task in ("trec", "sst2")]
+    return [row for together in zip_longest(*sets) for row in together if row is not None][:rows]
+
+
+def prepare(folder: Path, data: Path, rows: int) -> None:
+    """The pool with a kept selector, and the same texts and vectors as plain files."""
+    from iclkit import Kit, Pool, load_embedder, make_selector
+    from iclkit.records import Example
+
+    embedder = load_embedder(EMBEDDER)
+    with Pool.open(folder / "demos.db") as pool:
+        pool.add(Example(r["input"], r["output"]) for r in mixed(data, "train", rows))
+        view = pool.view()
+        make_selector("knn").fit(view, Kit(embedder=embedder)).save(folder / "kept", k=4)
+        np.save(folder / "vectors.npy", view.vectors(embedder))
+        (folder / "texts.json").write_text(json.dumps([e.text for e in view.examples]))
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Until the server takes connections."""
+    for _ in range(600):
+        if server.poll() is not None:
+            raise SystemExit(f"the server ended with {server.returncode}")
+        try:
+            asyncio.run(load(port, ["is it up"], 1))
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise SystemExit("the server did not start")
+
+
+async def load(port: int, texts: list[str], clients: int) -> list[float]:
+    """Seconds of each request; ``clients`` connections that are kept open share the texts."""
+    left, seconds = iter(texts), list[float]()
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for text in left:
+            body = json.dumps({"input": text, "k": 4}).encode()
+            start = time.perf_counter()
+            writer.write(b"POST /select HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                         b"Content-Length: %d\r\n\r\n%s" % (len(body), body))  # fmt: skip
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b" 200 " not in head.split(b"\r\n")[0]:
+                raise SystemExit(f"refused: {head[:200]!r}")
+            size = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+            await reader.readexactly(size)
+            seconds.append(time.perf_counter() - start)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return seconds
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""A selector as a service: demonstrations and messages over HTTP, and a proxy that adds them to chat requests.
+
+Needs the extra ``iclkit[serve]``. The selector is loaded once; requests that come together are answered together.
+"""
+
+from iclkit.serve._app import MAX_BODY, MAX_K, ServeSettings, make_app
+from iclkit.serve._run import run_server
+
+__all__ = ["MAX_BODY", "MAX_K", "ServeSettings", "make_app", "run_server"]

@@ -1,0 +1,40 @@
+"""A socket and a loop for the application."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from iclkit.errors import UsageError
+from iclkit.selectors import Chooser
+from iclkit.serve._app import ServeSettings, make_app
+
+
+def run_server(
+    chooser: Chooser,
+    settings: ServeSettings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    ready: Callable[[str], None] | None = None,
+) -> None:
+    """Answer requests until a signal ends it. ``ready`` is called with the address; port 0 takes a free one.
+
+    UsageError for an address that cannot be had.
+    """
+    app = make_app(chooser, settings)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((host, port))
+            listening.listen(2048)  # a client that reads the address may connect at once
+        except (OSError, OverflowError) as error:
+            raise UsageError(f"cannot listen on {host}:{port} ({error}); give another --host or --port") from error
+        chooser.select_many(["warm"], chooser.k)  # what a selector makes with its first query is made now
+        if ready is not None:
+            ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+        uvicorn.Server(config).run(sockets=[listening])
