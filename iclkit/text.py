@@ -12,7 +12,7 @@ from typing import NamedTuple
 from iclkit.records import one_line
 
 # C0 and C1 controls but tab and newline, and the marks that change the direction of what follows
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # Unicode's Default_Ignorable_Code_Point: soft hyphen, joiners, zero-width spaces, direction marks, variation selectors
 _INVISIBLE = re.compile(
@@ -41,7 +41,8 @@ _LAST_MARK = 0x1FFFF  # marks of scripts lie below
 def printable(text: str) -> str:
     """``text`` without characters that steer a terminal: escape sequences, C0 and C1 controls, direction overrides.
 
-    Each is replaced by U+FFFD, so that a reader sees that something stood there. Tab and newline stay.
+    Halves of surrogate pairs, which no stream can write, count with them. Each is replaced by U+FFFD, so that a reader
+    sees that something stood there. Tab and newline stay.
 
     >>> printable("a\\x1b[2Jb")
     'a\ufffd[2Jb'

@@ -101,6 +101,10 @@ def test_printable_keeps_letters_of_all_scripts_and_line_ends() -> None:
     assert printable(text) == text
 
 
+def test_half_a_surrogate_pair_in_a_name_can_be_told() -> None:
+    assert printable("column a\ud800b").encode() == "column a\ufffdb".encode()
+
+
 SLEEPER = """
 import sys, time
 from iclkit.cli import cli, main
