@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
@@ -40,6 +41,8 @@ def command() -> None:
 @command.command()
 @click.argument("source", metavar="POOL|TASK")
 @click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Who reads the prompts.")
+@click.option("--preset", default="small", show_default=True, help="What the other options are by default: small, for "
+              "a 2-core CPU; paper: EASE as its reference code runs it.")  # fmt: skip
 @click.option("-k", "--num_fewshot", "-f", "k", default=4, show_default=True, type=click.IntRange(1), help="How many "
               "demonstrations.")  # fmt: skip
 @click.option("--trials", default=60, show_default=True, type=click.IntRange(1), help="How many lists to score, those "
@@ -80,6 +83,7 @@ def command() -> None:
 def ease(
     source: str,
     lm_name: str,
+    preset: str,
     k: int,
     trials: int,
     out: Path,
@@ -111,22 +115,28 @@ def ease(
     touched. The same command again goes on where it stopped; run it in several places at once to share the work.
     """
     from iclkit.registry import parse_spec
+    from iclkit.tuners import curves as curves_in
     from iclkit.tuners import (
-        TuneSettings,
         make_problem,
         read_instructions,
         search_plot,
         storage_for,
         tune,
+        tune_preset,
         write_instructions,
     )
-    from iclkit.tuners import curves as curves_in
 
     for path in (out, *([plot] if plot else [])):
         _check_place(path)
-    settings = TuneSettings(
-        k, trials, sampler, seed, validation, confirm, top, candidates, features, pruner, batch, objective
-    )
+    given = {
+        "k": k, "trials": trials, "sampler": sampler, "seed": seed, "validation": validation, "confirm": confirm,
+        "top": top, "candidates": candidates, "features": features, "pruner": pruner, "batch": batch,
+        "objective": objective,
+    }  # fmt: skip
+    settings = tune_preset(preset, **_typed(given))
+    k, sampler, objective = settings.k, settings.sampler, settings.objective
+    if preset == "paper" and not _typed({"embedder": embedder}):
+        embedder = "all-mpnet-base-v2"
     choices = read_instructions(instructions) if instructions else []
     task = _task(source, task_name, data, chat)
     lm = load_lm(lm_name, lm_options)
@@ -251,3 +261,9 @@ def _show(found: TuneResult, problem: TuneProblem, objective: str) -> None:
             f"and the cache saved {100 * (1 - computed / asked):.0f} %",
             highlight=False,
         )
+
+
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options among these that the user gave."""
+    context = click.get_current_context()
+    return {name: v for name, v in values.items() if context.get_parameter_source(name) is not ParameterSource.DEFAULT}

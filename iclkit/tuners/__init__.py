@@ -26,7 +26,17 @@ if TYPE_CHECKING:
     )
     from iclkit.tuners._space import Arm, BlockFeatures, PositionFeatures, SearchSpace, is_order_sensitive
     from iclkit.tuners._study import storage_for, without_password
-    from iclkit.tuners._tune import TuneProblem, TuneResult, TuneSettings, curves, make_problem, make_space, tune
+    from iclkit.tuners._tune import (
+        TUNE_PRESETS,
+        TuneProblem,
+        TuneResult,
+        TuneSettings,
+        curves,
+        make_problem,
+        make_space,
+        tune,
+        tune_preset,
+    )
 
 _HOME = {
     "_instructions": ("read_instructions", "write_instructions"),
@@ -38,6 +48,7 @@ _HOME = {
         "EvolutionSampler",
         "OrderedSetSampler",
         "RandomSetSampler",
+        "SetSampler",
         "TPESetSampler",
         "arm_of",
         "distributions",
@@ -45,11 +56,22 @@ _HOME = {
     ),
     "_space": ("Arm", "BlockFeatures", "PositionFeatures", "SearchSpace", "is_order_sensitive"),
     "_study": ("storage_for", "without_password"),
-    "_tune": ("TuneResult", "TuneProblem", "TuneSettings", "curves", "make_problem", "make_space", "tune"),
+    "_tune": (
+        "TUNE_PRESETS",
+        "TuneResult",
+        "TuneProblem",
+        "TuneSettings",
+        "curves",
+        "make_problem",
+        "make_space",
+        "tune",
+        "tune_preset",
+    ),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [  # noqa: PLE0604, RUF100
     "SAMPLERS",
+    "TUNE_PRESETS",
     "Arm",
     "BestOfNSampler",
     "BlockFeatures",
@@ -75,6 +97,7 @@ __all__ = [  # noqa: PLE0604, RUF100
     "search_plot",
     "storage_for",
     "tune",
+    "tune_preset",
     "without_password",
     "write_instructions",
 ]

@@ -413,9 +413,17 @@ SAMPLERS: dict[str, type[OrderedSetSampler]] = {
 }
 
 
-def make_sampler(spec: str, space: SearchSpace, seed: int = 0) -> OrderedSetSampler:
-    """The sampler of a spec such as ``"ease,style=ts"``. UnknownName, UsageError as for selectors."""
+def check_sampler(spec: str) -> None:
+    """UnknownName for a sampler or a setting that does not exist, UsageError for a value that it does not take."""
     wanted = parse_spec(spec)
     if wanted.name not in SAMPLERS:
         raise UnknownName("sampler", wanted.name, SAMPLERS)
+    kind = SAMPLERS[wanted.name].settings_class
+    kind(**read_settings(kind, wanted.settings, f"sampler {wanted.name!r}"))
+
+
+def make_sampler(spec: str, space: SearchSpace, seed: int = 0) -> OrderedSetSampler:
+    """The sampler of a spec such as ``"ease,style=ts"``. UnknownName, UsageError as for selectors."""
+    check_sampler(spec)
+    wanted = parse_spec(spec)
     return SAMPLERS[wanted.name](space, seed=seed, **dict(wanted.settings))

@@ -29,6 +29,9 @@ class ArmFeatures(Protocol):
     def __call__(self, lists: IntArray, instructions: IntArray) -> FloatArray: ...
 
 
+_KEPT_COSTS = 1 << 18  # of sets: a search of many lists meets millions, each hardly ever again
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """``rows`` candidates, lists of ``k``, ``instructions`` to choose from (1: nothing to choose).
@@ -53,6 +56,8 @@ class SearchSpace:
         assert self.costs is not None
         key = frozenset(int(r) for r in rows)
         if key not in self._known:
+            if len(self._known) >= _KEPT_COSTS:
+                self._known.clear()
             self._known[key] = transport(self.costs[sorted(key)])
         return self._known[key]
 

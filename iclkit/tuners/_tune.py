@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from iclkit import __version__
 from iclkit.datasets import Task, find_leaks
 from iclkit.embed import Embedder, encode_checked
-from iclkit.errors import DataError, ModelError, RequestError, RunError, UsageError
+from iclkit.errors import DataError, ModelError, RequestError, RunError, UnknownName, UsageError
 from iclkit.eval import METRICS, Bench, Estimate, estimate, evaluate
 from iclkit.lm import LM, as_lm, ranks_only
 from iclkit.pool import Pool, PoolView
@@ -25,8 +25,9 @@ from iclkit.predictors import Settings, Tools, make_predictor, recorded_prompt
 from iclkit.prompts import Template, answer_requests
 from iclkit.records import Example, GenerateRequest, Json, Prompt, Query, ScoreRequest, digest
 from iclkit.selectors import FixedSelector, SelectorFile
+from iclkit.settings import check_settings, read_settings, setting
 from iclkit.tuners._bandit import FloatArray
-from iclkit.tuners._samplers import arm_of, make_sampler
+from iclkit.tuners._samplers import arm_of, check_sampler, make_sampler
 from iclkit.tuners._space import (
     Arm,
     ArmFeatures,
@@ -61,32 +62,44 @@ class TuneSettings:
     refused is none, which is worth 0.
     """
 
-    k: int = 4
-    trials: int = 60
-    sampler: str = "ease"
-    seed: int = 0
-    validation: int = 20
-    confirm: int = 60
-    top: int = 3
-    candidates: int = 100
-    features: str = "positions"
-    pruner: str = "none"
-    batch: int = 1
-    objective: str = "auto"
+    k: int = setting(4, "demonstrations of a list", ge=1)
+    trials: int = setting(60, "lists to score", ge=1)
+    sampler: str = setting("ease", "who proposes, with its settings")
+    seed: int = setting(0, "splits, draws and the network's first weights", ge=0)
+    validation: int = setting(20, "queries that score a list", ge=1)
+    confirm: int = setting(60, "fresh queries for the best few", ge=0)
+    top: int = setting(3, "how many of the best are confirmed", ge=1)
+    candidates: int = setting(100, "examples to choose from", ge=1)
+    features: str = setting("positions", "what the bandit sees of a list", choices=FEATURES)
+    pruner: str = setting("none", "who gives lists up half-way", choices=PRUNERS)
+    batch: int = setting(1, "lists proposed at a time", ge=1)
+    objective: str = setting("auto", "what a trial is judged by", choices=OBJECTIVES)
 
     def __post_init__(self) -> None:
-        for name in ("k", "trials", "validation", "top", "candidates", "batch"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.confirm < 0:
-            raise UsageError(f"confirm is {self.confirm}; give 0 or more")
-        if self.features not in FEATURES or self.pruner not in PRUNERS:
-            raise UsageError(
-                f"features is {self.features!r}, pruner {self.pruner!r}; choose from {', '.join(FEATURES)} and from "
-                f"{', '.join(PRUNERS)}"
-            )
-        if self.objective not in OBJECTIVES:
-            raise UsageError(f"objective is {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
+        check_settings(self, "the search")
+        check_sampler(self.sampler)
+
+
+TUNE_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "small": {},
+    "paper": {
+        "k": 5,
+        "trials": 165,
+        "sampler": "ease,batches=20,domain=50000,hidden=3,keep=1000,neighbours=0.0,rate=0.001,steps=1000,"
+        "targets=raw,update=batch,warmup=40,width=100",
+        "validation": 20,
+        "candidates": 100,
+        "features": "block",
+    },
+}
+"""``paper``: EASE as its reference code runs it (docs/reproduction.md). ``small``: a 2-core CPU and a 135M LM."""
+
+
+def tune_preset(name: str, /, **settings: Any) -> TuneSettings:
+    """The settings of a search under a preset, with some replaced. UnknownName, UsageError as for other settings."""
+    if name not in TUNE_PRESETS:
+        raise UnknownName("preset", name, TUNE_PRESETS)
+    return TuneSettings(**{**TUNE_PRESETS[name], **read_settings(TuneSettings, settings, "the search")})
 
 
 _OF_OWN_ANSWERS = ("first-token", "decisions", "forced", "generate")

@@ -70,3 +70,12 @@ def test_tokens_after_sharing_are_those_that_the_engine_then_computes(smollm2_pa
     assert (estimate.calls, estimate.tokens_asked) == (lm.usage.calls, lm.usage.tokens_asked)
     assert estimate.tokens_computed == lm.usage.tokens_computed < estimate.tokens_asked / 2
     assert estimate.seconds
+
+
+def test_what_a_rewriter_is_asked_is_counted_and_not_asked():
+    lm, rewriter = FakeLM(), FakeLM(name="rewriter")
+    tools = Tools(lm, HASH, load_lm={"strong": rewriter}.__getitem__)
+    grid = Grid(("skill-knn,rewrites=2,rewriter=strong",), (2, 3), 1)
+    jobs = plan([make_bench(classification(train=18), limit=4)], tools, grid)
+    assert dry_run(jobs).requests == 2 * (18 + 4) + 2 * 4 * 3
+    assert (lm.scored, lm.generated, rewriter.generated) == ([], [], [])

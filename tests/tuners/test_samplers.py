@@ -13,7 +13,7 @@ from optuna.testing.pytest_samplers import BasicSamplerTestCase
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.testing import OrderedSetProblem
-from iclkit.tuners import SAMPLERS, PositionFeatures, SearchSpace, arm_of, distributions, make_sampler
+from iclkit.tuners import SAMPLERS, PositionFeatures, SearchSpace, arm_of, distributions, make_sampler, tune_preset
 from iclkit.tuners._samplers import history
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -208,3 +208,37 @@ def test_minimising_is_maximising_the_negative():
         arms.append(arm_of(study._storage.get_trial(trial._trial_id), SPACE))
         study.tell(trial, -arms[-1].rows[0] / 8)
     assert arms == search("ease,warmup=4", SPACE, lambda arm: arm.rows[0] / 8, 12)
+
+
+def test_the_paper_preset_proposes_through_transport_and_batches_and_its_values_are_those_of_the_code(monkeypatch):
+    paper = tune_preset("paper")
+    assert (paper.k, paper.trials, paper.validation, paper.candidates, paper.features) == (5, 165, 20, 100, "block")
+    assert tune_preset("paper", trials=3, k="4").k == 4
+    rng = np.random.default_rng(0)
+    space = SearchSpace(12, 3, features=PositionFeatures(rng.standard_normal((12, 8)), 3), costs=rng.random((12, 6)))
+    sampler = make_sampler(paper.sampler, space)
+    assert (sampler.options.warmup, sampler.options.domain, sampler.options.keep) == (40, 50_000, 1000)
+    assert (sampler.options.targets, sampler.options.update, sampler.options.neighbours) == ("raw", "batch", 0.0)
+    small = paper.sampler.replace("domain=50000", "domain=400").replace("keep=1000", "keep=40").replace("=40,w", "=4,w")
+    seen = []
+    monkeypatch.setattr(SearchSpace, "transport_cost", lambda self, rows: seen.append(rows) or float(sum(rows)))
+    arms = search(small.replace("steps=1000", "steps=5"), space, lambda arm: float(arm.rows[0] == 3), 7)
+    assert len({*arms}) == 7
+    assert len(seen) >= 3 * 400
+    late = [sum(arm.rows) for arm in arms[4:]]
+    assert max(late) < np.mean([sum(rows) for rows in seen]), "only lists near the validation items are scored"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("ease,targets=foo", "targets is foo; choose from standard, raw"),
+        ("ease,warm=3", "no setting of sampler 'ease' named 'warm'"),
+        ("eas", "no sampler named 'eas'"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_is_loaded(spec, said):
+    with pytest.raises(UsageError, match=said):
+        tune_preset("small", sampler=spec)
+    with pytest.raises(UsageError, match="no preset named 'huge'"):
+        tune_preset("huge")
