@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._kit import embedder_for, load_lm
-from iclkit.cli._runs import plan_with_estimate, run_jobs
+from iclkit.cli._runs import plan_with_estimate, run_jobs, run_plain_rules, source_of
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import console, emit_json_text
 
 if TYPE_CHECKING:
     from iclkit.eval import Bench
     from iclkit.records import Prompt, Row, Run
+    from iclkit.report import Board
 
 LM, EMBEDDER, TASK = "smollm2-135m", "all-minilm-l6-v2", "support"
 SELECTORS = ("zero", "random", "bm25", "knn")
@@ -28,42 +29,69 @@ SELECTORS = ("zero", "random", "bm25", "knn")
               "runs are kept.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON, and nothing else.")
 def command(k: int, limit: int, out: Path, as_json: bool) -> None:
-    """Show the whole story on the bundled set: does choosing demonstrations beat random ones?"""
+    """Show the whole story on the bundled set: does choosing demonstrations beat random ones, and is an LM needed?"""
     from dataclasses import replace
 
     from iclkit.datasets import load_task
-    from iclkit.eval import Grid, make_bench
+    from iclkit.eval import Grid, make_bench, plan
     from iclkit.predictors import Tools
     from iclkit.report import leaderboard, plain_words, to_json
 
-    grid = Grid(SELECTORS, (k,), 3)
+    grid, alone = Grid(SELECTORS, (k,), 3), Grid(("zero",), calibrations=("batch",))
     task = load_task(TASK)
     say(
         f"Task: which of {len(task.labels)} intents has a customer's message? A small model ({LM}) reads {k} labelled "
         f"messages and then the question.\nFour ways to choose the {k}: none at all, at random (3 times), by shared "
-        f"words (bm25), by likeness of meaning (knn)."
+        f"words (bm25), by likeness of meaning (knn). Beside them, what needs no LM: the vote of the nearest messages, "
+        f"logistic regression, the most frequent intent."
     )
-    bench = replace(make_bench(task, limit=limit), source={"task": TASK})
+    bench = replace(make_bench(task, limit=limit), source=source_of(TASK))
     embedder = embedder_for(grid.needs, EMBEDDER)
     lm = load_lm(LM)
-    runs = run_jobs(plan_with_estimate([bench], Tools(lm, embedder), grid, out), out)
+    tools = Tools(lm, embedder)
+    runs = run_jobs(plan_with_estimate([bench], tools, grid, out), out)
+    runs += run_jobs(plan([bench], tools, alone), out)  # of the same scores: the LM is asked nothing more
+    runs += run_plain_rules([bench], embedder, out)
     board = leaderboard(runs)
     if as_json:
         emit_json_text(to_json(board))
         return
     show(board)
-    _example(bench, {r.spec.selector.name: r for r in reversed(runs)})
+    _example(bench, {r.spec.selector.name: r for r in reversed(runs) if r.spec.lm is not None})
     terminal = console()
     terminal.rule("What was found", align="left", style="dim")
     terminal.print(plain_words(board, board.groups[0]), highlight=False)
+    terminal.print(f"\n{_true_story(board, leaderboard(runs, 'majority'))}", highlight=False)
     terminal.rule("Go on", align="left", style="dim")
     for line in (
-        f"iclkit leaderboard {out}",
+        f"iclkit leaderboard {out} --html board.html",
         f"iclkit eval support --selector random --selector knn --selector mmr -k 4,8 --limit {limit}",
         "iclkit pool add demos.db examples.jsonl && iclkit select demos.db 'your query' --selector bm25 --prompt",
         "iclkit eval path/to/your/task --selector random --selector knn    # a folder with train.jsonl and test.jsonl",
     ):
         terminal.print(f"  {line}", style="cyan", soft_wrap=True, markup=False)
+
+
+def _true_story(board: Board, of_majority: Board) -> str:
+    """Where the LM is needed here, and where it is not: the same figures as on the board, in words."""
+    from iclkit.report import interval, signed
+
+    lines = {line.name: line for line in board.groups[0].lines}
+    vote, knn = lines["knn-vote"].figure, lines["knn"].figure
+    said = (
+        "Labelled messages can be voted with, and so small a model does not make more of them than a vote does."
+        if vote.value >= knn.value
+        else "Here the model makes more of the labelled messages than a vote of the nearest does."
+    )
+    alone = next(line for line in of_majority.groups[0].lines if line.name == "zero + batch")
+    assert alone.diff is not None
+    return (
+        f"{said} Without any labelled message there is nothing to vote with, and what is known then is the LM's: alone "
+        f"it is right on {100 * lines['zero'].figure.value:.1f} %, and with its leaning to some of the labels taken "
+        f"out (zero + batch, from the same scores, without labels) on {100 * alone.figure.value:.1f} %, "
+        f"{signed(alone.diff.value)} points against the most frequent label "
+        f"({interval(alone.diff.low, alone.diff.high, sign=True)})."
+    )
 
 
 def _example(bench: Bench, runs: dict[str, Run]) -> None:
