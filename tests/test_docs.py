@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import shlex
@@ -90,6 +91,10 @@ def test_the_commands_of_your_own_data_run_as_typed(tmp_path: Path) -> None:
     assert "tickets.toml: classification, 12 labels, 480 train and 120 test rows" in done.stdout
     assert "knn" in done.stdout
     assert (tmp_path / "board.html").stat().st_size > 10_000
+    body = shlex.split(done.stdout[done.stdout.index("\ncurl ") :].replace("\\\n", " "))
+    request = json.loads(body[body.index("-d") + 1])
+    assert request["model"] == "my-model"
+    assert [m["role"] for m in request["messages"]] == ["user", "assistant"] * 4 + ["user"]
 
 
 def has_name(module: str, name: str) -> bool:

@@ -44,7 +44,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "select": (
         'iclkit select demos.db "my parcel is late" --selector knn -k 4',
         'iclkit select demos.db "my parcel is late" --selector mmr,trade_off=0.7 --prompt',
-        "iclkit select demos.db --queries queries.csv --selector bm25 --json",
+        "iclkit select demos.db --queries queries.csv --input question --selector bm25 --json",
+        'iclkit select tickets.csv "my parcel is late" --input text --output team',
         "iclkit select demos.db --selector mmr -k 4 --save kept --with-pool",
         'iclkit select kept "my parcel is late" --where attrs.tenant=acme',
     ),

@@ -11,15 +11,24 @@ import click
 from click.core import ParameterSource
 
 from iclkit.cli._kit import (
+    COLUMN_OPTIONS,
     EMBEDDER_SETTINGS,
+    FILE_OPTIONS,
+    JUDGE_OPTIONS,
+    QUERY_OPTIONS,
     SELECTOR,
+    SPLIT_OPTIONS,
     TEMPLATE,
+    TEMPLATE_OPTIONS,
     LMOptions,
     conditions,
+    data_options,
     lm_loader,
     lm_options,
     load_embedder,
     load_lm,
+    load_queries,
+    load_task,
     open_pool,
     parse_template,
     reranker_for,
@@ -42,6 +51,10 @@ FEW_QUERIES = 64
 """Queries up to which the embedder need not be loaded in full."""
 
 
+DATA = (*FILE_OPTIONS, *COLUMN_OPTIONS, *SPLIT_OPTIONS, *JUDGE_OPTIONS, *TEMPLATE_OPTIONS[1:])
+"""What can be said of a TASK; its template has an option of its own here."""
+
+
 class _Shots(click.ParamType[int | None]):
     """A number of demonstrations, or ``max`` for as many as the LM's context holds."""
 
@@ -60,12 +73,12 @@ class _Shots(click.ParamType[int | None]):
 
 
 @click.command()
-@click.argument("pool", type=click.Path(path_type=Path))
+@click.argument("pool", type=click.Path(path_type=Path), metavar="POOL|TASK")
 @click.argument("texts", nargs=-1, metavar="[QUERY]...")
 @click.option(
     "--queries",
     type=click.Path(path_type=Path),
-    help="A file of queries: rows with `input` (JSONL, JSON, CSV, TSV, Parquet), or one a line.",
+    help="A file of queries: rows (see --input) in any format of iclkit pool add, or one a line; - is standard input.",
 )
 @click.option(
     "--selector",
@@ -89,6 +102,7 @@ class _Shots(click.ParamType[int | None]):
               "the pool]")  # fmt: skip
 @click.option("--chat", is_flag=True, help="One chat turn pair per demonstration, in the LM's own chat template.")
 @lm_options
+@data_options(DATA)
 @click.option("--prompt", "show_prompt", is_flag=True, help="Print the assembled prompt instead of the picks.")
 @click.option("--save", type=click.Path(path_type=Path), metavar="FOLDER", help="Keep the selector, fitted, in a "
               "folder; give that in the place of POOL later.")  # fmt: skip
@@ -107,6 +121,7 @@ def command(
     where: tuple[str, ...],
     exclude: tuple[str, ...],
     lm_options: LMOptions,
+    data: Mapping[str, Any],
     show_prompt: bool,
     save: Path | None,
     with_pool: bool,
@@ -115,12 +130,18 @@ def command(
 ) -> None:
     """Choose demonstrations from POOL for each QUERY.
 
-    POOL is a pool's file, or a folder that --save wrote: then the selector, its settings and its pool are those that
-    were kept.
+    POOL is a pool's file, a TASK (its train rows are chosen from; without a task file all rows), or a folder that
+    --save wrote: then the selector, its settings and its pool are those that were kept. The options of columns and
+    files are for the TASK; with a pool they are for --queries.
     """
+    from iclkit.datasets import is_pool
     from iclkit.selectors import Chooser, is_saved_selector
 
-    asked = [Query(t) for t in texts] + (_read(queries) if queries else [])
+    kept = is_saved_selector(pool)
+    of_pool = kept or is_pool(pool) or pool.suffix in (".db", ".sqlite")
+    if of_pool and (others := [key for key in data if key not in QUERY_OPTIONS or not queries]):
+        raise UsageError(f"--{others[0].replace('_', '-')} says how a task or --queries is read; {pool} is a pool")
+    asked = [Query(t) for t in texts] + (load_queries(queries, data if of_pool else {}) if queries else [])
     if not asked and save is None:
         raise UsageError("no query; give QUERY on the command line or --queries FILE")
     if with_pool and save is None:
@@ -128,10 +149,15 @@ def command(
     if k is None and (save is not None or not lm):
         raise UsageError("a kept selector has a number: give -k N" if save else
                          "-k max fills an LM's context; give one with --lm")  # fmt: skip
-    kept = is_saved_selector(pool)
     if not kept:  # what is wrong is said before anything is loaded
-        store = ctx.with_resource(open_pool(pool))
         selector, given = _checked(settings)
+        if of_pool:
+            store = ctx.with_resource(open_pool(pool))
+        else:
+            from iclkit.eval import task_pool
+
+            task = load_task(str(pool), data, need_test=False)
+            store, given = ctx.with_resource(task_pool(task)), given or task.template
     model = load_lm(lm, lm_options) if lm else None
     if kept:
         typed = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
@@ -247,12 +273,6 @@ def _kit(
         reranker=reranker_for([needs], settings["reranker"], device),
         task=settings["task"] or "",
     )
-
-
-def _read(queries: Path) -> list[Query]:
-    from iclkit.datasets import read_queries
-
-    return read_queries(queries)
 
 
 def _print(selections: Sequence[Selection], prompts: Sequence[Prompt], view: PoolView, as_json: bool) -> None:

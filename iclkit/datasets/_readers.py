@@ -100,9 +100,10 @@ class Reading:
     """The examples of some rows with their places, one after another, to be gone through once.
 
     ``notes``, which are whole from the start: what was inferred, and what is left out, with the flag that changes it.
-    ``skipped`` grows while the rows are read, with ``on_bad_row="skip"``. ``also``: columns
-    that are kept as metadata where a row has them. ``kinds`` counts what the outputs were in the
-    file: text, number, list, object. ``layout``, ``metric``, ``kind``: what was recognized, and what it suggests.
+    ``skipped`` grows while the rows are read, with ``on_bad_row="skip"``. ``also``: columns that are kept as metadata
+    where a row has them. ``may_skip``: whether the user could have bad rows left out. ``kinds`` counts what the outputs
+    were in the file: text, number, list, object. ``layout``, ``metric``, ``kind``, ``delimiter``: what was recognized,
+    and what it suggests.
     """
 
     def __init__(
@@ -112,12 +113,15 @@ class Reading:
         task: str = "",
         on_bad_row: str = "stop",
         also: Sequence[str] = (),
+        *,
+        may_skip: bool = True,
     ) -> None:
         if on_bad_row not in ON_BAD_ROW:
             raise UsageError(f"on_bad_row is {on_bad_row!r}; choose from {', '.join(ON_BAD_ROW)}")
         found = rows if isinstance(rows, Rows) else Rows(iter(rows))
         first = [*itertools.islice(found.records, _FIRST)]
         self._rows = itertools.chain(first, found.records)
+        self._may_skip = may_skip
         self._task, self._skip, self._also = task, on_bad_row == "skip", also
         self.skipped: list[Skipped] = []
         self.kinds: Counter[str] = Counter()
@@ -167,7 +171,7 @@ class Reading:
                 example, kind = self._plan.example(where, row, self._task)
             except DataError as error:
                 if not self._skip:
-                    raise _with_remedy(error) from error
+                    raise _with_remedy(error) if self._may_skip else error from None
                 self.skipped.append(Skipped(where, str(error), None if isinstance(row, DataError) else row))
                 continue
             self.kinds[kind] += 1
@@ -272,7 +276,7 @@ def read_queries(
         return _apart([Query(line) for _, line in split_lines(read_text(path, stdin=True))])
     columns = make_columns(input, choices=choices, unlabelled=True)
     found = []
-    for where, example in Reading(open_rows(path, options, columns.input), columns):
+    for where, example in Reading(open_rows(path, options, columns.input), columns, may_skip=False):
         own = example.meta.get("id")
         with _at(where):
             found.append(Query(example.input, example.choices, id=own if isinstance(own, str) else ""))
@@ -622,9 +626,14 @@ def _cell(where: str, row: Mapping[str, Any], column: str, flag: str) -> Any:
                 f"{where}: no field {column!r}; the row has: {', '.join(map(str, row)) or 'none'}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" Name the field with {flag}"
-                + ("; if this is one column, name what parts them with --delimiter" if len(row) == 1 else "")
+                + ("; if its cells are not parted right, say --delimiter" if _unparted(row) else "")
             )
     return value
+
+
+def _unparted(row: Mapping[str, Any]) -> bool:
+    """Whether a row may be a table's that was read with the wrong delimiter."""
+    return len(row) == 1 and any(c in str(name) for name in row for c in ",;|\t:")
 
 
 def _plain_text(where: str, column: str, value: object) -> str:

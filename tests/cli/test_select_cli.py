@@ -195,7 +195,7 @@ def test_a_bad_line_of_queries_is_named(iclkit, pool, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"input": "x"}\n{"text": "y"}\n')
     code, _, err = iclkit("select", pool, "--queries", str(tmp_path / "q.jsonl"))
     assert code == 1
-    assert "q.jsonl, line 2: no `input`" in err
+    assert "q.jsonl, line 2: no field 'input'; the row has: text. Name the field with --input\n" in err
     (tmp_path / "q.jsonl").write_text("{oops\n")
     code, _, err = iclkit("select", pool, "--queries", str(tmp_path / "q.jsonl"))
     assert "line 1: not JSON" in err

@@ -116,3 +116,21 @@ def test_a_template_may_be_a_file_and_braces_are_written_twice(iclkit, here: Pat
     )
     facts = json.loads(iclkit("task", "show", "mine", "--json")[1])
     assert facts["template"].endswith("Q: {input}\nA: {output}")
+
+
+def test_select_takes_a_file_a_task_and_queries_by_their_columns(iclkit, here: Path) -> None:
+    words = ("-s", "bm25", "-k", "2", "--prompt")
+    code, out, _ = iclkit("select", "mine.csv", "up 3", *MINE, *words)
+    assert code == 0
+    assert out.endswith("\n\nInput: up 3\nLabel:\n")
+    assert iclkit("task", "new", "mine", "mine.csv", *MINE, "--template", "{input} => {output}")[0] == 0
+    assert iclkit("select", "mine", "up 3", *words)[1].endswith("\n\nup 3 =>\n")
+    assert iclkit("pool", "add", "tk.db", "mine.csv", *MINE)[0] == 0
+    code, out, _ = iclkit(
+        "select", "tk.db", "--queries", "mine.csv", "--input", "body", "-s", "bm25", "-k", "1", "--json"
+    )
+    assert (code, len(json.loads(out))) == (0, 30)
+    code, _, err = iclkit("select", "tk.db", "up 3", "--input", "body", "-s", "bm25")
+    assert (code, err) == (2, "error: --input says how a task or --queries is read; tk.db is a pool\n")
+    code, _, err = iclkit("select", "none", "up 3", "-s", "bm25")
+    assert (code, "no task named 'none'" in err) == (2, True)
