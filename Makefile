@@ -9,13 +9,14 @@ export TOKENIZERS_PARALLELISM   := false
 MODELS   := smollm2-135m all-minilm-l6-v2
 READY    := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-faults lint format docs bench clean help
+.PHONY: demo test test-slow test-faults lint format docs build bench clean help
 
 help:
 	@echo "make demo       choose demonstrations on the bundled set and measure the gain (fetches two small models)"
 	@echo "make test       all tests but the slow ones    make test-slow  the slow ones"
 	@echo "make test-faults  kills, hostile files and servers, full disks: every command must lose nothing and say why"
 	@echo "make lint       ruff and mypy --strict         make format     ruff format"
+	@echo "make build      wheel and source archive in dist/, their contents checked"
 	@echo "make docs       the documentation as a site, in site/index.html; every warning and dead link is an error"
 	@echo "make bench      the benchmarks, smoke size (BENCH_FULL=1 for the full size)"
 
@@ -51,6 +52,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+build: $(READY)
+	rm -rf dist
+	$(BIN)/hatchling build -d dist
+	$(BIN)/python -m pytest tests/test_packaging.py
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
@@ -94,4 +100,4 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -66,10 +67,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), a.data, a.rows)
         commands = {
-            "iclkit serve": [sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--port", "8131"],
-            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, EMBEDDER, "8132"],
+            "iclkit serve": [sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--port"],
+            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, EMBEDDER],
         }
-        for port, (name, command) in enumerate(commands.items(), 8131):
+        for name, command in commands.items():
+            port = free_port()
+            command.append(str(port))
             asked = (f"{text} ({n})" for n in count() for text in texts)
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
                 try:
@@ -107,6 +110,12 @@ def prepare(folder: Path, data: Path, rows: int) -> None:
         make_selector("knn").fit(view, Kit(embedder=embedder)).save(folder / "kept", k=4)
         np.save(folder / "vectors.npy", view.vectors(embedder))
         (folder / "texts.json").write_text(json.dumps([e.text for e in view.examples]))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+    return port
 
 
 def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -19,6 +19,7 @@ LEVEL = {
     "settings": 1,
     "database": 1,
     "files": 1,
+    "extras": 1,
     "text": 1,
     "schema": 1,
     "models": 2,

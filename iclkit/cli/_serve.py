@@ -11,6 +11,7 @@ import click
 
 from iclkit.cli._tables import say
 from iclkit.errors import UsageError
+from iclkit.extras import install_command
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -39,7 +40,7 @@ def command(
 ) -> None:
     """Answer with the selector in FOLDER, which iclkit select POOL --save FOLDER has kept."""
     if any(find_spec(package) is None for package in ("starlette", "uvicorn")):
-        raise UsageError("the service needs the extra: pip install 'iclkit[serve]'")
+        raise UsageError(f"the service needs the extra: {install_command('serve')}")
     from iclkit.selectors import load_selector
     from iclkit.serve import ServeSettings, run_server
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from iclkit.datasets._formats import Record, name_labels
 from iclkit.errors import DataError, UsageError
+from iclkit.extras import install_command
 
 _SPLIT_NAMES = {"train": ("train", "training"), "dev": ("validation", "dev", "valid", "val"), "test": ("test",)}
 
@@ -18,7 +19,7 @@ def library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise UsageError("Hugging Face sets need the extra: pip install 'iclkit[datasets]'") from error
+        raise UsageError(f"Hugging Face sets need the extra: {install_command('datasets')}") from error
     return datasets
 
 

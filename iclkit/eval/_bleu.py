@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
 from iclkit.eval._metrics import Metric
+from iclkit.extras import install_command
 
 try:
     import sacrebleu
 except ImportError as error:
-    raise UsageError("BLEU and chrF need the extra: pip install 'iclkit[metrics]'") from error
+    raise UsageError(f"BLEU and chrF need the extra: {install_command('metrics')}") from error
 
 TOKENIZERS = ("auto", "13a", "intl", "zh", "char", "none", "ja-mecab", "ko-mecab")
 """Those of sacrebleu's that need no download."""

@@ -12,13 +12,14 @@ from functools import partial
 
 from iclkit.errors import UsageError
 from iclkit.eval._metrics import Metric, equal_text
+from iclkit.extras import install_command
 from iclkit.text import words
 
 try:
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 except ImportError as error:
-    raise UsageError("ROUGE needs the extra: pip install 'iclkit[metrics]'") from error
+    raise UsageError(f"ROUGE needs the extra: {install_command('metrics')}") from error
 
 _KINDS = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 

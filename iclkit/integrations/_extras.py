@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 
 from iclkit.errors import UsageError
+from iclkit.extras import install_command
 
 
 def require(extra: str, package: str, minimum: str) -> None:
@@ -12,7 +13,7 @@ def require(extra: str, package: str, minimum: str) -> None:
 
     >>> require("sklearn", "scikit-learn", "0.1")
     """
-    command = f"pip install 'iclkit[{extra}]'"
+    command = install_command(extra)
     try:
         version = metadata.version(package)
     except metadata.PackageNotFoundError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from iclkit import models
 from iclkit.errors import DataError, NeedError, UnknownName, UsageError
+from iclkit.extras import install_command
 from iclkit.lm import LM, ranks_only
 from iclkit.selectors import make_selector
 from iclkit.trainers._config import TrainConfig, sources
@@ -45,7 +46,7 @@ def in_words(size: int) -> str:
 def check_extra() -> None:
     """NeedError unless the extra that the sentence-transformers trainers need is installed."""
     if any(find_spec(name) is None for name in ("datasets", "accelerate")):
-        raise NeedError("training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'")
+        raise NeedError(f"training needs the extra iclkit[train]; install it with: {install_command('train')}")
 
 
 def check_settings(config: TrainConfig, lm: LM, tracker: str = "none") -> None:

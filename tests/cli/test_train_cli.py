@@ -344,7 +344,6 @@ def test_without_the_extra_it_says_which_before_anything_is_loaded(light, task, 
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: pytest.fail("the LM was loaded"))
     code, stdout, stderr = call("train", "epr", task, "--out", str(tmp_path / "out"), *SMALL, capsys=capsys)
     assert (code, stdout) == (2, "")
-    assert stderr == (
-        "error: training needs the extra iclkit[train]; install it with: pip install 'iclkit[train]'\n"
-    )  # fmt: skip
+    assert stderr.startswith("error: training needs the extra iclkit[train]; install it with: pip install ")
+    assert stderr.count("\n") == 1
     assert not (tmp_path / "out.work").exists()

@@ -394,5 +394,5 @@ def test_without_the_extra_a_metric_says_what_to_install(
     monkeypatch.delitem(
         sys.modules, {"chrf": "iclkit.eval._bleu", "rouge_l": "iclkit.eval._rouge"}[name], raising=False
     )
-    with pytest.raises(UsageError, match=r"pip install 'iclkit\[metrics\]'"):
+    with pytest.raises(UsageError, match=r"pip install .*\[metrics\]'"):
         METRICS.get(name)
