@@ -83,6 +83,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Without it every text that is dropped costs a look at all vectors, and so does the check of the foreign key.
     ("CREATE INDEX vectors_by_text ON vectors(text)",),
+    # What large pools are asked for without reading all examples: those with provenance, and inputs without a label.
+    (
+        "CREATE INDEX traces ON examples(seq) WHERE instr(meta, '\"generated_from\"')",
+        "CREATE INDEX unlabelled ON examples(seq) WHERE output = ''",
+    ),
 )
 READABLE = 2
 """The oldest format that can be read as it is: what came later makes changes faster."""

@@ -17,6 +17,7 @@ from iclkit.database import MEMORY, Connection, Database, is_writable
 from iclkit.embed import Embedder
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
+from iclkit.pool._examples import COLUMNS, StoredExamples, example_of, stored_rows
 from iclkit.pool._export import write_examples
 from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
@@ -70,7 +71,10 @@ class Pool:
         self.path, self.read_only, self._db = path, read_only, database
         writes = not read_only
         self._reader = PoolReader(
-            VectorStore(database, writes), KeyStore(database, writes), TermStore(database, writes)
+            VectorStore(database, writes),
+            KeyStore(database, writes),
+            TermStore(database, writes),
+            StoredExamples(database),
         )
         self._snapshot: PoolView | None = None
 
@@ -133,7 +137,7 @@ class Pool:
             f"SELECT {COLUMNS} FROM examples WHERE {BEGINS} ORDER BY id LIMIT 4", (example_id,)
         )
         if len(rows) == 1 and example_id:
-            return _example(rows[0])
+            return example_of(rows[0])
         if rows:
             several = ", ".join(r[1] for r in rows[:3]) + (", …" if len(rows) > 3 else "")
             raise DataError(f"{example_id!r} begins several ids: {several}; give more of it")
@@ -171,17 +175,25 @@ class Pool:
         if stale and not self.read_only and not self._db.in_transaction:
             self._renumber(stale)
             full, _ = self._load()
+        elif len(full) >= LARGE and full._held is not None and not stale:
+            self._note_spelling()
         waiting = full.unlabelled
+        if task is None and not where and labelled is not False:
+            if not len(waiting):
+                return full
+            # vectors and words are kept for what can be shown
+            rows = full.rows if labelled is None else full.rows[~np.isin(full.rows, waiting)]
+            return full.only(rows, origin=self._origin(None, {}), keeps=labelled is not None)
         chosen = labelled is None or not (len(waiting) or labelled is False)
-        if task is None and not where and chosen:
-            return full
         rows = full.matching(where or {})
         if not chosen:
             rows = rows[np.isin(rows, waiting) != labelled]
         if task is not None:
             wanted = clean_text(task)
-            belongs = [e.task == wanted for e in full.examples_at(rows)]
-            rows = rows[np.array(belongs, dtype=np.bool_)]
+            if full._held is None:
+                rows = np.intersect1d(rows, self._reader.examples.of_task(wanted))
+            else:
+                rows = rows[np.array([e.task == wanted for e in full.examples_at(rows)], dtype=np.bool_)]
         return full.only(rows, origin=self._origin(task, where or {}))
 
     def _load(self) -> tuple[PoolView, dict[int, bytes]]:
@@ -199,10 +211,13 @@ class Pool:
                 changes = "SELECT count(*) FROM log WHERE revision > ? AND action != 'add'"
                 old = None if connection.execute(changes, (old.revision,)).fetchone()[0] else old
             last = int(old.rows[-1]) if old is not None and len(old) else 0
+            if self._is_large(connection, old):
+                self._snapshot = self._large_view(connection, revision, old, last)
+                return self._snapshot, {}
             stored = connection.execute(
                 f"SELECT {COLUMNS} FROM examples WHERE seq > ? ORDER BY seq", (last,)
             ).fetchall()
-            new = tuple(map(_example, stored))
+            new = tuple(map(example_of, stored))
             odd = [n for n, (row, e) in enumerate(zip(stored, new, strict=True)) if not _is_canonical(row[2], e)]
             hashes = dict(
                 connection.execute(
@@ -224,7 +239,31 @@ class Pool:
             self._snapshot = self._whole_view(revision, rows, new, texts)
             return self._snapshot, stale
 
-    def _whole_view(self, revision: int, rows: IntArray, examples: tuple[Example, ...], texts: IntArray) -> PoolView:
+    def _is_large(self, connection: Connection, old: PoolView | None) -> bool:
+        """Whether there are so many examples that a view should not hold them.
+
+        Only where all texts are known to be spelled as they are now: others have to be looked at one by one, once.
+        """
+        if self.path == MEMORY or old is not None:
+            return old is not None and old._held is None
+        known = connection.execute("SELECT 1 FROM facts WHERE name = ?", (SPELLED,)).fetchone()
+        return known is not None and connection.execute("SELECT count(*) FROM examples").fetchone()[0] >= LARGE
+
+    def _large_view(self, connection: Connection, revision: int, old: PoolView | None, last: int) -> PoolView:
+        """A view that holds row handles and numbers of texts."""
+        # of all rows, an index that holds both numbers is read instead of the examples
+        query = "SELECT seq, text FROM examples"
+        stored = connection.execute(f"{query} WHERE seq > ?", (last,)) if last else connection.execute(query)
+        numbers = np.fromiter(itertools.chain.from_iterable(stored), np.int64).reshape(-1, 2)
+        rows, texts = numbers[np.argsort(numbers[:, 0])].T
+        if old is not None:
+            rows, texts = np.concatenate([old.rows, rows]), np.concatenate([old._texts, texts])
+        self._reader.examples.in_use = True
+        return self._whole_view(revision, np.ascontiguousarray(rows), None, np.ascontiguousarray(texts))
+
+    def _whole_view(
+        self, revision: int, rows: IntArray, examples: tuple[Example, ...] | None, texts: IntArray
+    ) -> PoolView:
         made_by: MadeBy = _view_in_memory, (revision, rows, examples)
         if self.path != MEMORY:
             made_by = _view_of_file, (str(Path(self.path).resolve()), self.uid, revision, self.read_only)
@@ -240,6 +279,12 @@ class Pool:
         """What tells this pool from all others, wherever it is moved or copied to."""
         ((uid,),) = self._read("SELECT value FROM facts WHERE name = 'uid'")
         return str(uid)
+
+    def _note_spelling(self) -> None:
+        """Note that all texts are spelled as they are now, so that they need not be looked at again."""
+        if not self.read_only and self.path != MEMORY and not self._db.in_transaction:
+            with self._writing() as connection:
+                connection.execute(_NOTE_SPELLING, (SPELLED,))
 
     def _renumber(self, stale: Mapping[int, bytes]) -> None:
         """Number the texts of these examples (by seq) anew: keys stay, vectors that no example has any more go."""
@@ -271,6 +316,8 @@ class Pool:
         added = revived = revision = 0
         rows = (_ExampleRow.of(e, n) for n, e in enumerate(examples, start=1))
         with self._writing() as connection:
+            if not connection.execute("SELECT 1 FROM log LIMIT 1").fetchone():  # the first rows ever
+                connection.execute(_NOTE_SPELLING, (SPELLED,))
             # a part at a time: a file of any length takes the memory of one part, and of the ids
             while part := [*itertools.islice(rows, _ADDED_AT_ONCE)]:
                 before = _known(connection, [r.id for r in part], "examples")
@@ -278,7 +325,7 @@ class Pool:
                 new: dict[str, _ExampleRow] = {}
                 for row in part:
                     if row.id in before and row.chosen_id:
-                        _refuse_other_content(row, _example(connection.execute(BY_ID, (row.id,)).fetchone()))
+                        _refuse_other_content(row, example_of(connection.execute(BY_ID, (row.id,)).fetchone()))
                     elif row.id in new and row.chosen_id:
                         _refuse_other_content(row, new[row.id].example)
                     elif row.id not in before:
@@ -311,6 +358,7 @@ class Pool:
             row = _ExampleRow.of(changed, 1)
             if _content_id(old) == row.id:
                 revision = _log(connection, "update", 1)
+                self._keep(connection, [old.id], revision)
                 connection.execute(
                     "UPDATE examples SET input = ?, output = ?, meta = ?, revision = ? WHERE id = ?",
                     (row.input, row.output, row.meta, revision, old.id),
@@ -332,7 +380,7 @@ class Pool:
             rows: dict[str, _ExampleRow] = {}
             for position, (example_id, output) in enumerate(outputs.items(), start=1):
                 found = connection.execute(BY_ID, (example_id,)).fetchone()
-                waiting = _example(found) if found else None
+                waiting = example_of(found) if found else None
                 if waiting is None or waiting.output:
                     if self._became(connection, example_id) is None:
                         raise DataError(f"no input {example_id[:40]!r} of {self.path} waits for a label")
@@ -385,6 +433,7 @@ class Pool:
 
     def _delete(self, connection: Connection, ids: Sequence[str], reason: str, replaced_by: str | None = None) -> None:
         revision = connection.execute("SELECT max(revision) FROM log").fetchone()[0]
+        self._keep(connection, ids, revision)
         removed = [connection.execute("SELECT text, input FROM examples WHERE id = ?", (i,)).fetchone() for i in ids]
         connection.executemany(
             "INSERT OR REPLACE INTO tombstones (id, revision, reason, replaced_by) VALUES (?, ?, ?, ?)",
@@ -395,6 +444,11 @@ class Pool:
             f"DELETE FROM keys WHERE source = ?2 AND {_ORPHAN}", ((t, _key_source(stored)) for t, stored in removed)
         )
         _drop_orphans(connection, [t for t, _ in removed])
+
+    def _keep(self, connection: Connection, ids: Sequence[str], revision: int) -> None:
+        """Keep what is about to change for views that were taken before."""
+        if self._reader.examples.in_use:
+            self._reader.examples.keep(stored_rows(connection, ids), revision)
 
     # ---- duplicates, files, health
 
@@ -559,7 +613,11 @@ def copy_view(view: PoolView, path: Path) -> None:
         pool._db.compact()
 
 
-COLUMNS = "seq, id, input, output, task, choices, meta, text"
+LARGE = 20_000
+"""Examples from which on views read them when they are asked for."""
+SPELLED = "texts are spelled"
+"""The fact that every text is numbered by the spelling that texts have now."""
+_NOTE_SPELLING = "INSERT OR IGNORE INTO facts VALUES (?, '1')"
 BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id = ?"
 BEGINS = "id >= ?1 AND id < ?1 || char(0x10FFFF)"
 """An id that begins with a text, in a form that the index of ids answers."""
@@ -618,18 +676,6 @@ def _refuse_other_content(new: _ExampleRow, old: Example) -> None:
         raise DataError(
             f"id {old.id!r} stands for another example already ({old.text[:40]!r}); leave ids empty, or use update"
         )
-
-
-def _example(row: tuple[Any, ...]) -> Example:
-    _, id_, input_, output, task, choices, meta, _ = row
-    return Example(
-        json.loads(input_),
-        output,
-        task,
-        tuple(json.loads(choices)) if choices != "[]" else (),
-        json.loads(meta) if meta != "{}" else {},
-        id_,
-    )
 
 
 _ADDED_AT_ONCE = 5_000

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
 from iclkit.errors import DataError
-from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, positions_of
+from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, is_member, positions_of
+from iclkit.pool._examples import READ, StoredExamples
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
@@ -34,10 +35,11 @@ class PoolReader:
     vectors: VectorStore
     keys: KeyStore
     terms: TermStore
+    examples: StoredExamples
 
     def in_memory(self) -> PoolReader:
         """One that reads the same and keeps what is made in memory."""
-        return PoolReader(self.vectors.in_memory(), self.keys.in_memory(), self.terms.in_memory())
+        return PoolReader(self.vectors.in_memory(), self.keys.in_memory(), self.terms.in_memory(), self.examples)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,30 +70,60 @@ class PoolView:
         reader: PoolReader,
         revision: int,
         rows: IntArray,
-        examples: tuple[Example, ...],
+        examples: tuple[Example, ...] | None,
         texts: IntArray,
         *,
         whole: bool,
         made_by: MadeBy,
         origin: PoolOrigin | None = None,
+        keeps: bool = False,
     ) -> None:
-        self.examples = examples
+        if examples is not None:  # of a large pool they are read when they are asked for
+            self.examples = examples
         self.revision = revision
         rows.flags.writeable = False
         self.rows = rows
         # texts (n,): number of each row's text in the pool; rows with equal texts have equal numbers.
-        # whole: these are all rows of the pool
+        # whole: these are all rows of the pool; keeps: all that can be shown, so what is learnt of them is kept
         self._reader, self._texts, self._whole, self._made_by = reader, texts, whole, made_by
+        self._keeps = whole or keeps
         self.origin = origin
         """What to ask of the pool for this view again; None for rows or examples that somebody has put together."""
         self._indexes: dict[str, FlatIndex] = {}
         self._derived: dict[str, Any] = {}
+        self._some: tuple[int, list[Example]] = (-1, [])
 
     def __reduce__(self) -> MadeBy:
         return self._made_by
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.rows)
+
+    @cached_property
+    def examples(self) -> tuple[Example, ...]:
+        """All of them, in the order of ``rows``. Of a large pool they are read when first asked for, and held."""
+        return tuple(self._reader.examples.each(self.rows, self.revision))
+
+    @property
+    def _held(self) -> tuple[Example, ...] | None:
+        """The examples, if they are in memory."""
+        held: tuple[Example, ...] | None = self.__dict__.get("examples")
+        return held
+
+    def _each(self) -> Iterable[Example]:
+        """All examples in order, without holding those that are not held."""
+        return self._held or self._reader.examples.each(self.rows, self.revision)
+
+    def _text_at(self, position: int) -> str:
+        """The input at a position. Where one is asked for after the other, ever more are read at a time."""
+        if self._held is not None:
+            return self._held[position].text
+        start, some = self._some
+        if not start <= position < start + len(some):
+            step = min(READ, 2 * len(some)) if position == start + len(some) else 1
+            start, some = position, self._reader.examples.at(self.rows[position : position + step], self.revision)
+            self._some = start, some
+        return some[position - start].text
 
     @cached_property
     def ids(self) -> tuple[str, ...]:
@@ -109,7 +141,10 @@ class PoolView:
 
     def row_of(self, example_id: str) -> int | None:
         """The row handle of an example id, or None when it is not in this view."""
-        return self._row_of.get(example_id)
+        if self._held is not None:
+            return self._row_of.get(example_id)
+        row = self._reader.examples.row_of(example_id, self.revision)
+        return row if row is not None and is_member(np.array([row]), self.rows)[0] else None
 
     def positions(self, rows: IntArray) -> IntArray:
         """(len(rows),): where these handles stand in ``rows``. DataError for a handle that is not in this view."""
@@ -117,20 +152,23 @@ class PoolView:
 
     def examples_at(self, rows: IntArray) -> list[Example]:
         """The examples of these row handles."""
-        return [self.examples[p] for p in self.positions(rows).tolist()]
+        at, held = self.positions(rows), self._held
+        if held is None:
+            return self._reader.examples.at(self.rows[at], self.revision)
+        return [held[p] for p in at.tolist()]
 
     def ids_at(self, rows: IntArray) -> list[str]:
         """The ids of these row handles."""
-        return [self.ids[p] for p in self.positions(rows).tolist()]
+        return [e.id for e in self.examples_at(rows)]
 
     def outputs(self, rows: IntArray) -> list[str]:
         """The outputs of these row handles."""
-        return [self.examples[p].output for p in self.positions(rows).tolist()]
+        return [e.output for e in self.examples_at(rows)]
 
     def examples_of(self, ids: Iterable[str]) -> list[Example]:
         """The examples of these ids, in their order. DataError for an id that is not in this view."""
         wanted = [*ids]
-        rows = [self._row_of.get(i) for i in wanted]
+        rows = [self.row_of(i) for i in wanted]
         for example_id, row in zip(wanted, rows, strict=True):
             if row is None:
                 raise DataError(f"example {example_id!r} is not in this view of the pool ({len(self)} examples)")
@@ -138,7 +176,7 @@ class PoolView:
 
     def positions_of_ids(self, ids: Iterable[str]) -> list[int]:
         """Where those of the ids that are in this view stand in ``rows``, in their order."""
-        rows = [row for i in ids if (row := self._row_of.get(i)) is not None]
+        rows = [row for i in ids if (row := self.row_of(i)) is not None]
         return [int(p) for p in self.positions(np.array(rows, dtype=np.int64))]
 
     @property
@@ -146,15 +184,20 @@ class PoolView:
         """Whether every example of the pool is in it."""
         return self._whole
 
-    def only(self, rows: IntArray, *, origin: PoolOrigin | None = None) -> PoolView:
-        """A view of these row handles of this one, ascending; vectors are shared through the pool."""
+    def only(self, rows: IntArray, *, origin: PoolOrigin | None = None, keeps: bool = False) -> PoolView:
+        """A view of these row handles of this one, ascending; vectors are shared through the pool.
+
+        ``keeps``: of all rows that can be shown, so what is learnt of them is kept beside the pool.
+        """
         kept = np.unique(np.asarray(rows, dtype=np.int64))
         at = self.positions(kept)
-        examples = tuple(self.examples[p] for p in at.tolist())
+        held = self._held
+        examples = None if held is None else tuple(held[p] for p in at.tolist())
         made_by = (_part, (self, kept, origin))
         return PoolView(
-            self._reader, self.revision, kept, examples, self._texts[at], whole=False, made_by=made_by, origin=origin
-        )
+            self._reader, self.revision, kept, examples, self._texts[at], whole=False, made_by=made_by, origin=origin,
+            keeps=keeps,
+        )  # fmt: skip
 
     def overlay(self, examples: Iterable[Example] = ()) -> PoolView:
         """This view with more examples, of which nothing is stored: what is made on it stays in memory.
@@ -162,7 +205,7 @@ class PoolView:
         For examples that are made during a run, and for dry runs, whose keys are blank. Vectors and keys that the pool
         has are used. Examples whose ids are in the view already change nothing.
         """
-        new = tuple({e.id: e for e in examples if e.id not in self._row_of}.values())
+        new = tuple({e.id: e for e in examples if self.row_of(e.id) is None}.values())
         last = int(self.rows[-1]) if len(self) else 0
         rows = np.concatenate([self.rows, np.arange(last + 1, last + 1 + len(new), dtype=np.int64)])
         number_of = dict(zip((e.text for e in self.examples), self._texts.tolist(), strict=True)) if new else {}
@@ -174,9 +217,10 @@ class PoolView:
             self._reader.in_memory(),
             self.revision,
             rows,
-            self.examples + new,
+            self.examples + new if new else self._held,
             np.concatenate([self._texts, texts]),
             whole=self._whole and not new,
+            keeps=self._keeps and not new,
             made_by=(PoolView.overlay, (self, new)),
             origin=None if new else self.origin,
         )
@@ -198,7 +242,9 @@ class PoolView:
     @cached_property
     def unlabelled(self) -> IntArray:
         """Ascending handles of the inputs that wait for a label: those with an empty output."""
-        return self.rows[np.array([not e.output for e in self.examples], dtype=np.bool_)]
+        if self._held is None:
+            return np.array([r for r, _ in self._reader.examples.unlabelled(self.rows, self.revision)], dtype=np.int64)
+        return self.rows[np.array([not e.output for e in self._held], dtype=np.bool_)]
 
     def matching(self, where: Mapping[str, Json]) -> IntArray:
         """Ascending handles of the examples with this metadata; one array per filter.
@@ -207,10 +253,11 @@ class PoolView:
         written the same (``3`` matches ``"3"``).
         """
 
+        if not where:
+            return self.rows
+
         def find() -> IntArray:
-            hits = [
-                all(matches_value(meta_value(e.meta, k, _NONE), v) for k, v in where.items()) for e in self.examples
-            ]
+            hits = [all(matches_value(meta_value(e.meta, k, _NONE), v) for k, v in where.items()) for e in self._each()]
             return self.rows[np.array(hits, dtype=np.bool_)] if hits else self.rows
 
         return self.derived(f"where {canonical_json(dict(where))}", find)
@@ -224,10 +271,10 @@ class PoolView:
         are left out.
         """
         made_from: dict[int, int] = {}
-        for position, example in enumerate(self.examples):
-            source = self._row_of.get(_source(example))
-            if source is not None and self._texts[self.positions(np.array([source]))[0]] == self._texts[position]:
-                made_from[int(self.rows[position])] = source
+        for row, example in self._traces():
+            source = self.row_of(name) if (name := _source(example)) else None
+            if source is not None and len({*self._texts[self.positions(np.array([source, row]))].tolist()}) == 1:
+                made_from[row] = source
         members: dict[int, list[int]] = {}
         for row, source in made_from.items():
             seen = {row}
@@ -237,6 +284,12 @@ class PoolView:
             members.setdefault(source, []).append(row)
         whole = [tuple(dict.fromkeys((*traces, original))) for original, traces in members.items()]
         return {row: family for family in whole for row in family}
+
+    def _traces(self) -> list[tuple[int, Example]]:
+        """The examples that may be traces, by handle."""
+        if self._held is None:
+            return self._reader.examples.traces(self.rows, self.revision)
+        return [(r, e) for r, e in zip(self.rows.tolist(), self._held, strict=True) if "generated_from" in e.meta]
 
     @cached_property
     def _representatives(self) -> IntArray | None:
@@ -258,7 +311,7 @@ class PoolView:
         within = self._within(query.where)
         if not query.exclude:
             return EVERYTHING if within is None else Scope(frozenset(), within)
-        excluded = {row for i in query.exclude if (row := self._row_of.get(i)) is not None}
+        excluded = {row for i in query.exclude if (row := self.row_of(i)) is not None}
         excluded |= {member for row in excluded for member in self.families.get(row, ())}
         return Scope(frozenset(excluded), within)
 
@@ -286,9 +339,9 @@ class PoolView:
         return self._reader.vectors.index(
             self.rows,
             self._texts,
-            lambda at: self.examples[at].text,
+            self._text_at,
             embedder,
-            whole=self._whole,
+            whole=self._keeps,
             progress=progress,
         )
 
@@ -301,7 +354,7 @@ class PoolView:
 
         def count() -> Terms:
             return self._reader.terms.terms(
-                self.rows, self._texts, lambda at: self.examples[at].text, tokenizer, stemmer, whole=self._whole
+                self.rows, self._texts, self._text_at, tokenizer, stemmer, whole=self._keeps
             )
 
         def weigh() -> TermIndex:
