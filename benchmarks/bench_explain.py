@@ -1,13 +1,13 @@
 """Does ``explain`` find wrong labels? Flip a tenth of a pool's labels, run, and rank what was shown.
 
 Prints the AUROC of three rankings against the truth: the LM's log-probability of a demonstration's own label
-(``suspects``), its mean leave-one-out worth (``influences``), and the share of its nearest neighbours with its label,
+(``suspects``), its mean leave-one-out effect (``influences``), and the share of its nearest neighbours with its label,
 which asks no LM. 0.5 is chance.
 
     python benchmarks/bench_explain.py [--task support] [--pool 100] [--queries 60] [--flip 0.1] [--seeds 1] [-k 8]
         [--lm smollm2-135m]
 
-``--task`` is a catalogue name or a folder; ``--pool`` so many of its train rows, drawn by the seed. A worth takes k
+``--task`` is a catalogue name or a folder; ``--pool`` so many of its train rows, drawn by the seed. An effect takes k
 prompts a query, so the cost grows with queries * k * (tokens of a prompt): 100,000 tokens at the default size.
 """
 
@@ -55,8 +55,8 @@ def trial(task_name: str, size: int, queries: int, flip: float, seed: int, lm_na
     run = evaluate(bench, "knn", lm, k=k, embedder=embedder)
     texts = {q.id: {"input": q.input} for q in bench.queries}
     texts |= {e.id: {"input": e.input, "output": e.output} for e in bench.view.examples}
-    worth = {f.example.id: f.worth.value for f in influences(explain(run, texts, lm))}
-    shown = [e for e in bench.view.examples if e.id in worth]
+    effect = {f.example.id: f.effect.value for f in influences(explain(run, texts, lm))}
+    shown = [e for e in bench.view.examples if e.id in effect]
     own = {s.example.id: s.own for s in suspects(bench, predictor_of(run, Tools(lm, embedder)), shown)}
     vectors = bench.view.vectors(embedder)
     alike = vectors @ vectors.T
@@ -72,7 +72,7 @@ def trial(task_name: str, size: int, queries: int, flip: float, seed: int, lm_na
         "shown": len(shown),
         "flipped": int(bad.sum()),
         "auroc own label": auroc(-np.array([own[e.id] for e in shown]), bad),
-        "auroc worth": auroc(-np.array([worth[e.id] for e in shown]), bad),
+        "auroc effect": auroc(-np.array([effect[e.id] for e in shown]), bad),
         "auroc neighbours": auroc(-np.array([near[e.id] for e in shown]), bad),
         "precision of own label at that number": float(np.mean([e.id in wrong for e in found])),
     }

@@ -142,11 +142,6 @@ class Database:
             self._connection.close()
 
     @property
-    def is_open(self) -> bool:
-        """Whether ``close`` has not been called."""
-        return self._open
-
-    @property
     def in_transaction(self) -> bool:
         """Whether a transaction is under way on this connection."""
         return self._open and self._connection.in_transaction

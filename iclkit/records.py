@@ -461,18 +461,6 @@ class Row:
         data = asdict(self)
         return canonical_json({k: v for k, v in data.items() if v or k not in ("failure", "label_tokens")})
 
-    @classmethod
-    def from_json(cls, line: str) -> Row:
-        """Inverse of ``to_json``."""
-        data = json.loads(line)
-        data["picks"] = tuple((i, s) for i, s in data["picks"])
-        data["shown"] = tuple(data["shown"])
-        data["dropped"] = tuple(Dropped(**d) for d in data["dropped"])
-        data["notes"] = tuple(data["notes"])
-        if data.get("greedy") is not None:
-            data["greedy"] = tuple(data["greedy"])
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelName:

@@ -37,7 +37,7 @@ COMMANDS = {
     "eval": ("_eval", "Run selectors over tasks with an LM and record every query."),
     "tune": ("_tune", "Find one ordered list of demonstrations for a whole task."),
     "diagnose": ("_diagnose", "Describe what selectors pick, in seconds and without an LM."),
-    "explain": ("_explain", "Say which demonstrations a run showed, why, and what each was worth."),
+    "explain": ("_explain", "Say which demonstrations a run showed, why, and the effect of each."),
     "advise": ("_advise", "Run a small pilot and say what to do: zero-shot, more shots, similar ones, or train."),
     "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
     "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),

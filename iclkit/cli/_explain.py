@@ -1,4 +1,4 @@
-"""``iclkit explain``: which demonstrations a run showed, why, and what each was worth."""
+"""``iclkit explain``: which demonstrations a run showed, why, and the effect of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import DataError, IclkitError, UsageError
 
-WORTH = {
+EFFECT = {
     "nats": "nats that showing it adds to the right answer's log-probability, all others in place",
     "answer": (
         "what showing it adds to the value of the LM's answer by the task's metric (+1 where the answer turns right by "
@@ -73,11 +73,11 @@ def command(
 ) -> None:
     """Explain one query of a RUN (its folder), or without QUERY_ID the whole run.
 
-    For a query: each demonstration with its score, rank, position, tokens, and its worth: the change in the right
+    For a query: each demonstration with its score, rank, position, tokens, and its effect: the change in the right
     answer's log-probability that showing it made. For a run: the demonstrations that help and hurt most, and those
     whose own label the LM does not believe. QUERY_ID is an id, the beginning of one, or a position from 0.
 
-    An LM that tells no log-probabilities is asked for its answers: the worth is then whether the answer turns right or
+    An LM that tells no log-probabilities is asked for its answers: the effect is then whether the answer turns right or
     wrong.
     """
     from iclkit.datasets import sample_rows
@@ -100,9 +100,11 @@ def command(
     bench, why_not = _bench(run, task, data)
     lm = load_lm(lm_name or run.spec.lm.name, lm_options)
     if lm.fingerprint != run.spec.lm.fingerprint:
-        say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); worths are this LM's")
+        say("note: this LM is not bit for bit the run's (weights, dtype or versions differ); effects are this LM's")
     if ranks_only(lm):
-        say(f"note: {lm.name} tells no log-probabilities, so its answers are compared: worth is {WORTH['answer']}")
+        say(
+            f"note: {lm.name} tells no log-probabilities, so its answers are compared: the effect is {EFFECT['answer']}"
+        )
     tools = Tools(
         lm,
         _embedder(run, embedder_name, lm_options.device) if bench else None,
@@ -216,7 +218,7 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
             "query": row.query_id, "input": found.query.text, "gold": row.gold, "output": row.output,
             "unit": found.unit, **told, "shares": found.shares,
             "shown": [_item(s.example) | {"score": s.score, "rank": s.rank, "position": s.position,
-                                          "tokens": s.tokens, "worth": s.worth} for s in found.shown],
+                                          "tokens": s.tokens, "effect": s.effect} for s in found.shown],
             "dropped": [{"id": d.example_id, "reason": d.reason} for d in row.dropped],
             "runner_up": _item(found.next[0]) | {"score": found.next[1]} if found.next else None,
             "story": found.story,
@@ -224,9 +226,9 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
         emit_json(data, indent=1)
         return
     out = console()
-    worth = row.metrics.get(metric, float(row.output == row.gold))
-    is_right = worth >= 1
-    verdict = "right" if is_right else f"wrong, it is {row.gold}" if worth <= 0 else f"{worth:.2f}; it is {row.gold}"
+    value = row.metrics.get(metric, float(row.output == row.gold))
+    is_right = value >= 1
+    verdict = "right" if is_right else f"wrong, it is {row.gold}" if value <= 0 else f"{value:.2f}; it is {row.gold}"
     out.print(Text.assemble(("Query ", "dim"), row.query_id, "\n", (found.query.text, "bold yellow")))
     said = row.output or "none"
     out.print(Text(f"Answer: {said} ({verdict})", style="green" if is_right else "red"))
@@ -241,18 +243,18 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
         ("rank", 1),
         ("score", 1),
         ("tokens", 1),
-        ("worth", 1),
+        ("effect", 1),
         ("", 0),
         ("output", 0),
         ("input", 0),
     ):
         table.add_column(head, justify="right" if right else "left", no_wrap=head != "input")
-    most = max((abs(s.worth) for s in found.shown), default=1) or 1
+    most = max((abs(s.effect) for s in found.shown), default=1) or 1
     for s in found.shown:
-        flat = abs(s.worth) < 0.005  # shown as 0.00
-        style = "" if flat else "green" if s.worth > 0 else "red"
-        drawn = "" if flat else ("+" if s.worth > 0 else "−") * max(1, round(8 * abs(s.worth) / most))
-        shift = "0.00" if flat else f"{s.worth:+.2f}".replace("-", "−")
+        flat = abs(s.effect) < 0.005  # shown as 0.00
+        style = "" if flat else "green" if s.effect > 0 else "red"
+        drawn = "" if flat else ("+" if s.effect > 0 else "−") * max(1, round(8 * abs(s.effect) / most))
+        shift = "0.00" if flat else f"{s.effect:+.2f}".replace("-", "−")
         table.add_row(str(s.position), str(s.rank), f"{s.score:.3f}", str(s.tokens), Text(shift, style),
                       Text(drawn, style), Text(s.example.output), Text(_short(s.example.text)))  # fmt: skip
     out.print(table)
@@ -263,7 +265,7 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
         out.print(Text(f"Runner-up: score {score:.3f}, {example.output}: {_short(example.text)}", style="dim"))
     for line in found.story:
         out.print(Text(line, style="dim"))
-    out.print(Text(f"Worth: {WORTH[found.unit]}.", "dim"))
+    out.print(Text(f"Effect: {EFFECT[found.unit]}.", "dim"))
 
 
 def _print_run(
@@ -281,8 +283,8 @@ def _print_run(
         data = {
             "queries": queries,
             "unit": unit,
-            "influence": [_item(f.example) | {"times": f.times, "worth": f.worth.value, "low": _finite(f.worth.low),
-                                              "high": _finite(f.worth.high)} for f in ranked],
+            "influence": [_item(f.example) | {"times": f.times, "effect": f.effect.value, "low": _finite(f.effect.low),
+                                              "high": _finite(f.effect.high)} for f in ranked],
             "suspects": [_item(s.example) | {"own": s.own, "said": s.said, "said_share": s.shares.get(s.said)}
                          for s in doubted],
         }  # fmt: skip
@@ -292,13 +294,13 @@ def _print_run(
     for title, found in (("help most", ranked[:top]), ("hurt most", ranked[::-1][:top])):
         table = Table(title=f"Demonstrations that {title}", title_justify="left", title_style="bold", box=None,
                       padding=(0, 2, 0, 0))  # fmt: skip
-        for head in ("shown", "worth", "95 % interval", "output", "input", "id"):
-            table.add_column(head, justify="right" if head in ("shown", "worth") else "left", no_wrap=head != "input")
+        for head in ("shown", "effect", "95 % interval", "output", "input", "id"):
+            table.add_column(head, justify="right" if head in ("shown", "effect") else "left", no_wrap=head != "input")
         for f in found:
-            ends = "" if _finite(f.worth.low) is None else f"{f.worth.low:+.2f} … {f.worth.high:+.2f}"
+            ends = "" if _finite(f.effect.low) is None else f"{f.effect.low:+.2f} … {f.effect.high:+.2f}"
             cells = (
                 str(f.times),
-                f"{f.worth.value:+.2f}",
+                f"{f.effect.value:+.2f}",
                 ends,
                 f.example.output,
                 _short(f.example.text),
@@ -318,7 +320,7 @@ def _print_run(
                                       _short(s.example.text), s.example.id[:12])))  # fmt: skip
         out.print(table)
     doubt = " A label that the LM doubts may be wrong, or the LM may be: look before you remove it." if doubted else ""
-    out.print(Text(f"Over {queries} queries. Worth: {WORTH[unit]}.{doubt}", "dim"))
+    out.print(Text(f"Over {queries} queries. Effect: {EFFECT[unit]}.{doubt}", "dim"))
 
 
 def _item(example: Example) -> dict[str, Any]:

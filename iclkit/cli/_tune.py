@@ -69,7 +69,7 @@ def command() -> None:
               f"prompteol:MODEL. Only for ease. {EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--features", default="positions", show_default=True, help="What it sees: positions (demonstrations side "
               "by side) or block (the whole text).")  # fmt: skip
-@click.option("--objective", default="auto", show_default=True, help="What a trial is worth: metric, greedy (the right "
+@click.option("--objective", default="auto", show_default=True, help="How a trial is judged: metric, greedy (the right "
               "answers that greedy decoding gives, read in one pass where possible), logprob, or auto.")  # fmt: skip
 @click.option("--pruner", default="none", show_default=True, help="median gives lists up that are behind half-way.")
 @click.option("--batch", default=1, show_default=True, type=click.IntRange(1), help="Lists proposed at a time.")

@@ -1,10 +1,10 @@
-"""Why an answer came out as it did: what each demonstration was worth, and which ones look mislabelled.
+"""Why an answer came out as it did: what effect each demonstration had, and which ones look mislabelled.
 
-The worth of a demonstration is the change in the right answer's log-probability (in nats, over the labels where there
-are labels) that showing it made: with it, minus without it, all others in place. It is leave-one-out influence; the
-worths of a prompt do not add up to the whole.
+The effect of a demonstration (leave one out) is the change in the right answer's log-probability (in nats, over the
+labels where there are labels) that showing it made: with it, minus without it, all others in place. The effects of a
+prompt do not add up to the whole.
 
-An LM that tells no log-probabilities (see ``iclkit.lm.ranks_only``) is asked for its answers instead, and the worth of
+An LM that tells no log-probabilities (see ``iclkit.lm.ranks_only``) is asked for its answers instead, and the effect of
 a demonstration is what it adds to the value of the answer by the task's metric: 1 where the answer turns right by it,
 -1 where it turns wrong.
 """
@@ -52,14 +52,14 @@ Texts = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationEffect:
-    """One demonstration of a prompt. ``position`` counts from 1 at the top; ``worth`` is in its explanation's unit."""
+    """One demonstration of a prompt. ``position`` counts from 1 at the top; ``effect`` is in its explanation's unit."""
 
     example: Example
     score: float
     rank: int
     position: int
     tokens: int
-    worth: float
+    effect: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +86,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class DemonstrationInfluence:
-    """A demonstration over all queries it was shown to: how often, and its mean worth with an interval."""
+    """A demonstration over all queries it was shown to: how often, and its mean effect with an interval."""
 
     example: Example
     times: int
-    worth: Estimate
+    effect: Estimate
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,13 +162,13 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, conte
         prompts = [recorded_prompt(template, q, examples, lm) for examples in left for q in queries]
     requests = [r for p in prompts for r in answer_requests(p, template, asked, query.choices)]
     if ranks and not labels:
-        gold = _worth_of(run, row, _written(run, row, lm, prompts))
+        gold = _effect_of(run, row, _written(run, row, lm, prompts))
     else:
         found = lm.score(requests)
         scores = log_probs(found).reshape(-1, len(asked))
         if ranks:
             best = [best_option(of_prompt.tolist()) for of_prompt in scores]
-            gold = _worth_of(run, row, ["" if b is None else asked[b] for b in best])
+            gold = _effect_of(run, row, ["" if b is None else asked[b] for b in best])
         else:
             if labels:
                 judged = log_probs(found, run.spec.normalize)
@@ -185,7 +185,7 @@ def _explain(run: Run, row: Row, texts: Texts, lm: LM, template: Template, conte
                 rank=rank[e.id][0],
                 position=n + 1,
                 tokens=lm.count_tokens(template.render_demo(e)),
-                worth=float(gold[0] - gold[n + 1]),
+                effect=float(gold[0] - gold[n + 1]),
             )
             for n, e in enumerate(shown)
         ),
@@ -218,7 +218,7 @@ def _written(run: Run, row: Row, lm: LM, prompts: Sequence[Prompt]) -> list[str]
     return [a.text.strip() for a in lm.generate([GenerateRequest(p.text, tokens, stop) for p in prompts])]
 
 
-def _worth_of(run: Run, row: Row, answers: Sequence[str]) -> NDArray[np.float64]:
+def _effect_of(run: Run, row: Row, answers: Sequence[str]) -> NDArray[np.float64]:
     """(answers,): the value of each by the run's metric; of a metric of whole runs, whether it is the right text."""
     judge = METRICS.get(run.spec.task.metric).judge or equal_text
     return np.array([float(judge(answer, row.gold)) for answer in answers])
@@ -257,25 +257,25 @@ def with_runner_up(explanation: Explanation, run: Run, bench: Bench, tools: Tool
 
 
 def influences(explanations: Sequence[Explanation]) -> list[DemonstrationInfluence]:
-    """Every demonstration shown, the most helpful first: mean worth over the queries it was shown to.
+    """Every demonstration shown, the most helpful first: mean effect over the queries it was shown to.
 
     Ordered by the nearer end of the interval, so that a single lucky showing does not lead; shown once: no interval.
     """
-    worths: dict[str, list[float]] = {}
+    effects: dict[str, list[float]] = {}
     examples: dict[str, Example] = {}
     for explanation in explanations:
         for item in explanation.shown:
-            worths.setdefault(item.example.id, []).append(item.worth)
+            effects.setdefault(item.example.id, []).append(item.effect)
             examples[item.example.id] = item.example
     found = [
-        DemonstrationInfluence(examples[i], len(w), estimate(np.array([w]), bounded=False)) for i, w in worths.items()
+        DemonstrationInfluence(examples[i], len(w), estimate(np.array([w]), bounded=False)) for i, w in effects.items()
     ]
-    return sorted(found, key=lambda f: (-_interval_bound(f), -f.worth.value, f.example.id))
+    return sorted(found, key=lambda f: (-_interval_bound(f), -f.effect.value, f.example.id))
 
 
 def _interval_bound(f: DemonstrationInfluence) -> float:
-    """How far from zero the worth surely lies: the end of its interval nearer to zero, zero if that holds zero."""
-    return max(0.0, f.worth.low) + min(0.0, f.worth.high)
+    """How far from zero the effect surely lies: the end of its interval nearer to zero, zero if that holds zero."""
+    return max(0.0, f.effect.low) + min(0.0, f.effect.high)
 
 
 def suspects(

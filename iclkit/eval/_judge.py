@@ -1,4 +1,4 @@
-"""From a prediction to a row: what an answer is worth against the right one."""
+"""From a prediction to a row: how good an answer is, against the right one."""
 
 from __future__ import annotations
 

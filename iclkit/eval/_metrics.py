@@ -1,4 +1,4 @@
-"""What an answer is worth: one value per query, or one figure for a whole run.
+"""How good an answer is: one value per query, or one figure for a whole run.
 
 A metric with ``judge`` gives each query a value and its figure is their mean. A metric with ``whole`` is a figure of
 all answers together (macro-F1), and its interval comes from a bootstrap over the queries.

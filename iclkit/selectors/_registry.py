@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
@@ -13,7 +13,7 @@ from iclkit.records import Json, Spec
 from iclkit.registry import Registry, parse_spec, parse_specs
 from iclkit.selectors._adapt import adapt
 from iclkit.selectors._base import BaseSelector, Selector, selector_help
-from iclkit.settings import read_settings
+from iclkit.settings import describe_settings, read_settings
 
 _BUILTINS = {
     "zero": "_zero:ZeroSelector",
@@ -135,7 +135,7 @@ def _read_settings(factory: Any, spec: Spec) -> dict[str, Any]:
     if (
         is_dataclass(factory)
         and isinstance(factory, type)
-        and {*parameters} == {f.name for f in fields(factory) if f.init}
+        and {*parameters} == {info.name for info in describe_settings(factory)}
     ):
         return read_settings(factory, spec.settings, owner)
     values = dict[str, Any]()

@@ -35,7 +35,7 @@ def run(tmp_path, fakes, capsys):
 def test_one_query_is_explained(run, capsys):
     code, stdout, stderr = call("explain", str(run), "4", capsys=capsys)
     assert code == 0
-    for word in ("Answer:", "Belief:", "position", "worth", "Runner-up:"):
+    for word in ("Answer:", "Belief:", "position", "effect", "Runner-up:"):
         assert word in stdout
     assert "5 prompts" in stderr
 

@@ -1,4 +1,4 @@
-"""Explanations: worth equals leaving a demonstration out by hand; flipped labels are found."""
+"""Explanations: effect equals leaving a demonstration out by hand; flipped labels are found."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def share(lm, prompt, gold):
     return scores[LABELS.index(gold)] - np.logaddexp.reduce(scores)
 
 
-def test_worth_is_what_leaving_a_demonstration_out_by_hand_gives(made):
+def test_effect_is_what_leaving_a_demonstration_out_by_hand_gives(made):
     task, lm, run, texts = made
     pool = {e.id: e for e in task.train}
     for found in explain(run, texts, lm, run.rows[:6]):
@@ -50,7 +50,7 @@ def test_worth_is_what_leaving_a_demonstration_out_by_hand_gives(made):
         for item in found.shown:
             left = [e for n, e in enumerate(shown, 1) if n != item.position]
             without = share(lm, assemble(task.template, query, left, order="best-first"), found.row.gold)
-            assert item.worth == pytest.approx(full - without)
+            assert item.effect == pytest.approx(full - without)
         empty = share(lm, assemble(task.template, query, []), found.row.gold)
         assert found.without == pytest.approx(empty)
         assert sum(found.shares.values()) == pytest.approx(1)
@@ -114,18 +114,18 @@ def test_influence_joins_all_showings_and_leads_with_what_surely_helps(made):
     found = influences(explanations)
     assert sum(f.times for f in found) == 4 * 70
     one = found[0]
-    worths = [s.worth for x in explanations for s in x.shown if s.example.id == one.example.id]
-    assert one.worth.value == pytest.approx(np.mean(worths))
-    assert (one.times, one.worth.value > 0) == (len(worths), True)
-    sure = [f for f in found if f.worth.low > 0]
-    assert found[: len(sure)] == sorted(sure, key=lambda f: (-f.worth.low, -f.worth.value, f.example.id))
+    effects = [s.effect for x in explanations for s in x.shown if s.example.id == one.example.id]
+    assert one.effect.value == pytest.approx(np.mean(effects))
+    assert (one.times, one.effect.value > 0) == (len(effects), True)
+    sure = [f for f in found if f.effect.low > 0]
+    assert found[: len(sure)] == sorted(sure, key=lambda f: (-f.effect.low, -f.effect.value, f.example.id))
 
 
 def test_generated_answers_are_explained_by_the_right_text(tmp_path, home):
     run = evaluate(generation(), "random", copying_lm(), k=2, out=tmp_path)
     (found,) = explain(run, load_texts(tmp_path / run.id), FakeLM(), run.rows[:1])
     assert found.shares == {}
-    assert math.isfinite(found.shown[0].worth)
+    assert math.isfinite(found.shown[0].effect)
 
 
 def test_a_run_without_texts_is_refused(made):
@@ -226,8 +226,8 @@ def test_an_lm_without_probabilities_is_explained_by_its_answers_and_not_by_rank
         for n, shown in enumerate(item.shown):
             rest = [e.output for m, e in enumerate(examples) if m != n]
             said = max(sorted(set(rest)), key=rest.count)
-            assert shown.worth == item.logprob - float(said == row.gold)
-    assert {s.worth for item in found for s in item.shown} <= {-1.0, 0.0, 1.0}
+            assert shown.effect == item.logprob - float(said == row.gold)
+    assert {s.effect for item in found for s in item.shown} <= {-1.0, 0.0, 1.0}
     with pytest.raises(UsageError, match="tells no log-probabilities"):
         suspects(make_bench(task), prompting("random", lm), task.train[:3])
 
@@ -240,7 +240,7 @@ def test_written_answers_of_such_an_lm_are_explained_by_the_metric(tmp_path):
     run = evaluate(generation(), "random", lm, k=2, out=tmp_path)
     found = explain(run, load_texts(tmp_path / run.id), lm)
     assert {(item.unit, item.logprob, item.without) for item in found} == {("answer", 1.0, 0.0)}
-    assert {s.worth for item in found for s in item.shown} == {1.0}
+    assert {s.effect for item in found for s in item.shown} == {1.0}
 
 
 def test_rows_that_cannot_be_explained_are_left_out_and_a_run_of_them_says_why(made):

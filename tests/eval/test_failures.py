@@ -298,9 +298,8 @@ def test_rows_without_a_failure_have_the_bytes_they_always_had():
     row = Row("q", "a", "a", {"accuracy": 1.0})
     assert "failure" not in row.to_json()
     assert "label_tokens" not in row.to_json()
-    assert Row.from_json(row.to_json()) == row
-    failed = replace(row, failure="why", label_tokens={"a": 2})
-    assert Row.from_json(failed.to_json()) == failed
+    failed = json.loads(replace(row, failure="why", label_tokens={"a": 2}).to_json())
+    assert (failed["failure"], failed["label_tokens"]) == ("why", {"a": 2})
 
 
 # -- no answer is not the first label ------------------------------------------------------------------------------
