@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; at run time each nam
     from iclkit.eval import evaluate_task as evaluate
     from iclkit.lm import load_lm
     from iclkit.pool import Pool
+    from iclkit.predictors import chooser
     from iclkit.prompts import Template, assemble
     from iclkit.records import Example, Pick, Prompt, Query, Row, Run, Selection, Spec
     from iclkit.report import leaderboard
@@ -32,6 +33,7 @@ _HOME = {
     "Row": "iclkit.records",
     "Run": "iclkit.records",
     "Pool": "iclkit.pool",
+    "chooser": "iclkit.predictors",
     "load_embedder": "iclkit.embed",
     "Template": "iclkit.prompts",
     "assemble": "iclkit.prompts",
@@ -69,6 +71,7 @@ __all__ = [
     "Template",
     "__version__",
     "assemble",
+    "chooser",
     "evaluate",
     "leaderboard",
     "load_embedder",

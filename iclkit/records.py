@@ -14,9 +14,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any, Literal, TypeAlias
 
-from iclkit.errors import DataError, ModelError, UsageError
+from iclkit.errors import DataError, ModelError, NeedError, UsageError
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 Fields: TypeAlias = "str | Mapping[str, str]"
@@ -93,6 +94,27 @@ def meta_value(meta: Mapping[str, Any], path: str, default: Any = None) -> Any:
     return default
 
 
+def set_meta(meta: dict[str, Any], path: str, *value: Any) -> None:
+    """Put a value where ``meta_value`` would find it, or take it out where none is given.
+
+    >>> meta = {"attrs": {"tenant": "acme"}}
+    >>> set_meta(meta, "attrs.tenant", "beta")
+    >>> meta
+    {'attrs': {'tenant': 'beta'}}
+    """
+    at = path.find(".")
+    while path not in meta and at > 0:
+        inside = meta.get(path[:at])
+        if isinstance(inside, dict):
+            return set_meta(inside, path[at + 1 :], *value)
+        at = path.find(".", at + 1)
+    if value:
+        meta[path] = value[0]
+    else:
+        meta.pop(path, None)
+    return None
+
+
 def unique_names(names: Iterable[str]) -> list[str]:
     """The names in order, each different: the second ``a`` becomes ``a#2``, and so on.
 
@@ -138,6 +160,28 @@ def _content_hash(content: Mapping[str, Any]) -> str:
                 half = text[error.start]
                 raise DataError(f"half of a surrogate pair ({half!r}) in the {name} is no character") from error
     return digest(list(content.values()))
+
+
+def data_frame(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a ``pandas.DataFrame``. NeedError without pandas."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise NeedError("to_pandas needs pandas; install it with: pip install 'iclkit[pandas]'") from error
+    return pd.DataFrame([dict(row) for row in rows])
+
+
+def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as a table for notebooks; whatever stands in them is text."""
+    if not rows:
+        return "<p>nothing</p>"
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in rows[0])
+    cells = ("".join(f"<td>{escape(_cell(v))}</td>" for v in row.values()) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +330,25 @@ class Selection:
     def __iter__(self) -> Iterator[Pick]:
         return iter(self.picks)
 
+    @property
+    def _table(self) -> list[dict[str, Any]]:
+        shown = self.examples or (None,) * len(self.picks)
+        return [
+            {
+                "rank": p.rank, "score": p.score, "id": p.example_id, "input": e.text if e else "",
+                "output": e.output if e else "", "why": p.why,
+            }
+            for p, e in zip(self.picks, shown, strict=True)
+        ]  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each pick, best first."""
+        return data_frame(self._table)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return f"<p><b>{escape(self.query.text)}</b> ({escape(str(self.spec))})</p>{html_table(self._table)}{notes}"
+
     def __len__(self) -> int:
         return len(self.picks)
 
@@ -356,6 +419,12 @@ class Prompt:
     def hash(self) -> str:
         """Hash of the text."""
         return digest(self.text)
+
+    def _repr_html_(self) -> str:
+        style = 'style="white-space: pre-wrap"'
+        if self.messages is None:
+            return f"<pre {style}>{escape(self.text)}</pre>"
+        return "".join(f"<b>{escape(m.role)}</b><pre {style}>{escape(m.content)}</pre>" for m in self.messages)
 
     def to_openai(self, *, system: bool = True) -> list[dict[str, str]]:
         """The ``messages`` of a request to a chat API; a plain-text prompt is one user message.
@@ -637,6 +706,12 @@ class Run:
     def id(self) -> str:
         """The name of the run's folder: the hash of its spec, taken by the format in which the run was made."""
         return self.stored or self.spec.id
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each query, a column for each metric."""
+        return data_frame(
+            [{**asdict(row), **{f"metric {name}": value for name, value in row.metrics.items()}} for row in self.rows]
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import iclkit
 SCRIPT = """
 from iclkit import (
     BaseSelector, Example, IclkitError, Kit, Needs, Pool, Query, Selector, Template, assemble, evaluate, leaderboard,
-    load_embedder, load_lm, load_task, make_selector,
+    Chooser, chooser, load_embedder, load_lm, load_selector, load_task, make_selector,
 )
 
 pool = Pool.open("demos.db")
@@ -23,6 +23,15 @@ board = leaderboard([run])
 for value in (pool, selector, picks, picks.ids, task, task.train, run, run.rows, board, board.groups, BaseSelector,
               Example, IclkitError, Needs, Selector, Template, assemble, evaluate, load_lm):
     pass
+asked: Chooser = chooser("tickets.csv", input="text", output="team", selector="knn", k=8)
+messages: list[dict[str, str]] = asked.messages("my parcel is late", where={"tenant": "acme"})
+same = load_selector(make_selector("bm25").fit(Pool.of([("late", "delivery")])).save("kept"))
+plain = make_selector("knn").fit([Example("late", "delivery")], Kit(embedder="all-minilm-l6-v2", lm="smollm2-135m"))
+shown = [e.output for e in plain.select("late", 1).examples]
+sent = same.prompt("late").to_openai()
+reveal_type(asked)
+reveal_type(same.select("late"))
+reveal_type(evaluate(task, "knn", "smollm2-135m", embedder="all-minilm-l6-v2"))
 reveal_type(pool)
 reveal_type(selector)
 reveal_type(picks)
@@ -46,7 +55,7 @@ def test_a_users_script_has_no_any(tmp_path: Path) -> None:
     )  # fmt: skip
     said = [line for line in checked.stdout.splitlines() if "script.py" in line]
     assert [line for line in said if ": error:" in line or "Any" in line] == []
-    assert sum("Revealed type" in line for line in said) == 9
+    assert sum("Revealed type" in line for line in said) == 12
 
 
 def test_every_public_name_loads() -> None:

@@ -28,7 +28,7 @@ from iclkit.errors import IclkitError, UnknownName
 COMMANDS = {
     "demo": ("_demo", "See the whole story on the bundled set with the default models."),
     "task": ("_task", "Describe your own data once, as a task with a name: new, show, check."),
-    "pool": ("_pool", "Keep demonstrations: add, ls, show, label, rm, dedupe, stats, embed, check, export."),
+    "pool": ("_pool", "Keep demonstrations: add, ls, show, update, label, rm, dedupe, stats, embed, check, export."),
     "keys": ("_keys", "Key texts that an LM wrote about a pool's inputs (skill-knn): export, annotate."),
     "augment": ("_augment", "Let a model write demonstrations into a pool."),
     "select": ("_select", "Choose demonstrations for queries; keep a fitted selector."),

@@ -30,6 +30,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "iclkit pool label inputs.db sheet.csv",
     ),
     "pool rm": ("iclkit pool rm demos.db 30a89c22", "iclkit pool rm demos.db --where generated=labels --dry-run"),
+    "pool update": ("iclkit pool update demos.db --where attrs.tenant=acme --set reviewed=true",),
     "pool dedupe": ("iclkit pool dedupe demos.db --near 0.8 --dry-run",),
     "pool stats": ("iclkit pool stats demos.db",),
     "pool embed": ("iclkit pool embed demos.db --embedder all-minilm-l6-v2",),

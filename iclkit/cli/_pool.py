@@ -157,6 +157,38 @@ def _keys(store: Pool, example_id: str) -> dict[str, list[str]]:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @TASK
 @WHERE
+@click.option("--set", "new", multiple=True, metavar="KEY=VALUE", help="Metadata to put there, a.b=VALUE inside a; may "
+              "repeat.")  # fmt: skip
+@click.option("--unset", multiple=True, metavar="KEY", help="Metadata to take out; may repeat.")
+@JSON
+def update(
+    pool: Path,
+    ids: tuple[str, ...],
+    task: str | None,
+    where: tuple[str, ...],
+    new: tuple[str, ...],
+    unset: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Change the metadata of examples of POOL, by ID or all with a task or metadata. Content and vectors stay."""
+    if bool(ids) == bool(task is not None or where):
+        raise UsageError("say which examples: either IDs, or --task-name and --where")
+    if not new and not unset:
+        raise UsageError("say what to change: --set KEY=VALUE or --unset KEY")
+    with Pool.open(pool, create=False) as store:
+        chosen = [store.get(i) for i in ids] if ids else store.view(task=task, where=conditions(where)).examples
+        changed = store.annotate([e.id for e in chosen], conditions(new, "--set"), unset)
+    if as_json:
+        print_json({"matched": len(chosen), "changed": changed})
+    else:
+        echo(f"changed the metadata of {changed:,} of {len(chosen):,} examples")
+
+
+@command.command()
+@POOL
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@TASK
+@WHERE
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @JSON
 def rm(

@@ -258,11 +258,17 @@ class _CompletedEmbedder(BaseEmbedder):
         return vectors
 
 
-def as_embedder(embedder: EmbedderLike) -> Embedder:
+def as_embedder(embedder: EmbedderLike | str) -> Embedder:
     """The embedder itself, or a foreign object completed: the one place that asks what an object has.
+
+    A text is the name of an embedder to load.
 
     UsageError for an object that lacks a name, a fingerprint, its dimensions or an encoder.
     """
+    if isinstance(embedder, str):
+        from iclkit.embed._load import load_embedder
+
+        return load_embedder(embedder)
     if isinstance(embedder, BaseEmbedder | Embedder):
         return embedder
     if not isinstance(embedder, EmbedderLike):

@@ -9,13 +9,13 @@ from typing import Any, TypedDict, Unpack
 
 from iclkit import __version__
 from iclkit.datasets import Task
-from iclkit.embed import Embedder, Reranker
+from iclkit.embed import EmbedderLike, Reranker
 from iclkit.errors import DataError, NothingAnswered, UsageError
 from iclkit.eval._bench import Bench, make_bench
 from iclkit.eval._judge import Judge, prediction_of
 from iclkit.eval._metrics import METRICS
 from iclkit.eval._runs import RunStore, batches
-from iclkit.lm import LM
+from iclkit.lm import MinimalLM
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import CUT, NO_ANSWER, Predictor, Settings, Tools, make_predictor
 from iclkit.prompts import Template
@@ -43,11 +43,11 @@ class SettingFields(TypedDict, total=False):
 def evaluate_task(
     task: Task | Bench,
     predictor: str | Spec | Selector,
-    lm: LM | None = None,
+    lm: MinimalLM | str | None = None,
     *,
     pool: Pool | PoolView | None = None,
-    embedder: Embedder | None = None,
-    reranker: Reranker | None = None,
+    embedder: EmbedderLike | str | None = None,
+    reranker: Reranker | str | None = None,
     template: Template | None = None,
     limit: int | None = None,
     on_leak: str = "exclude",
@@ -56,7 +56,7 @@ def evaluate_task(
     progress: Progress | None = None,
     **settings: Unpack[SettingFields],
 ) -> Run:
-    """``evaluate`` in short: the bench, the tools and the predictor are made of what is given.
+    """``evaluate`` in short: the bench, the tools and the predictor are made of what is given. Models may be named.
 
     ``predictor`` as in ``make_predictor``: a selector to prompt the LM with, or the name of another predictor. A
     ``Bench`` in place of the task brings pool, limit and leaks along. ``settings`` are those of ``Settings`` (k, seed,

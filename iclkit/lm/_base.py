@@ -90,8 +90,12 @@ def as_lm(lm: object) -> LM:
     """The language model itself where it has every member of ``LM``, else one that completes it.
 
     An object with ``name``, ``fingerprint``, ``context_size``, ``count_tokens``, ``render_chat``, ``score`` and
-    ``generate`` can be completed. UsageError for one that lacks any of them.
+    ``generate`` can be completed; a text is the name of one to load. UsageError for one that lacks any of them.
     """
+    if isinstance(lm, str):
+        from iclkit.lm._load import load_lm
+
+        return load_lm(lm)
     if isinstance(lm, LM):
         return lm
     if not isinstance(lm, MinimalLM):

@@ -9,6 +9,7 @@ from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
+from iclkit.pool._rows import examples_of
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats, as_view, copy_view
 from iclkit.pool._terms import TOKENIZERS, TermIndex, Terms, tokenizer
 from iclkit.pool._view import PoolOrigin, PoolView
@@ -34,6 +35,7 @@ __all__ = [
     "as_view",
     "copy_view",
     "example_dict",
+    "examples_of",
     "exported_example",
     "run_read_only",
     "tokenizer",

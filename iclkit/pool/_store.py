@@ -21,11 +21,12 @@ from iclkit.pool._examples import COLUMNS, StoredExamples, example_of, stored_ro
 from iclkit.pool._export import write_examples
 from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
+from iclkit.pool._rows import examples_of
 from iclkit.pool._schema import open_database
 from iclkit.pool._terms import TermStore
 from iclkit.pool._vectors import VectorStore, text_hash
 from iclkit.pool._view import IntArray, MadeBy, PoolOrigin, PoolReader, PoolView
-from iclkit.records import Example, Json, Progress, Query, clean_text, digest
+from iclkit.records import Example, Json, Progress, Query, clean_text, digest, set_meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,16 @@ class Pool:
         return cls(where, open_database(where, create=create, read_only=read_only), read_only)
 
     @classmethod
-    def of(cls, examples: Iterable[Example]) -> Pool:
-        """A pool in memory."""
+    def of(
+        cls, data: object, *, input: str | Sequence[str] | None = None, output: str | None = None, task: str = ""
+    ) -> Pool:
+        """A pool in memory: of examples, or of rows as ``examples_of`` reads them.
+
+        >>> len(Pool.of([{"ticket": "late parcel", "team": "delivery"}], input="ticket", output="team"))
+        1
+        """
         pool = cls.open(MEMORY)
-        pool.add(examples)
+        pool.add(examples_of(data, input=input, output=output, task=task))
         return pool
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
@@ -405,6 +412,31 @@ class Pool:
         found = connection.execute(query, (example_id,)).fetchone()
         return str(found[0]) if found and found[0] else None
 
+    def annotate(self, ids: Iterable[str], new: Mapping[str, Json], unset: Iterable[str] = ()) -> int:
+        """Change metadata of examples in one transaction, all or none; says how many of them are different now.
+
+        Names with dots reach into values, as in ``view(where=…)``: ``{"attrs.tenant": "acme"}`` changes ``tenant`` in
+        what stands under ``attrs``. Ids, content and vectors stay. DataError for an unknown id, and for a value that
+        cannot be stored.
+        """
+        gone, changes = [*unset], list[tuple[str, str]]()
+        with self._writing() as connection:
+            for number, example_id in enumerate(dict.fromkeys(ids), 1):
+                old = self.get(example_id)
+                meta: dict[str, Any] = json.loads(json.dumps(dict(old.meta)))
+                for path in gone:
+                    set_meta(meta, path)
+                for path, value in new.items():
+                    set_meta(meta, path, value)
+                if meta != dict(old.meta):
+                    changes.append((_ExampleRow.of(replace(old, meta=meta), number).meta, old.id))
+            if changes:
+                revision = _log(connection, "update", len(changes))
+                connection.executemany(
+                    "UPDATE examples SET meta = ?, revision = ? WHERE id = ?", ((m, revision, i) for m, i in changes)
+                )
+        return len(changes)
+
     def remove(self, ids: Iterable[str], *, reason: str = "removed") -> int:
         """Remove examples by id or unique prefix, all or none, and say how many. What stays is the id and the reason.
 
@@ -585,7 +617,7 @@ def _view_of_file(path: str, uid: str, revision: int, read_only: bool) -> PoolVi
     return view
 
 
-def as_view(source: PoolView | Pool | Iterable[Example]) -> PoolView:
+def as_view(source: PoolView | Pool | Iterable[object]) -> PoolView:
     """A view of whatever examples stand in: a view itself, all of a pool, or examples, which are kept in memory.
 
     UsageError for anything else.

@@ -8,6 +8,7 @@ from iclkit.predictors._calibrate import (
     content_free_query,
     label_shares,
 )
+from iclkit.predictors._chooser import chooser
 from iclkit.predictors._prompt import (
     CUT,
     NO_ANSWER,
@@ -37,6 +38,7 @@ __all__ = [
     "Shape",
     "TaskContext",
     "Tools",
+    "chooser",
     "content_free_inputs",
     "content_free_query",
     "display_name",

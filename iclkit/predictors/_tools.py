@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from iclkit.embed import Embedder, Reranker
+from iclkit.embed import Embedder, EmbedderLike, Reranker, as_embedder, load_reranker
 from iclkit.errors import NeedError
-from iclkit.lm import LM, as_lm
+from iclkit.lm import LM, MinimalLM, as_lm
 from iclkit.predictors._protocol import TaskContext
 from iclkit.prompts import Template
 from iclkit.records import Json, ModelName
@@ -18,7 +19,7 @@ _WORDS = (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """LM, embedder and reranker, as far as there are any, and the only builder of ``Kit``.
+    """LM, embedder and reranker, as far as there are any, and the only builder of ``Kit``. Names are loaded.
 
     ``load_lm`` makes a second LM by name, for settings that name one, with the cache and device of the first.
     """
@@ -28,9 +29,23 @@ class Tools:
     reranker: Reranker | None = None
     load_lm: Callable[[str], LM] | None = None
 
+    if TYPE_CHECKING:  # what may be given is more than what stands there afterwards
+
+        def __init__(
+            self,
+            lm: MinimalLM | str | None = None,
+            embedder: EmbedderLike | str | None = None,
+            reranker: Reranker | str | None = None,
+            load_lm: Callable[[str], LM] | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         if self.lm is not None:
             object.__setattr__(self, "lm", as_lm(self.lm))
+        if isinstance(self.embedder, str):
+            object.__setattr__(self, "embedder", as_embedder(self.embedder))
+        if isinstance(self.reranker, str):
+            object.__setattr__(self, "reranker", load_reranker(self.reranker))
 
     def kit(
         self,

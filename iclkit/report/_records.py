@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
+from typing import Any
 
 from iclkit.eval import Difference, Estimate, LeftOut, NewTasks, PooledDifference
-from iclkit.records import Run, SeedScope
+from iclkit.records import Run, SeedScope, data_frame, html_table
 from iclkit.report._axes import USUAL
 
 ALPHA = 0.05
@@ -179,6 +181,28 @@ class Board:
     compared: tuple[str, ...] = USUAL
     declared: Mapping[str, str] = field(default_factory=dict)
     made: tuple[Made, ...] = ()
+
+    @property
+    def _table(self) -> list[dict[str, object]]:
+        return [
+            {
+                "task": group.task, "lm": group.lm, "k": group.k, "selector": line.name or line.selector,
+                "order": line.order, "calibrate": line.calibrate, "metric": group.metric, "value": line.figure.value,
+                "low": line.figure.low, "high": line.figure.high, "difference": line.diff.value if line.diff else None,
+                "p": line.p if line.diff else None, "verdict": line.verdict, "seeds": len(line.seeds),
+                "queries": group.queries, "tokens": line.tokens,
+            }
+            for group in self.groups
+            for line in group.lines
+        ]  # fmt: skip
+
+    def to_pandas(self) -> Any:
+        """A ``pandas.DataFrame`` with a row for each line of the tables of single tasks."""
+        return data_frame(self._table)
+
+    def _repr_html_(self) -> str:
+        notes = "".join(f"<p>note: {escape(note)}</p>" for note in self.notes)
+        return f"<p>baseline: {escape(self.baseline)}</p>{html_table(self._table)}{notes}"
 
 
 def is_baseline(line: Line, baseline: str, compared: Sequence[str] = USUAL) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import shlex
@@ -13,16 +14,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.embed import as_embedder
+from iclkit.embed import as_embedder, load_reranker
 from iclkit.errors import DataError, NeedError, UsageError
-from iclkit.lm import ranks_only
+from iclkit.lm import as_lm, ranks_only
 from iclkit.pool import as_view
 from iclkit.prompts import Template
-from iclkit.records import Example, Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
+from iclkit.records import Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
 from iclkit.settings import check_settings, describe_settings, recorded_settings
 
 if TYPE_CHECKING:
-    from iclkit.embed import Embedder, Reranker
+    from iclkit.embed import Embedder, EmbedderLike, Reranker
     from iclkit.lm import LM
     from iclkit.pool import CandidateBatch, Candidates, Pool, PoolView, Scope
 
@@ -100,6 +101,7 @@ class SelectorCost:
 class Kit:
     """What a selector may use: handed to ``fit``; a missing part that is needed raises NeedError there.
 
+    Embedder, LM and reranker may be given by name (``embedder="all-minilm-l6-v2"``), and are then loaded.
     ``template``, ``labels`` and ``order`` are the task's, for selectors that ask an LM; ``reserve`` tokens of its
     context are kept for the answer.
     """
@@ -117,13 +119,34 @@ class Kit:
     load_lm: Callable[[str], LM] | None = None
     """Loads a second LM by name, for settings that name one; ``iclkit.lm.load_lm`` where this is None."""
 
+    if TYPE_CHECKING:  # what may be given is more than what stands there afterwards
+
+        def __init__(
+            self,
+            embedder: EmbedderLike | str | None = None,
+            lm: LM | str | None = None,
+            template: Template | None = None,
+            labels: tuple[str, ...] = (),
+            seed: int = 0,
+            order: str = "best-last",
+            reserve: int = 0,
+            reranker: Reranker | str | None = None,
+            task: str = "",
+            load_lm: Callable[[str], LM] | None = None,
+        ) -> None: ...
+
     def __post_init__(self) -> None:
-        if self.embedder is not None:  # a foreign one is completed here, once
+        # a foreign embedder is completed here, once; what is given by name is loaded
+        if self.embedder is not None:
             object.__setattr__(self, "embedder", as_embedder(self.embedder))
+        if isinstance(self.lm, str):
+            object.__setattr__(self, "lm", as_lm(self.lm))
+        if isinstance(self.reranker, str):
+            object.__setattr__(self, "reranker", load_reranker(self.reranker))
 
 
-PoolLike: TypeAlias = "PoolView | Pool | Iterable[Example]"
-"""What a selector can be fitted on."""
+PoolLike: TypeAlias = "PoolView | Pool | Iterable[object]"
+"""What a selector can be fitted on: a view, a pool, or what ``Pool.of`` takes (examples, rows, a DataFrame)."""
 
 
 def as_queries(queries: Sequence[QueryLike]) -> list[Query]:
@@ -315,6 +338,12 @@ class BaseSelector:
         choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
         spec = self.spec
         return [self._selection(c, k, choice, spec) for c, choice in zip(batch, choices, strict=True)]
+
+    async def aselect(
+        self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
+    ) -> Selection:
+        """``select`` in a thread of its own, for programs that are asynchronous."""
+        return await asyncio.to_thread(self.select, query, k, where=where, exclude=exclude)
 
     def save(self, folder: str | Path, *, k: int = 8, copy_pool: bool = False, follow: bool = False) -> Path:
         """Keep this fitted selector in a folder that ``iclkit.load_selector`` reads; see ``iclkit.selectors.Chooser``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import shutil
@@ -112,6 +113,9 @@ class Chooser:
         """What it was fitted with."""
         return self._kit
 
+    def __repr__(self) -> str:
+        return f"<Chooser {self.spec}, k={self.k}, {len(self.view):,} examples>"
+
     @property
     def spec(self) -> Spec:
         """The selector's."""
@@ -168,6 +172,28 @@ class Chooser:
     ) -> list[dict[str, str]]:
         """What to send to a chat API for a query: ``[{"role": …, "content": …}, …]``."""
         return self.prompt(query, k, where=where, exclude=exclude).to_openai()
+
+    async def aselect(
+        self,
+        query: QueryLike,
+        k: int | None = None,
+        *,
+        where: Mapping[str, Json] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> Selection:
+        """``select`` in a thread of its own, for programs that are asynchronous."""
+        return await asyncio.to_thread(self.select, query, k, where=where, exclude=exclude)
+
+    async def amessages(
+        self,
+        query: QueryLike,
+        k: int | None = None,
+        *,
+        where: Mapping[str, Json] | None = None,
+        exclude: Iterable[str] = (),
+    ) -> list[dict[str, str]]:
+        """``messages`` in a thread of its own."""
+        return await asyncio.to_thread(self.messages, query, k, where=where, exclude=exclude)
 
     def prompt_of(self, selection: Selection) -> Prompt:
         """The prompt that shows a selection."""
