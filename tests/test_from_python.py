@@ -114,6 +114,17 @@ def test_a_chooser_is_made_of_anything_and_shows_what_the_task_shows(tmp_path: P
 EVIL = "<script>alert(1)</script>"
 
 
+def test_kept_columns_are_metadata_that_filters_reach(tmp_path: Path) -> None:
+    file = tmp_path / "tickets.csv"
+    file.write_text("text,team,tenant\nlate,delivery,acme\nlate too,delivery,beta\n")
+    rows = [{"text": "late", "team": "delivery", "tenant": "acme"}, {"text": "too", "team": "x", "tenant": "beta"}]
+    for data in (file, rows):
+        asked = iclkit.chooser(data, input="text", output="team", keep=["tenant"], selector="bm25", k=2)
+        assert [e.meta["tenant"] for e in asked.select("late", where={"tenant": "beta"}).examples] == ["beta"]
+    with pytest.raises(DataError, match="has no column 'owner'"):
+        Pool.of(rows, input="text", output="team", keep=["owner"])
+
+
 def test_notebooks_show_text_as_text(tmp_path: Path) -> None:
     pool = Pool.of([(EVIL, EVIL), ("x", "y")])
     selection = make_selector("bm25").fit(pool).select(EVIL, 2)

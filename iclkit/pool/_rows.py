@@ -13,20 +13,25 @@ from iclkit.records import Example
 
 
 def examples_of(
-    data: object, *, input: str | Sequence[str] | None = None, output: str | None = None, task: str = ""
+    data: object,
+    *,
+    input: str | Sequence[str] | None = None,
+    output: str | None = None,
+    task: str = "",
+    keep: Sequence[str] = (),
 ) -> list[Example]:
     """Examples from examples, from rows with columns, or from (input, output) pairs.
 
     ``data``: a list of these, a pandas or polars ``DataFrame``, a ``datasets.Dataset`` or a ``pyarrow.Table``.
     ``input`` and ``output`` name the columns, "input" and "output" where not said; several input columns make named
-    fields. Columns ``choices``, ``meta`` and ``task`` are read where they are. UsageError for what is none of it,
-    DataError, with the row's number, for a value that is no text.
+    fields. Columns named in ``keep`` become metadata; ``choices``, ``meta`` and ``task`` are read where they are.
+    UsageError for what is none of it, DataError, with the row's number, for a value that is no text.
 
     >>> examples_of([{"text": "late parcel", "team": 3}], input="text", output="team")[0].output
     '3'
     """
     rows, names = _rows(data)
-    return [_example(number, row, input, output, task, names) for number, row in enumerate(rows, 1)]
+    return [_example(number, row, input, output, task, names, keep) for number, row in enumerate(rows, 1)]
 
 
 def _rows(given: object) -> tuple[Iterable[Any], Mapping[str, Sequence[str]]]:
@@ -63,6 +68,7 @@ def _example(
     output: str | None,
     task: str,
     names: Mapping[str, Sequence[str]],
+    keep: Sequence[str],
 ) -> Example:
     if isinstance(row, Example):
         return row
@@ -89,14 +95,14 @@ def _example(
         _text(where, answer, _cell(where, row, answer), names),
         str(row.get("task") or task),
         tuple(choices) if isinstance(choices, list | tuple) else (),
-        dict(meta) if isinstance(meta, Mapping) else {},
+        {**(meta if isinstance(meta, Mapping) else {}), **{c: _cell(where, row, c, "keep=…") for c in keep}},
     )
 
 
-def _cell(where: str, row: Mapping[str, Any], column: str) -> Any:
+def _cell(where: str, row: Mapping[str, Any], column: str, remedy: str = "input=…, output=…") -> Any:
     if column not in row:
         have = ", ".join(map(str, row)) or "none"
-        raise DataError(f"{where} has no column {column!r}, it has: {have}; say which: input=…, output=…")
+        raise DataError(f"{where} has no column {column!r}, it has: {have}; say which: {remedy}")
     return row[column]
 
 

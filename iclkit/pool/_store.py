@@ -94,7 +94,13 @@ class Pool:
 
     @classmethod
     def of(
-        cls, data: object, *, input: str | Sequence[str] | None = None, output: str | None = None, task: str = ""
+        cls,
+        data: object,
+        *,
+        input: str | Sequence[str] | None = None,
+        output: str | None = None,
+        task: str = "",
+        keep: Sequence[str] = (),
     ) -> Pool:
         """A pool in memory: of examples, or of rows as ``examples_of`` reads them.
 
@@ -102,7 +108,7 @@ class Pool:
         1
         """
         pool = cls.open(MEMORY)
-        pool.add(examples_of(data, input=input, output=output, task=task))
+        pool.add(examples_of(data, input=input, output=output, task=task, keep=keep))
         return pool
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:

@@ -21,6 +21,7 @@ def chooser(
     *,
     input: str | Sequence[str] | None = None,
     output: str | None = None,
+    keep: Sequence[str] = (),
     selector: str | Spec | Selector = "knn",
     k: int = 8,
     embedder: EmbedderLike | str = "all-minilm-l6-v2",
@@ -38,8 +39,8 @@ def chooser(
 
     ``data``: what ``iclkit eval`` takes as a task (a file, a folder, a task's name), whose train rows are shown; a pool
     or its path; or what ``Pool.of`` takes: rows, a DataFrame, a ``datasets.Dataset``. ``input`` and ``output`` name the
-    columns. ``selector``, ``k``, ``order`` and ``seed`` as in ``iclkit eval``, ``where`` shows only examples with this
-    metadata, ``follow`` fits it anew whenever the pool has changed.
+    columns, ``keep`` those to keep as metadata. ``selector``, ``k``, ``order`` and ``seed`` as in ``iclkit eval``;
+    ``where`` shows only examples with this metadata; ``follow`` fits it anew whenever the pool has changed.
 
     The embedder is loaded only where the selector needs one. ``template``: a text such as ``--template`` takes, or a
     ``Template``; the task's by default. ``chat``: demonstrations as turns. An ``lm`` is needed by selectors that ask
@@ -51,7 +52,7 @@ def chooser(
     """
     made = make_selector(selector)
     if isinstance(data, str | Path) and not is_pool(Path(data)):
-        data = load_task(data, input=input, output=output, labels=tuple(labels), need_test=False)
+        data = load_task(data, input=input, output=output, meta=keep, labels=tuple(labels), need_test=False)
     pool: Pool | None = None
     own: Template | None = None
     name = ""
@@ -61,7 +62,7 @@ def chooser(
     elif isinstance(data, str | Path):
         pool = Pool.open(data, create=False)
     elif not isinstance(data, PoolView):
-        pool = data if isinstance(data, Pool) else Pool.of(data, input=input, output=output)
+        pool = data if isinstance(data, Pool) else Pool.of(data, input=input, output=output, keep=keep)
     view = data if isinstance(data, PoolView) else pool.view() if pool else Pool.of(()).view()
     if where:
         view = pool.view(where=where) if pool else view.only(view.matching(where))
