@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,20 +31,18 @@ def main() -> None:
     tables: dict[str, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
     scopes: dict[str, SeedScope] = {}
     for run in load_runs(args.runs):
-        spec: Any = run.spec
-        task, selector = spec["task"]["name"], spec["selector"]["name"]
-        predictor = (spec.get("predictor") or {}).get("name", "")
-        if not run.facts["done"] or (predictor not in NO_LM and spec["k"] != args.k):
+        spec, selector, task = run.spec, run.spec.selector.name, run.spec.task.name
+        predictor = spec.predictor.name if spec.predictor.name in NO_LM else ""
+        if not run.facts["done"] or (not predictor and spec.k != args.k):
             continue
-        name, seed, trained = predictor or selector, spec["seed"], False
-        folder = Path((spec["embedder"] or {"name": ""})["name"]).name
+        name, seed, trained = predictor or selector, spec.seed, False
+        folder = Path(spec.embedder.name if spec.embedder else "").name
         method, _, rest = folder.partition(f"-{task}-")
         if method.startswith(TRAINED) and rest.isdigit():
             name, seed, trained = f"{selector} with {method}", int(rest), True
         elif selector == "knn" and not predictor:
             name = "knn, untrained"
-        metric = spec["task"]["metric"]
-        tables[task][name][seed] = {row.query_id: float(row.metrics[metric]) for row in run.rows}
+        tables[task][name][seed] = {row.query_id: float(row.metrics[spec.task.metric]) for row in run.rows}
         scopes[name] = "task" if trained else "query"
     for task, lines in sorted(tables.items()):
         print_table(task, args.k, lines, scopes)

@@ -122,7 +122,7 @@ def run_trials(folder: Path, lm: Path, names: list[str] | None = None) -> Iterat
     (folder / "runs").rename(folder / "whole")
     good = call(["leaderboard", "whole", "--json"], folder, home)
     whole = {line["selector"]: line for line in _board_lines(good.out)}
-    victim = next(r.name for r in sorted((folder / "whole").iterdir()) if "bm25" in (r / "run.json").read_text())
+    victim = next(r.name for r in sorted((folder / "whole").iterdir()) if _selector(r) == "bm25")
     for name in names or DAMAGES:
         shutil.rmtree(folder / "runs", ignore_errors=True)
         shutil.copytree(folder / "whole", folder / "runs")
@@ -141,6 +141,12 @@ def run_trials(folder: Path, lm: Path, names: list[str] | None = None) -> Iterat
             outcome = call(again, folder, home, limit=60)
             wrong = wrong or (f"{again[0]}: {outcome.fault}" if outcome.fault else "")
         yield Trial("damaged run folder", name, wrong)
+
+
+def _selector(run: Path) -> str:
+    from iclkit.eval import load_run
+
+    return load_run(run).spec.selector.name
 
 
 def _board_lines(text: str) -> list[dict[str, Any]]:
