@@ -83,6 +83,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_board.py
 	$(RUN)/bench_tune.py --seeds 20 --trials 60
 	$(RUN)/bench_explain.py
+	$(RUN)/bench_serve.py
 else
 	$(RUN)/bench_score.py $(MODEL) --queries 8 --naive-queries 4 --repeats 1 --fixed
 	$(RUN)/bench_feedback.py $(MODEL) --queries 5 --candidates 4 --repeats 1
@@ -93,6 +94,7 @@ else
 	$(RUN)/bench_startup.py --smoke
 	$(RUN)/bench_scale.py --smoke
 	$(RUN)/bench_embed.py --smoke
+	$(RUN)/bench_serve.py --smoke
 	$(RUN)/bench_beam.py --smoke
 	$(RUN)/bench_board.py --smoke
 	$(RUN)/bench_tune.py

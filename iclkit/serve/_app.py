@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -102,6 +102,8 @@ class _Service:
             return refusal(error.status, str(error))
         except IclkitError as error:
             return refusal_of(error)
+        except ClientDisconnect:
+            return refusal(400, "the client went away before its request had come in")
         except Exception as error:  # a fault of ours: the log says where, the client only that it is not theirs
             log.exception("%s failed", request.url.path)
             return refusal(500, f"{type(error).__name__} inside iclkit; the server's log says more")

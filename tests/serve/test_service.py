@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
+import urllib.request
 from collections.abc import Iterator
 from typing import Any
 
@@ -116,6 +118,19 @@ def test_a_body_without_a_length_is_cut_off_at_the_limit(chooser: Chooser) -> No
 
     with TestClient(make_app(chooser, ServeSettings(max_body=250))) as client:
         assert "more than the 250 bytes" in line(client.post("/messages", content=parts()), 413)
+
+
+def test_a_client_that_goes_away_is_no_fault_of_the_service(
+    chooser: Chooser, serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(make_app(chooser)) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(b"POST /select HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        answered = urllib.request.urlopen(f"{address}/metrics").read().decode()
+        while 'path="/select",status="400"' not in answered:
+            answered = urllib.request.urlopen(f"{address}/metrics").read().decode()
+    assert "Traceback" not in caplog.text
 
 
 def test_paths_and_methods_that_are_not_there_are_said(client: TestClient) -> None:
