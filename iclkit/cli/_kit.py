@@ -431,7 +431,7 @@ def fetch(name: str, kind: str) -> None:
         from iclkit.embed import split_spec
 
         name, _ = split_spec(name)
-    if ":" in name or Path(name).exists():
+    if ":" in name or Path(name).is_dir():
         return
     try:
         resolve(name, kind, pull=False)  # type: ignore[arg-type]

@@ -46,8 +46,8 @@ def load_lm(
     price: str | None = None,
     max_cost: float | None = None,
 ) -> LM:
-    """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder,
-    ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
+    """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder, a GGUF file (converted
+    once), ``gguf:PATH`` (by llama.cpp), ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
 
     dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
@@ -76,6 +76,10 @@ def load_lm(
 
         records = FolderRecords(home() / "servers") if cache is True else None
         lm: LM = open_openai(spec, records, reprobe=reprobe, price=price, max_cost=max_cost)
+    elif spec.startswith("gguf:"):
+        from iclkit.lm._gguf import open_gguf
+
+        lm = open_gguf(spec)
     elif spec.startswith("vllm:"):
         from iclkit.lm._vllm import open_vllm
 

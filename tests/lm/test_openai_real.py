@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from iclkit.lm import GenerateRequest, Score, ScoreRequest
+from iclkit.errors import ModelError, UnknownName
+from iclkit.lm import GenerateRequest, Score, ScoreRequest, load_lm
+from iclkit.lm._load import load_torch
 from iclkit.lm._servers import OpenAILM, open_openai
 from iclkit.records import Message
 
@@ -47,15 +49,21 @@ def model(smollm2_path: Path) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def url(model: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("xllamacpp", reason="the server of llama.cpp is not installed: pip install xllamacpp")
+def gguf(model: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("gguf") / "smollm2.gguf"
     core = json.loads(model[1].backend_tokenizer.to_str())
     ids = {**core["model"]["vocab"], **{t["content"]: t["id"] for t in core["added_tokens"]}}
     merges = [m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]]
     special = [1, *(t["id"] for t in core["added_tokens"] if t["id"] not in (1, 2)), 2]
     write_gguf(path, model[0], sorted(ids, key=ids.__getitem__), merges, special, model[1].chat_template)
-    command = [sys.executable, "-c", SERVE, str(path)]
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def url(gguf: Path) -> Iterator[str]:
+    pytest.importorskip("xllamacpp", reason="the server of llama.cpp is not installed: pip install xllamacpp")
+    command = [sys.executable, "-c", SERVE, str(gguf)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
         address = process.stdout.readline().strip()
@@ -66,7 +74,6 @@ def url(model: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Ite
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-    path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +173,71 @@ def test_without_probabilities_the_answer_is_compared_with_the_labels(url):
     scores = lm.score([ScoreRequest(CONTEXTS[0], c) for c in (" positive", " negative")])
     assert answer.text.strip() in ("positive", "negative")
     assert (scores[0].logprob > scores[1].logprob) == (answer.text.strip() == "positive")
+
+
+# -- GGUF by path ------------------------------------------------------------------------------------------------------
+
+NOUNS = ("film", "hotel")
+WORDS = ("superb", "dreadful", "warm", "boring", "clever", "a mess", "a joy", "too long", "moving", "broken")
+PROMPTS = [f"{SHOTS}the {noun} was {word}\nSentiment:" for noun in NOUNS for word in WORDS]
+
+
+def predictions(scores: Sequence[Score]) -> list[bool]:
+    return [a.logprob > b.logprob for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+
+@pytest.fixture(scope="module")
+def exact(smollm2_path: Path) -> list[Score]:
+    own = load_torch(str(smollm2_path), dtype="fp32", workers=1, threads=1)
+    return own.score([ScoreRequest(c, label) for c in PROMPTS for label in (" positive", " negative")])
+
+
+def test_llama_cpp_inside_predicts_what_the_own_engine_does_on_the_same_weights(gguf: Path, exact: list[Score]):
+    pytest.importorskip("xllamacpp", reason="llama.cpp is not installed: pip install xllamacpp")
+    lm = load_lm(f"gguf:{gguf},threads=1", cache=False)
+    assert (lm.name, lm.scoring, lm.context_size) == ("smollm2", "next-token", 8192)
+    got = lm.score([ScoreRequest(c, label) for c in PROMPTS for label in (" positive", " negative")])
+    assert predictions(got) == predictions(exact)
+    assert max(abs(a.logprob - b.logprob) for a, b in zip(got, exact, strict=True)) < 0.01
+    assert "127.0.0.1" not in lm.fingerprint
+    assert load_lm(f"gguf:{gguf},threads=1,context=512", cache=False).fingerprint != lm.fingerprint
+
+
+def test_a_gguf_file_is_converted_once_and_scores_like_its_weights(
+    gguf: Path, exact: list[Score], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path))
+    lm = load_lm(str(gguf), dtype="fp32", workers=1, threads=1, cache=False)
+    got = lm.score([ScoreRequest(c, label) for c in PROMPTS for label in (" positive", " negative")])
+    differ = sum(a != b for a, b in zip(predictions(got), predictions(exact), strict=True))
+    assert differ == 0  # the weights of SmolLM2 are bf16, which is what conversion keeps
+    (folder,) = (tmp_path / "models").glob("gguf-smollm2-*")
+    before = folder.stat().st_mtime_ns
+    again = load_lm(str(gguf), dtype="fp32", workers=1, threads=1, cache=False)
+    assert (again.fingerprint, folder.stat().st_mtime_ns) == (lm.fingerprint, before)
+
+
+@pytest.mark.parametrize(
+    ("content", "spec", "words"),
+    [
+        (b"<html>", "{path}", "is no GGUF file"),
+        (b"<html>", "gguf:{path}", "is no GGUF file"),
+        (b"GGUF" + b"\0" * 20, "gguf:{path}", "GGUF"),
+        (b"GGUF" + b"\0" * 20, "{path}", "GGUF|gguf"),
+        (None, "gguf:{path}", "cannot read"),
+        (None, "{path}", "cannot read"),
+    ],
+)
+def test_a_file_that_is_none_is_one_line(tmp_path: Path, monkeypatch, content: bytes | None, spec: str, words: str):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    path = tmp_path / "x.gguf"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=words) as caught:
+        load_lm(spec.format(path=path), cache=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_setting_that_llama_cpp_has_not_is_named(gguf: Path):
+    with pytest.raises(UnknownName, match="Did you mean 'context'"):
+        load_lm(f"gguf:{gguf},contxt=5", cache=False)

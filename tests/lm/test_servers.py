@@ -167,6 +167,15 @@ def test_an_answer_is_bound_to_the_labels_by_what_the_server_has(start: Start, k
     assert [s.logprob > -1 for s in scores] == [i == best for i in range(3)]
 
 
+def test_a_chat_is_asked_where_completions_tell_nothing_and_it_has_more(start: Start):
+    lm = opened(start("completions", "chat", "schema"))
+    assert (lm.scoring, lm.endpoint) == ("forced", "chat")
+    lm = opened(start("completions", "chat", "chat_logprobs"))
+    assert (lm.scoring, lm.endpoint) == ("first-token", "chat")
+    lm = opened(start("completions", "chat"))
+    assert (lm.scoring, lm.endpoint) == ("generate", "completions")
+
+
 def test_what_an_answer_is_bound_to_is_part_of_what_is_remembered(start: Start, tmp_path: Path):
     server = start("chat", "choice")
     lm = cached(opened(server), Cache(tmp_path / "c.db"))

@@ -53,6 +53,7 @@ __all__ = [
     "Records",
     "RequestRejected",
     "by_batch",
+    "connect",
     "open_openai",
 ]
 

@@ -51,6 +51,7 @@ class OpenAILM(BaseLM):
     Opening it finds out with a few short questions what the server can do (``can``), or takes it from ``records`` where
     one question shows that it still holds. ``scoring`` is how log-probabilities are had (see the package), ``notes``
     say what the user should know about it, ``usage`` counts requests to the server and the tokens it reports.
+    ``identity``: what answers, where that is known better than by address and name.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class OpenAILM(BaseLM):
         *,
         reprobe: bool = False,
         purse: Purse | None = None,
+        identity: str = "",
     ) -> None:
         self.name, self.client, self.config = model, client, config
         self._server = server = ServedModel(model, client, config, purse)
@@ -73,6 +75,8 @@ class OpenAILM(BaseLM):
         facts, served = facts_of(server)
         host = client.url + (f"?{client.parameters}" if client.parameters else "")
         kept = {k: facts.get(k) for k in ("id", "root", "parent", "owned_by", "max_model_len", "meta")}
+        # a server that we start ourselves is known by what it serves, not by where
+        served_by = [identity] if identity else [model, host, digest(kept)]
         self._key = digest([host, model, digest(kept), config.scoring, config.endpoint, config.tokenizer, config.extra])
         self._way = self._open(facts, served, reprobe)
         client.patience = client.config.retries
@@ -80,7 +84,7 @@ class OpenAILM(BaseLM):
         self._kept = server.can
         self.scoring, self.endpoint, self.context_size = server.can.scoring, server.can.endpoint, server.context_size
         self._explain()
-        parts = [model, host, digest(kept), self.endpoint, self.scoring, config.tokenizer, str(config.revision)]
+        parts = [*served_by, self.endpoint, self.scoring, config.tokenizer, str(config.revision)]
         parts += ["ids" if self.codec else "text"]
         if self.scoring in ("first-token", "generate", "forced"):
             parts += [str(config.answer_tokens), _ANSWERS]

@@ -26,6 +26,7 @@ from iclkit.lm._servers._model import (
     AUTH_STATUSES,
     PROBE,
     UNSUPPORTED_STATUSES,
+    Misshapen,
     ServedModel,
     Unanswered,
     cached_tokens,
@@ -84,6 +85,8 @@ def probe(server: ServedModel, facts: Mapping[str, Any], served: Sequence[str]) 
     server.codec = _find_codec(server)
     server.found(token_ids=server.codec is not None and not server.chats)
     way = _find_way(server)
+    if way.name == CompareWay.name and config.endpoint == config.scoring == "auto" and not server.chats:
+        way = _as_chat(server) or way  # Ollama, LM Studio: what completions lack, chats may have
     if isinstance(way, TrieWay) and not isinstance(way, NativeWay):
         _find_whole(server, way)
     server.found(scoring=way.name)
@@ -229,6 +232,26 @@ def _find_way(server: ServedModel) -> Way:
         except (NotSupported, Unanswered) as error:
             why = f": {error}"
     raise ModelError(f"{server} does not offer the scoring {wanted!r} that was asked for{why}")
+
+
+def _as_chat(server: ServedModel) -> Way | None:
+    """A better way as a chat than generating; None where there is none."""
+    before = server.can
+    try:
+        server.chat("Hi", max_tokens=1)
+        server.found(endpoint="chat", token_ids=False)
+        _find_thoughts(server)
+        way = _find_way(server)
+        if way.name != CompareWay.name:
+            server.codec = _find_codec(server)
+            return way
+    except HttpError as error:
+        if not is_no(error):
+            raise
+    except (NotSupported, Misshapen):
+        pass
+    server.can = before
+    return None
 
 
 def _find_whole(server: ServedModel, way: TrieWay) -> None:

@@ -1,0 +1,84 @@
+"""llama.cpp inside (``gguf:PATH``) beside the own engine on the same weights: predictions, log-probabilities, seconds.
+
+    python benchmarks/bench_llama_cpp.py MODEL [--prompts 100] [--shots 4] [--task sst2] [--data DATA]
+
+MODEL is a folder of a Llama-shaped model with a byte-level BPE tokenizer of the kind "smollm"; it is written as a
+float32 GGUF file, served by llama.cpp, converted back by ``--lm PATH``, and scored by the own engine in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from _common import LABELS, ROOT, default_data, emit, few_shot_prompts
+
+sys.path.insert(0, str(ROOT))
+
+from iclkit.lm import LM, ScoreRequest, load_lm
+from tests.gguf_files import write_gguf
+
+
+def written(folder: Path, out: Path) -> Path:
+    """The model as a GGUF file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids = {**core["model"]["vocab"], **{t["content"]: t["id"] for t in core["added_tokens"]}}
+    merges = [m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]]
+    special = [1, *(t["id"] for t in core["added_tokens"] if t["id"] not in (1, 2)), 2]
+    write_gguf(out, model, sorted(ids, key=ids.__getitem__), merges, special, tokenizer.chat_template)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--prompts", type=int, default=100)
+    parser.add_argument("--shots", type=int, default=4)
+    parser.add_argument("--task", default="sst2", choices=[*LABELS])
+    parser.add_argument("--data", type=Path, default=default_data())
+    a = parser.parse_args()
+    prompts = few_shot_prompts(a.data, a.task, a.prompts, a.shots)
+    labels = LABELS[a.task]
+    requests = [ScoreRequest(p, f" {label}") for p in prompts for label in labels]
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["ICLKIT_HOME"] = folder
+        path = written(a.model, Path(folder) / "model.gguf")
+        one = {"workers": 1, "threads": 1, "dtype": "fp32", "cache": False}
+        ways = {
+            "own engine": lambda: load_lm(str(a.model), **one),
+            "GGUF converted": lambda: load_lm(str(path), **one),
+            "llama.cpp inside": lambda: load_lm(f"gguf:{path},threads=1,context=2048", cache=False),
+        }
+        reference: list[float] = []
+        for way, load in ways.items():
+            lm: LM = load()
+            begun = time.perf_counter()
+            scores = [s.logprob for s in lm.score(requests)]
+            seconds = time.perf_counter() - begun
+            reference = reference or scores
+            rows = [[x[at : at + len(labels)] for at in range(0, len(x), len(labels))] for x in (scores, reference)]
+            picks = [[row.index(max(row)) for row in part] for part in rows]
+            differences = [abs(x - y) for x, y in zip(scores, reference, strict=True)]
+            emit(
+                what="llama.cpp",
+                way=way,
+                prompts=len(prompts),
+                same_predictions=sum(x == y for x, y in zip(*picks, strict=True)),
+                largest_difference=round(max(differences), 5),
+                mean_difference=round(sum(differences) / len(differences), 6),
+                seconds=round(seconds, 1),
+            )
+
+
+if __name__ == "__main__":
+    main()
