@@ -81,6 +81,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_embed.py
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
+	$(RUN)/bench_eval_overhead.py
 	$(RUN)/bench_tune.py --seeds 20 --trials 60
 	$(RUN)/bench_explain.py
 	$(RUN)/bench_serve.py
@@ -97,6 +98,7 @@ else
 	$(RUN)/bench_serve.py --smoke
 	$(RUN)/bench_beam.py --smoke
 	$(RUN)/bench_board.py --smoke
+	$(RUN)/bench_eval_overhead.py --smoke
 	$(RUN)/bench_tune.py
 	$(RUN)/bench_explain.py --pool 20 --queries 6 -k 4
 endif

@@ -527,8 +527,15 @@ class Row:
 
     def to_json(self) -> str:
         """One line of ``rows.jsonl``. Fields that came later are left out where they are empty."""
-        data = asdict(self)
-        return canonical_json({k: v for k, v in data.items() if v or k not in ("failure", "label_tokens")})
+        data: dict[str, Any] = {  # written out, for ``asdict`` copies every part of every row
+            "query_id": self.query_id, "gold": self.gold, "output": self.output, "metrics": self.metrics,
+            "picks": self.picks, "shown": self.shown,
+            "dropped": [{"example_id": d.example_id, "reason": d.reason} for d in self.dropped],
+            "prompt_hash": self.prompt_hash, "prompt_tokens": self.prompt_tokens,
+            "label_logprobs": self.label_logprobs, "notes": self.notes, "greedy": self.greedy,
+        }  # fmt: skip
+        later = {"failure": self.failure, "label_tokens": self.label_tokens}
+        return canonical_json(data | {name: value for name, value in later.items() if value})
 
 
 @dataclass(frozen=True, slots=True)

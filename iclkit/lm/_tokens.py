@@ -11,6 +11,7 @@ from iclkit.models import first_words
 from iclkit.records import Message, without_system
 
 TokenIds = tuple[int, ...]
+_COUNTED = 256  # texts that were counted and may be encoded next: more than a batch of prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class PromptTokenizer:
         self.start: TokenIds = self.prefix or (() if start is None else (start,))
         self.eos: int | None = tokenizer.eos_token_id
         self._chat = ChatTemplate(tokenizer)
+        self._counted: dict[str, TokenIds] = {}  # prompts are counted when they are made, and encoded when asked
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -62,12 +64,18 @@ class PromptTokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text with the special tokens in front, once."""
-        n = len(self.prefix)
-        return [ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self._plain(texts)]
+        n, known = len(self.prefix), {text: ids for text in texts if (ids := self._counted.get(text)) is not None}
+        new = [text for text in texts if text not in known]
+        encoded = (ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self._plain(new))
+        return [known[text] if text in known else next(encoded) for text in texts]
 
     def count(self, text: str) -> int:
-        """Number of tokens of ``encode``."""
-        return len(self.encode([text])[0])
+        """Number of tokens of ``encode``, which finds the last texts that were counted encoded already."""
+        (ids,) = self.encode([text])
+        if len(self._counted) >= _COUNTED:
+            self._counted.clear()
+        self._counted[text] = ids
+        return len(ids)
 
     def pairs(self, requests: Sequence[tuple[str, str]]) -> list[TokenPair]:
         """(context, continuation) -> Pair. RequestError for a continuation without any token."""

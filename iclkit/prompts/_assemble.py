@@ -51,11 +51,14 @@ def assemble(
     def turns(shown: Sequence[Example]) -> list[tuple[str, list[Piece]]]:
         return _turns(template, [shots[e.id] for e in shown], tail)
 
+    texts: dict[int, str] = {}
+
     def text_of(m: int) -> str:
-        made = turns(ordered(m))
-        if template.chat:
-            return render(_messages(made))
-        return "".join(p.text for _, pieces in made for p in pieces)
+        if m not in texts:
+            made = turns(ordered(m))
+            plain = "".join(p.text for _, pieces in made for p in pieces)
+            texts[m] = render(_messages(made)) if template.chat else plain
+        return texts[m]
 
     most = len(examples_best_first)
     if budget is None or count_tokens is None:

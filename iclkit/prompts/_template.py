@@ -7,6 +7,7 @@ import tomllib
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
 from typing import NamedTuple
@@ -28,6 +29,30 @@ class Piece(NamedTuple):
     kind: str
     text: str
     example_id: str = ""
+
+
+@lru_cache(maxsize=256)  # it is asked for with every demonstration that is rendered
+def _parts_of(demo: str) -> tuple[tuple[str, str], ...]:
+    """A template's text as ("glue", text) and ("field", name) in order. UsageError for a brace that is neither."""
+    parts: list[tuple[str, str]] = []
+    glue, at = "", 0
+    for found in _PART.finditer(demo):
+        glue += demo[at : found.start()]
+        at = found.end()
+        double, name, lone = found.groups()
+        if lone:
+            raise UsageError(
+                f"{demo!r}: {lone!r} at character {found.start()} is neither a field like {{input}} nor a "
+                f"literal brace; write {lone * 2!r} for a literal one"
+            )
+        if double:
+            glue += double[0]
+            continue
+        parts += [("glue", glue)] if glue else []
+        parts.append(("field", name))
+        glue = ""
+    glue += demo[at:]
+    return (*parts, ("glue", glue)) if glue else tuple(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,31 +233,13 @@ class Template:
             for kind, value in self._head()[0]
         ]
 
-    def _parts(self) -> list[tuple[str, str]]:
+    def _parts(self) -> tuple[tuple[str, str], ...]:
         """The template as ("glue", text) and ("field", name) in order."""
-        parts: list[tuple[str, str]] = []
-        glue, at = "", 0
-        for found in _PART.finditer(self.demo):
-            glue += self.demo[at : found.start()]
-            at = found.end()
-            double, name, lone = found.groups()
-            if lone:
-                raise UsageError(
-                    f"{self.demo!r}: {lone!r} at character {found.start()} is neither a field like {{input}} nor a "
-                    f"literal brace; write {lone * 2!r} for a literal one"
-                )
-            if double:
-                glue += double[0]
-                continue
-            parts += [("glue", glue)] if glue else []
-            parts.append(("field", name))
-            glue = ""
-        glue += self.demo[at:]
-        return [*parts, ("glue", glue)] if glue else parts
+        return _parts_of(self.demo)
 
     def _head(self) -> tuple[list[tuple[str, str]], str]:
         """The parts before the answer, and the blanks cut from their end."""
-        parts = self._parts()
+        parts = [*self._parts()]
         head = parts[: next(n for n, part in enumerate(parts) if part[0] == "field" and part[1] in _ANSWERS)]
         if not head or head[-1][0] != "glue":
             return head, ""
