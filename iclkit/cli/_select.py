@@ -358,5 +358,5 @@ def _say_cost(chooser: Selector, queries: int, k: int) -> None:
 def _embedder(name: str, view: PoolView, device: str | None, queries: int) -> Embedder:
     embedder = load_embedder(name, device, few=queries <= FEW_QUERIES)
     with bar("embedding the pool") as progress:
-        view.vectors(embedder, progress)
+        view.index(embedder, progress)
     return embedder

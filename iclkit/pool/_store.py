@@ -576,7 +576,7 @@ class Pool:
         """
         view = self.view(labelled=None)
         missing = view.count_missing(embedder)
-        view.vectors(embedder, progress)
+        view.index(embedder, progress)
         return missing
 
     def stored_keys(self, example_id: str) -> list[tuple[str, int, str]]:

@@ -153,9 +153,13 @@ class VectorStore:
     def _fitting(self, kept: _Kept, embedder: Embedder, rows: IntArray, texts: IntArray) -> FlatIndex | None:
         """The part of an index that has the first of these rows; None where it does not have just these."""
         index = kept.index
-        at = np.searchsorted(rows, index.handles)
-        alive = at < len(rows)
-        alive[alive] = rows[at[alive]] == index.handles[alive]
+        at = np.arange(len(index.handles))
+        if np.array_equal(rows[: len(at)], index.handles):  # rows were added at most
+            alive = np.ones(len(at), dtype=np.bool_)
+        else:
+            at = np.searchsorted(rows, index.handles)
+            alive = at < len(rows)
+            alive[alive] = rows[at[alive]] == index.handles[alive]
         held = int(alive.sum())
         if not (at[alive] == np.arange(held)).all() or (texts[:held] != kept.texts[alive]).any():
             return None  # it belongs to another pool, or to this one before it was restored

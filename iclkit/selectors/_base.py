@@ -383,6 +383,11 @@ class BaseSelector:
     def _has_labels(pool: PoolView, kit: Kit) -> bool:
         return len(kit.labels) > 1 or len({e.output for e in pool.examples}) > 1
 
+    def _embed(self) -> None:
+        """Embed what the pool has no vectors of yet: needs ``needs.embedder``, and copies nothing."""
+        assert self.kit_.embedder is not None
+        self.pool_.index(self.kit_.embedder)
+
     def _vectors(self) -> FloatArray:
         """(n, dim) float32: the pool's vectors by the kit's embedder, which ``needs`` has made sure is there."""
         assert self.kit_.embedder is not None

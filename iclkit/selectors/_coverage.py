@@ -90,7 +90,7 @@ class CosineCoverageSelector(_CoverageSelector):
 
     def prepare(self) -> None:
         """Vectors of the pool."""
-        self._vectors()
+        self._embed()
 
     def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
         for candidates, near, target in zip(batch, batch.nearest(k), batch.query_vectors, strict=True):
@@ -133,7 +133,7 @@ class SetBSRSelector(_CoverageSelector):
     def prepare(self) -> None:
         """Vectors of the pool; token vectors are made when they are asked for."""
         self.kept_: dict[int, tuple[list[str], FloatArray]] = {}
-        self._vectors()
+        self._embed()
 
     def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
         encoded = self._tokens([q.text for q in batch.queries])

@@ -27,7 +27,7 @@ class KNNSelector(BaseSelector):
 
     def prepare(self) -> None:
         """Embed what the pool has no vectors of yet."""
-        self._vectors()
+        self._embed()
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Exact search; scores are cosines."""

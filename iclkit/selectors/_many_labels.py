@@ -70,7 +70,7 @@ class ManyLabelsSelector(BaseSelector):
 
     def prepare(self) -> None:
         """Vectors of the pool."""
-        self._vectors()
+        self._embed()
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Encode and search together; scores are cosines."""

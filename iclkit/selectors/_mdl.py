@@ -60,7 +60,7 @@ class MDLSelector(BaseSelector):
 
     def prepare(self) -> None:
         """Vectors of the pool, and the prompts' ingredients."""
-        self._vectors()
+        self._embed()
         self.scorer_ = LabelScorer.of(self.pool_, self.kit_)
 
     def cost(self, k: int) -> SelectorCost:  # noqa: ARG002

@@ -34,7 +34,7 @@ class NearestReorderSelector(BaseSelector, ABC):
 
     def prepare(self) -> None:
         """Vectors of the pool."""
-        self._vectors()
+        self._embed()
 
     def choose_many(self, batch: CandidateBatch, k: int) -> list[Choice]:
         """Encode and search together; the rest is per query, where its matrix stays in the processor's cache.

@@ -64,7 +64,7 @@ class _KeyedSelector(BaseSelector, ABC):
     def prepare(self) -> None:
         """Vectors of the inputs; keys are written when the first query comes, since an LM may be asked."""
         self.transform_ = self.transform()
-        self._vectors()
+        self._embed()
         for learnt in ("keys_", "key_vectors_"):
             self.__dict__.pop(learnt, None)
 

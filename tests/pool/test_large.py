@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from iclkit.errors import DataError, PoolError
 from iclkit.pool import Pool, PoolView, _store
 from iclkit.pool._examples import StoredExamples
+from iclkit.pool._index import FlatIndex
 from iclkit.records import Example, Query
 from iclkit.selectors import BUILTINS, Kit, make_selector
 from iclkit.testing import HashEmbedder
@@ -112,6 +113,15 @@ def test_selecting_reads_what_is_shown(path: Path, name: str, read: list[int]) -
         chooser = make_selector(name).fit(pool.view(), Kit(EMBEDDER))
         chooser.select_many([Query("red fish 3"), Query("red bird", exclude=frozenset(["nowhere"]), id="q")], 4)
     assert sum(read) <= 60
+
+
+def test_selecting_after_rows_were_removed_copies_no_matrix(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool.open(path) as pool:
+        make_selector("knn").fit(pool.view(), Kit(EMBEDDER))
+        pool.remove(pool.ids[3:6])
+        monkeypatch.delattr(FlatIndex, "matrix")
+        for name in ("knn", "mmr"):
+            assert len(make_selector(name).fit(pool.view(), Kit(EMBEDDER)).select(QUERIES[0], 3)) == 3
 
 
 CHANGE = st.tuples(
