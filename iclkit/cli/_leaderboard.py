@@ -36,8 +36,8 @@ def _uncollected() -> Iterator[None]:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUNS...")
-@click.option("--baseline", metavar="NAME", help="What all others are compared with, by its name on the first compared "
-              "axis; random for selectors, best-last for orders, none for calibrations.")  # fmt: skip
+@click.option("--baseline", metavar="NAME", help="What all others are compared with: a full name or that "
+              "on the first compared axis (random for selectors, best-last for orders, none elsewhere).")  # fmt: skip
 @click.option("--primary", multiple=True, metavar="'NAME[@K][ on TASK]'", help="A question declared beforehand: "
               "does this line differ from the baseline, over all tasks or on one. Tested first, at full strength; the "
               "rest is explored, with q-values. May repeat.  [default: those of iclkit eval --primary]")  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from iclkit.errors import DataError
+from iclkit.errors import DataError, UsageError
 from iclkit.eval import LeftOut
 from iclkit.records import Run
 from iclkit.report._axes import check_axes
@@ -90,6 +90,11 @@ def leaderboard(
               if not d.golds]  # fmt: skip
     if not drafts:
         raise DataError(f"nothing to rank: {'; '.join(notes)}")
+    if baseline and not any(is_baseline(d.line, baseline, compared) for draft in drafts for d in draft.lines):
+        there = sorted({d.line.name for draft in drafts for d in draft.lines})
+        raise UsageError(
+            f"no line is called {baseline!r}, so nothing can be compared with it; there are {', '.join(there)}"
+        )
     pairs = [pair for draft in drafts for pair in _pairs(draft, base_name, compared)]
     if not pairs and len({line.name for d in drafts for line in (x.line for x in d.lines)}) > 1:
         names = sorted({line.name for d in drafts for line in (x.line for x in d.lines)})

@@ -206,8 +206,8 @@ class Board:
 
 
 def is_baseline(line: Line, baseline: str, compared: Sequence[str] = USUAL) -> bool:
-    """Whether this is a line that others are compared with: by its name on the first compared axis."""
-    return (line.selector if compared[0] == "selector" else line.name) == baseline
+    """Whether this is a line that others are compared with: by its full name, or that on the first axis."""
+    return baseline == line.name or (compared[0] == "selector" and baseline == line.selector)
 
 
 def baseline_of(line: Line, lines: Sequence[Line], baseline: str, compared: Sequence[str] = USUAL) -> Line | None:

@@ -170,6 +170,10 @@ def group_notes(group: Group) -> list[str]:
     """What a reader must know about a group's table."""
     notes = [f"{group.queries} queries, {group.pool} examples in the pool."]
     open_lines = [line for line in group.lines if line.diff and line.verdict == INCONCLUSIVE]
+    by_note: dict[str, list[str]] = {}
+    for line in group.lines:
+        for note in line.notes:
+            by_note.setdefault(note, []).append(line.name)
     if open_lines and all(smallest(line) == "no gain or drop" for line in open_lines):
         notes.append("So few queries that no true difference was sure to be declared.")
     elif open_lines:
@@ -178,7 +182,7 @@ def group_notes(group: Group) -> list[str]:
     return (
         notes
         + [f"{n[0].upper()}{n[1:]}." for n in group.notes]
-        + [f"{line.name}: {note}." for line in group.lines for note in line.notes]
+        + [f"{', '.join(names)}: {note}." for note, names in by_note.items()]
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 from iclkit.errors import DataError, UsageError
 from iclkit.eval import Estimate, difference, estimate, holm
 from iclkit.records import PoolPart, Spec
-from iclkit.report import bar, leaderboard, plain_words, to_csv, to_json, to_latex, to_markdown
+from iclkit.report import bar, group_notes, leaderboard, plain_words, to_csv, to_json, to_latex, to_markdown
 from iclkit.report._records import baseline_of
 
 from .worlds import draw, make_run, make_runs, respec
@@ -192,6 +192,30 @@ def test_another_baseline_can_be_named():
     board = leaderboard(make_runs(), baseline="bm25")
     assert line(board, "bm25").verdict == "baseline"
     assert line(board, "random").diff is not None
+
+
+def test_a_baseline_can_be_named_by_the_full_name_of_a_line():
+    rng, runs = np.random.default_rng(0), []
+    for name in ("small", "large"):
+        model = {"name": name, "fingerprint": name}
+        runs.append(make_run("knn", draw(rng, np.full(60, 0.5)), embedder=model))
+    board = leaderboard(runs, baseline="knn (small)")
+    assert line(board, "knn (small)").verdict == "baseline"
+    assert line(board, "knn (large)").diff is not None
+
+
+def test_a_baseline_that_no_line_is_called_is_refused_with_the_names_there_are():
+    with pytest.raises(UsageError, match=r"no line is called 'knnn'.*bm25, knn, random, zero"):
+        leaderboard(make_runs(), baseline="knnn")
+
+
+def test_a_note_of_several_lines_stands_once():
+    rng = np.random.default_rng(0)
+    runs = [make_run(name, draw(rng, np.full(40, 0.5))) for name in ("random-fixed", "kmeans", "random")]
+    notes = [n for n in group_notes(leaderboard(runs).groups[0]) if "one seed: the figure" in n]
+    assert len(notes) == 1
+    assert "kmeans" in notes[0]
+    assert "random-fixed" in notes[0]
 
 
 def test_settings_orders_and_calibrations_are_lines_of_their_own():
