@@ -9,7 +9,14 @@ import pytest
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json
-from iclkit.settings import check_settings, describe_settings, read_settings, required_setting, setting
+from iclkit.settings import (
+    check_settings,
+    describe_settings,
+    read_settings,
+    recorded_settings,
+    required_setting,
+    setting,
+)
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView
@@ -130,3 +137,13 @@ def test_a_setting_without_a_default_says_so_and_types_known_to_checkers_alone_a
     rows = {info.name: info for info in describe_settings(Composite)}
     assert rows["of"].default is MISSING
     assert Composite("bm25").pool_ is None
+
+
+def test_a_setting_that_came_later_is_recorded_only_where_it_is_not_at_its_default() -> None:
+    @dataclass
+    class Grown:
+        old: int = setting(1, "was always there")
+        new: int = setting(0, "came later", added=True)
+
+    assert recorded_settings(Grown()) == {"old": 1}
+    assert recorded_settings(Grown(new=2)) == {"old": 1, "new": 2}
