@@ -105,6 +105,7 @@ def test_half_a_surrogate_pair_in_a_name_can_be_told() -> None:
     assert printable("column a\ud800b").encode() == "column a\ufffdb".encode()
 
 
+NOT_IGNORED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # as in a test run behind &
 SLEEPER = """
 import sys, time
 from iclkit.cli import cli, main
@@ -124,7 +125,7 @@ main(["slow"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_a_command_like_ctrl_c(number: signal.Signals) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", NOT_IGNORED + SLEEPER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"

@@ -66,8 +66,8 @@ def test_what_a_foreign_object_has_of_its_own_is_kept() -> None:
 
 
 def test_an_object_that_is_none_is_refused_with_what_it_lacks() -> None:
-    with pytest.raises(UsageError, match=r"str is no embedder: it lacks name, fingerprint, dim, encode_queries"):
-        as_embedder("minilm")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"int is no embedder: it lacks name, fingerprint, dim, encode_queries"):
+        as_embedder(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("selector", ["knn", "mmr", "se2", "cosine-coverage", "rrf,of=[knn,bm25]"])

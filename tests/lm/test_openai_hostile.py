@@ -71,7 +71,7 @@ def completions(answer: Callable[[list[str], Any], Any]) -> Callable[..., Any]:
     return script
 
 
-def echo_with(value: Any, when: str = "bad") -> Callable[..., Any]:
+def echo_with(value: Any, when: str = "wrong") -> Callable[..., Any]:
     def answer(tokens: list[str], body: Any) -> Any:
         if not body.get("echo"):
             return {}
@@ -89,7 +89,7 @@ def prompt_logprobs_with(value: Any) -> Callable[..., Any]:
             return {}
         told: list[Any] = [{"1": {"logprob": -0.5, "rank": 1, "decoded_token": t}} for t in tokens]
         told[0] = None
-        if "bad" in body["prompt"]:
+        if "wrong" in body["prompt"]:
             told[-1]["1"]["logprob"] = value
         return {"prompt_logprobs": told}
 
@@ -100,7 +100,7 @@ def next_token_with(value: Any) -> Callable[..., Any]:
     def answer(tokens: list[str], body: Any) -> Any:
         if not body.get("logprobs") or body.get("echo"):
             return {}
-        tops = {" Germany": -0.5, " yes": -1.5, " no": value if "bad" in body["prompt"] else -2.0}
+        tops = {" Germany": -0.5, " yes": -1.5, " no": value if "wrong" in body["prompt"] else -2.0}
         return {"logprobs": {"tokens": ["z"], "token_logprobs": [-0.5], "top_logprobs": [tops]}}
 
     return completions(answer)
@@ -115,7 +115,7 @@ def test_what_is_no_log_probability_is_refused_and_named_and_never_stored(serve:
     lm = cached(inner, cache)
     good = ScoreRequest("good", " yes")
     assert lm.score([good])[0].logprob == pytest.approx(-2.0)
-    bad = ScoreRequest("bad", " yes")
+    bad = ScoreRequest("wrong", " yes")
     with pytest.raises(ModelError, match="is not a log-probability") as caught:
         lm.score([bad])
     assert "logprob" in str(caught.value)
@@ -130,13 +130,13 @@ def test_candidates_that_are_no_log_probabilities_are_refused(serve: Serve, valu
     assert lm.scoring == "next-token"
     assert lm.score([ScoreRequest("good", " yes")])[0].logprob == -1.5
     with pytest.raises(ModelError, match="is not a log-probability"):
-        lm.score([ScoreRequest("bad", " yes")])
+        lm.score([ScoreRequest("wrong", " yes")])
 
 
 @pytest.mark.parametrize("value", [-9999.0, -math.inf, -1e38])
 def test_a_candidate_with_a_placeholder_is_one_that_was_not_told(serve: Serve, value):
     lm = opened(serve(next_token_with(value)))
-    yes, no = lm.score([ScoreRequest("bad", " yes"), ScoreRequest("bad", " no")])
+    yes, no = lm.score([ScoreRequest("wrong", " yes"), ScoreRequest("wrong", " no")])
     assert yes.logprob == -1.5
     assert math.log(1 - math.exp(-0.5) - math.exp(-1.5)) == pytest.approx(no.logprob, abs=1e-3)
     assert any("not among the 2 candidates" in note for note in lm.notes)
@@ -425,11 +425,11 @@ def test_settings_that_are_no_such_number_are_refused(wrong):
 def test_an_answer_that_is_refused_in_log_probabilities_costs_its_row(serve: Serve):
     def script(path: str, body: Any, headers: Any) -> Any:
         status, value, more = chat_with([("late", -0.1)])(path, body, headers)
-        if status == 200 and "bad" in json.dumps(body):
+        if status == 200 and "wrong" in json.dumps(body):
             value["choices"][0] = {"message": {"content": None, "refusal": "no"}, "logprobs": None}
         return status, value, more
 
     lm = opened(serve(script))
     with pytest.raises(RequestError, match="declined to answer") as caught:
-        lm.score([ScoreRequest("good", " late"), ScoreRequest("bad", " late")])
+        lm.score([ScoreRequest("good", " late"), ScoreRequest("wrong", " late")])
     assert caught.value.index == 1
