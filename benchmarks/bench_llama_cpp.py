@@ -9,7 +9,6 @@ float32 GGUF file, served by llama.cpp, converted back by ``--lm PATH``, and sco
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -21,22 +20,7 @@ from _common import LABELS, ROOT, default_data, emit, few_shot_prompts
 sys.path.insert(0, str(ROOT))
 
 from iclkit.lm import LM, ScoreRequest, load_lm
-from tests.gguf_files import write_gguf
-
-
-def written(folder: Path, out: Path) -> Path:
-    """The model as a GGUF file."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    core = json.loads(tokenizer.backend_tokenizer.to_str())
-    ids = {**core["model"]["vocab"], **{t["content"]: t["id"] for t in core["added_tokens"]}}
-    merges = [m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]]
-    special = [1, *(t["id"] for t in core["added_tokens"] if t["id"] not in (1, 2)), 2]
-    write_gguf(out, model, sorted(ids, key=ids.__getitem__), merges, special, tokenizer.chat_template)
-    return out
+from tests.gguf_files import convert_to_gguf
 
 
 def main() -> None:
@@ -52,7 +36,7 @@ def main() -> None:
     requests = [ScoreRequest(p, f" {label}") for p in prompts for label in labels]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ICLKIT_HOME"] = folder
-        path = written(a.model, Path(folder) / "model.gguf")
+        path = convert_to_gguf(a.model, Path(folder) / "model.gguf")
         one = {"workers": 1, "threads": 1, "dtype": "fp32", "cache": False}
         ways = {
             "own engine": lambda: load_lm(str(a.model), **one),

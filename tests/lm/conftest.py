@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +99,22 @@ def naive() -> Callable[[Path, Sequence[Any]], list[float]]:
         return out
 
     return score
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Starts a server for the test: a toy one that offers what is named, or one that answers as a function says."""
+    from .openai_server import ScriptedServer, ToyServer
+
+    for name in ("OPENAI_API_KEY", "ICLKIT_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    servers: list[Any] = []
+
+    def begin(*offers: Any, **facts: Any) -> Any:
+        scripted = bool(offers) and callable(offers[0])
+        servers.append(ScriptedServer(offers[0]) if scripted else ToyServer(*offers, **facts))
+        return servers[-1]
+
+    yield begin
+    for server in servers:
+        server.close()

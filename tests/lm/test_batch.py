@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,6 @@ ASKED = [
     *(ScoreRequest(f"{n} is", label) for n in range(4) for label in ("positive", "negative")),
     *(GenerateRequest(f"Tell me {n}:", 4) for n in range(3)),
 ]
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    for name in ("OPENAI_API_KEY", "ICLKIT_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    servers: list[ToyServer] = []
-
-    def begin(*offers: str, **facts: Any) -> ToyServer:
-        servers.append(ToyServer(*offers, **facts))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.close()
 
 
 def opened(server: ToyServer, path: Path, **settings: Any) -> Any:

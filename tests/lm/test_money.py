@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,21 +18,6 @@ from iclkit.lm._servers._money import Prices, Purse, read_prices
 from .openai_server import ToyServer, tokenize
 
 Start = Callable[..., ToyServer]
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    for name in ("OPENAI_API_KEY", "ICLKIT_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    servers: list[ToyServer] = []
-
-    def begin(*offers: str, **facts: Any) -> ToyServer:
-        servers.append(ToyServer(*offers, **facts))
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.close()
 
 
 def test_prices_are_read_as_typed_and_from_files_of_either_kind(tmp_path: Path):

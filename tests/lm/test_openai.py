@@ -4,7 +4,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -33,21 +33,6 @@ REQUESTS = [
     ScoreRequest("Tea is in ", "Germany"),
     ScoreRequest("Café:\n", "1 2"),
 ]
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.delenv("ICLKIT_API_KEY", raising=False)
-    servers: list[ToyServer] = []
-
-    def begin(*offers: str, **facts: float) -> ToyServer:
-        servers.append(ToyServer(*offers, **facts))  # type: ignore[arg-type]
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.close()
 
 
 def opened(server: ToyServer, **extra: object) -> OpenAILM:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,13 @@ from iclkit.lm._servers._parse import NextToken
 from iclkit.lm._servers._trie import Trie
 from iclkit.lm._tokens import TokenPair
 
-from .openai_server import VOCABULARY, ScriptedServer, ToyServer, tokenize, truth
+from .openai_server import VOCABULARY, ToyServer, tokenize, truth
 
 Start = Callable[..., ToyServer]
 VLLM = ("completions", "echo", "prompt_logprobs", "logprobs", "logprob_ids", "lists", "tokenize", "models")
 SGLANG = ("completions", "echo", "logprobs", "generate", "tokenize", "models")
 LABELS = (" positive", " negative", " posh", " po", " is in")
 CONTEXT = "Good fun, and long enough to fill a block or two of a cache.\nLabel:"
-
-
-@pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    for name in ("OPENAI_API_KEY", "ICLKIT_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    servers: list[Any] = []
-
-    def begin(*offers: Any, **facts: float) -> Any:
-        servers.append(ScriptedServer(offers[0]) if callable(offers[0]) else ToyServer(*offers, **facts))  # type: ignore[arg-type]
-        return servers[-1]
-
-    yield begin
-    for server in servers:
-        server.close()
 
 
 def opened(server: ToyServer, records: FolderRecords | None = None, **extra: Any) -> OpenAILM:
