@@ -7,6 +7,7 @@
     ├── DataError (1)         a file, a row or a pool is not what it should be
     │   ├── OverBudget        instruction and query alone are more than a prompt may hold
     │   ├── PoolError         the pool file cannot be used (newer version, not a pool, corrupted)
+    │   │   └── ChangedElsewhere  an example is not as it was when it was read
     │   └── LeakError         test rows were found in the pool and the user asked to stop
     ├── ModelError (1)        a model cannot be found, fetched, verified or loaded, or gives what is no score
     │   └── RequestError      one request that an LM can never answer; costs its row, not the run
@@ -80,6 +81,15 @@ class OverBudget(DataError):
 
 class PoolError(DataError):
     """A pool file cannot be used as it is."""
+
+
+class ChangedElsewhere(PoolError):
+    """An example was changed or removed after it was read; ``now`` is the id it has become, None where it is gone."""
+
+    def __init__(self, example_id: str, now: str | None) -> None:
+        self.example_id, self.now = example_id, now
+        what = "removed" if now is None else "changed" if now == example_id else f"changed, and is {now} now,"
+        super().__init__(f"{example_id} was {what} after it was read; look at it again")
 
 
 class LeakError(DataError):

@@ -103,18 +103,23 @@ def required_setting(meaning: str, *, choices: Choices = ()) -> Any:
 class SettingInfo:
     """One setting for tables and help. ``default`` is ``dataclasses.MISSING`` where one has to be given.
 
-    ``allowed`` says in words what can be given, e.g. "a number from 0 to 1".
+    ``allowed`` says in words what can be given, e.g. "a number from 0 to 1"; ``choices`` are the values where there is
+    one to choose.
     """
 
     name: str
     default: Any
     meaning: str
     allowed: str
+    choices: tuple[Any, ...] = ()
 
 
 def describe_settings(cls: type) -> tuple[SettingInfo, ...]:
     """The settings of a dataclass in the order of its fields: those that its constructor takes."""
-    return tuple(SettingInfo(s.name, s.default, s.rule.meaning, s.allowed) for s in _settings(cls).values())
+    return tuple(
+        SettingInfo(s.name, s.default, s.rule.meaning, s.allowed, () if s.many else s.choices)
+        for s in _settings(cls).values()
+    )
 
 
 def check_settings(obj: object, owner: str) -> None:

@@ -28,12 +28,11 @@ from iclkit.cli._kit import (
     unescape,
 )
 from iclkit.cli._runs import (
-    board_with_questions,
     estimate_cost,
+    note,
     plan_with_estimate,
     run_jobs,
     run_plain_rules,
-    run_texts,
     source_of,
     write_page,
 )
@@ -180,7 +179,7 @@ def command(
     from iclkit.eval import Grid, RunStore, break_evens, make_bench
     from iclkit.lm import answer_by_batch
     from iclkit.predictors import Tools
-    from iclkit.report import to_json
+    from iclkit.report import board_with_questions, run_texts, to_json
 
     beside = not predictors
     predictors = tuple(name for name in predictors if name != "none")
@@ -246,10 +245,10 @@ def command(
     if runs:
         declared = RunStore(out).declared()
         board = board_with_questions(
-            runs, primary=(), declared={str(q): declared[str(q)] for q in questions if str(q) in declared}
+            runs, declared={str(q): declared[str(q)] for q in questions if str(q) in declared}, note=note
         )
         if html:
-            write_page(html, board, runs, run_texts([out], runs))
+            write_page(html, board, runs, run_texts([out], runs, note))
         if as_json:
             emit_json_text(to_json(board))
         else:

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._runs import board_with_questions, run_texts, write_page
+from iclkit.cli._runs import note, write_page
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import emit
 from iclkit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from iclkit.eval import RunStore
     from iclkit.records import Run
     from iclkit.report import Board
 
@@ -81,7 +80,18 @@ def command(
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
     from iclkit.eval import RunStore
-    from iclkit.report import distinct_runs, methods, to_csv, to_json, to_latex, to_markdown, usable_runs
+    from iclkit.report import (
+        board_with_questions,
+        declared_questions,
+        distinct_runs,
+        methods,
+        run_texts,
+        to_csv,
+        to_json,
+        to_latex,
+        to_markdown,
+        usable_runs,
+    )
 
     if markdown + as_json + as_csv + latex + as_methods > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex, --methods")
@@ -97,30 +107,22 @@ def command(
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
     kept = [r for r in found if not tasks or r.spec.task.name in tasks]
-    declared = _declared(stores)
+    declared = declared_questions(stores)
     board = board_with_questions(
-        kept, baseline, left_out=lost, primary=primary, declared=declared, correction=correct, compare=compare
-    )
+        kept, baseline, left_out=lost, primary=primary, declared=declared, note=note, correction=correct,
+        compare=compare,
+    )  # fmt: skip
     for one in board.left_out:
         say(f"note: run {one.run} is left out: {one.reason}")
     if html or harness:
         kept = usable_runs(r for r in kept if r.id not in {one.run for one in board.left_out})[0]
-        _write(board, kept, run_texts(runs, kept), html, title, harness)
+        _write(board, kept, run_texts(runs, kept, note), html, title, harness)
     formats = ((markdown, to_markdown), (as_json, to_json), (as_csv, to_csv), (latex, to_latex), (as_methods, methods))
     for flag, render in formats:
         if flag:
             emit(render(board), nl=False)
             return
     show(board)
-
-
-def _declared(stores: Sequence[RunStore]) -> dict[str, str]:
-    """The questions that were declared in these folders, each at its first time."""
-    found: dict[str, str] = {}
-    for store in stores:
-        for question, date in store.declared().items():
-            found[question] = min(date, found.get(question, date))
-    return found
 
 
 def _write(

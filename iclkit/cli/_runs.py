@@ -15,7 +15,7 @@ import click
 from iclkit.cli._kit import task_file, tell_notes
 from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say
-from iclkit.errors import DataError, NeedError, NothingAnswered, RunBusy, UsageError
+from iclkit.errors import NeedError, NothingAnswered, RunBusy, UsageError
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
@@ -37,22 +37,6 @@ def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | Non
     return places | ({"pool": str(pool.resolve())} if pool else {})
 
 
-def run_texts(folders: Sequence[Path], runs: Sequence[Run]) -> dict[str, dict[str, Any]]:
-    """The words of queries and demonstrations, by task and id. Where those of a run are damaged, a line says so."""
-    from iclkit.eval import load_texts
-
-    texts: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for folder in folders:
-            place = folder if (folder / "run.json").exists() else folder / run.id
-            if place.name == run.id:
-                try:
-                    texts.setdefault(run.spec.task.hash, {}).update(load_texts(place))
-                except DataError as error:
-                    say(f"note: {error}; what no other run shows stands there by its id")
-    return texts
-
-
 def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str, Any], title: str = "") -> None:
     """Write the board as a page for a browser, and say so. UsageError when it cannot be written."""
     from iclkit.report import to_html
@@ -66,22 +50,9 @@ def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str
     say(f"wrote {path} ({len(page) / 1e6:.1f} MB); open it in a browser")
 
 
-def board_with_questions(
-    runs: Sequence[Run], baseline: str | None = None, *, primary: Sequence[str], declared: Mapping[str, str], **how: Any
-) -> Board:
-    """The board with the questions of the command line, or else with those declared before that something answers."""
-    from iclkit.report import UnansweredQuestion, leaderboard
-
-    if primary:
-        return leaderboard(runs, baseline, primary=primary, declared=declared, **how)
-    asked = list(declared)
-    while asked:
-        try:
-            return leaderboard(runs, baseline, primary=asked, declared=declared, **how)
-        except UnansweredQuestion as error:
-            say(f"note: the question {error.question!r}, declared on {declared[error.question][:10]}: {error}")
-            asked.remove(error.question)
-    return leaderboard(runs, baseline, **how)
+def note(text: str) -> None:
+    """Say what the user should know."""
+    say(f"note: {text}")
 
 
 def plain_rules(bench: Bench, embedder: Embedder | None) -> tuple[str, ...]:

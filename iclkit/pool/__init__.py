@@ -6,6 +6,7 @@ Importing this room loads neither torch nor faiss.
 
 from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope
 from iclkit.pool._export import example_dict, exported_example
+from iclkit.pool._find import ExamplePage
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
 from iclkit.pool._readonly import run_read_only
@@ -20,6 +21,7 @@ __all__ = [
     "CandidateBatch",
     "Candidates",
     "DedupeReport",
+    "ExamplePage",
     "FieldKey",
     "FlatIndex",
     "KeyTransform",

@@ -9,16 +9,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from iclkit.database import MEMORY, Connection, Database, is_writable
 from iclkit.embed import Embedder
-from iclkit.errors import DataError, PoolError
+from iclkit.errors import ChangedElsewhere, DataError, PoolError
 from iclkit.pool._dedupe import duplicate_rows, fold_input
 from iclkit.pool._examples import COLUMNS, StoredExamples, example_of, stored_rows
 from iclkit.pool._export import write_examples
+from iclkit.pool._find import ExamplePage, count_values, find_examples
 from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
 from iclkit.pool._rows import examples_of
@@ -159,6 +160,29 @@ class Pool:
             if near:
                 raise DataError(f"no example {example_id!r} in {self.path}; the nearest id is {near[0][0]}")
         raise DataError(f"no example {example_id!r} in {self.path}; list them with: iclkit pool ls {self.path}")
+
+    def find(
+        self,
+        text: str = "",
+        *,
+        task: str | None = None,
+        output: str | None = None,
+        newest_first: bool = False,
+        start: int = 0,
+        limit: int = 50,
+    ) -> ExamplePage:
+        """A page of the examples that hold every word of ``text``, whatever its case, and have this task and output.
+
+        Words are looked for in inputs, outputs, metadata and tasks, and at the beginning of ids. All is looked through,
+        and only the page is held.
+        """
+        with self._db.reading() as connection:
+            return find_examples(connection, self.revision, text, task, output, newest_first, start, limit)
+
+    def count_values(self, column: Literal["task", "output"], limit: int = 200) -> list[tuple[str, int]]:
+        """The commonest tasks or outputs, with how many examples have each."""
+        with self._db.reading() as connection:
+            return count_values(connection, column, limit)
 
     def embedded(self, example_id: str) -> list[str]:
         """Names of the embedders that have a vector of this example."""
@@ -367,21 +391,46 @@ class Pool:
         with self._writing() as connection:
             old = self.get(example_id)
             given = {"input": input, "output": output, "task": task, "choices": choices, "meta": meta}
-            changed = replace(old, **{k: v for k, v in given.items() if v is not None}, id="")
-            row = _ExampleRow.of(changed, 1)
-            if _content_id(old) == row.id:
-                revision = _log(connection, "update", 1)
-                self._keep(connection, [old.id], revision)
-                connection.execute(
-                    "UPDATE examples SET input = ?, output = ?, meta = ?, revision = ? WHERE id = ?",
-                    (row.input, row.output, row.meta, revision, old.id),
-                )
-                return replace(changed, id=old.id)
-            if _known(connection, [row.id], "examples"):
-                raise DataError(f"{old.id} would become equal to {row.id}; remove one of them instead")
-            self._insert(connection, [row], "update")
+            return self._put(connection, old, replace(old, **{k: v for k, v in given.items() if v is not None}, id=""))
+
+    def exchange(self, old: Example | None, new: Example | None) -> Example | None:
+        """Put ``new`` in the place of ``old``, which has to be here still as it is given; returns what stands there.
+
+        ``new`` None removes, ``old`` None puts back what was removed, and undoing is the same call the other way round.
+        For whoever showed an example to somebody before it is changed. As in ``update``, other metadata changes an
+        example in place, and other content makes it another one, which stands last.
+        ChangedElsewhere when ``old`` is not here any more as given; DataError when ``new`` is in the pool already.
+        """
+        with self._writing() as connection:
+            if old is not None:
+                found = connection.execute(BY_ID, (old.id,)).fetchone()
+                if found is None or example_of(found) != old:
+                    raise ChangedElsewhere(old.id, self._became(connection, old.id) if found is None else old.id)
+            if new is not None:
+                return self._put(connection, old, new)
+            if old is not None:
+                _log(connection, "remove", 1)
+                self._delete(connection, [old.id], "removed")
+            return None
+
+    def _put(self, connection: Connection, old: Example | None, new: Example) -> Example:
+        row = _ExampleRow.of(new, 1)
+        if old is not None and _content_id(old) == _content_id(new):
+            revision = _log(connection, "update", 1)
+            self._keep(connection, [old.id], revision)
+            connection.execute(
+                "UPDATE examples SET input = ?, output = ?, meta = ?, revision = ? WHERE id = ?",
+                (row.input, row.output, row.meta, revision, old.id),
+            )
+            return replace(new, id=old.id)
+        if _known(connection, [row.id], "examples"):
+            if old is None:
+                raise DataError(f"{row.id} is in the pool already")
+            raise DataError(f"{old.id} would become equal to {row.id}; remove one of them instead")
+        self._insert(connection, [row], "add" if old is None else "update")
+        if old is not None:
             self._delete(connection, [old.id], f"updated to {row.id}", replaced_by=row.id)
-            return changed
+        return new
 
     def label(self, outputs: Mapping[str, str]) -> int:
         """Give inputs that wait for a label (an empty output) theirs, by id, all or none; returns how many are new.

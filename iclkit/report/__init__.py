@@ -3,9 +3,11 @@
 from iclkit.report._board import leaderboard
 from iclkit.report._checks import usable_runs
 from iclkit.report._drafts import distinct_runs
+from iclkit.report._folders import board_with_questions, declared_questions, run_texts
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
 from iclkit.report._methods import methods
+from iclkit.report._page import fill_page, page_script, page_style, policy_hash
 from iclkit.report._questions import Primary, UnansweredQuestion
 from iclkit.report._records import BASELINES, Board, Group, Line, LMAdds, Made, Overall, OverallLine
 from iclkit.report._rows import Texts
@@ -44,9 +46,12 @@ __all__ = [
     "Texts",
     "UnansweredQuestion",
     "bar",
+    "board_with_questions",
     "cells",
     "curves",
+    "declared_questions",
     "distinct_runs",
+    "fill_page",
     "format_figure",
     "group_notes",
     "headline",
@@ -60,7 +65,11 @@ __all__ = [
     "overall_heads",
     "overall_lm_words",
     "overall_notes",
+    "page_script",
+    "page_style",
     "plain_words",
+    "policy_hash",
+    "run_texts",
     "signed",
     "to_csv",
     "to_html",

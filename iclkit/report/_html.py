@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
 from iclkit.report._methods import methods
+from iclkit.report._page import fill_page, page_script, page_style, policy_hash
 from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, Overall, baseline_of
 from iclkit.report._rows import Texts, pack
 from iclkit.report._slices import Slice, slices
@@ -63,12 +61,9 @@ def to_html(
     blocks = [f'<script type="application/json" id="board">{_script_safe_json(data)}</script>']
     blocks += [f'<script type="text/plain" id="rows-{n}">{text}</script>' for n, text in enumerate(groups)]
     blocks += [f'<script type="text/plain" id="sheet-{n}">{text}</script>' for n, text in enumerate(sheets)]
-    page = resources.files("iclkit.report") / "page"
-    style, script = ((page / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    parts = {"STYLE": style, "SCRIPT": script, "STYLE_HASH": _hash(style), "SCRIPT_HASH": _hash(script),
-             "DATA": "\n".join(blocks)}  # fmt: skip
-    template = (page / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"%%(\w+)%%", lambda found: parts[found[1]], template)
+    style, script = page_style(), page_script()
+    return fill_page(None, {"STYLE": style, "SCRIPT": script, "STYLE_HASH": policy_hash(style),
+                            "SCRIPT_HASH": policy_hash(script), "DATA": "\n".join(blocks)})  # fmt: skip
 
 
 def headline(board: Board) -> dict[str, str]:
@@ -250,8 +245,3 @@ def _ends(value: Estimate | Difference) -> list[float | None]:
 def _script_safe_json(value: object) -> str:
     """JSON that no HTML parser can leave: no ``<`` in it."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-
-
-def _hash(text: str) -> str:
-    """A content security policy's name for an inline style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -4,6 +4,18 @@ Needs the extra ``iclkit[serve]``. The selector is loaded once; requests that co
 """
 
 from iclkit.serve._app import MAX_BODY, MAX_K, ServeSettings, make_app
-from iclkit.serve._run import run_server
+from iclkit.serve._requests import HttpError, read_body, refusal, refusal_of
+from iclkit.serve._run import run_app, run_server
 
-__all__ = ["MAX_BODY", "MAX_K", "ServeSettings", "make_app", "run_server"]
+__all__ = [
+    "MAX_BODY",
+    "MAX_K",
+    "HttpError",
+    "ServeSettings",
+    "make_app",
+    "read_body",
+    "refusal",
+    "refusal_of",
+    "run_app",
+    "run_server",
+]

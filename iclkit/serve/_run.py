@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.applications import Starlette
 
 from iclkit.errors import UsageError
 from iclkit.selectors import Chooser
@@ -24,7 +25,17 @@ def run_server(
 
     UsageError for an address that cannot be had.
     """
-    app = make_app(chooser, settings)
+
+    def warmed(address: str) -> None:
+        chooser.select_many(["warm"], chooser.k)  # what a selector makes with its first query is made now
+        if ready is not None:
+            ready(address)
+
+    run_app(make_app(chooser, settings), host=host, port=port, ready=warmed, remedy="give another --host or --port")
+
+
+def run_app(app: Starlette, *, host: str, port: int, ready: Callable[[str], None], remedy: str) -> None:
+    """Answer with any application until a signal ends it; see ``run_server``. ``remedy`` ends the UsageError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,9 +43,7 @@ def run_server(
             listening.bind((host, port))
             listening.listen(2048)  # a client that reads the address may connect at once
         except (OSError, OverflowError) as error:
-            raise UsageError(f"cannot listen on {host}:{port} ({error}); give another --host or --port") from error
-        chooser.select_many(["warm"], chooser.k)  # what a selector makes with its first query is made now
-        if ready is not None:
-            ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
+            raise UsageError(f"cannot listen on {host}:{port} ({error}); {remedy}") from error
+        ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
         uvicorn.Server(config).run(sockets=[listening])

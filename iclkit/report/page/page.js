@@ -1,19 +1,6 @@
-"use strict";
 (() => {
-  // ---- small helpers: every text from the data goes through text nodes or setAttribute, never through markup
-  const $ = (id) => document.getElementById(id);
-  const maker = (create) => (tag, attrs, ...kids) => {
-    const node = create(tag);
-    for (const [key, value] of Object.entries(attrs ?? {})) {
-      if (value === undefined || value === null || value === false) continue;
-      if (typeof value === "function") node.addEventListener(key, value);
-      else node.setAttribute(key, value === true ? "" : value);
-    }
-    node.append(...kids.flat(Infinity).filter((kid) => kid !== null && kid !== undefined));
-    return node;
-  };
-  const h = maker((tag) => document.createElement(tag));
-  const s = maker((tag) => document.createElementNS("http://www.w3.org/2000/svg", tag));
+  const { $, h, s, unique, clip, field, changed, copyButton } = shared;
+  shared.followTheme();
   const data = JSON.parse($("board").textContent);
   const groups = data.groups;
 
@@ -26,24 +13,6 @@
   const ends = ([, low, high], show = pct) => `${show(low)} … ${show(high)}`;
   const pText = (p) => (p === null ? "" : p < 0.001 ? "< 0.001" : p < 0.1 ? p.toFixed(3) : p.toFixed(2));
   const rankText = ([low, high]) => (low === high ? `${low}` : `${low}–${high}`);
-  const unique = (items) => [...new Set(items)];
-  // ---- copying: a page that was opened from a file may have no clipboard of its own
-  const copyButton = (label, text, where) => {
-    const button = h("button", { type: "button", class: "quiet", click: async () => {
-      try { await navigator.clipboard.writeText(text()); } catch {
-        const area = h("textarea", { readonly: true, "aria-hidden": "true", class: "offscreen" });
-        area.value = text();
-        (where ?? document.body).append(area);
-        area.select();
-        document.execCommand("copy");
-        area.remove();
-        button.focus();
-      }
-      button.textContent = "Copied";
-      setTimeout(() => { button.textContent = label; }, 1500);
-    } }, label);
-    return button;
-  };
   const VERDICTS = {
     better: ["▲", "better", "better"],
     worse: ["▼", "worse", "worse"],
@@ -56,21 +25,6 @@
     const [sign, words, cls] = VERDICTS[line.verdict];
     return h("span", { class: cls }, h("span", { "aria-hidden": "true" }, `${sign} `), words);
   };
-
-  // ---- theme
-  const dark = window.matchMedia("(prefers-color-scheme: dark)");
-  const stored = () => { try { return localStorage.getItem("iclkit-theme"); } catch { return null; } };
-  const theme = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
-  const nameTheme = () => { $("theme").textContent = theme() === "dark" ? "Light theme" : "Dark theme"; };
-  if (["light", "dark"].includes(stored())) document.documentElement.dataset.theme = stored();
-  $("theme").addEventListener("click", () => {
-    const next = theme() === "dark" ? "light" : "dark";
-    document.documentElement.dataset.theme = next;
-    try { localStorage.setItem("iclkit-theme", next); } catch { /* a page opened from a file may have no storage */ }
-    nameTheme();
-  });
-  dark.addEventListener("change", nameTheme);
-  nameTheme();
 
   // ---- head
   document.title = data.title ? `${data.title.trim()} · iclkit leaderboard` : "iclkit leaderboard";
@@ -154,7 +108,6 @@
     }
     return labels;
   };
-  const clip = (text, count) => (text.length > count ? `${text.slice(0, Math.max(1, count - 1))}…` : text);
 
   // ---- all results
   const several = (key) => unique(groups.map((g) => g[key])).length > 1;
@@ -189,7 +142,6 @@
   ].filter((c) => c.show !== false);
   const body = h("tbody");
   const sorting = { column: null, up: true };
-  const field = (label, control) => h("label", {}, label, control);
   const chooser = (label, values, all) => field(label, h("select", {}, h("option", { value: "" }, all), values.map((v) => h("option", { value: v }, `${v}`))));
   const filters = {
     text: field("Find a selector", h("input", { type: "search", placeholder: "e.g. knn", autocomplete: "off", spellcheck: "false" })),
@@ -205,7 +157,6 @@
     showLines();
   } }, "Show all");
   $("filters").append(...Object.values(filters).filter(Boolean), clear);
-  const changed = (node, act) => { for (const kind of ["input", "change"]) node.addEventListener(kind, act); };
   filters.sort.className = "narrow";
   filters.sort.lastElementChild.addEventListener("change", () => {
     sorting.column = columns.find((c) => c.key === valueOf("sort")) ?? null;
