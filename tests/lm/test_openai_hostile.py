@@ -18,7 +18,8 @@ from iclkit.lm import GenerateRequest, Generation, ScoreRequest
 from iclkit.lm._cache import Cache
 from iclkit.lm._cached import cached, score_text_key
 from iclkit.lm._servers import OpenAILM, open_openai
-from iclkit.lm._servers._http import Client, HttpConfig, HttpError, _retry_after
+from iclkit.lm._servers._http import Client, HttpConfig, HttpError
+from iclkit.lm._servers._pace import seconds_of
 
 from .openai_server import ScriptedServer
 
@@ -371,7 +372,7 @@ def test_broken_http_is_one_line(serve: Serve, written, words):
     ["nan", "-nan", "-5", "inf", "1e400", "9" * 400, "soon", "", "Mon, 01 Jan 99999 00:00:00 GMT", "0x10", "1_0"],
 )
 def test_any_retry_after_waits_no_longer_than_it_may(serve: Serve, value):
-    seconds = _retry_after(value)
+    seconds = seconds_of(value)
     assert seconds is None or seconds >= 0
     server = serve(always((429, {"error": {"message": "slow down"}}, {"Retry-After": value})))
     begun = time.monotonic()

@@ -283,3 +283,12 @@ def test_generation_on_a_server_of_token_ids_is_as_before(start: Start):
     (answer,) = lm.generate([GenerateRequest("Good fun.\nLabel:", choices=(" positive", " negative"))])
     best = max((" positive", " negative"), key=lambda c: truth("Good fun.\nLabel:", c)[0])
     assert (answer.text, answer.finish) == (best, "choice")
+
+
+def test_the_width_that_was_found_is_begun_with_the_next_time(start: Start, tmp_path: Path):
+    server, records = start(*VLLM), FolderRecords(tmp_path)
+    lm = opened(server, records)
+    lm.client.width.found = 23  # as after a long run
+    lm.score(requests_of())
+    assert opened(server, records).client.width.now == 23
+    assert opened(server, records, concurrency=4).client.width.now == 4

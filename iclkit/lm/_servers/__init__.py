@@ -7,7 +7,8 @@ before stop strings cut it.
 
 Servers differ in the log-probabilities that they give. Probing finds out which of these ways of scoring works, best
 first, by its effect; the choice is in ``scoring``, in ``notes`` and in the fingerprint. What was found is remembered
-per server and model, and one question shows at the next start that it still holds.
+per server and model, and one question shows at the next start that it still holds. How many requests are sent at once
+is climbed for (``_pace``), and slowed down where the server refuses or tells that its limits are near.
 
 =============== ======================================================================== ==============================
 scoring         how                                                                      exact

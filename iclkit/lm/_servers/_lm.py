@@ -82,6 +82,7 @@ class OpenAILM(BaseLM):
         client.patience = client.config.retries
         server.open = True
         self._kept = server.can
+        client.width.begin(server.can.connections)
         self.scoring, self.endpoint, self.context_size = server.can.scoring, server.can.endpoint, server.context_size
         self._explain()
         parts = [*served_by, self.endpoint, self.scoring, config.tokenizer, str(config.revision)]
@@ -321,6 +322,8 @@ class OpenAILM(BaseLM):
                 on_done(done)
         with lock:
             self._usage += Usage(requests=len(answered), seconds=time.perf_counter() - start)
+        if width := self.client.width.found:
+            self._server.found(connections=width)
         if self._server.can != self._kept:  # what was found out on the way
             self._kept = self._server.can
             self._records.put(self._key, self._kept)
