@@ -101,13 +101,15 @@ def plan_with_estimate(
 
     jobs = plan(benches, tools, grid)
     price = cost(jobs, out)
+    asked = price.cost
     if tools.lm is None:
         say(f"{price.runs} runs that ask no LM" + (f" ({price.finished} more are finished)" if price.finished else ""))
         return jobs
     there = f" ({price.finished} more are finished)" if price.finished else ""
     say(
-        f"{tools.lm.name}: {price.runs} runs{there}, {price.prompts:,} prompts with {price.scores:,} answers to score "
-        f"or write, about {price.tokens:,} prompt tokens; less where prompts share a beginning or the cache knows them"
+        f"{tools.lm.name}: {price.runs} runs{there}, {asked.prompts:,} prompts with {asked.requests:,} answers to "
+        f"score or write, about {asked.tokens_computed:,} prompt tokens; less where prompts share a beginning or the "
+        "cache knows them"
     )
     for note in price.notes:
         say(f"note: {note}")

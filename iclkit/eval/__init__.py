@@ -27,7 +27,7 @@ from iclkit.eval._labels import (
 )
 from iclkit.eval._metrics import METRICS, Metric
 from iclkit.eval._multiple import false_discovery, holm
-from iclkit.eval._plan import SEEDS, Cost, Grid, PlannedRun, break_evens, cost, drawn_by_seed, dry_run, plan
+from iclkit.eval._plan import SEEDS, Grid, PlanEstimate, PlannedRun, break_evens, cost, drawn_by_seed, dry_run, plan
 from iclkit.eval._pooled import (
     NewTasks,
     PooledDifference,
@@ -55,7 +55,6 @@ __all__ = [
     "Advice",
     "Bench",
     "Bin",
-    "Cost",
     "DemonstrationEffect",
     "DemonstrationInfluence",
     "Diagnosis",
@@ -68,6 +67,7 @@ __all__ = [
     "LeftOut",
     "Metric",
     "NewTasks",
+    "PlanEstimate",
     "PlannedRun",
     "PooledDifference",
     "RunStore",

@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 
-from iclkit.errors import DataError, UnknownName, UsageError
+from iclkit.errors import UnknownName, UsageError
 from iclkit.eval._bench import Bench
 from iclkit.eval._evaluate import evaluate, run_spec
 from iclkit.eval._runs import RunStore
 from iclkit.lm import LM, DryRunLM, ModelShape, break_even, load_lm
 from iclkit.pool import PoolView
 from iclkit.predictors import (
-    POOL_ROWS,
     PREDICTORS,
     Predictor,
     PromptPredictor,
     Settings,
     Tools,
-    content_free_inputs,
     is_predictor,
     make_predictor,
 )
-from iclkit.prompts import Template, assemble
+from iclkit.prompts import Template
 from iclkit.records import CostEstimate, Progress, Run, SeedScope
 from iclkit.registry import parse_spec
 from iclkit.selectors import RANDOM_FILL, Kit, Needs, SelectorCost, make_selector, strongest
@@ -35,7 +32,6 @@ SEEDS: Mapping[SeedScope, int] = {"none": 1, "query": 3, "task": 10}
 """Seeds by what they draw. One draw for a whole task tells little of the selector, however many queries are asked:
 at 50 queries ten seeds lift the power of a comparison from .30 to .78 (``docs/statistics.md``). Draws for each query
 differ from query to query already."""
-_PROBES = 8
 
 
 @dataclass(frozen=True)
@@ -186,45 +182,27 @@ def drawn_by_seed(bench: Bench, selector: str, kit: Kit, k: int, order: str) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Cost:
-    """What runs will ask of an LM: prompts, label scores or generated answers among them, and prompt tokens.
+class PlanEstimate:
+    """What runs will ask of their LM. ``finished`` runs are there already and cost nothing.
 
-    ``finished`` runs are there already and cost nothing.
+    ``notes`` tell what selectors ask of their own, which is not in ``cost``.
     """
 
     runs: int
     finished: int
-    prompts: int
-    scores: int
-    tokens: int
-    notes: tuple[str, ...] = field(default=())
+    cost: CostEstimate
+    notes: tuple[str, ...] = ()
 
 
-def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> Cost:
-    """Prompts and tokens that the runs not yet finished in ``out`` will take, from a sample of prompts.
+def cost(jobs: Sequence[PlannedRun], out: Path | None = None) -> PlanEstimate:
+    """What the runs not yet finished in ``out`` will take, from a sample of prompts (see ``Predictor.cost``).
 
-    Each prompt is estimated by the mean over a few queries with the pool's evenly spaced examples; prompts that share a
-    beginning, and answers in the cache, make the work less. ``notes`` name selectors that ask the LM themselves.
+    Prompts that share a beginning, and answers in the cache, make the work less.
     """
-    unfinished = [job for job in jobs if out is None or not job.finished(out)]
-    todo = [job for job in unfinished if job.settings is not None]
-    mean = {key: _mean_tokens(job) for job in todo for key in [_shape(job)]}
-    # a content-free prompt beside each prompt, for the calibrations that have them
-    times = {
-        job: 1 + len(content_free_inputs(job.prompt_settings.calibrate, job.bench.view.examples, 0)) for job in todo
-    }
-    # and rows of the pool, for the one whose prior is theirs
-    more = {job: min(POOL_ROWS, len(job.bench.view)) if job.prompt_settings.calibrate == "pool" else 0 for job in todo}
-    prompts = {job: len(job.bench.queries) * times[job] + more[job] for job in todo}
-    scores = sum(_answers(job.bench) * times[job] + more[job] * len(job.bench.task.labels) for job in todo)
-    return Cost(
-        runs=len(unfinished),
-        finished=len(jobs) - len(unfinished),
-        prompts=sum(prompts.values()),
-        scores=scores,
-        tokens=round(sum(mean[_shape(job)] * prompts[job] for job in todo)),
-        notes=tuple(_notes(todo)),
-    )
+    todo = [job for job in jobs if out is None or not job.finished(out)]
+    costs = (job.predictor.fit(job.bench.context).cost(job.bench.queries) for job in todo)
+    notes = tuple(_notes([job for job in todo if job.settings is not None]))
+    return PlanEstimate(len(todo), len(jobs) - len(todo), sum(costs, CostEstimate()), notes)
 
 
 def dry_run(jobs: Sequence[PlannedRun], progress: Progress | None = None) -> CostEstimate:
@@ -278,7 +256,8 @@ def break_evens(jobs: Sequence[PlannedRun]) -> list[str]:
 
 def _break_even(fixed: Sequence[PlannedRun], part: int, k: int, least: int, own: Sequence[PlannedRun]) -> str:
     def tokens(shots: int) -> int:
-        return round(_mean_tokens(replace(fixed[0], settings=replace(fixed[0].prompt_settings, k=shots))))
+        job = replace(fixed[0], settings=replace(fixed[0].prompt_settings, k=shots))
+        return round(job.prompt.fit(job.bench.context).mean_tokens(job.bench.queries))
 
     def named(jobs: Sequence[PlannedRun]) -> str:
         return ", ".join(dict.fromkeys(job.name for job in jobs))
@@ -313,32 +292,3 @@ def _notes(todo: Sequence[PlannedRun]) -> Iterator[str]:
             f"{name} asks the LM itself: at most {total:,} texts more ({max(c.per_task for c in costs):,} once a run "
             f"and {max(c.per_query for c in costs):,} per query), less what was asked before"
         )
-
-
-def _answers(bench: Bench) -> int:
-    of_each = bench.task.kind == "multiple_choice"  # a query without choices fails in its run, and not here
-    return sum(1 if bench.writes else len(set(q.choices if of_each else bench.task.labels)) for q in bench.queries)
-
-
-def _shape(job: PlannedRun) -> tuple[int, int, int | None]:
-    return id(job.bench), job.prompt_settings.k, job.prompt_settings.budget
-
-
-def _mean_tokens(job: PlannedRun) -> float:
-    bench, lm, k = job.bench, job.prompt.lm, job.prompt_settings.k
-    template, examples = job.template or bench.task.template, bench.view.examples
-    queries = bench.queries[:: max(1, len(bench.queries) // _PROBES)][:_PROBES]
-    sizes = []
-    for n, query in enumerate(queries):
-        shown = [examples[(n + i * max(1, len(examples) // max(1, k))) % len(examples)] for i in range(k)]
-        with suppress(DataError):  # a query that fits no prompt costs nothing; its run will say so
-            prompt = assemble(
-                template,
-                query,
-                list(dict.fromkeys(shown)),
-                budget=job.prompt_settings.budget or lm.context_size,
-                count_tokens=lm.count_tokens,
-                render_chat=lm.render_chat if template.chat else None,
-            )
-            sizes.append(prompt.tokens)
-    return sum(sizes) / max(1, len(sizes))

@@ -14,7 +14,7 @@ from iclkit.embed import Embedder, Retriever
 from iclkit.errors import DataError, NeedError
 from iclkit.predictors._protocol import Prediction, TaskContext
 from iclkit.predictors._tools import Tools
-from iclkit.records import Json, Query, Selection, Spec
+from iclkit.records import CostEstimate, Json, Query, Selection, Spec
 from iclkit.selectors import Needs
 from iclkit.settings import check_settings
 
@@ -93,6 +93,10 @@ class BasePredictor(ABC):
 
     def prepare(self) -> None:  # noqa: B027
         """Hook: forget what was learned of another task. What takes long waits for the first ``predict``."""
+
+    def cost(self, queries: Sequence[Query]) -> CostEstimate:  # noqa: ARG002
+        """Nothing: no LM is asked."""
+        return CostEstimate()
 
     @abstractmethod
     def predict(self, queries: Sequence[Query]) -> list[Prediction]:

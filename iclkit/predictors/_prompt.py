@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -48,7 +48,7 @@ from iclkit.prompts import (
     best_option,
     log_probs,
 )
-from iclkit.records import Generation, Json, ModelName, Prompt, Query, Selection, Spec
+from iclkit.records import CostEstimate, Generation, Json, ModelName, Prompt, Query, Selection, Spec
 from iclkit.selectors import SELECTORS, Needs, Selector, make_selector, selector_info
 
 NO_ANSWER = "no answer: the LM wrote nothing, or nothing that names an option"
@@ -56,6 +56,7 @@ CUT = "the answer ended by length, after"
 """How the notes of a row begin whose answer is none, or was cut; every other note is the selector's."""
 PROMPT_VERSION = 1  # raised when the same parts give other answers
 POOL_ROWS = 100  # rows of the pool that the prior of ``pool`` calibration is taken over
+_SIZED = 8  # prompts that are made to estimate the size of all
 _LEAST_ROOM = 16  # tokens that an answer has beyond those that the longest one shown would need, and a quarter of these
 _REASONING = 256  # tokens for an answer that may be reasoned out, however short the answers that are shown
 
@@ -299,6 +300,41 @@ class PromptPredictor:
             self.selector.fit(self.context.view, kit)
             self._fitted = True
         return self.selector
+
+    def cost(self, queries: Sequence[Query]) -> CostEstimate:
+        """Each prompt has the mean size of a few, and is read once however many labels are scored after it."""
+        context, blanks = self.context, len(self._content_free)
+        of_pool = min(POOL_ROWS, len(context.view)) if self.settings.calibrate == "pool" else 0
+        prompts = len(queries) * (1 + blanks) + of_pool
+        answers = [1 if context.writes else len(set(answer_options(query, context.labels))) for query in queries]
+        requests = sum(answers) * (1 + blanks) + of_pool * len(context.labels)
+        mean = self.mean_tokens(queries) if prompts else 0.0
+        return CostEstimate(
+            requests=requests,
+            prompts=prompts,
+            calls=requests,
+            tokens_asked=round(mean * requests),
+            tokens_computed=round(mean * prompts),
+            tokens_generated=prompts * self.bounds.tokens if context.writes else 0,
+            seconds=None,
+        )
+
+    def mean_tokens(self, queries: Sequence[Query]) -> float:
+        """Mean tokens of a prompt, from a few of the queries with evenly spaced examples of the pool; 0 where none of
+        them has a prompt."""
+        s, examples = self.settings, self.context.view.examples
+        queries = queries[:: max(1, len(queries) // _SIZED)][:_SIZED]
+        limit = s.budget or self.lm.context_size
+        key = (self._template, self.lm.fingerprint, s.k, limit, self._reserve, tuple(query.id for query in queries))
+        known = self.context.prompt_sizes
+        if key not in known:
+            sizes = []
+            for n, query in enumerate(queries):
+                shown = [examples[(n + i * max(1, len(examples) // max(1, s.k))) % len(examples)] for i in range(s.k)]
+                with suppress(DataError):  # a query that fits no prompt costs nothing; its run will say so
+                    sizes.append(self._prompt(PromptInput(query, tuple(dict.fromkeys(shown)))).tokens)
+            known[key] = sum(sizes) / max(1, len(sizes))
+        return known[key]
 
     # -- predict ------------------------------------------------------------------------------------------------
 

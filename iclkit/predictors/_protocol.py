@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 from iclkit.pool import PoolView
 from iclkit.prompts import Template
-from iclkit.records import Json, Prompt, Query, Selection, Spec
+from iclkit.records import CostEstimate, Json, Prompt, Query, Selection, Spec
 from iclkit.selectors import Needs
 
 _MEASURED = 32  # of the longest texts are counted with a tokenizer
@@ -48,6 +48,11 @@ class TaskContext:
     def largest_outputs(self) -> tuple[str, ...]:
         """The longest outputs, to be counted with an LM's tokenizer."""
         return largest_texts(self.outputs)
+
+    @cached_property
+    def prompt_sizes(self) -> dict[object, float]:
+        """Mean tokens of prompts, by what they are made of: kept for the next predictor of the same task."""
+        return {}
 
 
 def largest_texts(texts: Iterable[str]) -> tuple[str, ...]:
@@ -114,6 +119,12 @@ class Predictor(Protocol):
 
     def fit(self, context: TaskContext) -> Self:
         """Get to know a task. Asks no LM; what takes long waits for the first ``predict``."""
+        ...
+
+    def cost(self, queries: Sequence[Query]) -> CostEstimate:
+        """What reading the answers to these queries would ask of an LM, before anything is selected or asked: sizes
+        are estimated from a few prompts, and what a cache knows is not left out. Call after ``fit``. What a selector
+        asks of its own is told by ``Selector.cost``."""
         ...
 
     def predict(self, queries: Sequence[Query]) -> list[Prediction]:

@@ -204,17 +204,18 @@ def test_the_price_of_a_plan_does_not_stumble_over_a_bad_row():
     task = classification(test=16)
     task = replace(task, test=tuple(replace(e, input="word " * 400, id="") if n % 4 else e for n, e in
                                     enumerate(task.test)))  # fmt: skip
-    found = cost(plan([make_bench(task)], Tools(FakeLM(context_size=200)), Grid(("random",), (2,), 1)))
-    assert (found.prompts, found.scores) == (16, 48)
-    assert found.tokens > 0
+    found = cost(plan([make_bench(task)], Tools(FakeLM(context_size=200)), Grid(("random",), (2,), 1))).cost
+    assert (found.prompts, found.requests) == (16, 48)
+    assert found.tokens_asked == 3 * found.tokens_computed > 0
 
 
 def test_rows_of_the_pool_that_a_calibration_asks_are_in_the_price():
     benches = [make_bench(classification(train=45, test=10))]
     plain, pool = (
-        cost(plan(benches, Tools(FakeLM()), Grid(("random",), (2,), 1, calibrations=(c,)))) for c in ("none", "pool")
+        cost(plan(benches, Tools(FakeLM()), Grid(("random",), (2,), 1, calibrations=(c,)))).cost
+        for c in ("none", "pool")
     )
-    assert (pool.prompts - plain.prompts, pool.scores - plain.scores) == (45, 135)
+    assert (pool.prompts - plain.prompts, pool.requests - plain.requests) == (45, 135)
 
 
 def test_a_grid_passes_the_end_of_answers_and_the_prior_on(tmp_path):
