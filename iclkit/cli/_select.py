@@ -43,8 +43,9 @@ if TYPE_CHECKING:
     from iclkit.embed import Embedder
     from iclkit.lm import LM
     from iclkit.pool import PoolView
+    from iclkit.predictors import Tools
     from iclkit.prompts import Template
-    from iclkit.selectors import Chooser, Kit, Needs, Selector
+    from iclkit.selectors import Chooser, Needs, Selector
 
 
 FEW_QUERIES = 64
@@ -135,6 +136,7 @@ def command(
     files are for the TASK; with a pool they are for --queries.
     """
     from iclkit.datasets import is_pool
+    from iclkit.predictors import pool_context
     from iclkit.selectors import Chooser, is_saved_selector
 
     kept = is_saved_selector(pool)
@@ -166,9 +168,9 @@ def command(
         conditions_of_each = conditions(where)
     else:
         view = store.view(task=settings["task"], where=conditions(where) or None)
-        template, labels = _template(selector, given, view, settings["chat"])
-        kit = _kit(selector.needs, view, template, labels, model, settings, lm_options.device, len(asked))
-        kit = replace(kit, load_lm=lm_loader(lm_options))
+        context = pool_context(view, selector, template=given, chat=settings["chat"], name=settings["task"] or "")
+        tools = _tools(selector.needs, view, model, settings, lm_options, len(asked))
+        kit = tools.kit(context, seed=settings["seed"], order=settings["order"])
         chooser = Chooser(selector.fit(view, kit), view, kit, k=k or 0, pool=store)
         shots, conditions_of_each = k, {}
     chooser.follow = chooser.follow or settings["follow"]
@@ -234,44 +236,17 @@ def _checked(settings: Mapping[str, Any]) -> tuple[Selector, Template | None]:
     return selector, parse_template(settings["template_text"])
 
 
-def _template(
-    selector: Selector, given: Template | None, view: PoolView, chat: bool
-) -> tuple[Template, tuple[str, ...]]:
-    """The template to show the picks with, and the labels: as a task made of the pool's examples would have them.
+def _tools(
+    needs: Needs, view: PoolView, lm: LM | None, settings: Mapping[str, Any], lm_options: LMOptions, queries: int
+) -> Tools:
+    from iclkit.predictors import Tools
 
-    One that is given goes first, then one that the selector brings (a selector file).
-    """
-    from iclkit.datasets import infer_template
-    from iclkit.prompts import Template
-
-    inferred, labels = infer_template(view.examples) if len(view) else (Template(), ())
-    brings_its_own = selector.template_for(None).demo != Template().demo
-    template = selector.template_for(given or (None if brings_its_own else inferred))
-    fields = () if not len(view) or isinstance(view.examples[0].input, str) else (*view.examples[0].input,)
-    return replace(template.with_labels(labels, fields), chat=chat or template.chat), labels
-
-
-def _kit(
-    needs: Needs,
-    view: PoolView,
-    template: Template,
-    labels: tuple[str, ...],
-    lm: LM | None,
-    settings: Mapping[str, Any],
-    device: str | None,
-    queries: int,
-) -> Kit:
-    from iclkit.selectors import Kit
-
-    return Kit(
-        embedder=_embedder(settings["embedder"], view, device, queries) if needs.embedder else None,
-        lm=lm,
-        template=template,
-        labels=labels,
-        seed=settings["seed"],
-        order=settings["order"],
-        reranker=reranker_for([needs], settings["reranker"], device),
-        task=settings["task"] or "",
+    device = lm_options.device
+    return Tools(
+        lm,
+        _embedder(settings["embedder"], view, device, queries) if needs.embedder else None,
+        reranker_for([needs], settings["reranker"], device),
+        lm_loader(lm_options),
     )
 
 

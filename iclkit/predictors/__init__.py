@@ -8,11 +8,10 @@ from iclkit.predictors._calibrate import (
     content_free_query,
     label_shares,
 )
-from iclkit.predictors._chooser import chooser
+from iclkit.predictors._chooser import chooser, pool_context
 from iclkit.predictors._prompt import (
     CUT,
     NO_ANSWER,
-    POOL_ROWS,
     PromptPredictor,
     Settings,
     display_name,
@@ -27,7 +26,6 @@ __all__ = [
     "CUT",
     "NO_ANSWER",
     "OVER_ROWS",
-    "POOL_ROWS",
     "PREDICTORS",
     "BasePredictor",
     "Prediction",
@@ -46,5 +44,6 @@ __all__ = [
     "label_shares",
     "leave_one_out",
     "make_predictor",
+    "pool_context",
     "recorded_prompt",
 ]

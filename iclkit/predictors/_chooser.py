@@ -11,9 +11,11 @@ from iclkit.embed import EmbedderLike, Reranker
 from iclkit.errors import DataError
 from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
+from iclkit.predictors._protocol import TaskContext
+from iclkit.predictors._tools import Tools
 from iclkit.prompts import Template
 from iclkit.records import Json, Spec
-from iclkit.selectors import Chooser, Kit, Selector, make_selector
+from iclkit.selectors import Chooser, Selector, make_selector
 
 
 def chooser(
@@ -68,20 +70,31 @@ def chooser(
         view = pool.view(where=where) if pool else view.only(view.matching(where))
     if not len(view):
         raise DataError("there are no examples to choose from; add some, or look at where=")
-    inferred, found = infer_template(view.examples)
-    labels = tuple(labels or found)
     given = Template.parse(template) if isinstance(template, str) else template
-    shown = made.template_for(given or own or inferred)
-    first = view.examples[0].input
-    shown = shown.with_labels(labels, () if isinstance(first, str) else (*first,))
-    kit = Kit(
-        embedder=embedder if made.needs.embedder else None,
-        lm=lm,
-        template=replace(shown, chat=chat or shown.chat),
-        labels=labels,
-        seed=seed,
-        order=order,
-        reranker=reranker if made.needs.reranker else None,
-        task=name,
-    )
+    context = pool_context(view, made, template=given or own, labels=tuple(labels), chat=chat, name=name)
+    needs = made.needs
+    tools = Tools(lm, embedder if needs.embedder else None, reranker if needs.reranker else None)
+    kit = tools.kit(context, seed=seed, order=order)
     return Chooser(made.fit(view, kit), view, kit, k=k, follow=follow, pool=pool)
+
+
+def pool_context(
+    view: PoolView,
+    selector: Selector,
+    *,
+    template: Template | None = None,
+    labels: tuple[str, ...] = (),
+    chat: bool = False,
+    name: str = "",
+) -> TaskContext:
+    """Examples without a task, as a task made of them would have it: its labels, and the template to show them with.
+
+    Of templates the one given goes first, then one that the selector brings (a selector file), then what the examples
+    suggest. ``chat``: demonstrations as turns.
+    """
+    inferred, found = infer_template(view.examples) if len(view) else (Template(), ())
+    brings_its_own = selector.template_for(None).demo != Template().demo
+    shown = selector.template_for(template or (None if brings_its_own else inferred))
+    labels = labels or found
+    context = TaskContext(name, "classification" if labels else "generation", labels, shown, view)
+    return replace(context, template=replace(shown.with_labels(labels, context.fields), chat=chat or shown.chat))

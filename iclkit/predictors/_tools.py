@@ -19,7 +19,8 @@ _WORDS = (("embedder", "an embedder"), ("lm", "an LM"), ("reranker", "a reranker
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """LM, embedder and reranker, as far as there are any, and the only builder of ``Kit``. Names are loaded.
+    """LM, embedder and reranker, as far as there are any, and the builder of what selectors are
+    given (``Kit``). Names are loaded.
 
     ``load_lm`` makes a second LM by name, for settings that name one, with the cache and device of the first.
     """
