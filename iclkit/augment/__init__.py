@@ -6,7 +6,7 @@ they can be removed. A prompt that the LM refuses or answers with nothing is one
 """
 
 from iclkit.augment._auto import auto_icl, label_inputs, plan, write_for_labels
-from iclkit.augment._bootstrap import bootstrap, with_labelled
+from iclkit.augment._bootstrap import bootstrap, with_labeled
 from iclkit.augment._recycle import Document, recycle
 from iclkit.augment._result import METHODS, AugmentResult, Rejected, add_to_pool, generated
 from iclkit.augment._synthesize import RATING_PROMPTS, above_median, rate_examples, synthesize
@@ -27,6 +27,6 @@ __all__ = [
     "rate_examples",
     "recycle",
     "synthesize",
-    "with_labelled",
+    "with_labeled",
     "write_for_labels",
 ]

@@ -1,4 +1,4 @@
-"""No labelled data: the model writes inputs, answers them itself, and sums up how (Auto-ICL).
+"""No labeled data: the model writes inputs, answers them itself, and sums up how (Auto-ICL).
 
 After "Auto-ICL: In-Context Learning without Human Supervision". The generating mode writes inputs like the query and
 answers them (``auto_icl``); the retrieving mode answers inputs one has (``label_inputs``); ``plan`` is the summary that
@@ -104,7 +104,7 @@ def label_inputs(
     seed: int = 0,
     task: str = "",
 ) -> AugmentResult:
-    """The model's own zero-shot answers to unlabelled inputs, as examples.
+    """The model's own zero-shot answers to unlabeled inputs, as examples.
 
     With ``labels`` the likeliest is taken. Without, an answer is generated after ``cue`` (e.g. "Let's think step by
     step."), which becomes part of the output; with ``votes`` > 1 it is sampled that often, and the most frequent (the

@@ -37,10 +37,10 @@ def bootstrap(
     """The first ``most`` train examples, in order, for whose trace ``judge`` gives at least ``threshold``.
 
     A trace is what the model generates after ``cue`` (e.g. "Let's think step by step."), shown ``shots`` random
-    labelled examples without the one in question; cue and trace become the output. ``shuffle`` draws the order by
+    labeled examples without the one in question; cue and trace become the output. ``shuffle`` draws the order by
     seed instead of the order of rows. In rounds after the first, examples that failed are sampled at
     temperature 1 with another seed. ``meta`` adds ``generated_score`` and ``generated_gold``; ``generated_from`` is
-    the train example, and must not be shown beside its trace (see ``with_labelled``).
+    the train example, and must not be shown beside its trace (see ``with_labeled``).
     """
     if most < 0 or rounds < 1 or shots < 0:
         raise UsageError(f"most is {most}, rounds {rounds}, shots {shots}; give at least 0, 1 and 0")
@@ -77,7 +77,7 @@ def bootstrap(
     return AugmentResult("bootstrap", tuple(kept), tuple(rejected), calls)
 
 
-def with_labelled(result: AugmentResult, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
+def with_labeled(result: AugmentResult, train: Sequence[Example], total: int, *, seed: int = 0) -> list[Example]:
     """The traces, then random train examples that have none, up to ``total`` together."""
     traced = {source for e in result.examples for source in _sources(e)}
     rest = [e for e in train if e.id not in traced]

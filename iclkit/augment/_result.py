@@ -12,8 +12,9 @@ from iclkit.lm import LM, GenerateRequest, Generation, ask_each
 from iclkit.pool import AddReport, Pool
 from iclkit.records import Example, Json, Message, clean_text, digest, fold_text
 
-METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesise")
-"""What ``meta["generated"]`` may be; stored in pools, so the spelling stays."""
+METHODS = ("auto-icl", "answer", "labels", "recycle", "bootstrap", "synthesize")
+"""What ``meta["generated"]`` may be."""
+_FORMER = {"synthesise": "synthesize"}  # as it stands in pools made before the names were settled
 NO_ANSWER = "no answer"
 """Why a request made no example to which the model wrote nothing, or which it refused."""
 
@@ -127,8 +128,5 @@ def add_to_pool(pool: Pool, result: AugmentResult) -> AddReport:
 
 def generated(examples: Iterable[Example], method: str | None = None) -> list[Example]:
     """The examples that a model wrote, or those of one method."""
-    return [
-        e
-        for e in examples
-        if (e.meta.get("generated") in METHODS if method is None else e.meta.get("generated") == method)
-    ]
+    methods = METHODS if method is None else (method,)
+    return [e for e in examples if (by := e.meta.get("generated")) and _FORMER.get(str(by), str(by)) in methods]

@@ -57,7 +57,7 @@ def synthesize(
         )
     if not real:
         raise DataError("there is no real example to write new ones after; see auto-icl and labels for an empty pool")
-    writer, rng = Provenance("synthesise", lm, seed), np.random.default_rng(seed)
+    writer, rng = Provenance("synthesize", lm, seed), np.random.default_rng(seed)
     sources = [[real[int(i)] for i in rng.permutation(len(real))[:shots]] for _ in range(count)]
     contexts = [open_prompt(template, own, **writer.settings(max_tokens)) for own in sources]
     # what is written goes on like the demonstrations, so no stop may stand in one of them; a chat is continued as text
@@ -97,7 +97,7 @@ def synthesize(
         else:
             rejected.append(Rejected("rated no better than the median", template.render_demo(example)))
     calls = len(requests) + len(_SCALE) * ratings * len(written)
-    return AugmentResult("synthesise", tuple(examples), tuple(rejected), calls)
+    return AugmentResult("synthesize", tuple(examples), tuple(rejected), calls)
 
 
 def rate_examples(

@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 METHODS = {
     "auto-icl": "new inputs like each of --queries, answered by the model itself",
-    "answer": "the model's own answers to the unlabelled inputs of --queries",
+    "answer": "the model's own answers to the unlabeled inputs of --queries",
     "labels": "-n inputs for each label of --labels",
     "recycle": "-n questions and answers about paragraphs of each --document",
     "bootstrap": "-n traces for the pool's examples that --metric accepts",
-    "synthesise": "-n new examples after random ones of the pool, the better half kept",
+    "synthesize": "-n new examples after random ones of the pool, the better half kept",
 }
 
 
@@ -109,7 +109,7 @@ def command(
         raise UsageError(f"--{others[0].replace('_', '-')} says how the rows of a task are read; name it with --task")
     task = load_task(task_name, data) if task_name else None
     order.check(task)
-    if method in ("bootstrap", "synthesise") and not pool.exists():
+    if method in ("bootstrap", "synthesize") and not pool.exists():
         raise DataError(f"{method} starts from real examples and there is no pool at {pool}; see --method labels")
     with Pool.open(pool) as store:
         made = order.run(load_lm(lm_name, lm_options), store, task)

@@ -40,7 +40,7 @@ def command(k: int, limit: int, out: Path, as_json: bool) -> None:
     grid, alone = Grid(SELECTORS, (k,), 3), Grid(("zero",), calibrations=("batch",))
     task = load_task(TASK)
     say(
-        f"Task: which of {len(task.labels)} intents has a customer's message? A small model ({LM}) reads {k} labelled "
+        f"Task: which of {len(task.labels)} intents has a customer's message? A small model ({LM}) reads {k} labeled "
         f"messages and then the question.\nFour ways to choose the {k}: none at all, at random (3 times), by shared "
         f"words (bm25), by likeness of meaning (knn). Beside them, what needs no LM: the vote of the nearest messages, "
         f"logistic regression, the most frequent intent."
@@ -79,14 +79,14 @@ def _true_story(board: Board, of_majority: Board) -> str:
     lines = {line.name: line for line in board.groups[0].lines}
     vote, knn = lines["knn-vote"].figure, lines["knn"].figure
     said = (
-        "Labelled messages can be voted with, and so small a model does not make more of them than a vote does."
+        "Labeled messages can be voted with, and so small a model does not make more of them than a vote does."
         if vote.value >= knn.value
-        else "Here the model makes more of the labelled messages than a vote of the nearest does."
+        else "Here the model makes more of the labeled messages than a vote of the nearest does."
     )
     alone = next(line for line in of_majority.groups[0].lines if line.name == "zero + batch")
     assert alone.diff is not None
     return (
-        f"{said} Without any labelled message there is nothing to vote with, and what is known then is the LM's: alone "
+        f"{said} Without any labeled message there is nothing to vote with, and what is known then is the LM's: alone "
         f"it is right on {100 * lines['zero'].figure.value:.1f} %, and with its leaning to some of the labels taken "
         f"out (zero + batch, from the same scores, without labels) on {100 * alone.figure.value:.1f} %, "
         f"{signed(alone.diff.value)} points against the most frequent label "

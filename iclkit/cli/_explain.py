@@ -212,11 +212,11 @@ def _print_query(found: Explanation, metric: str, as_json: bool) -> None:
     row = found.row
     if as_json:
         nats = found.unit == "nats"
-        told = {"logprob": found.logprob if nats else None, "logprob_without_any": found.without if nats else None}
-        told |= {} if nats else {"value": found.logprob, "value_without_any": found.without}
+        values = {"logprob": found.logprob if nats else None, "logprob_without_any": found.without if nats else None}
+        values |= {} if nats else {"value": found.logprob, "value_without_any": found.without}
         data = {
             "query": row.query_id, "input": found.query.text, "gold": row.gold, "output": row.output,
-            "unit": found.unit, **told, "shares": found.shares,
+            "unit": found.unit, **values, "shares": found.shares,
             "shown": [_item(s.example) | {"score": s.score, "rank": s.rank, "position": s.position,
                                           "tokens": s.tokens, "effect": s.effect} for s in found.shown],
             "dropped": [{"id": d.example_id, "reason": d.reason} for d in row.dropped],

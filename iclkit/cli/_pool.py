@@ -45,7 +45,7 @@ def command() -> None:
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--task-name", "task", default="", help="Name of the task that the examples belong to.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Metadata for every example; may repeat.")
-@click.option("--unlabelled", is_flag=True, help="Take rows without an output too: inputs that wait for a label.")
+@click.option("--unlabeled", is_flag=True, help="Take rows without an output too: inputs that wait for a label.")
 @data_options((*COLUMN_OPTIONS, *FILE_OPTIONS))
 @JSON
 def add(
@@ -53,7 +53,7 @@ def add(
     files: tuple[str, ...],
     task: str,
     meta: tuple[str, ...],
-    unlabelled: bool,
+    unlabeled: bool,
     data: Mapping[str, Any],
     as_json: bool,
 ) -> None:
@@ -68,7 +68,7 @@ def add(
     extra = conditions(meta, "--meta")
     described = TaskFile().with_options(**data)
     bad = described.source.on_bad_row
-    columns = replace(described.column_map, unlabelled=unlabelled)
+    columns = replace(described.column_map, unlabeled=unlabeled)
     readings = [read_rows(file, columns, described.file_options, task, bad) for file in files]
 
     def examples() -> Iterator[Example]:
@@ -110,7 +110,7 @@ def add(
 def ls(pool: Path, task: str | None, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """List the examples of POOL, oldest first."""
     with Pool.open(pool, create=False, read_only=True) as store:
-        examples = store.view(task=task, where=conditions(where), labelled=None).examples
+        examples = store.view(task=task, where=conditions(where), labeled=None).examples
     if as_json:
         print_json([example_dict(e) for e in examples[:limit]])
         return
@@ -198,7 +198,7 @@ def rm(
     if bool(ids) == bool(task is not None or where):
         raise UsageError("say what to remove: either IDs, or --task or --where")
     with Pool.open(pool, create=False) as store:
-        gone = [store.get(i).id for i in ids] or list(store.view(task=task, where=conditions(where), labelled=None).ids)
+        gone = [store.get(i).id for i in ids] or list(store.view(task=task, where=conditions(where), labeled=None).ids)
         if not dry_run:
             store.remove(gone)
         left = len(store)
@@ -267,7 +267,7 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
 
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
-        tell_language(store.view(labelled=None).examples, embedder)
+        tell_language(store.view(labeled=None).examples, embedder)
         made, total = store.embed(model, progress), len(store)
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
@@ -299,11 +299,11 @@ def label(pool: Path, sheet: Path | None, write: Path | None, count: int, embedd
     given = _sheet_labels(sheet)
     with Pool.open(pool, create=False) as store:
         done = store.label(given)
-        left = len(store.view(labelled=None).unlabelled)
+        left = len(store.view(labeled=None).unlabeled)
     if as_json:
-        print_json({"labelled": done, "unlabelled": left})
+        print_json({"labeled": done, "unlabeled": left})
     else:
-        echo(f"labelled {done:,} inputs; {left:,} of {pool} wait for a label")
+        echo(f"labeled {done:,} inputs; {left:,} of {pool} wait for a label")
 
 
 _SHEET = ("id", "output", "input", "choices")
@@ -315,20 +315,20 @@ def _write_sheet(pool: Path, path: Path, count: int, embedder: str, as_json: boo
 
     from iclkit.cli._kit import load_embedder
     from iclkit.files import replace_file
-    from iclkit.selectors import worth_labelling
+    from iclkit.selectors import worth_labeling
 
     if path.exists():
         raise UsageError(f"there is a {path} already; give it back with: iclkit pool label {pool} {path}")
     with Pool.open(pool, create=False) as store:
-        view = store.view(labelled=None)
+        view = store.view(labeled=None)
         waiting = [e for e in view.examples if not e.output][:count]
         if not waiting:
-            raise DataError(f"no input of {pool} waits for a label; add some: iclkit pool add {pool} FILE --unlabelled")
+            raise DataError(f"no input of {pool} waits for a label; add some: iclkit pool add {pool} FILE --unlabeled")
         if embedder != "none":
             model = load_embedder(embedder)
             with bar("embedding") as progress:
                 store.embed(model, progress)
-            waiting = worth_labelling(store.view(labelled=None), model, count)
+            waiting = worth_labeling(store.view(labeled=None), model, count)
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow(_SHEET)

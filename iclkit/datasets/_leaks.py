@@ -1,10 +1,10 @@
-"""Test rows that stand in the pool: exact, normalised, and near-duplicates.
+"""Test rows that stand in the pool: exact, normalized, and near-duplicates.
 
-Two texts are near-duplicates when the Jaccard similarity of their sets of character 4-grams, taken on the normalised
+Two texts are near-duplicates when the Jaccard similarity of their sets of character 4-grams, taken on the normalized
 text and its two ends, reaches ``near``. Characters and not words, so that a typo costs little, and languages without
 spaces work. The measure is strict on short texts: exchanging a word of 6 letters loses about 9 4-grams on each side, so
 that at 0.9 only texts of more than 170 characters get over it; "what is the capital of texas" and "… of ohio" have
-0.61. A short text is caught when it is equal after normalisation. Grams that more than half of the texts hold (an
+0.61. A short text is caught when it is equal after normalization. Grams that more than half of the texts hold (an
 instruction repeated in every input) tell nothing about one of them and do not count, where there are texts enough (20)
 to judge.
 """
@@ -29,7 +29,7 @@ _ENOUGH_TEXTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A test row and a pool example with (nearly) the same input. ``kind``: exact, normalised or near."""
+    """A test row and a pool example with (nearly) the same input. ``kind``: exact, normalized or near."""
 
     test_id: str
     example_id: str
@@ -42,7 +42,7 @@ def find_leaks(
 ) -> list[Leak]:
     """Every pair of a test row and a pool example whose inputs are the same, or nearly; in test order, then pool order.
 
-    exact: equal but for Unicode form and outer white space. normalised: equal under ``records.fold_text``. near:
+    exact: equal but for Unicode form and outer white space. normalized: equal under ``records.fold_text``. near:
     similarity of at least ``near`` (0 < near <= 1; None leaves the search out). Inputs alone count: outputs may differ.
     The search is complete, not a sample: prefix filtering (Chaudhuri et al. 2006; Bayardo et al. 2007) names the
     candidates, and each is checked.
@@ -56,7 +56,7 @@ def find_leaks(
     for i, (clean, fold) in enumerate(zip(test_clean, test_fold, strict=True)):
         # a text of nothing but punctuation folds to nothing: equal only when it is exactly equal
         for j in same_fold.get(fold, ()) if fold else same_clean.get(clean, ()):
-            leaks.append((i, j, "exact" if pool_clean[j] == clean else "normalised", 1.0))
+            leaks.append((i, j, "exact" if pool_clean[j] == clean else "normalized", 1.0))
     if near is not None:
         for start in range(0, len(pool_fold), _ROWS_AT_ONCE):
             rows, columns, similarity = near_pairs(test_fold, pool_fold[start : start + _ROWS_AT_ONCE], near)
@@ -75,7 +75,7 @@ def _rows_by_text(texts: Sequence[str]) -> dict[str, list[int]]:
 def near_pairs(
     left: Sequence[str], right: Sequence[str], near: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """All (left row, right row, Jaccard similarity of 4-gram sets) with similarity >= near. Texts are normalised.
+    """All (left row, right row, Jaccard similarity of 4-gram sets) with similarity >= near. Texts are normalized.
 
     Empty texts match nothing, nor does a text of nothing but grams that more than half of at least 20 texts hold.
     """

@@ -42,7 +42,7 @@ class Columns:
     list column, or one column per option; the output may then be the option, its letter or its number.
     ``choice_keys``: a list column with the key of each option, where ``output`` holds a key. ``labels``: label ids, or
     texts, to names; without names, numbers and truth values are labels as they are written. ``null``: the label of rows
-    whose output is null. ``meta``: columns to keep. ``skip``: outputs whose rows are left out. ``unlabelled``: an
+    whose output is null. ``meta``: columns to keep. ``skip``: outputs whose rows are left out. ``unlabeled``: an
     output may be missing.
     """
 
@@ -54,7 +54,7 @@ class Columns:
     meta: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     null: str = ""
-    unlabelled: bool = False
+    unlabeled: bool = False
 
 
 def make_columns(
@@ -66,7 +66,7 @@ def make_columns(
     meta: Sequence[str] | None = None,
     skip: Sequence[object] = (),
     null: str = "",
-    unlabelled: bool = False,
+    unlabeled: bool = False,
 ) -> Columns:
     """Columns from the loose spellings of a call."""
     names = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names or ()))
@@ -79,7 +79,7 @@ def make_columns(
         meta=tuple(meta or ()),
         skip=tuple(_key(s) for s in skip),
         null=clean_text(null),
-        unlabelled=unlabelled,
+        unlabeled=unlabeled,
     )
 
 
@@ -133,7 +133,7 @@ class Reading:
     def _planned(self, columns: Columns, first: Sequence[Mapping[str, Any]], where: str) -> tuple[_Plan, list[str]]:
         if not first:
             return _Plan(_resolved(columns, {})), []
-        if columns.unlabelled and columns.output and not any(columns.output.partition(".")[0] in row for row in first):
+        if columns.unlabeled and columns.output and not any(columns.output.partition(".")[0] in row for row in first):
             _cell(where, first[0], columns.output, "--output")  # an output may be missing, a wrong name is a mistake
         own = not columns.input and not columns.output and _ours(first[0])
         named = columns.input or columns.output or columns.choices or columns.choice_keys
@@ -143,7 +143,7 @@ class Reading:
                 known = _layouts.recognize(first)
         if known is None:
             resolved = _resolved(columns, first[0])
-            plain = replace(resolved, meta=(), skip=(), unlabelled=False) == Columns(("input",), "output")
+            plain = replace(resolved, meta=(), skip=(), unlabeled=False) == Columns(("input",), "output")
             plan = _Plan(resolved, exported=plain and not columns.input and not columns.output)
             guessed = not own and (resolved.input, resolved.output) != (columns.input, columns.output)
             usual = (resolved.input, resolved.output) == (("input",), "output")
@@ -274,7 +274,7 @@ def read_queries(
     options = replace(options or FileOptions(), format=format) if format else options or FileOptions()
     if not options.format and (str(path) == STDIN or not known_suffix(path)):
         return _apart([Query(line) for _, line in split_lines(read_text(path, stdin=True))])
-    columns = make_columns(input, choices=choices, unlabelled=True)
+    columns = make_columns(input, choices=choices, unlabeled=True)
     found = []
     for where, example in Reading(open_rows(path, options, columns.input), columns, may_skip=False):
         own = example.meta.get("id")
@@ -316,23 +316,23 @@ def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
     answers = [c for c in names if c in ANSWERS and c not in taken and c not in columns.input]
     output = columns.output or ("output" if "output" in first else answers[0] if len(answers) == 1 else "")
     others = [c for c in names if c not in QUESTIONS and c not in taken]
-    if not output and not answers and not columns.unlabelled and len(names) == 2 and len(others) == 1:
+    if not output and not answers and not columns.unlabeled and len(names) == 2 and len(others) == 1:
         output = others[0]  # one column is the question, so the other is its answer
     if {"label", "label_text"} == set(answers) and not columns.output:
         output = "label_text"  # what SetFit's sets call the name of a label's number
         taken |= {"label"}
-    if columns.unlabelled and not output:
+    if columns.unlabeled and not output:
         output = ""
     inputs = columns.input or (("input",) if "input" in first else ())
-    if not inputs and (output or columns.unlabelled):
+    if not inputs and (output or columns.unlabeled):
         left = [c for c in names if c != output and c not in taken and c not in answers]
         pair = next((p for p in PAIRS if set(p) <= set(left)), ())
         like = [c for c in left if c in QUESTIONS]
         inputs = pair or tuple(like if len(like) == 1 else left if len(left) == 1 else ())
-    if columns.input and not output and not columns.unlabelled:
+    if columns.input and not output and not columns.unlabeled:
         left = [c for c in names if c not in taken and c not in columns.input]
         output = left[0] if len(left) == 1 and not answers else ""
-    return replace(columns, input=inputs or ("input",), output=output or ("" if columns.unlabelled else "output"))
+    return replace(columns, input=inputs or ("input",), output=output or ("" if columns.unlabeled else "output"))
 
 
 def _unused(plan: _Plan, first: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -439,10 +439,10 @@ class _Plan:
 
     def _answer(self, where: str, row: Mapping[str, Any], options: tuple[str, ...]) -> tuple[str, str]:
         columns, column = self.columns, self.columns.output
-        missing = columns.unlabelled and (not column or column not in row)
+        missing = columns.unlabeled and (not column or column not in row)
         value = None if missing else _cell(where, row, column, "--output")
         value = clean_text(value) if isinstance(value, str) else value
-        if columns.unlabelled and (value is None or value == ""):
+        if columns.unlabeled and (value is None or value == ""):
             return "", "none"
         if value is None:
             if columns.null:

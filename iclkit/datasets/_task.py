@@ -325,7 +325,7 @@ def _check_template(name: str, template: Template, example: Example) -> None:
 
 
 def infer_kind(train: Sequence[Example]) -> str:
-    """What an unlabelled set of examples is, judged by its outputs.
+    """What an unlabeled set of examples is, judged by its outputs.
 
     Every row with choices: multiple_choice. Nearly every output with a last line that ``####`` begins, as GSM8K marks
     answers: reasoning. Short outputs (at most 60 characters, one line), each seen 4 times or more on average, or every
@@ -402,7 +402,7 @@ def shuffled(rows: Sequence[Located]) -> list[Located]:
 def split_holdout(
     train: Sequence[Located], count: int, *, seed: int, by: str = ""
 ) -> tuple[list[Located], list[Located]]:
-    """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalised input stay together, or
+    """(rest, held): about ``count`` train rows set aside by ``seed``; rows of equal normalized input stay together, or
     with ``by`` those of equal metadata of that name. What a model wrote (``meta.generated``) is never set aside.
 
     Whole groups are taken until ``count`` rows are held, so held may be a little larger. DataError when nothing

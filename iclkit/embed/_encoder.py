@@ -213,7 +213,7 @@ class TextEmbedder(BaseEmbedder):
     def encode_raw(
         self, texts: Sequence[str], progress: Progress | None = None, *, side: Literal["query", "document"] = "document"
     ) -> FloatArray:
-        """(n, dim) float32: documents (or, ``side="query"``, queries), not normalised."""
+        """(n, dim) float32: documents (or, ``side="query"``, queries), not normalized."""
         own = self.template.query if side == "query" else self.template.document
         return self._encode(texts, own, progress, unit=False)
 

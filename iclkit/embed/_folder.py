@@ -107,23 +107,25 @@ def _module(root: Path, path: str, dotted: str, told_by: Path, own_code: OwnCode
 
 
 def _check_transformer(module: Module) -> None:
-    told = module.settings
+    settings = module.settings
     for name in ("tokenizer_name_or_path", "model_name_or_path"):
-        if told.get(name):
+        if settings.get(name):
             raise ModelError(
-                f"{module.path}: {name} in its settings is {told[name]!r}; only files of the folder are loaded: remove "
-                "it"
+                f"{module.path}: {name} in its settings is {settings[name]!r}; only files of the folder are loaded: "
+                "remove it"
             )
     for group in ARGUMENTS:
-        given = told.get(group) or {}
+        given = settings.get(group) or {}
         odd = [n for n, v in given.items() if not _harmless(n, v)] if isinstance(given, dict) else [group]
         if odd:
             raise ModelError(
                 f"{module.path}: {group} in its settings sets {odd[0]!r}, which may lead out of the folder; remove it"
             )
     for name, kind in (("max_seq_length", int | None), ("do_lower_case", bool | None)):
-        if not isinstance(told.get(name), kind):
-            raise ModelError(f"{module.path}: {name} is {told[name]!r} in its settings; fetch or copy the model again")
+        if not isinstance(settings.get(name), kind):
+            raise ModelError(
+                f"{module.path}: {name} is {settings[name]!r} in its settings; fetch or copy the model again"
+            )
 
 
 def _harmless(name: str, value: Any) -> bool:

@@ -1,7 +1,7 @@
 """How a text is dressed before it is encoded: instruction and examples in front, something behind, one rule for length.
 
 Every embedder here is an instance of ``open + cut(text) + close`` on the query side and on the document side, a pooling
-over the tokens, and normalisation. Examples stand on the query side only, unless the method is symmetric.
+over the tokens, and normalization. Examples stand on the query side only, unless the method is symmetric.
 """
 
 from __future__ import annotations

@@ -34,18 +34,18 @@ def dense_head(module: Module) -> DenseHead:
     """The dense layer of a module whose files ``read_modules`` has passed. ModelError for a damaged or unknown one."""
     from safetensors.torch import load_file
 
-    told = module.settings
+    given = module.settings
     file = module.path / "model.safetensors"
     weights = load_file(file)
-    with_bias = told.get("bias", True)
+    with_bias = given.get("bias", True)
     wanted = {"linear.weight": 2, **({"linear.bias": 1} if with_bias else {})}
     if lacking := [n for n, dim in wanted.items() if n not in weights or weights[n].ndim != dim]:
         raise ModelError(f"{file} lacks {', '.join(lacking)} of its dense layer; fetch or copy the model again")
     return DenseHead(
         weights["linear.weight"],
         weights["linear.bias"] if with_bias else None,
-        _activation(told.get("activation_function"), module),
-        "activation_function" not in told,
+        _activation(given.get("activation_function"), module),
+        "activation_function" not in given,
     )
 
 

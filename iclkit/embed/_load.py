@@ -93,7 +93,7 @@ def load_embedder(
     ``query_prefix`` and ``document_prefix`` stand in front of queries and of examples, in the place of the folder's own
     prompts, or of what the catalogue knows that the model was trained with. ``dtype``: fp32, the default; bf16, faster,
     with other nearest neighbours here and there; or auto, bf16 where the hardware computes in it. Pooling and
-    normalisation are always fp32.
+    normalization are always fp32.
 
     ``few``: a few queries only will be encoded, perhaps none. Then a BERT-like folder that was loaded on this machine
     before is not loaded in full unless documents are to be encoded: vectors agree to 1e-5, and no torch is imported.
@@ -280,18 +280,18 @@ def _pooling(modules: Sequence[Module]) -> Module | None:
 
 
 def _is_simple(modules: Sequence[Module]) -> bool:
-    """Whether the modules are a transformer, a pooling, dense layers and a normalisation, in this order."""
+    """Whether the modules are a transformer, a pooling, dense layers and a normalization, in this order."""
     kinds = [m.kind for m in modules]
     middle = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or {*middle} - {"Dense"}:
         return False
-    told = modules[0].settings
+    settings = modules[0].settings
     usual = {
         "transformer_task": "feature-extraction",
         "module_output_name": "token_embeddings",
         "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     }
-    odd = {k for k, v in told.items() if v and k not in ("max_seq_length", "do_lower_case") and usual.get(k) != v}
+    odd = {k for k, v in settings.items() if v and k not in ("max_seq_length", "do_lower_case") and usual.get(k) != v}
     config = models.read_object(modules[0].path / "config.json")
     return (
         not odd
@@ -319,9 +319,9 @@ class FolderSettings:
     def read(cls, folder: Path) -> FolderSettings:
         """ModelError when a field is not of its type; all empty for a folder without the file."""
         file = folder / "config_sentence_transformers.json"
-        told = models.read_object(file) if file.is_file() else {}
-        named, default = told.get("prompts") or {}, told.get("default_prompt_name") or ""
-        dimensions, similarity = told.get("truncate_dim") or 0, told.get("similarity_fn_name") or ""
+        settings = models.read_object(file) if file.is_file() else {}
+        named, default = settings.get("prompts") or {}, settings.get("default_prompt_name") or ""
+        dimensions, similarity = settings.get("truncate_dim") or 0, settings.get("similarity_fn_name") or ""
         sound = {
             "prompts": isinstance(named, dict) and all(isinstance(p, str | None) for p in named.values()),
             "default_prompt_name": isinstance(default, str),
@@ -330,7 +330,7 @@ class FolderSettings:
         }
         for name, good in sound.items():
             if not good:
-                raise ModelError(f"{file}: {name} is {told[name]!r}; fetch or copy the model again")
+                raise ModelError(f"{file}: {name} is {settings[name]!r}; fetch or copy the model again")
         if default and default not in named:
             raise ModelError(f"{file}: default_prompt_name is {default!r}, and no prompt is called so")
         return cls({k: v or "" for k, v in named.items()}, default, dimensions, similarity)
@@ -355,8 +355,8 @@ class FolderSettings:
 def _folder_template(
     words: Module, pooling: Module | None, prompts: tuple[str, str], card: models.ModelCard | None
 ) -> EmbeddingFormat:
-    told = pooling.settings if pooling else {}
-    modes = told.get("pooling_mode") or [
+    settings = pooling.settings if pooling else {}
+    modes = settings.get("pooling_mode") or [
         mode
         for flag, mode in (
             ("cls_token", "cls"),
@@ -366,7 +366,7 @@ def _folder_template(
             ("weightedmean_tokens", "weightedmean"),
             ("lasttoken", "lasttoken"),
         )
-        if told.get(f"pooling_mode_{flag}")
+        if settings.get(f"pooling_mode_{flag}")
     ]
     modes = [modes] if isinstance(modes, str) else modes
     if not isinstance(modes, list) or any(m not in POOLINGS for m in modes):
@@ -380,7 +380,7 @@ def _folder_template(
         SideFormat(query),
         SideFormat(document),
         tuple(POOLINGS[m] for m in modes) or ("mean",),
-        text_only=not told.get("include_prompt", True),
+        text_only=not settings.get("include_prompt", True),
         joint=True,
         max_tokens=(card.context if unsaid and card else own.get("max_seq_length")) or 0,
         prepare="lower" if own.get("do_lower_case") else "",

@@ -181,8 +181,8 @@ def retriever_from_card(inner: Embedder, card: Mapping[str, Any]) -> Retriever:
 
 def _rendering(card: Mapping[str, Any]) -> RetrieverFormat:
     """How the card says texts are written. KeyError, TypeError, AttributeError or ValueError for one that is broken."""
-    told = dict(card["rendering"])
-    found = replace(RetrieverFormat(), **{**told, "instruct": tuple(told["instruct"])})
+    rendering = dict(card["rendering"])
+    found = replace(RetrieverFormat(), **{**rendering, "instruct": tuple(rendering["instruct"])})
     sound = {
         "document": found.document in ("input", "input+output"),
         "separator": isinstance(found.separator, str),

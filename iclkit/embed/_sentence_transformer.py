@@ -21,7 +21,7 @@ BATCH = 32
 
 
 class SentenceTransformerEmbedder(BaseEmbedder):
-    """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalised again in fp32.
+    """A sentence-transformers model of a kind that is not taken apart here: run as it is, normalized again in fp32.
 
     ``prompts``: what stands in front of queries and of documents. ``usual``: what the library would put there.
     """

@@ -159,7 +159,7 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(
-        told in text for told in ("out of memory", "not enough memory", "can't allocate memory", "bad alloc")
+        sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory", "bad alloc")
     )
 
 

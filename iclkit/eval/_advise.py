@@ -35,7 +35,7 @@ SHOTS = (1, 4, 8, 16)
 CHOSEN = ("balanced", "bm25", "knn")
 MIN_QUERIES, MOST_QUERIES = 30, 400
 HEADROOM = 0.10  # share of queries that some set got right and the best way wrong, from which training may pay
-TRAIN_POOL = 300  # labelled examples below which a trained retriever has little to learn from
+TRAIN_POOL = 300  # labeled examples below which a trained retriever has little to learn from
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def make_bench(
 
     ``limit``: so many test rows, drawn by ``seed`` and in their old order, as ``load_task`` draws them; a smaller
     limit's rows are among a larger one's. ``first``: the first rows of the file instead, whatever its order. Pool
-    examples whose input is that of a test row, exactly, normalised or nearly, are leaks: ``exclude`` keeps each from
+    examples whose input is that of a test row, exactly, normalized or nearly, are leaks: ``exclude`` keeps each from
     the query it gives away, ``stop`` raises LeakError, ``ignore`` leaves them to be shown. DataError for an empty pool,
     and for test rows that a model wrote (see ``iclkit.augment``); UsageError for a limit below 1, for both limits
     together, or for an unknown policy.

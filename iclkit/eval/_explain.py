@@ -1,4 +1,4 @@
-"""Why an answer came out as it did: what effect each demonstration had, and which ones look mislabelled.
+"""Why an answer came out as it did: what effect each demonstration had, and which ones look mislabeled.
 
 The effect of a demonstration (leave one out) is the change in the right answer's log-probability (in nats, over the
 labels where there are labels) that showing it made: with it, minus without it, all others in place. The effects of a
@@ -286,7 +286,7 @@ def suspects(
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> list[Suspect]:
-    """Labelled examples of the pool, the likeliest to be mislabelled first.
+    """Labeled examples of the pool, the likeliest to be mislabeled first.
 
     Each is made a query, with demonstrations as the predictor's selector picks them for it (never itself nor its
     doubles), and the LM says how likely its own label is: in-context pointwise usable information (Lu et al. 2023,

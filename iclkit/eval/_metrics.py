@@ -223,7 +223,7 @@ _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 
 
 def plain_tokens(text: str) -> list[str]:
-    """Lower case, without punctuation and English articles, split at white space: SQuAD's normalisation.
+    """Lower case, without punctuation and English articles, split at white space: SQuAD's normalization.
 
     Scripts that put no spaces between words are split into characters, as MLQA does (Lewis et al. 2020).
     """

@@ -47,7 +47,7 @@ _SCORER = RougeScorer([*_KINDS.values()], tokenizer=_WORDS)
 def rouge(output: str, gold: str, kind: str) -> float:
     """F-measure of ``rouge_1``, ``rouge_2`` (shared words, word pairs) or ``rouge_l`` (longest common subsequence).
 
-    A gold answer without words (signs, emoji) is worth 1 where the output is the same, and else 0.
+    A gold answer without words (signs, emoji) scores 1 where the output is the same, and else 0.
     """
     if not _WORDS.tokenize(gold):
         return equal_text(output, gold)

@@ -602,7 +602,7 @@ def _row(line: bytes, where: str) -> Row:
     for field, values in (("metrics", row.metrics), ("label_logprobs", row.label_logprobs)):
         for name, value in values.items():
             if not math.isfinite(value):
-                raise DataError(f"{where}: {field}.{name} is {value}, which no answer is worth")
+                raise DataError(f"{where}: {field}.{name} is {value}, which no answer can have")
     return row
 
 

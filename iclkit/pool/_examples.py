@@ -91,7 +91,7 @@ class StoredExamples:
         """Those of the examples with provenance (``generated_from``), by handle."""
         return [(r, e) for r, e in self._those(_TRACES, rows, revision) if "generated_from" in e.meta]
 
-    def unlabelled(self, rows: IntArray, revision: int) -> list[tuple[int, Example]]:
+    def unlabeled(self, rows: IntArray, revision: int) -> list[tuple[int, Example]]:
         """Those of the examples with an empty output, by handle."""
         return [(r, e) for r, e in self._those("output = ''", rows, revision) if not e.output]
 

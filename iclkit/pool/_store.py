@@ -114,7 +114,7 @@ class Pool:
 
     def __reduce__(self) -> tuple[Callable[..., Pool], tuple[Any, ...]]:
         if self.path == MEMORY:
-            return Pool.of, (self.view(labelled=None).examples,)
+            return Pool.of, (self.view(labeled=None).examples,)
         return _pool_of_file, (str(Path(self.path).resolve()), self.uid, self.read_only)
 
     def close(self) -> None:
@@ -138,12 +138,12 @@ class Pool:
         return int(self._read("SELECT count(*) FROM examples")[0][0])
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(self.view(labelled=None).examples)
+        return iter(self.view(labeled=None).examples)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Example ids in insertion order."""
-        return self.view(labelled=None).ids
+        return self.view(labeled=None).ids
 
     def get(self, example_id: str) -> Example:
         """The example of an id or of a prefix that only one id has. DataError otherwise, with the nearest ids."""
@@ -198,11 +198,11 @@ class Pool:
         *,
         task: str | None = None,
         where: Mapping[str, Json] | None = None,
-        labelled: bool | None = True,
+        labeled: bool | None = True,
     ) -> PoolView:
         """A snapshot, of all examples or of those of a task and with the given metadata.
 
-        Inputs that wait for a label (an empty output) are left out: they can be shown to nobody. ``labelled=False``
+        Inputs that wait for a label (an empty output) are left out: they can be shown to nobody. ``labeled=False``
         gives them alone, None gives all.
 
         A metadata value matches when it is equal, or when both are written the same (``3`` matches ``"3"``). A name
@@ -214,17 +214,17 @@ class Pool:
             full, _ = self._load()
         elif len(full) >= LARGE and full._held is not None and not stale:
             self._note_spelling()
-        waiting = full.unlabelled
-        if task is None and not where and labelled is not False:
+        waiting = full.unlabeled
+        if task is None and not where and labeled is not False:
             if not len(waiting):
                 return full
             # vectors and words are kept for what can be shown
-            rows = full.rows if labelled is None else full.rows[~np.isin(full.rows, waiting)]
-            return full.only(rows, origin=self._origin(None, {}), keeps=labelled is not None)
-        chosen = labelled is None or not (len(waiting) or labelled is False)
+            rows = full.rows if labeled is None else full.rows[~np.isin(full.rows, waiting)]
+            return full.only(rows, origin=self._origin(None, {}), keeps=labeled is not None)
+        chosen = labeled is None or not (len(waiting) or labeled is False)
         rows = full.matching(where or {})
         if not chosen:
-            rows = rows[np.isin(rows, waiting) != labelled]
+            rows = rows[np.isin(rows, waiting) != labeled]
         if task is not None:
             wanted = clean_text(task)
             if full._held is None:
@@ -447,22 +447,22 @@ class Pool:
                     if self._became(connection, example_id) is None:
                         raise DataError(f"no input {example_id[:40]!r} of {self.path} waits for a label")
                     continue
-                labelled = replace(waiting, output=output, id="")
-                if labelled.choices and labelled.output not in labelled.choices:
-                    raise DataError(f"{output!r} is none of the choices of {example_id}: {', '.join(labelled.choices)}")
-                rows[example_id] = _ExampleRow.of(labelled, position)
+                labeled = replace(waiting, output=output, id="")
+                if labeled.choices and labeled.output not in labeled.choices:
+                    raise DataError(f"{output!r} is none of the choices of {example_id}: {', '.join(labeled.choices)}")
+                rows[example_id] = _ExampleRow.of(labeled, position)
             known = _known(connection, [row.id for row in rows.values()], "examples")
             if new := {row.id: row for row in rows.values() if row.id not in known}:
                 self._insert(connection, list(new.values()), "label")
             elif rows:
                 _log(connection, "label", len(rows))
             for example_id, row in rows.items():
-                self._delete(connection, [example_id], f"labelled as {row.id}", replaced_by=row.id)
+                self._delete(connection, [example_id], f"labeled as {row.id}", replaced_by=row.id)
         return len(rows)
 
     @staticmethod
     def _became(connection: Connection, example_id: str) -> str | None:
-        """What an example that is gone was updated to or labelled as."""
+        """What an example that is gone was updated to or labeled as."""
         query = "SELECT replaced_by FROM tombstones WHERE id = ? ORDER BY revision DESC LIMIT 1"
         found = connection.execute(query, (example_id,)).fetchone()
         return str(found[0]) if found and found[0] else None
@@ -546,7 +546,7 @@ class Pool:
         sets of four-character pieces overlap by at least that much (Jaccard) with an older one that is kept. From about
         0.75 on the pairs of inputs compared grow with the pool; below, with many words in common, faster.
         """
-        examples = self.view(labelled=None).examples
+        examples = self.view(labeled=None).examples
         groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
         if not groups or not apply:
             return DedupeReport(groups, 0)
@@ -567,12 +567,12 @@ class Pool:
         The file appears whole or not at all, and ``read_examples`` (``iclkit pool add``) gives back equal examples. In
         CSV and Parquet, choices, metadata and inputs with fields are JSON.
         """
-        return write_examples(self.view(labelled=None).examples, Path(path), format)
+        return write_examples(self.view(labeled=None).examples, Path(path), format)
 
     def stats(self) -> PoolStats:
         """Counts per task, output and embedder, and the size on disk."""
         files = [] if self.path == MEMORY else [Path(self.path), Path(f"{self.path}-wal")]
-        examples = self.view(labelled=None).examples
+        examples = self.view(labeled=None).examples
         return PoolStats(
             examples=len(examples),
             removed=int(self._read("SELECT count(*) FROM tombstones WHERE id NOT IN (SELECT id FROM examples)")[0][0]),
@@ -594,7 +594,7 @@ class Pool:
             f"table {r[0]} row {r[1]} refers to nothing in {r[2]}" for r in self._read("PRAGMA foreign_key_check")
         ]
         by_input: dict[tuple[str, str], list[Example]] = {}
-        for example in self.view(labelled=None).examples:
+        for example in self.view(labeled=None).examples:
             if len(example.id) == 32 and _content_id(example) != example.id != self._content_id_as_stored(example.id):
                 problems.append(f"example {example.id} does not have the content its id was made of")
             if not example.text.strip():
@@ -623,7 +623,7 @@ class Pool:
 
         Committed in batches: a kill loses at most one, and the same call again goes on.
         """
-        view = self.view(labelled=None)
+        view = self.view(labeled=None)
         missing = view.count_missing(embedder)
         view.index(embedder, progress)
         return missing

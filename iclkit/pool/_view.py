@@ -240,10 +240,10 @@ class PoolView:
         return made
 
     @cached_property
-    def unlabelled(self) -> IntArray:
+    def unlabeled(self) -> IntArray:
         """Ascending handles of the inputs that wait for a label: those with an empty output."""
         if self._held is None:
-            return np.array([r for r, _ in self._reader.examples.unlabelled(self.rows, self.revision)], dtype=np.int64)
+            return np.array([r for r, _ in self._reader.examples.unlabeled(self.rows, self.revision)], dtype=np.int64)
         return self.rows[np.array([not e.output for e in self._held], dtype=np.bool_)]
 
     def matching(self, where: Mapping[str, Json]) -> IntArray:

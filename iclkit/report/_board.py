@@ -108,10 +108,10 @@ def leaderboard(
     asked = [Question(p.diff.p, p.draft.group.task, p.primary) for p in pairs]
     asked += [Question(x.diff.p, f"all tasks {x.title}", x.primary) for x in pooled]
     answers = answer(asked, correction, alpha)
-    for pair, told in zip(pairs, answers, strict=False):
-        pair.answer = told
-    for line, told in zip(pooled, answers[len(pairs) :], strict=True):
-        line.answer = told
+    for pair, corrected in zip(pairs, answers, strict=False):
+        pair.answer = corrected
+    for line, corrected in zip(pooled, answers[len(pairs) :], strict=True):
+        line.answer = corrected
     beside = lm_pairs(drafts)
     groups = tuple(
         replace(
@@ -189,8 +189,8 @@ def _finished(draft: Draft, pairs: Sequence[Pair], alpha: float, is_base: Sequen
         if pair is None or pair.answer is None:
             lines.append(replace(d.line, verdict=verdict, ranks=rank))
             continue
-        told, diff = pair.answer, pair.at_level(pair.answer.level)
-        verdict = INCONCLUSIVE if told.p > alpha else BETTER if diff.value > 0 else WORSE
-        lines.append(replace(d.line, diff=diff, p=told.p, kind=told.kind, verdict=verdict, ranks=rank))
+        corrected, diff = pair.answer, pair.at_level(pair.answer.level)
+        verdict = INCONCLUSIVE if corrected.p > alpha else BETTER if diff.value > 0 else WORSE
+        lines.append(replace(d.line, diff=diff, p=corrected.p, kind=corrected.kind, verdict=verdict, ranks=rank))
     lines.sort(key=lambda line: (-line.figure.value, line.name))
     return replace(draft.group, lines=tuple(lines), comparisons=len(own))

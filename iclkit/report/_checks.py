@@ -103,15 +103,15 @@ def _checked(run: Run, metric: Metric) -> tuple[Run, bool]:
         if metric.name not in row.metrics:
             raise DataError(f"{place} has no value of {metric.name}")
         value = row.metrics[metric.name]
-        worth = _worth(metric, row.output, row.gold)
-        if worth is not None and abs(value - worth) > _ROUNDING * max(1.0, abs(worth)):
+        judged = _value_of(metric, row.output, row.gold)
+        if judged is not None and abs(value - judged) > _ROUNDING * max(1.0, abs(judged)):
             if made_by(run) == __version__:
                 raise DataError(
-                    f"{place} has {metric.name} {value:g}, and its answer {_short(row.output)} is worth {worth:g} "
+                    f"{place} has {metric.name} {value:g}, and its answer {_short(row.output)} gets {judged:g} "
                     f"against {_short(row.gold)}"
                 )
-            rows[number] = replace(row, metrics={**row.metrics, metric.name: worth})
-            value = worth
+            rows[number] = replace(row, metrics={**row.metrics, metric.name: judged})
+            value = judged
         if abs(value) > _LARGEST:
             raise DataError(f"{place} has {metric.name} {value:g}, which is beyond what can be averaged and compared")
         for one in (value, raw):
@@ -138,13 +138,13 @@ def _check_scores(row: Row, place: str, *, plain: bool) -> None:
             raise DataError(f"{place} has gold_logprob {gold:g}, and its label scores say {right:g}")
 
 
-def _worth(metric: Metric, output: str, gold: str) -> float | None:
+def _value_of(metric: Metric, output: str, gold: str) -> float | None:
     return _judged(metric, output, gold) if metric.repeatable else None
 
 
 @lru_cache(maxsize=200_000)
 def _judged(metric: Metric, output: str, gold: str) -> float:
-    """An answer's worth; seeds and selectors often give the same answers."""
+    """What a metric gives an answer; seeds and selectors often give the same answers."""
     assert metric.judge is not None
     value = metric.judge(output, gold)
     return value if math.isfinite(value) else math.nan

@@ -130,14 +130,15 @@ def _ranks(drafts: Sequence[Draft], tasks: Sequence[str]) -> dict[str, Estimate]
 def _finished(
     line: PooledLine, groups: Sequence[Group], drafts: Sequence[Draft], rank: Estimate | None, alpha: float
 ) -> OverallLine:
-    told = line.answer
+    corrected = line.answer
     own = [g for g, d in zip(groups, drafts, strict=True) if any(p.draft is d for p in line.pairs)]
     verdicts = [next(x.verdict for x in g.lines if x.name == line.name) for g in own]
     better, unclear, worse = (verdicts.count(v) for v in (BETTER, INCONCLUSIVE, WORSE))
     verdict = NONE
-    if told is not None:
-        verdict = INCONCLUSIVE if told.p > alpha else BETTER if line.diff.value > 0 else WORSE
+    if corrected is not None:
+        verdict = INCONCLUSIVE if corrected.p > alpha else BETTER if line.diff.value > 0 else WORSE
     return OverallLine(
         line.name, line.k, tuple(p.draft.group.task for p in line.pairs), line.diff.queries, line.diff, line.by_task,
-        line.new, rank, better, unclear, worse, told.p if told else math.nan, told.kind if told else "", verdict,
+        line.new, rank, better, unclear, worse,
+        corrected.p if corrected else math.nan, corrected.kind if corrected else "", verdict,
     )  # fmt: skip

@@ -57,7 +57,7 @@ def prompt_parts(
 
 
 def values_of(rows: Sequence[Row], metric: str) -> list[float]:
-    """What each answer is worth; for a metric of whole runs, whether it is the expected text."""
+    """What its metric gives each answer; for a metric of whole runs, whether it is the expected text."""
     if any(metric in row.metrics for row in rows):
         return [row.metrics[metric] for row in rows]
     return [float(row.output == row.gold) for row in rows]

@@ -25,7 +25,7 @@ from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
 from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, make_selector, selectors_table
 from iclkit.selectors._saved import Chooser, is_saved_selector, load_selector
-from iclkit.selectors._votek import worth_labelling
+from iclkit.selectors._votek import worth_labeling
 
 __all__ = [
     "BUILTINS",
@@ -56,5 +56,5 @@ __all__ = [
     "selectors_table",
     "strongest",
     "top_rows",
-    "worth_labelling",
+    "worth_labeling",
 ]

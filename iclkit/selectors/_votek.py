@@ -1,4 +1,4 @@
-"""What is worth labelling: vote-k picks a budget of examples, and queries are served from those alone."""
+"""What is worth labeling: vote-k picks a budget of examples, and queries are served from those alone."""
 
 from __future__ import annotations
 
@@ -189,12 +189,12 @@ class _NextLabels(VoteKSelector):
         return fast_vote_order(near, self.budget, density, first=np.flatnonzero(~waiting), among=waiting)
 
 
-def worth_labelling(view: PoolView, embedder: Embedder, count: int) -> list[Example]:
+def worth_labeling(view: PoolView, embedder: Embedder, count: int) -> list[Example]:
     """At most ``count`` inputs of a pool that wait for a label, those most worth one first, by fast vote-k.
 
-    ``view``: all of the pool (``pool.view(labelled=None)``), so that inputs near labelled ones come last.
+    ``view``: all of the pool (``pool.view(labeled=None)``), so that inputs near labeled ones come last.
     """
-    if not len(view.unlabelled):
+    if not len(view.unlabeled):
         return []
     chooser = _NextLabels(budget=count)
     chooser.fit(view, Kit(embedder=embedder))

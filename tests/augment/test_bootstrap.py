@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.augment import bootstrap, with_labelled
+from iclkit.augment import bootstrap, with_labeled
 from iclkit.errors import UsageError
 from iclkit.prompts import Template
 from iclkit.records import Example
@@ -68,15 +68,15 @@ def test_what_fails_is_tried_again_at_temperature_one_with_another_seed_and_repo
     assert (meta["generated"], meta["generated_score"], meta["generated_gold"]) == ("bootstrap", 1.0, "0")
 
 
-def test_labelled_ones_fill_up_without_repeating_what_has_a_trace():
+def test_labeled_ones_fill_up_without_repeating_what_has_a_trace():
     made = bootstrap(solving(wrong={0}), TEMPLATE, TRAIN, last_word, most=3)
-    filled = with_labelled(made, TRAIN, 8, seed=1)
+    filled = with_labeled(made, TRAIN, 8, seed=1)
     assert filled[:3] == [*made.examples]
     assert len({str(e.input) for e in filled}) == len(filled) == 8
-    assert filled == with_labelled(made, TRAIN, 8, seed=1) != with_labelled(made, TRAIN, 8, seed=2)
+    assert filled == with_labeled(made, TRAIN, 8, seed=1) != with_labeled(made, TRAIN, 8, seed=2)
     never = bootstrap(solving(), TEMPLATE, TRAIN, lambda *_: 0.0)
     assert never.examples == ()
-    assert all("generated" not in e.meta for e in with_labelled(never, TRAIN, 4))
+    assert all("generated" not in e.meta for e in with_labeled(never, TRAIN, 4))
 
 
 def test_settings_out_of_range_are_refused():

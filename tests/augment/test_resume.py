@@ -50,7 +50,7 @@ METHODS = {
     "labels": lambda lm: write_for_labels(lm, TEMPLATE, ("0", "1"), per_label=4),
     "recycle": lambda lm: recycle(lm, [DOCUMENT], k=4),
     "bootstrap": lambda lm: bootstrap(lm, TEMPLATE, TRAIN, lambda out, gold: float(gold == "1"), most=4, rounds=2),
-    "synthesise": lambda lm: synthesize(lm, TEMPLATE, TRAIN, count=8, shots=3, ratings=2),
+    "synthesize": lambda lm: synthesize(lm, TEMPLATE, TRAIN, count=8, shots=3, ratings=2),
 }
 
 

@@ -80,11 +80,11 @@ def test_traces_and_new_examples_start_from_the_real_ones_of_the_pool(run, write
     made = Pool.open(pool).view(where={"generated": "bootstrap"}).examples
     assert [e.output for e in made] == ["Well, it is 1", "Well, it is 2"]
     lm = writer(lambda c: f" what is {len(c)} and 1?\nOutput: 7")
-    assert run("augment", pool, "--method", "synthesise", "-n", 4)[0] == 0
+    assert run("augment", pool, "--method", "synthesize", "-n", 4)[0] == 0
     assert all("Well," not in r.context for r in lm.generated)
 
 
-def test_the_models_own_answers_to_unlabelled_inputs(run, writer, tmp_path):
+def test_the_models_own_answers_to_unlabeled_inputs(run, writer, tmp_path):
     queries = tmp_path / "q.txt"
     queries.write_text("one\ntwo\n")
     writer(lambda _: " yes")
@@ -105,6 +105,6 @@ def test_what_is_missing_is_said_before_a_model_is_loaded(run, tmp_path, args, m
     code, out, err = run("augment", tmp_path / "p.db", *args)
     assert (code, out) == (2, "")
     assert message in err
-    code, _, err = run("augment", tmp_path / "p.db", "--method", "synthesise")
+    code, _, err = run("augment", tmp_path / "p.db", "--method", "synthesize")
     assert code == 1
     assert "starts from real examples" in err

@@ -312,7 +312,7 @@ def test_a_run_whose_values_were_edited_is_left_out_by_leaderboard_and_eval(runs
     assert code == 0
     assert [x["selector"] for g in json.loads(stdout)["groups"] for x in g["lines"]] == ["random"]
     assert len(stderr.splitlines()) == 1
-    assert re.search(r"has accuracy [01], and its answer '\w+' is worth [01] against", stderr)
+    assert re.search(r"has accuracy [01], and its answer '\w+' gets [01] against", stderr)
     code, stdout, _ = call(*args, "--json", capsys=capsys)
     assert code == 0
     assert [one["run"] for one in json.loads(stdout)["left_out"]] == [folder.name]

@@ -23,7 +23,7 @@ def test_the_demo_tells_its_story(tmp_path, fakes, capsys):
     assert "The model's answer:" in stdout
     assert "24 queries" in stdout
     assert "which asks no LM" in stdout
-    assert "Without any labelled message there is nothing to vote with" in " ".join(stdout.split())
+    assert "Without any labeled message there is nothing to vote with" in " ".join(stdout.split())
     assert f"iclkit leaderboard {tmp_path / 'runs'}" in stdout
     assert "6 runs" in stderr or "runs" in stderr
 

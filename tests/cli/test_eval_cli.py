@@ -415,8 +415,8 @@ def test_the_end_of_an_answer_can_be_said(tmp_path, fakes, capsys):
     assert "12 of 12 answers ended by length, after 3 tokens" in stderr
     specs = [json.loads(p.read_text())["spec"] for p in (tmp_path / "runs").glob("*/run.json")]
     assert all(spec["parts"]["stop"] == ["\n", "ever"] for spec in specs)
-    labelled = str(write_task(tmp_path / "things"))
-    code, _, stderr = call("eval", labelled, "-s", "zero", "--answer-tokens", "3", capsys=capsys)
+    labeled = str(write_task(tmp_path / "things"))
+    code, _, stderr = call("eval", labeled, "-s", "zero", "--answer-tokens", "3", capsys=capsys)
     assert (code, "these tasks have labels" in stderr) == (2, True)
 
 

@@ -51,7 +51,7 @@ def test_one_query_as_json_holds_every_demonstration(run, capsys):
     assert found["gold"] == row["gold"]
 
 
-def test_a_whole_run_names_what_helps_and_what_looks_mislabelled(run, capsys):
+def test_a_whole_run_names_what_helps_and_what_looks_mislabeled(run, capsys):
     code, stdout, _ = call("explain", str(run), "--limit", "20", capsys=capsys)
     assert code == 0
     for word in ("help most", "hurt most", "Labels to look at", "Over 20 queries"):

@@ -12,18 +12,18 @@ from iclkit.cli import main
 from iclkit.lm import as_lm
 from iclkit.testing import FakeLM, HashEmbedder
 
-LABELLED = [
+LABELED = [
     (f"{a} parcel {n}", ["billing", "delivery"][n % 2]) for n, a in enumerate(["late", "lost", "paid", "blue"] * 4)
 ]
 TASKS: dict[str, dict[str, list[dict[str, object]]]] = {
     "text": {
-        "train": [{"input": i, "output": o} for i, o in LABELLED[:12]],
-        "test": [{"input": i, "output": o} for i, o in LABELLED[12:]],
+        "train": [{"input": i, "output": o} for i, o in LABELED[:12]],
+        "test": [{"input": i, "output": o} for i, o in LABELED[12:]],
     },
     "fields": {
         "train": [{"input": {"subject": f"s{n} {{x}}", "body_text": i}, "output": o}
-                  for n, (i, o) in enumerate(LABELLED[:12])],
-        "test": [{"input": {"subject": "new", "body_text": i}, "output": o} for i, o in LABELLED[12:]],
+                  for n, (i, o) in enumerate(LABELED[:12])],
+        "test": [{"input": {"subject": "new", "body_text": i}, "output": o} for i, o in LABELED[12:]],
     },
     "choices": {
         "train": [{"input": f"which is {n}", "choices": [f"{n}", f"not {n}"], "output": f"{n}"} for n in range(12)],

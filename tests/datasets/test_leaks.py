@@ -36,7 +36,7 @@ def naive_leaks(pool: list[Example], test: list[Query], near: float) -> list[Lea
             elif not fold_text(query.text) or not fold_text(example.text):
                 continue
             elif fold_text(query.text) == fold_text(example.text):
-                leaks.append(Leak(query.id, example.id, "normalised", 1.0))
+                leaks.append(Leak(query.id, example.id, "normalized", 1.0))
             elif (found := naive_similarity(query.text, example.text, everything)) >= near - 1e-9:
                 leaks.append(Leak(query.id, example.id, "near", found))
     return leaks
@@ -77,8 +77,8 @@ LONG = (
     ("pool", "test", "found"),
     [
         ("I lost my card", " I lost my card\n", ["exact"]),
-        ("I lost my card.", "i LOST my  card!", ["normalised"]),
-        ("Ｇｒöße", "grösse", ["normalised"]),
+        ("I lost my card.", "i LOST my  card!", ["normalized"]),
+        ("Ｇｒöße", "grösse", ["normalized"]),
         (LONG, LONG.replace("get my", "get me my"), ["near"]),
         (LONG, LONG.replace("recently", "recnetly"), ["near"]),
         ("what is the capital of texas", "what is the capital of ohio", []),
@@ -105,7 +105,7 @@ def test_an_instruction_in_every_input_does_not_make_them_near_duplicates() -> N
     head = "Please classify the following sentence into one of the categories, and answer with one word: "
     pool = [Example(head + f"sentence {i:03d}", "y") for i in range(0, 200, 2)]
     assert find_leaks(pool, [Query(head + f"sentence {i:03d}") for i in range(1, 200, 2)]) == []
-    assert [leak.kind for leak in find_leaks(pool, [Query(head + "sentence 002!")])] == ["normalised"]
+    assert [leak.kind for leak in find_leaks(pool, [Query(head + "sentence 002!")])] == ["normalized"]
 
 
 def test_a_large_pool_is_searched_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +120,7 @@ def test_a_large_pool_is_searched_in_blocks_with_the_same_result(monkeypatch: py
 def test_fields_are_compared_as_one_text_and_outputs_do_not_matter() -> None:
     pool = [Example({"premise": "It rains", "hypothesis": "It is wet"}, "yes")]
     test = [Example({"premise": "it rains.", "hypothesis": "it is wet."}, "no")]
-    assert [leak.kind for leak in find_leaks(pool, test)] == ["normalised"]
+    assert [leak.kind for leak in find_leaks(pool, test)] == ["normalized"]
     assert find_leaks(pool, test)[0].test_id == test[0].id
 
 
@@ -150,7 +150,7 @@ def test_planted_near_duplicates_are_found_in_a_real_pool(shared_data: Path) -> 
         Query(pool[300].text.replace("the", "teh", 1)),
     ]
     found = {(leak.test_id, leak.example_id): leak.kind for leak in find_leaks(pool, [*task.queries(), *planted])}
-    for query, row, kind in zip(planted, (100, 200, 300), ("normalised", "near", "near"), strict=True):
+    for query, row, kind in zip(planted, (100, 200, 300), ("normalized", "near", "near"), strict=True):
         assert found[query.id, pool[row].id] == kind
 
 

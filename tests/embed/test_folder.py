@@ -23,7 +23,7 @@ EVIL = "import pathlib\npathlib.Path({ran!r}).touch()\nclass Evil:\n    load = s
 
 @pytest.fixture
 def st(tiny_bert: Path, tmp_path: Path) -> Path:
-    """A sentence-transformers folder: transformer, pooling, a dense layer, normalisation."""
+    """A sentence-transformers folder: transformer, pooling, a dense layer, normalization."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer

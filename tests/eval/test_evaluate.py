@@ -99,7 +99,7 @@ def test_a_leaked_example_is_kept_from_its_query_only():
     run = evaluate(bench, "bm25", FakeLM(), k=45)
     assert double.id not in run.rows[0].shown
     assert all(double.id in r.shown for r in run.rows[1:])
-    assert run.facts["leaks"]["pairs"] == {"normalised": 1}
+    assert run.facts["leaks"]["pairs"] == {"normalized": 1}
 
 
 def test_leaks_stop_the_run_or_are_shown_when_asked():
@@ -113,9 +113,9 @@ def test_leaks_stop_the_run_or_are_shown_when_asked():
 
 def test_test_rows_that_a_model_wrote_are_refused_and_train_rows_are_not():
     task = classification()
-    made = [replace(e, meta={"generated": "synthesise"}) for e in task.test[10:12]]
+    made = [replace(e, meta={"generated": "synthesize"}) for e in task.test[10:12]]
     mixed = replace(task, test=(*task.test[:10], *made))
-    with pytest.raises(DataError, match=r"2 of 12 test rows of 'things' were written by a model .*synthesise"):
+    with pytest.raises(DataError, match=r"2 of 12 test rows of 'things' were written by a model .*synthesize"):
         make_bench(mixed)
     assert len(make_bench(mixed, first=10).queries) == 10
     checked = replace(mixed, test=tuple(replace(e, meta={"generated": False}) for e in mixed.test))

@@ -1,4 +1,4 @@
-"""Inputs that wait for a label: kept, shown to nobody, labelled all or none."""
+"""Inputs that wait for a label: kept, shown to nobody, labeled all or none."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from iclkit.datasets import load_task, read_examples
 from iclkit.errors import DataError
 from iclkit.pool import Pool
 from iclkit.records import Example
-from iclkit.selectors import worth_labelling
+from iclkit.selectors import worth_labeling
 from iclkit.testing import HashEmbedder
 
 WAITING = [Example(f"{word} {n}", "") for word in ("cats", "dogs", "owls") for n in range(4)]
-LABELLED = [Example("cats 9", "cat"), Example("dogs 9", "dog")]
+LABELED = [Example("cats 9", "cat"), Example("dogs 9", "dog")]
 
 
 @pytest.fixture
 def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     monkeypatch.chdir(tmp_path)
     store = Pool.open(tmp_path / "p.db")
-    store.add([*WAITING[:6], *LABELLED, *WAITING[6:]])
+    store.add([*WAITING[:6], *LABELED, *WAITING[6:]])
     return store
 
 
@@ -35,56 +35,56 @@ def iclkit(*words: str) -> int:
 
 
 def test_a_view_leaves_out_what_waits_unless_asked(pool: Pool) -> None:
-    assert list(pool.view().examples) == LABELLED
-    assert list(pool.view(labelled=False).examples) == WAITING
-    assert len(pool.view(labelled=None)) == len(pool) == 14
-    assert list(pool.view(labelled=False, where={"x": 1}).examples) == []
-    assert list(pickle.loads(pickle.dumps(pool.view())).examples) == LABELLED  # noqa: S301
+    assert list(pool.view().examples) == LABELED
+    assert list(pool.view(labeled=False).examples) == WAITING
+    assert len(pool.view(labeled=None)) == len(pool) == 14
+    assert list(pool.view(labeled=False, where={"x": 1}).examples) == []
+    assert list(pickle.loads(pickle.dumps(pool.view())).examples) == LABELED  # noqa: S301
 
 
 def test_a_pool_without_such_inputs_is_seen_whole(tmp_path: Path) -> None:
     store = Pool.open(tmp_path / "q.db")
-    store.add(LABELLED)
-    assert store.view() is store.view(labelled=None)
-    assert len(store.view(labelled=False)) == 0
+    store.add(LABELED)
+    assert store.view() is store.view(labeled=None)
+    assert len(store.view(labeled=False)) == 0
 
 
 def test_labels_are_given_all_or_none_and_once(pool: Pool) -> None:
     with pytest.raises(DataError, match=r"no input 'nothing' of .* waits for a label"):
         pool.label({WAITING[0].id: "cat", "nothing": "dog"})
     with pytest.raises(DataError, match="waits for a label"):
-        pool.label({LABELLED[0].id: "dog"})
-    assert len(pool.view(labelled=False)) == 12
+        pool.label({LABELED[0].id: "dog"})
+    assert len(pool.view(labeled=False)) == 12
     given = {WAITING[0].id: "cat", WAITING[4].id: "dog"}
     assert (pool.label(given), pool.label(given)) == (2, 0)
     assert [e.output for e in pool.view().examples] == ["cat", "dog", "cat", "dog"]
-    assert pool.view(labelled=None).unlabelled.size == 10
+    assert pool.view(labeled=None).unlabeled.size == 10
     assert pool.check() == []
 
 
 def test_a_label_that_is_no_choice_is_refused_and_one_that_is_known_already_adds_nothing(tmp_path: Path) -> None:
     store = Pool.open(tmp_path / "c.db")
     store.add([Example("q", "", choices=("a", "b")), Example("same", ""), Example("same", "x")])
-    first, second = (e.id for e in store.view(labelled=False).examples)
+    first, second = (e.id for e in store.view(labeled=False).examples)
     with pytest.raises(DataError, match=r"'c' is none of the choices of .*: a, b"):
         store.label({first: "c"})
     assert store.label({second: "x"}) == 1
     assert [e.output for e in store] == ["", "x"]
 
 
-def test_vectors_of_an_input_stay_when_it_is_labelled(pool: Pool) -> None:
+def test_vectors_of_an_input_stay_when_it_is_labeled(pool: Pool) -> None:
     embedder = HashEmbedder()
     pool.embed(embedder)
     pool.label({WAITING[0].id: "cat"})
-    assert pool.view(labelled=None).count_missing(embedder) == 0
+    assert pool.view(labeled=None).count_missing(embedder) == 0
 
 
-def test_the_inputs_most_worth_a_label_are_unlike_each_other_and_unlike_labelled_ones(pool: Pool) -> None:
+def test_the_inputs_most_worth_a_label_are_unlike_each_other_and_unlike_labeled_ones(pool: Pool) -> None:
     embedder = HashEmbedder()
-    chosen = worth_labelling(pool.view(labelled=None), embedder, 5)
+    chosen = worth_labeling(pool.view(labeled=None), embedder, 5)
     assert len(chosen) == 5
-    assert not {e.id for e in chosen} & {e.id for e in LABELLED}
-    assert worth_labelling(pool.view(), embedder, 5) == []
+    assert not {e.id for e in chosen} & {e.id for e in LABELED}
+    assert worth_labeling(pool.view(), embedder, 5) == []
 
 
 def test_a_sheet_goes_out_and_comes_back(pool: Pool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,9 +99,9 @@ def test_a_sheet_goes_out_and_comes_back(pool: Pool, tmp_path: Path, capsys: pyt
         csv.writer(file).writerows(rows)
     capsys.readouterr()
     assert iclkit("pool", "label", "p.db", "sheet.csv") == 0
-    assert capsys.readouterr().out == "labelled 2 inputs; 10 of p.db wait for a label\n"
+    assert capsys.readouterr().out == "labeled 2 inputs; 10 of p.db wait for a label\n"
     assert iclkit("pool", "label", "p.db", "sheet.csv") == 0
-    assert capsys.readouterr().out == "labelled 0 inputs; 10 of p.db wait for a label\n"
+    assert capsys.readouterr().out == "labeled 0 inputs; 10 of p.db wait for a label\n"
     assert iclkit("pool", "label", "p.db", "--write", "sheet.csv") == 2
     assert "there is a sheet.csv already" in capsys.readouterr().err
 
@@ -110,9 +110,9 @@ def test_inputs_come_from_files_with_and_without_columns(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in.txt").write_text("one\n\ntwo\n")
     (tmp_path / "in.csv").write_text("text,label\nthree,x\nfour,\n")
-    assert iclkit("pool", "add", "u.db", "in.txt", "--format", "lines", "--unlabelled") == 0
-    assert iclkit("pool", "add", "u.db", "in.csv", "--unlabelled") == 0
-    assert iclkit("pool", "add", "u.db", "in.csv", "--unlabelled", "--output", "lable") == 1
+    assert iclkit("pool", "add", "u.db", "in.txt", "--format", "lines", "--unlabeled") == 0
+    assert iclkit("pool", "add", "u.db", "in.csv", "--unlabeled") == 0
+    assert iclkit("pool", "add", "u.db", "in.csv", "--unlabeled", "--output", "lable") == 1
     with Pool.open("u.db") as store:
         assert [(e.input, e.output) for e in store] == [("one", ""), ("two", ""), ("three", "x"), ("four", "")]
         store.export("u.jsonl")

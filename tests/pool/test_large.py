@@ -63,7 +63,7 @@ def same(one: PoolView, other: PoolView) -> None:
     assert one.ids_at(some) == other.ids_at(some)
     assert one.outputs(some) == other.outputs(some)
     assert one.families == other.families
-    assert one.unlabelled.tolist() == other.unlabelled.tolist()
+    assert one.unlabeled.tolist() == other.unlabeled.tolist()
     assert one.matching({"half": 1}).tolist() == other.matching({"half": 1}).tolist()
     assert [one.row_of(i) for i in (*other.ids[:3], "nowhere")] == [
         other.row_of(i) for i in (*other.ids[:3], "nowhere")
@@ -74,8 +74,8 @@ def same(one: PoolView, other: PoolView) -> None:
 
 @pytest.mark.usefixtures("large")
 def test_a_view_of_a_large_pool_is_as_one_of_a_small_pool(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = ({}, {"task": "task1"}, {"where": {"half": 0}}, {"task": "task0", "where": {"half": 0}}, {"labelled": None},
-             {"labelled": False})  # fmt: skip
+    asked = ({}, {"task": "task1"}, {"where": {"half": 0}}, {"task": "task0", "where": {"half": 0}}, {"labeled": None},
+             {"labeled": False})  # fmt: skip
     for options in asked:
         with Pool.open(path) as pool:
             lazy = pool.view(**options)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_earlier_views_still_show_what_they_showed(
         pool, views = Pool.open(tmp_path_factory.mktemp("pool") / "demos.db"), []
         pool.add([*examples(*range(10)), Example("waits", "")])
         for change, numbers in changes:
-            view = pool.view(labelled=None)
+            view = pool.view(labeled=None)
             expected = [*pool]
             views.append((view, expected))
             chosen = list(dict.fromkeys(expected[n % len(expected)].id for n in numbers)) if expected else []
@@ -168,7 +168,7 @@ def test_inputs_that_wait_for_a_label_do_not_keep_files_from_being_used(path: Pa
             view = pool.view()
             assert view.vectors(EMBEDDER).shape == (41, 16)
             view.term_index("words", "", 1.5, 0.75)
-            everything = pool.view(labelled=None)
+            everything = pool.view(labeled=None)
             assert everything.vectors(EMBEDDER).shape == (42, 16)
             everything.term_index("words", "", 1.5, 0.75)
             sizes = {f.suffix: f.stat().st_size for f in path.parent.iterdir()}
@@ -223,7 +223,7 @@ def test_the_indexes_of_large_pools_are_used(path: Path) -> None:
     from iclkit.pool._examples import _TRACES
 
     with sqlite3.connect(path) as raw:
-        for condition, index in ((_TRACES, "traces"), ("output = ''", "unlabelled")):
+        for condition, index in ((_TRACES, "traces"), ("output = ''", "unlabeled")):
             (line,) = raw.execute(f"EXPLAIN QUERY PLAN SELECT seq FROM examples WHERE {condition}").fetchall()
             assert f"USING COVERING INDEX {index}" in line[3] or f"USING INDEX {index}" in line[3]
         (line,) = raw.execute("EXPLAIN QUERY PLAN SELECT seq, text FROM examples").fetchall()

@@ -322,7 +322,7 @@ def test_a_run_whose_values_are_not_what_its_answers_are_worth_is_left_out():
     board = leaderboard([edited if r is runs[3] else r for r in runs])
     assert [*reasons(board)] == [edited.id]
     assert "has accuracy 1, and its answer" in reasons(board)[edited.id]
-    assert "is worth 0 against" in reasons(board)[edited.id]
+    assert "gets 0 against" in reasons(board)[edited.id]
     assert f"run {edited.id} is left out" in " ".join(board.notes)
     assert [x.name for g in board.groups for x in g.lines if x.name == "knn"] == []
     assert json.loads(to_json(board))["left_out"][0]["run"] == edited.id

@@ -62,7 +62,7 @@ def test_an_lm_that_ignores_the_input_has_no_pvi():
     assert not pvi(pool_of("aabbab"), Kit(lm=labels_only, template=TEMPLATE)).any()
 
 
-def test_a_mislabelled_example_has_negative_pvi_and_is_found():
+def test_a_mislabeled_example_has_negative_pvi_and_is_found():
     def logprob(context, label):
         last = context.rpartition("Text: ")[2]
         return -0.7 if "Text" not in context else (-0.1 if label.strip() in last else -3.0)

@@ -181,10 +181,10 @@ def test_neighbours_leave_oneself_out(seed, n, k):
 def test_vote_k_serves_queries_from_its_budget_alone_and_by_nearness(world):
     w = world(8, 40, dim=6)
     one = make_selector("vote-k,budget=10,neighbors=5,center=false").fit(w.view, w.kit)
-    labelled = {w.view.ids[r] for r in one.annotated_}
-    assert len(labelled) == 10
+    labeled = {w.view.ids[r] for r in one.annotated_}
+    assert len(labeled) == 10
     selection = one.select(w.query, 15)
-    assert set(selection.ids) == labelled
+    assert set(selection.ids) == labeled
     assert selection.notes == ("10 of 15 demonstrations: 10 of the 10 labeled examples were allowed",)
     sims = [w.sim[w.view.ids.index(i)] for i in selection.ids]
     assert sims == sorted(sims, reverse=True)

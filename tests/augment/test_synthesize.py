@@ -112,10 +112,12 @@ def test_a_pool_lists_and_removes_what_was_generated_and_keeps_the_originals():
     pool = Pool.of(REAL)
     assert add_to_pool(pool, made).added == 5
     assert add_to_pool(pool, made).added == 0
-    view = pool.view(where={"generated": "synthesise"})
+    view = pool.view(where={"generated": "synthesize"})
     assert view.examples == made.examples
     assert generated(pool) == [*made.examples]
     assert generated(pool, "labels") == []
+    former = [Example("a", "b", meta={"generated": "synthesise"})]  # as older pools have it
+    assert generated(former) == generated(former, "synthesize") == former
     pool.remove(view.ids)
     assert [*pool] == REAL
 
