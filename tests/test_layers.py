@@ -56,6 +56,9 @@ DOORS = {
     "dspy": {"integrations"},
     "lm_eval": {"integrations"},
     "inspect_ai": {"integrations"},
+    "mlflow": {"integrations"},
+    "wandb": {"integrations"},
+    "trackio": {"integrations"},
     "click": {"cli"},
     "rich": {"cli"},
 }

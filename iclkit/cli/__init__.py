@@ -40,6 +40,7 @@ COMMANDS = {
     "explain": ("_explain", "Say which demonstrations a run showed, why, and the effect of each."),
     "advise": ("_advise", "Run a small pilot and say what to do: zero-shot, more shots, similar ones, or train."),
     "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
+    "runs": ("_tracking", "Hand recorded runs to an experiment tracker: MLflow, W&B, Trackio."),
     "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),
     "serve": ("_serve", "Answer over HTTP with a kept selector, or add demonstrations to a chat API (--proxy)."),
     "models": ("_models", "List and fetch models."),

@@ -79,6 +79,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "explain": ("iclkit explain runs/0f3c5a7be81d2c44 12", "iclkit explain runs/0f3c5a7be81d2c44 --limit 50"),
     "advise": ("iclkit advise tickets --lm smollm2-135m --prompts 600",),
     "leaderboard": ("iclkit leaderboard runs --html board.html", "iclkit leaderboard runs --baseline knn --markdown"),
+    "runs export": (
+        "iclkit runs export runs --to mlflow --project tickets",
+        "iclkit runs export runs --to wandb --selector kept",
+    ),
     "lm check": ("iclkit lm check openai:my-model@http://localhost:8000/v1",),
     "models ls": ("iclkit models ls",),
     "models pull": ("iclkit models pull smollm2-135m all-minilm-l6-v2",),

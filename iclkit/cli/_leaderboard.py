@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from iclkit.cli._runs import note, write_page
+from iclkit.cli._runs import note, read_runs, write_page
 from iclkit.cli._tables import say, show
 from iclkit.cli._terminal import emit
-from iclkit.errors import DataError, UsageError
+from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
     from iclkit.records import Run
@@ -79,11 +79,8 @@ def command(
 
     A run that is damaged is named on stderr and left out; exit code 1 when there is no other.
     """
-    from iclkit.eval import RunStore
     from iclkit.report import (
         board_with_questions,
-        declared_questions,
-        distinct_runs,
         methods,
         run_texts,
         to_csv,
@@ -95,19 +92,12 @@ def command(
 
     if markdown + as_json + as_csv + latex + as_methods > 1:
         raise UsageError("choose one of --markdown, --json, --csv, --latex, --methods")
-    stores = [RunStore(folder) for folder in runs]
-    found = distinct_runs(run for store in stores for run in store.runs())
-    lost = [problem for store in stores for problem in store.problems]
-    if not found:
-        for one in lost[1:]:
-            say(f"note: run {one.run} cannot be used: {one.reason}")
-        raise DataError(f"no run in {', '.join(map(str, runs))} can be read; the first: {lost[0].reason}")
+    found, lost, declared = read_runs(runs)
     known = sorted({run.spec.task.name for run in found})
     for task in tasks:
         if task not in known:
             raise UsageError(f"no run of task {task!r} in {', '.join(map(str, runs))}; there are: {', '.join(known)}")
     kept = [r for r in found if not tasks or r.spec.task.name in tasks]
-    declared = declared_questions(stores)
     board = board_with_questions(
         kept, baseline, left_out=lost, primary=primary, declared=declared, note=note, correction=correct,
         compare=compare,

@@ -15,12 +15,12 @@ import click
 from iclkit.cli._kit import task_file, tell_notes
 from iclkit.cli._progress import run_bars
 from iclkit.cli._tables import say
-from iclkit.errors import NeedError, NothingAnswered, RunBusy, UsageError
+from iclkit.errors import DataError, NeedError, NothingAnswered, RunBusy, UsageError
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
     from iclkit.embed import Embedder
-    from iclkit.eval import Bench, Grid, PlannedRun
+    from iclkit.eval import Bench, Grid, LeftOut, PlannedRun
     from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
     from iclkit.report import Board
@@ -35,6 +35,24 @@ def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | Non
     if data or described.name:  # more than a name: where its rows are, and how they are read
         places["task_file"] = described.absolute().text()
     return places | ({"pool": str(pool.resolve())} if pool else {})
+
+
+def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut], dict[str, str]]:
+    """The runs in these folders, those that cannot be read, and the questions declared there, each at its first time.
+
+    DataError when no run can be read.
+    """
+    from iclkit.eval import RunStore
+    from iclkit.report import declared_questions, distinct_runs
+
+    stores = [RunStore(folder) for folder in folders]
+    found = distinct_runs(run for store in stores for run in store.runs())
+    lost = [problem for store in stores for problem in store.problems]
+    if not found:
+        for one in lost[1:]:
+            say(f"note: run {one.run} cannot be used: {one.reason}")
+        raise DataError(f"no run in {', '.join(map(str, folders))} can be read; the first: {lost[0].reason}")
+    return found, lost, declared_questions(stores)
 
 
 def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str, Any], title: str = "") -> None:
