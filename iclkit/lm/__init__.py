@@ -7,12 +7,13 @@ from iclkit.lm._base import BaseLM, as_lm
 from iclkit.lm._dry_run import DryRunLM
 from iclkit.lm._each import ask_each
 from iclkit.lm._load import answer_by_batch, capabilities, load_lm
-from iclkit.lm._protocol import LM, MinimalLM, OnDone, ranks_only
+from iclkit.lm._protocol import LM, LOGITS, MinimalLM, OnDone, ranks_only
 from iclkit.lm._shape import BreakEven, ModelShape, break_even
 from iclkit.records import CostEstimate, GenerateRequest, Generation, Score, ScoreRequest, Usage
 
 __all__ = [
     "LM",
+    "LOGITS",
     "BaseLM",
     "BreakEven",
     "CostEstimate",

@@ -308,7 +308,7 @@ class CEIL(Method[CEILConfig]):
     def _train_first(self, s: Session[CEILConfig]) -> None:
         import torch
 
-        from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
+        from iclkit.trainers._fit import fit_retriever, load_encoder, save_model, training_texts
 
         stage, epr = self._first_session(s), EPR()
         s.say("CEIL starts from EPR: training that first; a trained one can be given as base")
@@ -319,7 +319,7 @@ class CEIL(Method[CEILConfig]):
             stage.config,
             model,
             epr.batches(stage, gathered),
-            TrainingTexts(stage.query_text, stage.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
+            training_texts(stage),
             epr.loss,
             stage.work,
             gain=(lambda m: epr.gain(stage, m)) if s.corpus.has_held_out else None,

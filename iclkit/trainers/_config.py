@@ -15,6 +15,16 @@ T = TypeVar("T")
 PRESETS = ("paper", "small")
 
 
+def beyond(config: object, **before: Json) -> dict[str, Json]:
+    """The settings that differ from what was done ``before`` they existed: a training that was begun then stays
+    known.
+
+    >>> beyond(TrainConfig(seed=3), seed=0, epochs=8.0)
+    {'seed': 3}
+    """
+    return {name: getattr(config, name) for name, old in before.items() if getattr(config, name) != old}
+
+
 def other_default(base: type, name: str, default: T) -> T:
     """A setting of a base class with another default, for a subclass; meaning, bounds and choices stay."""
     known = {f.name: f.metadata for f in fields(base)}
@@ -95,6 +105,11 @@ class TrainConfig:
         """How many of the best candidates stand as positives in scores that are exported for other trainers."""
         return 1
 
+    @property
+    def masks_labels(self) -> bool:
+        """Whether documents of other queries that carry a query's own answer are no negatives for it."""
+        return False
+
     def as_dict(self) -> dict[str, Json]:
         """Every setting by name, the method first."""
         return {"method": self.method, **asdict(self)}
@@ -173,6 +188,9 @@ BERT: Mapping[str, Any] = {
     "temperature": 1.0,
 }
 """The encoder of EPR, UDR and Se2 as their papers have it, for the preset ``paper``."""
+
+
+MASK_LABELS = "documents of other queries that carry a query's own answer are no negatives for it"
 
 
 def check_cosine_temperature(config: Any) -> None:

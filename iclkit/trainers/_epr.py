@@ -12,7 +12,7 @@ from iclkit.errors import DataError
 from iclkit.records import Json
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
-from iclkit.trainers._config import BERT, TrainConfig, check_cosine_temperature
+from iclkit.trainers._config import BERT, MASK_LABELS, TrainConfig, beyond, check_cosine_temperature
 from iclkit.trainers._data import TaskData
 from iclkit.trainers._feedback import FeedbackPrompt
 from iclkit.trainers._method import (
@@ -42,6 +42,7 @@ class CandidateConfig(TrainConfig):
     positives: int = setting(3, "best candidates that can be positives", ge=1)
     negatives: int = setting(3, "worst candidates that can be negatives", ge=1)
     temperature: float = setting(0.05, "similarities are divided by it", gt=0)
+    mask_labels: bool = setting(False, MASK_LABELS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,11 +53,17 @@ class CandidateConfig(TrainConfig):
         """As many as can be positives."""
         return self.positives
 
+    @property
+    def masks_labels(self) -> bool:
+        """As ``mask_labels`` says."""
+        return self.mask_labels
+
     def identity(self) -> dict[str, Json]:
         """With the method's own settings."""
         return {
             **super().identity(),
             "positives": self.positives, "negatives": self.negatives, "temperature": self.temperature,
+            **beyond(self, mask_labels=False),
         }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from iclkit.errors import DataError, ModelError, RequestError, RunError
-from iclkit.lm import LM
+from iclkit.lm import LM, LOGITS
 from iclkit.prompts import answer_options, answer_requests, assemble, best_option, log_softmax
 from iclkit.records import CostEstimate, Example, Progress, Prompt, Query, Score, ScoreRequest
 from iclkit.trainers._data import TaskData
@@ -97,14 +97,35 @@ class Feedback:
         scores: dict[int, LabelScores | None] = {**self.ledger.get(scope, keys)}
         self.known += len(scores)
         todo = [n for n in range(len(keys)) if n not in scores] if asks_lm() else []
-        for at in range(0, len(todo), CHUNK):
-            numbers = todo[at : at + CHUNK]
-            answers = self._score_chunk(task, scope, [unique[keys[n]] for n in numbers])
-            scores.update(zip(numbers, answers, strict=True))
+        done = 0
+        for numbers in self._chunks(scope, keys, todo):
+            with self.ledger.together(scope, [keys[n] for n in numbers]):
+                answers = self._score_chunk(task, scope, [unique[keys[n]] for n in numbers])
+            new = {n: a for n, a in zip(numbers, answers, strict=True) if n not in scores}
+            self.computed += sum(a is not None for a in new.values())
+            scores |= new
+            done += len(new)
             if progress:
-                progress(at + len(numbers), len(todo))
+                progress(done, len(todo))
         number = {k: n for n, k in enumerate(keys)}
         return [scores.get(number[p.key]) for p in prompts]
+
+    def _chunks(self, scope: ScoreScope, keys: Sequence[Key], todo: Sequence[int]) -> list[list[int]]:
+        """The prompts ``todo``, by number, as they are read together.
+
+        In bf16 a score depends a little on what is read beside it. So where a kill ended the reading of some prompts,
+        a model whose logits are at hand is asked the same prompts together once more (what its cache holds is not
+        computed again), and every score is that of an unbroken run.
+        """
+        number = {key: n for n, key in enumerate(keys)}
+        left, chunks = [*todo], list[list[int]]()
+        for prompts in self.ledger.begun(scope) if todo and self.lm.scoring == LOGITS else ():
+            again = [number[key] for key in prompts if key in number]
+            missing = [n for n in again if n in {*left}]
+            if missing and len(again) == len(prompts) and missing == left[: len(missing)]:
+                left, chunks = left[len(missing) :], [again]
+                break
+        return chunks + [left[at : at + CHUNK] for at in range(0, len(left), CHUNK)]
 
     def estimate(self, task: TaskData, prompts: Sequence[FeedbackPrompt]) -> CostEstimate:
         """The cost of ``score``, each prompt once; ``calls`` are the answers that the ledger does not have.
@@ -191,7 +212,6 @@ class Feedback:
                     ready.append((*prompts[n].key, whole))
             if ready:
                 self.ledger.put(scope, ready)
-                self.computed += len(ready)
 
         refused = dict[int, str]()
         left = [*range(len(requests))]
@@ -211,7 +231,7 @@ class Feedback:
         if refused:
             self.ledger.fail(scope, [(*prompts[n].key, why) for n, why in refused.items()])
             self._failed |= {(scope.key_text, prompts[n].key): why for n, why in refused.items()}
-            if len(refused) > 1 and not self.known + self.computed:
+            if len(refused) > 1 and not self.known + self.computed and not any(result):
                 raise RunError(f"{self.lm.name} refused all of {len(refused)} prompts: {next(iter(refused.values()))}")
         return result
 

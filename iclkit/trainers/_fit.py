@@ -33,6 +33,7 @@ from iclkit.records import Progress
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import TrainConfig, evaluation_interval
 from iclkit.trainers._losses import false_negatives
+from iclkit.trainers._method import Session
 from iclkit.trainers._processes import main_process_first, main_process_only, processes, shard_batches
 from iclkit.trainers._whole import drop, last_checkpoint, seal
 
@@ -45,11 +46,32 @@ Loss = Callable[[Tensor, Tensor, RetrieverBatch], Tensor]
 
 @dataclass(frozen=True)
 class TrainingTexts:
-    """What the encoder reads: texts of queries and documents by row, and rows that are no negatives for a query."""
+    """What the encoder reads: texts of queries and documents by row, and which documents are no negatives for a query:
+    ``forbidden`` rows, and, where ``answer`` (the output of a row) is given, those of other queries with its answer."""
 
     query: Callable[[int, Sequence[int]], str]
     document: Callable[[int], str]
     forbidden: Callable[[int], Collection[int]]
+    answer: Callable[[int], str] | None = None
+
+    def no_negatives(self, query: int, documents: Collection[int]) -> set[int]:
+        """Those of some ``documents`` that are no negatives for a query."""
+        result = {*self.forbidden(query)}
+        if self.answer is not None:
+            own = self.answer(query)
+            result |= {d for d in documents if self.answer(d) == own}
+        return result
+
+
+def training_texts(s: Session[Any]) -> TrainingTexts:
+    """What the encoder reads in a training."""
+    examples = s.corpus.examples
+    return TrainingTexts(
+        s.query_text,
+        s.document_text,
+        lambda row: s.miner.forbidden(examples[row]),
+        (lambda row: examples[row].output) if s.config.masks_labels else None,
+    )
 
 
 def load_encoder(config: TrainConfig, base: str | Path) -> SentenceTransformer:
@@ -130,7 +152,7 @@ class Collator:
             "columns": torch.tensor([[number[d] for d in row["documents"]] for row in rows]),
             "values": torch.tensor([[*row["values"]] for row in rows], dtype=torch.float32),
             "mask": false_negatives(
-                [row["documents"] for row in rows], [self._texts.forbidden(row["query"]) for row in rows]
+                [row["documents"] for row in rows], [self._texts.no_negatives(row["query"], number) for row in rows]
             ),
         }
         batch: dict[str, Any] = {"label": label}

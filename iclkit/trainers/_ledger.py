@@ -56,11 +56,13 @@ FORMAT = Format(
             "CREATE TABLE IF NOT EXISTS failed (key BLOB PRIMARY KEY, scope INTEGER NOT NULL, query TEXT NOT NULL,"
             " shown TEXT NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID",
         ),
+        ("CREATE TABLE IF NOT EXISTS begun (key BLOB PRIMARY KEY, scope INTEGER NOT NULL, prompts TEXT NOT NULL)",),
     ),
     tables={
         "scopes": ("id", "mark"),
         "scores": ("key", "scope", "query", "shown", "gold", "told"),
         "failed": ("key", "scope", "query", "shown", "reason"),
+        "begun": ("key", "scope", "prompts"),
     },
     proves_writable=True,
 )
@@ -140,6 +142,26 @@ class Ledger:
                 "INSERT OR REPLACE INTO failed VALUES (?, ?, ?, ?, ?)",
                 [(_key(key_text, q, s), number, q, json.dumps([*s]), reason) for q, s, reason in rows],
             )
+
+    @contextmanager
+    def together(self, scope: ScoreScope, prompts: Sequence[PromptKey]) -> Iterator[None]:
+        """A block in which prompts are read together by an LM; where a kill ends it, ``begun`` knows of them."""
+        text = json.dumps([[query, [*shown]] for query, shown in prompts])
+        key = _key(scope.key_text, text, ())
+        with self._db.writing() as connection:
+            number = _number(connection, scope.key_text)
+            connection.execute("INSERT OR IGNORE INTO begun VALUES (?, ?, ?)", (key, number, text))
+        yield
+        with self._db.writing() as connection:
+            connection.execute("DELETE FROM begun WHERE key = ?", (key,))
+
+    def begun(self, scope: ScoreScope) -> list[list[tuple[str, tuple[str, ...]]]]:
+        """The prompts that were being read together when a process ended."""
+        rows = self._db.read(
+            "SELECT prompts FROM begun JOIN scopes ON scopes.id = scope WHERE mark = ? ORDER BY key", (scope.key_text,)
+        )
+        with self._parsed():
+            return [[(query, tuple(shown)) for query, shown in json.loads(text)] for (text,) in rows]
 
     def failures(self, scope: ScoreScope) -> list[tuple[str, tuple[str, ...], str]]:
         """(query id, demonstration ids in prompt order, reason) of the prompts that were refused and have no score."""

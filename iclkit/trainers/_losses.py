@@ -48,12 +48,14 @@ def false_negatives(documents: Sequence[Sequence[int]], repeats: Sequence[Collec
     return mask.flatten(1)
 
 
-def info_nce(scores: Tensor, positive: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def info_nce(
+    scores: Tensor, positive: Tensor | None = None, mask: Tensor | None = None, weights: Tensor | None = None
+) -> Tensor:
     """The positive against everything else in the batch (EPR, Rubin et al., NAACL 2022; also Se²'s loss).
 
     scores (b, c). positive (b,): the column of each row's positive; by default the first of its own block. mask (b, c)
     bool: columns to leave out of the row's denominator (``false_negatives``); the positive's stays in any case.
-    Mean over rows of -log softmax.
+    Mean over rows of -log softmax, each times its weight where ``weights`` (b,) are given.
     >>> s = torch.tensor([[2., 1., 0., -1.], [.5, 0., 1.5, 1.]])
     >>> round(info_nce(s).item(), 6)
     0.613764
@@ -63,7 +65,9 @@ def info_nce(scores: Tensor, positive: Tensor | None = None, mask: Tensor | None
     if mask is not None:
         others = torch.ones_like(mask).scatter(1, positive[:, None], False)
         scores = scores.masked_fill(mask & others, -torch.inf)
-    return F.cross_entropy(scores, positive)
+    if weights is None:
+        return F.cross_entropy(scores, positive)
+    return (weights * F.cross_entropy(scores, positive, reduction="none")).mean()
 
 
 def udr_rank(scores: Tensor, variant: str = "paper", ranks: Tensor | None = None) -> Tensor:

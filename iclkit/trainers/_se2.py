@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,9 +15,11 @@ from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._config import (
     BERT,
+    MASK_LABELS,
     SetConfig,
     Source,
     TrainConfig,
+    beyond,
     check_cosine_temperature,
     other_default,
     sources,
@@ -56,20 +58,35 @@ class Se2Config(SetConfig):
     paper: ClassVar[Mapping[str, Any]] = {
         **BERT, "queries": 10_000, "candidates": "random:50", "value": "share", "shots": 3, "negatives": 20,
         "hard_negatives": 20, "random_negatives": 20, "batch_size": 8, "learning_rate": 1e-5, "epochs": 6.0,
-        "max_tokens": 512, "patience": 0, "evaluations": 6, "checkpoints": 10,
+        "max_tokens": 512, "patience": 0, "evaluations": 6, "checkpoints": 10, "mask_labels": False, "rounds": "mixed",
+        "random_from": "pool", "weights": "equal",
     }  # fmt: skip
 
     queries: int = other_default(SetConfig, "queries", 100)
     candidates: str = other_default(SetConfig, "candidates", "bm25:4+knn:3+random:3")
     batch_size: int = other_default(SetConfig, "batch_size", 8)
+    towers: Literal[1, 2] = other_default(SetConfig, "towers", 2)
     temperature: float = setting(0.05, "similarities are divided by it", gt=0)
     negatives: int = setting(4, "worst candidates that can be negatives", ge=1)
     hard_negatives: int = setting(4, "negatives of each training row that are drawn from these", ge=0)
-    random_negatives: int = setting(4, "negatives of each training row that are drawn from the pool", ge=0)
+    random_negatives: int = setting(4, "negatives of each training row that are drawn at random", ge=0)
+    random_from: Literal["pool", "middle"] = setting(
+        "pool", "where those come from: the pool, or the query's scored candidates between positive and worst"
+    )
+    mask_labels: bool = setting(False, f"{MASK_LABELS}; none of the pool with it is drawn as a negative either")
+    rounds: Literal["mixed", "apart"] = setting("mixed", "batches of all rounds, or of one round each")
+    weights: Literal["equal", "spread"] = setting(
+        "equal", "of training rows; spread: by how far the values of a step's candidates differ"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cosine_temperature(self)
+
+    @property
+    def masks_labels(self) -> bool:
+        """As ``mask_labels`` says."""
+        return self.mask_labels
 
     def identity(self) -> dict[str, Json]:
         """With the method's own settings."""
@@ -77,6 +94,7 @@ class Se2Config(SetConfig):
             **super().identity(),
             "temperature": self.temperature, "negatives": self.negatives, "hard_negatives": self.hard_negatives,
             "random_negatives": self.random_negatives,
+            **beyond(self, random_from="pool", mask_labels=False, rounds="mixed", weights="equal"),
         }  # fmt: skip
 
 
@@ -218,14 +236,20 @@ class Se2(Method[Se2Config]):
         return Source("se2", config.shots)
 
     def batches(self, s: Session[Se2Config], gathered: list[SequenceStep]) -> list[list[TrainingRow]]:
-        """Epoch after epoch, all rounds mixed, negatives drawn anew in each."""
+        """Epoch after epoch, all rounds mixed unless they stay ``apart``, negatives drawn anew in each."""
+        spread = typical_spread(gathered) if s.config.weights == "spread" else 0.0
         batches: list[list[TrainingRow]] = []
         wanted, epoch = batches_for(s.config.max_steps), 0
         while (len(batches) < wanted) if wanted else (epoch < s.config.epochs):
             by_task: dict[str, list[TrainingRow]] = {}
             for step in gathered:
                 if training_row := self.training_row(s, step, epoch):
-                    by_task.setdefault(s.task_of(step.query).name, []).append(training_row)
+                    if spread:
+                        training_row = replace(training_row, values=(spread_of(step) / spread,))
+                    name = s.task_of(step.query).name
+                    if s.config.rounds == "apart":
+                        name += f"\n{len(step.chosen)}"
+                    by_task.setdefault(name, []).append(training_row)
             s.facts["steps of sequences"] = {"scored": len(gathered), "used": sum(map(len, by_task.values()))}
             if not by_task:
                 break
@@ -234,33 +258,42 @@ class Se2(Method[Se2Config]):
         return batches[: wanted or None]
 
     def training_row(self, s: Session[Se2Config], step: SequenceStep, epoch: int) -> TrainingRow | None:
-        """The positive, hard negatives from the end of the ranking, random ones from the pool.
+        """The positive, hard negatives from the end of the ranking, random ones from between or from the pool.
 
         The end is never more than half of the candidates, and of lower value than the positive; where it has too few,
-        random negatives take their place. None for a step without a positive, or where nothing is worse.
+        random negatives take their place. Those come from the candidates between positive and end as long as there are
+        any (``random_from``), then from the pool. None for a step without a positive, or where nothing is worse.
         """
         values = dict(step.ranked)
         if step.positive is None or values[step.positive] - step.ranked[-1][1] <= _TIED:
             return None
         most = min(s.config.negatives, (len(step.ranked) - 1) // 2) or 1
-        worst = [c for c, v in step.ranked[-most:] if v < values[step.positive] - _TIED]
+        worse = [c for c, v in step.ranked if v < values[step.positive] - _TIED]
+        worst = worse[-most:]
         example = s.corpus.examples[step.query]
         rng = s.rng("se2", "lesson", example.id, len(step.chosen), *step.chosen, epoch)
         hard = rng.choice(worst, min(s.config.hard_negatives, len(worst)), replace=False).tolist()
-        excluded = [step.positive, *hard, *step.chosen, *s.miner.forbidden(example)]
+        count = s.config.hard_negatives + s.config.random_negatives - len(hard)
+        between = list[int]()
+        if s.config.random_from == "middle" and (rest := [c for c in worse if c not in hard]):
+            between = rng.choice(rest, min(count, len(rest)), replace=False).tolist()
+            count -= len(between)
+        excluded = [step.positive, *hard, *between, *step.chosen, *s.miner.forbidden(example)]
         others = s.task_of(step.query).rows
         others = others[~np.isin(others, excluded)]
-        count = s.config.hard_negatives + s.config.random_negatives - len(hard)
+        if s.config.mask_labels:
+            others = others[np.array([s.corpus.examples[c].output != example.output for c in others], dtype=bool)]
         if count and not len(others):
             return None
         random = rng.choice(others, count, replace=len(others) < count).tolist() if count else []
-        return TrainingRow(step.query, (step.positive, *hard, *random), chosen=step.chosen)
+        return TrainingRow(step.query, (step.positive, *hard, *between, *random), chosen=step.chosen)
 
     def loss(self, config: Se2Config, queries: Tensor, documents: Tensor, batch: RetrieverBatch) -> Tensor:
-        """InfoNCE over all documents of the batch, as EPR's."""
+        """InfoNCE over all documents of the batch, as EPR's, rows weighted where they have weights."""
         from iclkit.trainers._losses import info_nce, similarities
 
-        return info_nce(similarities(queries, documents) / config.temperature, mask=batch.mask)
+        weights = batch.values[:, 0] if config.weights == "spread" else None
+        return info_nce(similarities(queries, documents) / config.temperature, mask=batch.mask, weights=weights)
 
     def gain(self, s: Session[Se2Config], model: SentenceTransformer) -> float:
         """The gain of greedy sequences by ``model`` over random ones; each new sequence is one LM call."""
@@ -268,6 +301,17 @@ class Se2(Method[Se2Config]):
             self._held_out = [held_out_sets(s, task) for task in s.corpus.tasks]
         gains = [g for part in self._held_out for g in part.gains(s, greedy(s, model, part))]
         return float(np.mean(gains)) if gains else 0.0
+
+
+def spread_of(step: SequenceStep) -> float:
+    """Standard deviation of the values of a step's candidates, in nats: how much it matters which one is shown."""
+    return float(np.std([value for _, value in step.ranked])) if step.ranked else 0.0
+
+
+def typical_spread(steps: Sequence[SequenceStep]) -> float:
+    """The mean spread of the steps with a positive; 0 where there is none."""
+    spreads = [spread_of(step) for step in steps if step.positive is not None]
+    return float(np.mean(spreads)) if spreads else 0.0
 
 
 def greedy(s: Session[Se2Config], model: SentenceTransformer, part: HeldOutSets) -> list[list[int]]:

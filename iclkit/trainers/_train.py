@@ -243,7 +243,7 @@ class Training:
         """Gather, train and save one iteration; returns its facts."""
         import torch
 
-        from iclkit.trainers._fit import TrainingTexts, fit_retriever, load_encoder, save_model
+        from iclkit.trainers._fit import fit_retriever, load_encoder, save_model, training_texts
 
         s, folder = self.session, self.work / f"model-{iteration}"
         before = checkpoint_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
@@ -262,7 +262,7 @@ class Training:
             self.config,
             model,
             self.method.batches(s, gathered),
-            TrainingTexts(s.query_text, s.document_text, lambda row: s.miner.forbidden(s.corpus.examples[row])),
+            training_texts(s),
             self.method.loss,
             self.work / f"fit-{iteration}",
             gain=(lambda m: self.method.gain(s, m)) if s.corpus.has_held_out else None,
@@ -270,7 +270,7 @@ class Training:
             progress=s.bar(f"training, iteration {iteration + 1}" if self.config.iterations > 1 else "training"),
             say=self.say,
         )
-        facts = dict(json.loads(json.dumps({"iteration": iteration + 1, "before": before_gain, **fitted})))  # as read
+        facts = _as_read({"iteration": iteration + 1, "before": before_gain, **fitted})
         if facts["best"] is not None:
             self.say(
                 f"LM gain after {facts['steps']} steps: {facts['best']:+.4f} nats with the model of step "
@@ -321,10 +321,12 @@ class Training:
         note = _read_json(self.work / _NOTE) or {}
         if note.get("key") in (self.key, *self._former_keys):
             return
-        begun, config = note.get("config"), self.config.identity()
+        begun, config = note.get("config"), _as_read(self.config.as_dict())
         if isinstance(begun, dict):
-            if begun.keys() - {"checkpoints"} == config.keys():
-                different = {k: begun[k] for k, value in config.items() if begun[k] != value}
+            if begun.get("method") == self.config.method and begun.keys() <= config.keys():
+                # settings that the note lacks came later
+                different = {k: v for k, v in begun.items() if v != config[k] and k != "checkpoints"}
+                different |= {k: "not there" for k in self.config.identity() if k not in begun}
                 how = (
                     ", ".join(f"{k} was {v}" for k, v in different.items())
                     or "other data, templates, LM, base or instructions"
@@ -379,6 +381,11 @@ def training_keys(config: TrainConfig, corpus: TrainingData, lm: LM, base: Embed
          [[task.instruction, [*task.labels]] for task in corpus.tasks]]
     )  # fmt: skip
     return [key, former]
+
+
+def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts as they come back from a file."""
+    return dict(json.loads(json.dumps(value)))
 
 
 def _beside(out: Path, ending: str) -> Path:

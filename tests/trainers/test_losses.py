@@ -71,6 +71,13 @@ def test_info_nce_of_one_query_with_its_positive_alone_is_0() -> None:
     assert losses.info_nce(torch.tensor([[3.7]])).item() == 0
 
 
+def test_rows_count_by_their_weights() -> None:
+    rows = [losses.info_nce(EPR[n : n + 1], torch.tensor([p])).item() for n, p in enumerate((0, 2))]
+    weighted = losses.info_nce(EPR, weights=torch.tensor([0.5, 2.0])).item()
+    assert weighted == pytest.approx((0.5 * rows[0] + 2 * rows[1]) / 2, abs=1e-6)
+    assert losses.info_nce(EPR, weights=torch.ones(2)).item() == pytest.approx(losses.info_nce(EPR).item())
+
+
 def test_a_false_negative_gets_no_gradient_and_the_positive_is_never_left_out() -> None:
     scores = EPR.clone().requires_grad_()
     everything = torch.ones(2, 4, dtype=torch.bool)

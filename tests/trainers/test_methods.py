@@ -356,6 +356,22 @@ def test_the_own_positive_in_another_block_and_duplicates_of_the_query_are_no_ne
     ]
 
 
+def test_documents_of_others_with_the_own_answer_can_be_masked() -> None:
+    answers = {0: "a", 1: "b", 5: "a", 6: "b", 7: "a", 8: "b"}
+    texts = TrainingTexts(lambda q, c: f"q{q}", lambda d: f"d{d}", lambda q: [], answers.__getitem__)
+    # columns: 5a 6b   8b 7a
+    rows = [{"query": q, "chosen": (), "documents": d, "values": ()} for q, d in ((0, (5, 6)), (1, (8, 7)))]
+    mask = Collator(Batch(), texts, routed=False)(rows)["label"]["mask"]
+    assert mask.int().tolist() == [[0, 0, 0, 1], [0, 1, 0, 0]]
+
+
+@pytest.mark.parametrize("method", ["epr", "udr", "llm-r", "se2"])
+def test_masking_by_answer_is_a_setting_that_papers_leave_off(method) -> None:
+    assert not preset(method, "paper").masks_labels
+    assert preset(method, mask_labels=True).masks_labels
+    assert "mask_labels" not in preset(method, "paper").identity()
+
+
 @given(st.data())
 @settings(max_examples=100, deadline=None)
 def test_the_mask_is_what_a_plain_loop_says(data) -> None:

@@ -141,6 +141,77 @@ def small_session(tmp_path_factory):
     return session(tmp_path_factory.mktemp("se2"))
 
 
+def steps_and_rows(s):
+    steps = Se2().gather(s, 0, None)
+    rows = [(step, row) for step in steps if (row := Se2().training_row(s, step, 0))]
+    assert len(rows) > 10
+    return steps, rows
+
+
+def test_random_negatives_from_the_middle_are_candidates_known_to_be_worse(tmp_path):
+    s = session(tmp_path, candidates="random:12", negatives=3, hard_negatives=2, random_negatives=3,
+                random_from="middle")  # fmt: skip
+    all_scored = 0
+    for step, row in steps_and_rows(s)[1]:
+        positive, *against = row.documents
+        values = dict(step.ranked)
+        worse = [c for c, v in step.ranked if v < values[positive] - 1e-9]
+        scored = [c for c in against if c in values]
+        assert len({*against}) == len(against) == 5
+        assert {*scored} <= {*worse}
+        assert len(scored) == min(5, len(worse))  # the pool fills up what the candidates do not give
+        all_scored += len(scored) == 5
+    assert all_scored
+
+
+def test_masked_labels_are_no_negatives_from_the_pool_either(tmp_path):
+    def same_answer(**settings):
+        s = session(tmp_path, **settings)
+        outputs = [e.output for e in s.corpus.examples]
+        return sum(
+            outputs[c] == outputs[step.query]
+            for step, row in steps_and_rows(s)[1]
+            for c in row.documents[1:]
+            if c not in dict(step.ranked)
+        )
+
+    assert same_answer() > 0
+    assert same_answer(mask_labels=True) == 0
+
+
+def test_rounds_that_stay_apart_share_no_batch(tmp_path):
+    def lengths(rounds):
+        s = session(tmp_path, rounds=rounds, epochs=2)
+        batches = Se2().batches(s, Se2().gather(s, 0, None))
+        return [{len(row.chosen) for row in batch} for batch in batches], sum(map(len, batches))
+
+    mixed, apart = lengths("mixed"), lengths("apart")
+    assert any(len(batch) > 1 for batch in mixed[0])
+    assert all(len(batch) == 1 for batch in apart[0])
+    assert set.union(*apart[0]) == {0, 1, 2}
+    assert mixed[1] == apart[1]
+
+
+def test_rows_weigh_by_how_much_their_candidates_differ(tmp_path):
+    s = session(tmp_path, weights="spread", epochs=1)
+    steps = Se2().gather(s, 0, None)
+    spread = {(x.query, x.chosen): np.std([v for _, v in x.ranked]) for x in steps}
+    rows = [row for batch in Se2().batches(s, steps) for row in batch]
+    weights = np.array([row.values[0] for row in rows])
+    np.testing.assert_allclose(weights / weights[0], [spread[r.query, r.chosen] / spread[rows[0].query, rows[0].chosen]
+                                                      for r in rows])  # fmt: skip
+    assert 0.5 < weights.mean() < 2
+    assert np.ptp(weights) > 0.1
+
+
+def test_the_preset_of_the_paper_does_as_the_released_code_and_a_training_of_before_stays_known():
+    paper = preset("se2", "paper")
+    assert (paper.mask_labels, paper.random_from, paper.rounds, paper.weights) == (False, "pool", "mixed", "equal")
+    assert not {"mask_labels", "random_from", "rounds", "weights"} & {*paper.identity()}
+    other = preset("se2", "paper", rounds="apart")
+    assert other.identity() == {**paper.identity(), "rounds": "apart"}
+
+
 def test_a_killed_scoring_goes_on_where_it_stopped_and_ends_the_same(tmp_path):
     class Killed(FakeLM):
         def score(self, requests, on_done=None):

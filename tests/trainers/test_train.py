@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,10 @@ import iclkit
 from iclkit.embed import Retriever, load_embedder
 from iclkit.errors import DataError, UsageError
 from iclkit.pool import Pool
-from iclkit.records import Query
+from iclkit.records import Query, digest
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import conflicting_tasks, shuffled_judge
-from iclkit.trainers import Trained, Training, corpus_of_tasks
+from iclkit.trainers import Ledger, Trained, Training, corpus_of_tasks
 
 from .conftest import config_for
 
@@ -163,8 +164,6 @@ def test_two_towers_and_inner_products_rank_as_in_training(mode_task, bert, tmp_
 
 
 def test_eval_marks_a_retriever_that_has_seen_the_task(mode_task, bag, bert, tmp_path) -> None:
-    from dataclasses import replace
-
     from iclkit import evaluate
     from iclkit.report import leaderboard
 
@@ -273,6 +272,53 @@ def test_a_killed_training_resumes_to_the_same_result(method, step, count, mode_
     assert weights
     for name in weights:
         assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+class Neighborly:
+    """A judge whose scores depend a little on what it reads together, as those of bf16 do; killed when it has given
+    ``last`` answers."""
+
+    def __init__(self, judge: Any, last: int = 10**9) -> None:
+        self.judge, self.left, self.asked = judge, last, 0
+        self.name, self.fingerprint, self.context_size = judge.name, judge.fingerprint, judge.context_size
+        self.count_tokens, self.render_chat, self.generate = judge.count_tokens, judge.render_chat, judge.generate
+
+    def score(self, requests: Any, on_done: Any = None) -> Any:
+        self.asked += len(requests)
+        shift = int(digest(sorted({r.context for r in requests}), 4), 16) / 2**32
+        scores = [
+            replace(s, logprob=min(0.0, s.logprob - 0.3 * (n * shift % 1)))
+            for n, s in enumerate(self.judge.score(requests))
+        ]
+        for n, score in enumerate(scores):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            if on_done is not None:
+                on_done([(n, score)])
+        return scores
+
+
+def test_a_kill_while_prompts_are_read_together_changes_no_score_and_no_weight(
+    mode_task, bag, bert, tmp_path, monkeypatch
+) -> None:
+    last = 600
+    monkeypatch.setattr("iclkit.trainers._feedback.CHUNK", 64)
+    task, judge = mode_task
+    settings = {**QUICK, "max_steps": 3}
+    with pytest.raises(KeyboardInterrupt):
+        train("epr", Neighborly(judge, last), [task], tmp_path / "broken", bag, bert, **settings)
+    again, whole = Neighborly(judge), Neighborly(judge)
+    train("epr", again, [task], tmp_path / "broken", bag, bert, **settings)
+    train("epr", whole, [task], tmp_path / "whole", bag, bert, **settings)
+    labels = len(task.labels)
+    assert whole.asked - last <= again.asked <= whole.asked - last + 65 * labels  # one portion again, no more
+    ledgers = [Ledger(tmp_path / f"{name}.work" / "ledger.db") for name in ("broken", "whole")]
+    (scope,) = ledgers[0].scopes()
+    assert [*ledgers[0].rows(scope)] == [*ledgers[1].rows(scope)]
+    assert not ledgers[0].begun(scope)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("broken", "whole")]
+    assert weights[0] == weights[1]
 
 
 def damage(folder: Path, how: str) -> None:
