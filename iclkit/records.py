@@ -772,8 +772,8 @@ class CostEstimate:
     ``requests`` asked with ``prompts`` different contexts; ``calls``: distinct requests to compute, those in the cache
     left out. ``tokens_asked``: what a plain loop would read. ``tokens_computed``: after sharing and the cache.
     ``tokens_cached``: the part of ``tokens_asked`` that the cache answers. ``tokens_generated``: at most so many are
-    written. ``seconds`` of reading, without those of writing; None where they are not known. ``cost`` is money, at
-    most; None where no price was given.
+    written. ``seconds`` of reading these and of writing so many, which is at most; None where they are not known.
+    ``cost`` is money, at most; None where no price was given.
     """
 
     requests: int = 0

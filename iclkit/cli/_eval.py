@@ -302,7 +302,7 @@ def print_cost(prices: Mapping[str, tuple[CostEstimate, list[str]]], as_json: bo
             f"  tokens asked          {p.tokens_asked:,}\n  known from the cache  {p.tokens_cached:,}\n"
             f"  to compute            {p.tokens_computed:,}  (after sharing)\n"
             f"  to generate, at most  {p.tokens_generated:,}\n  time                  {time_}"
-            + (", reading only" if p.tokens_generated and p.seconds is not None else "")
+            + (", at most" if p.tokens_generated and p.seconds is not None else "")
             + (f"\n  cost, about           {p.cost:.4g}" if p.cost is not None else "")
             + "".join(f"\n  {line}" for line in evens)
         )

@@ -25,12 +25,12 @@ from iclkit.cli._kit import (
 )
 from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
-from iclkit.cli._terminal import console, emit, emit_json
+from iclkit.cli._terminal import console, echo, emit, emit_json
 from iclkit.errors import DataError
 
 if TYPE_CHECKING:
     from iclkit.datasets import Task
-    from iclkit.tuners import TuneProblem, TuneResult, TuneSettings
+    from iclkit.tuners import SearchPrice, TuneProblem, TuneResult, TuneSettings
 
 
 @click.group()
@@ -62,11 +62,13 @@ def command() -> None:
 )
 @click.option("--top", default=3, show_default=True, type=click.IntRange(1), help="How many of the best are confirmed.")
 @click.option("--candidates", default=100, show_default=True, type=click.IntRange(1), help="Examples to choose from.")
+@click.option("--draw", default="random", show_default=True, help="Which examples these are, of more: random, "
+              "validation (the nearest to the validation queries) or vote-k (what represents the rest).")  # fmt: skip
 @click.option("--instructions", type=click.Path(path_type=Path), help="Choose one of these too: a file, one a line.")
 @click.option("--write-instructions", "written", type=click.IntRange(1), help="Let the LM write so many instructions "
               "to choose from.")  # fmt: skip
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="The bandit's eyes; also "
-              f"prompteol:MODEL. Only for ease. {EMBEDDER_SETTINGS}.")  # fmt: skip
+              f"prompteol:MODEL. For ease and --draw. {EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--features", default="positions", show_default=True, help="What it sees: positions (demonstrations side "
               "by side) or block (the whole text).")  # fmt: skip
 @click.option("--objective", default="auto", show_default=True, help="How a trial is judged: metric, greedy (the right "
@@ -79,6 +81,7 @@ def command() -> None:
 @data_options()
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the best value so far by trial, of "
               "all searches in the storage for the same task and LM, as SVG.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop; no model is needed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the selector file.")
 def ease(
     source: str,
@@ -95,6 +98,7 @@ def ease(
     confirm: int,
     top: int,
     candidates: int,
+    draw: str,
     instructions: Path | None,
     written: int | None,
     embedder: str,
@@ -107,6 +111,7 @@ def ease(
     lm_options: LMOptions,
     data: Mapping[str, Any],
     plot: Path | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Search for the ordered list of POOL's examples (or TASK's train rows) that answers best for every query.
@@ -118,6 +123,7 @@ def ease(
     from iclkit.tuners import curves as curves_in
     from iclkit.tuners import (
         make_problem,
+        price_search,
         read_instructions,
         search_plot,
         storage_for,
@@ -131,7 +137,7 @@ def ease(
     given = {
         "k": k, "trials": trials, "sampler": sampler, "seed": seed, "validation": validation, "confirm": confirm,
         "top": top, "candidates": candidates, "features": features, "pruner": pruner, "batch": batch,
-        "objective": objective,
+        "objective": objective, "draw": draw,
     }  # fmt: skip
     settings = tune_preset(preset, **_typed(given))
     k, sampler, objective = settings.k, settings.sampler, settings.objective
@@ -139,8 +145,13 @@ def ease(
         embedder = "all-mpnet-base-v2"
     choices = read_instructions(instructions) if instructions else []
     task = _task(source, task_name, data, chat)
+    if dry_run:
+        _say_price(price_search(task, settings))
+        return
     lm = load_lm(lm_name, lm_options)
-    problem = make_problem(task, lm, settings, report=say)
+    bandit = parse_spec(sampler).name == "ease"
+    eyes = load_embedder(embedder, lm_options.device) if bandit or settings.draw != "random" else None
+    problem = make_problem(task, lm, settings, embedder=eyes, report=say)
     if written:
         say(f"{lm.name} writes {written} instructions")
         choices += write_instructions(lm, task.template, problem.view.examples, written, seed=seed)
@@ -148,12 +159,11 @@ def ease(
         problem = replace(problem, instructions=tuple(dict.fromkeys(choices)))
         say(f"{len(problem.instructions)} instructions to choose from")
     problem.objective(objective)  # an LM that cannot tell it is found out before it is asked
-    eyes = load_embedder(embedder, lm_options.device) if parse_spec(sampler).name == "ease" else None
     storage = storage or storage_for(out)
     _say_cost(settings, storage)
     with bar(f"{task.name} {sampler}") as progress:
         found = tune(
-            problem, settings, embedder=eyes, storage=storage, study_name=study_name,
+            problem, settings, embedder=eyes if bandit else None, storage=storage, study_name=study_name,
             progress=progress,
         )  # fmt: skip
     found.file.write(out)
@@ -202,6 +212,17 @@ def _check_place(path: Path) -> None:
     if not where.is_dir() or not os.access(path if path.exists() else where, os.W_OK):
         why = "is not writable" if where.is_dir() else "is no folder"
         raise DataError(f"cannot write {path} ({where} {why}); give another path")
+
+
+def _say_price(price: SearchPrice) -> None:
+    echo(
+        f"lists                 {price.lists:,}\n"
+        f"prompts, at most      {price.prompts:,}\n"
+        f"tokens, about         {price.tokens:,}  (by a rule of thumb of four letters each; no tokenizer was loaded)\n"
+        f"to compute, about     {price.read:,}  (each list's demonstrations are read once)\n"
+        f"proposals             {price.proposals:,}\n"
+        f"texts to embed        {price.encoded:,}"
+    )
 
 
 def _say_cost(settings: TuneSettings, storage: str) -> None:

@@ -35,6 +35,7 @@ from iclkit.models import load_errors
 from iclkit.records import GenerateRequest, Generation, Score
 
 PROBE_TOKENS = 256
+PROBE_ROWS = 8
 CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 """Tokens per pass: more hold more memory and save nothing (docs/performance.md)."""
@@ -104,6 +105,7 @@ class ForwardModel:
         self._keeps_logits = keeps_logits(module)
         self._cache_works: bool | None = None
         self._tokens_per_second: float | None = None
+        self._written_per_second: dict[int, float] = {}  # by the rows that were written together
         self._computed = 0
         if packed is None:
             module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
@@ -138,6 +140,25 @@ class ForwardModel:
                 best = min(best, time.perf_counter() - start)
             self._tokens_per_second = 2 * size / best
         return tokens / self._tokens_per_second
+
+    def seconds_to_write(self, tokens: int, rows: int) -> float:
+        """Wall seconds that writing so many tokens for ``rows`` prompts takes here, from a probe of a second or so.
+
+        At most eight prompts are tried together: in longer batches writing is quicker than this says.
+        """
+        rows = min(rows, PROBE_ROWS)
+        if rows not in self._written_per_second:
+            length, steps = min(16, self.context_size // 2), min(8, self.context_size // 2)
+            vocabulary = min(997, len(self.module.get_input_embeddings().weight))
+            prompts = [tuple((t * 7 + r) % vocabulary for t in range(length)) for r in range(rows)]
+            requests, rate = [GenerateRequest("", steps)] * rows, 0.0
+            for _ in range(2):
+                start = time.perf_counter()
+                written = self._generate_in_memory(prompts, requests)
+                count = sum(g.tokens for g in written if isinstance(g, Generation))
+                rate = max(rate, max(1, count) / (time.perf_counter() - start))
+            self._written_per_second[rows] = rate
+        return tokens / self._written_per_second[rows]
 
     def compute(self, job: ForwardJob) -> ForwardResult:
         """Do one job."""

@@ -19,7 +19,7 @@ class TokenLM(BaseLM):
     """An LM whose requests are named by exact token ids, and which leaves out the answers that are known already.
 
     A backend writes ``plan_encoded``, ``score_encoded`` and ``generate_encoded``; one that shares the beginnings of
-    prompts, or knows its own speed, says so in ``tokens_to_read`` and ``seconds_for``.
+    prompts, or knows its own speed, says so in ``tokens_to_read``, ``seconds_for`` and ``seconds_to_write``.
     """
 
     codec: PromptTokenizer
@@ -54,6 +54,10 @@ class TokenLM(BaseLM):
 
     def seconds_for(self, tokens: int) -> float | None:  # noqa: ARG002
         """Wall seconds that reading so many tokens takes; None where that is not known."""
+        return None
+
+    def seconds_to_write(self, tokens: int, rows: int) -> float | None:  # noqa: ARG002
+        """Wall seconds that writing so many tokens for ``rows`` prompts takes; None where that is not known."""
         return None
 
     def count_tokens(self, text: str) -> int:
@@ -114,6 +118,9 @@ class TokenLM(BaseLM):
         free = [i for i in unknown if not requests[i].choices]
         chosen = [i for i in unknown if requests[i].choices]
         tokens = self.tokens_to_read([prompts[i] for i in free], [requests[i] for i in free]) if free else 0
+        written = sum(requests[i].max_tokens for i in free)
+        reading = self.seconds_for(tokens) if tokens else 0.0
+        writing = self.seconds_to_write(written, len(free)) if free else 0.0
         estimate = CostEstimate(
             requests=len(requests),
             prompts=len({r.context for r in requests}),
@@ -121,8 +128,8 @@ class TokenLM(BaseLM):
             tokens_asked=sum(map(len, prompts)),
             tokens_computed=tokens,
             tokens_cached=sum(len(prompts[i]) for i in known),
-            tokens_generated=sum(requests[i].max_tokens for i in free),
-            seconds=self.seconds_for(tokens) if tokens else 0.0,
+            tokens_generated=written,
+            seconds=None if reading is None or writing is None else reading + writing,
         )
         if not chosen:
             return estimate

@@ -54,6 +54,10 @@ class TorchLM(TokenLM):
         """Wall seconds that reading so many tokens takes in this process, from a probe of a second or less."""
         return self.model.seconds_for(tokens)
 
+    def seconds_to_write(self, tokens: int, rows: int) -> float:
+        """Wall seconds that writing so many tokens for ``rows`` prompts takes in this process, from a short probe."""
+        return self.model.seconds_to_write(tokens, rows)
+
     def close(self) -> None:
         """Stop what the engine runs beside this process; the LM can be asked again."""
         self.engine.close()

@@ -38,10 +38,26 @@ class OrderedSetProblem:
     @cached_property
     def worth(self) -> FloatArray:
         """(n, k): what each item is worth at each position."""
-        rng = np.random.default_rng([self.seed, 1])
-        shared, own = rng.standard_normal((self.dim, 1)), rng.standard_normal((self.dim, self.k))
+        shared, own = self._directions
         directions = 0.5 * shared + own if self.ordered else np.repeat(shared, self.k, axis=1)
         return np.tanh(self.vectors @ directions)
+
+    @cached_property
+    def _directions(self) -> tuple[FloatArray, FloatArray]:
+        """What all positions share (dim, 1), and what each has of its own (dim, k)."""
+        rng = np.random.default_rng([self.seed, 1])
+        return rng.standard_normal((self.dim, 1)), rng.standard_normal((self.dim, self.k))
+
+    def costs(self, count: int = 20, kind: float = 1.0) -> FloatArray:
+        """(n, count): one minus the cosine of each item and each of ``count`` made-up validation items.
+
+        The latter lie about the direction that all positions share, the closer the larger ``kind`` is; with 0 they lie
+        anywhere and tell nothing of what an item is worth.
+        """
+        shared = self._directions[0][:, 0] / np.linalg.norm(self._directions[0])
+        made = kind * shared + np.random.default_rng([self.seed, 2]).standard_normal((count, self.dim)) / self.dim**0.5
+        costs: FloatArray = 1 - self.vectors @ (made / np.linalg.norm(made, axis=1, keepdims=True)).T
+        return costs
 
     @cached_property
     def best(self) -> tuple[int, ...]:

@@ -37,31 +37,52 @@ def principal_components(vectors: FloatArray, most: int) -> FloatArray:
     return made * signs
 
 
-def transport(costs: FloatArray) -> float:
-    """Least cost of moving uniform weights over k rows to uniform weights over v columns, costs (k, v): exact.
+def transports(costs: FloatArray) -> FloatArray:
+    """(m,) least costs of moving uniform weights over k rows to uniform weights over v columns, costs (m, k, v): exact.
 
     The earth mover's distance (Kantorovich). Both sides are replicated to the least common multiple of k and v, which
     makes it an assignment; where that is large, it is solved as a linear programme.
 
-    >>> transport(np.array([[0.0, 1.0], [1.0, 0.0]]))
-    0.0
+    >>> transports(np.array([[[0.0, 1.0], [1.0, 0.0]]]))
+    array([0.])
     """
-    from scipy.optimize import linear_sum_assignment, linprog
+    from scipy.optimize import linear_sum_assignment
 
-    k, v = costs.shape
+    _, k, v = costs.shape
     size = math.lcm(k, v)
     if min(k, v) == 1:
-        return float(costs.mean())
-    if size <= _REPLICAS:
-        wide = np.repeat(np.repeat(costs, size // k, axis=0), size // v, axis=1)
-        rows, columns = linear_sum_assignment(wide)
-        return float(wide[rows, columns].mean())
+        mean: FloatArray = costs.mean(axis=(1, 2))
+        return mean
+    if size > _REPLICAS:
+        return np.array([_by_programme(each) for each in costs])
+    wide = np.repeat(np.repeat(costs, size // k, axis=1), size // v, axis=2)
+    return np.array([each[linear_sum_assignment(each)].sum() for each in wide]) / size
+
+
+def _by_programme(costs: FloatArray) -> float:
+    from scipy.optimize import linprog
+
+    k, v = costs.shape
     leave = np.kron(np.eye(k), np.ones(v))
     arrive = np.kron(np.ones(k), np.eye(v))
     sums = np.concatenate([np.full(k, 1 / k), np.full(v, 1 / v)])
     solved = linprog(costs.ravel(), A_eq=np.vstack([leave, arrive]), b_eq=sums, method="highs")
     assert solved.success, solved.message
     return float(solved.fun)
+
+
+def transport_bounds(costs: FloatArray) -> FloatArray:
+    """(m,) never more than ``transports(costs)``, costs (m, k, v), and quick: one side's weights are left free.
+
+    With the rows free every column takes its cheapest row. With the columns free every row takes its cheapest ones, as
+    many as its weight fills.
+    """
+    _, k, v = costs.shape
+    free_rows = costs.min(axis=1).mean(axis=1)
+    share = np.clip(v / k - np.arange(v), 0.0, 1.0)  # of each of the cheapest columns, in columns' weights
+    free_columns = (np.sort(costs, axis=2) @ share).mean(axis=1) * k / v
+    bounds: FloatArray = np.maximum(free_rows, free_columns)
+    return bounds
 
 
 def ucb_widths(

@@ -22,7 +22,7 @@ from iclkit.errors import UnknownName, UsageError
 from iclkit.registry import parse_spec
 from iclkit.settings import check_settings, describe_settings, read_settings, setting
 from iclkit.tuners import _net
-from iclkit.tuners._bandit import FloatArray, IntArray, acquisition, distinct_lists, standardise, ucb_widths
+from iclkit.tuners._bandit import FloatArray, acquisition, distinct_lists, standardise, ucb_widths
 from iclkit.tuners._space import Arm, SearchSpace
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class SamplerSettings:
 class OrderedSetSampler(BaseSampler):
     """Proposes ordered lists; other parameters are drawn at random.
 
-    ``settings`` are those of ``settings_class``, as the study names them.
+    ``settings`` are those of ``settings_class``.
     """
 
     name = ""
@@ -287,7 +287,7 @@ class EaseSettings(SamplerSettings):
     update: Literal["played", "batch"] = setting("played", "lists in the confidence: the played ones, or all winners")
     domain: int = setting(2000, "lists that are drawn at random for a proposal", ge=1)
     keep: int = setting(500, "lists of a proposal that are scored", ge=1)
-    neighbours: float = setting(0.5, "share of these that are neighbors of the best lists so far", ge=0, le=1)
+    neighbors: float = setting(0.5, "share of these that are neighbors of the best lists so far", ge=0, le=1)
     batches: int = setting(20, "winners of a proposal under update=batch", ge=1)
     width: int = setting(256, "units of a hidden layer", ge=1)
     hidden: int = setting(1, "hidden layers", ge=1)
@@ -302,7 +302,7 @@ class EaseSampler(SetSampler):
     EASE (Wu et al. 2024, NeurIPS, arXiv 2405.16122). After ``warmup`` lists at random, each proposal: fits the network
     anew from its first weights to all that was tried; draws ``domain`` lists, of which those ``keep`` remain that are
     nearest to the validation items by optimal transport; scores each, crossed with up to ten instructions, and takes
-    the best new one. ``neighbours`` is the share of the lists scored that are the best lists so far with one place
+    the best new one. ``neighbors`` is the share of the lists scored that are the best lists so far with one place
     filled anew or two exchanged, which a random draw from millions would not hold; 0 is the paper's way.
 
     The confidence matrix is the diagonal ``prior`` + g², over every arm played, the first ones included, and every arm
@@ -355,22 +355,15 @@ class EaseSampler(SetSampler):
     def candidates(self, tried: Sequence[tuple[Arm, float]], rng: np.random.Generator) -> list[Arm]:
         """The arms to be scored, each once."""
         space = self.space
-        near = round(self.options.neighbours * self.options.keep)
-        far = self._filtered(
-            distinct_lists(space.rows, space.k, self.options.domain, rng), max(1, self.options.keep - near)
-        )
+        near = round(self.options.neighbors * self.options.keep)
+        far = distinct_lists(space.rows, space.k, self.options.domain, rng)
+        if space.costs is not None:
+            far = space.nearest(far, max(1, self.options.keep - near))
         ranked = sorted(tried, key=lambda each: -each[1])[:5]
-        close = [_neighbour(ranked[n % len(ranked)][0].rows, space.rows, rng) for n in range(near)]
+        close = [_neighbor(ranked[n % len(ranked)][0].rows, space.rows, rng) for n in range(near)]
         words = rng.permuted(np.tile(np.arange(space.instructions), (len(far) + near, 1)), axis=1)[:, :10]
         lists = [*map(tuple, far.tolist()), *close]
         return [*dict.fromkeys(Arm(rows, int(i)) for rows, own in zip(lists, words, strict=True) for i in own)]
-
-    def _filtered(self, lists: IntArray, keep: int) -> IntArray:
-        """The lists (m, k) that are nearest to the validation items, ``keep`` of them; ties go to the earlier one."""
-        if self.space.costs is None or len(lists) <= keep:
-            return lists
-        costs = np.round([self.space.transport_cost(rows) for rows in lists.tolist()], 9)
-        return lists[np.argsort(costs, kind="stable")[:keep]]
 
     def _scores(
         self, theta: FloatArray, sizes: Sequence[int], x: FloatArray, played: FloatArray, rng: np.random.Generator
@@ -396,7 +389,7 @@ class EaseSampler(SetSampler):
         return np.asarray(self.features(lists, np.array([a.instruction for a in arms])), dtype=np.float64)
 
 
-def _neighbour(rows: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[int, ...]:
+def _neighbor(rows: tuple[int, ...], n: int, rng: np.random.Generator) -> tuple[int, ...]:
     """The list with one place filled anew, or (half of the time) two places exchanged."""
     made = [*rows]
     if len(made) > 1 and (len(made) == n or rng.random() < 0.5):
@@ -413,17 +406,20 @@ SAMPLERS: dict[str, type[OrderedSetSampler]] = {
 }
 
 
-def check_sampler(spec: str) -> None:
-    """UnknownName for a sampler or a setting that does not exist, UsageError for a value that it does not take."""
+def sampler_options(spec: str) -> SamplerSettings:
+    """The settings of a spec such as ``"ease,style=ts"``.
+
+    UnknownName for a sampler or a setting that does not exist, UsageError for a value that it does not take.
+    """
     wanted = parse_spec(spec)
     if wanted.name not in SAMPLERS:
         raise UnknownName("sampler", wanted.name, SAMPLERS)
     kind = SAMPLERS[wanted.name].settings_class
-    kind(**read_settings(kind, wanted.settings, f"sampler {wanted.name!r}"))
+    return kind(**read_settings(kind, wanted.settings, f"sampler {wanted.name!r}"))
 
 
 def make_sampler(spec: str, space: SearchSpace, seed: int = 0) -> OrderedSetSampler:
     """The sampler of a spec such as ``"ease,style=ts"``. UnknownName, UsageError as for selectors."""
-    check_sampler(spec)
+    sampler_options(spec)
     wanted = parse_spec(spec)
     return SAMPLERS[wanted.name](space, seed=seed, **dict(wanted.settings))

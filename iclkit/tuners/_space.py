@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ from iclkit.embed import Embedder, encode_checked
 from iclkit.errors import DataError
 from iclkit.prompts import Template
 from iclkit.records import Example
-from iclkit.tuners._bandit import FloatArray, IntArray, principal_components, transport
+from iclkit.tuners._bandit import FloatArray, IntArray, principal_components, transport_bounds, transports
 
 
 class Arm(NamedTuple):
@@ -29,7 +29,9 @@ class ArmFeatures(Protocol):
     def __call__(self, lists: IntArray, instructions: IntArray) -> FloatArray: ...
 
 
-_KEPT_COSTS = 1 << 18  # of sets: a search of many lists meets millions, each hardly ever again
+_DECIMALS = 9  # of transport costs: what differs less is equal, whatever solved it
+_ROUGH = 10.0**-_DECIMALS
+_BLOCK = 1 << 16  # rows of lists whose costs are looked at together
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,35 @@ class SearchSpace:
     instructions: int = 1
     features: ArmFeatures | None = None
     costs: FloatArray | None = None
-    _known: dict[frozenset[int], float] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= self.rows:
             raise DataError(f"k is {self.k} with {self.rows} candidates; give a smaller -k or more --candidates")
 
-    def transport_cost(self, rows: Sequence[int]) -> float:
-        """Earth mover's distance of a set of candidates to the validation items; the order does not matter."""
+    def nearest(self, lists: IntArray, keep: int) -> IntArray:
+        """The ``keep`` of lists (m, k) of lowest transport cost, cheapest first; of equal ones the earlier.
+
+        Exact: lists are solved in the order of a lower bound of their costs, until no bound left is below the worst
+        kept. Permutations of one set are solved once.
+        """
         assert self.costs is not None
-        key = frozenset(int(r) for r in rows)
-        if key not in self._known:
-            if len(self._known) >= _KEPT_COSTS:
-                self._known.clear()
-            self._known[key] = transport(self.costs[sorted(key)])
-        return self._known[key]
+        if len(lists) <= keep:
+            return lists
+        sets, of = np.unique(np.sort(lists, axis=1), axis=0, return_inverse=True)
+        of = of.reshape(-1)
+        blocks = np.array_split(sets, max(1, sets.size // _BLOCK))
+        bounds = np.concatenate([transport_bounds(self.costs[block]) for block in blocks])
+        sizes, costs = np.bincount(of), np.full(len(sets), np.inf)
+        order, at, worst = np.argsort(bounds, kind="stable"), 0, np.inf
+        while at < len(order) and bounds[order[at]] <= worst + _ROUGH:
+            some = order[at : at + keep]
+            costs[some] = np.round(transports(self.costs[sets[some]]), _DECIMALS)
+            at += keep
+            ranked = np.argsort(costs, kind="stable")
+            filled = np.flatnonzero(np.cumsum(sizes[ranked]) >= keep)
+            worst = costs[ranked[filled[0]]] if len(filled) else np.inf
+        kept: IntArray = lists[np.argsort(costs[of], kind="stable")[:keep]]
+        return kept
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,22 @@ BEAT = 5.0
 GRACE = 120.0
 """Seconds without one after which a worker on another machine counts as dead."""
 
+_STORED = {"neighbors": "neighbours"}
+"""Settings by the names that studies were first kept under, and are still, so that they go on."""
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _LIVE = (TrialState.RUNNING, TrialState.WAITING)
+
+
+def stored_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A sampler's settings as a study keeps them."""
+    return {_STORED.get(name, name): value for name, value in settings.items()}
+
+
+def stored_spec(sampler: str) -> str:
+    """A sampler's spec as a study keeps it."""
+    for name, kept in _STORED.items():
+        sampler = re.sub(rf"\b{name}\s*=", f"{kept}=", sampler)
+    return sampler
 
 
 def open_study(

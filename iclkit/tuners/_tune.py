@@ -24,10 +24,10 @@ from iclkit.pool import Pool, PoolView
 from iclkit.predictors import Settings, Tools, make_predictor, recorded_prompt
 from iclkit.prompts import Template, answer_requests
 from iclkit.records import Example, GenerateRequest, Json, Prompt, Query, ScoreRequest, digest
-from iclkit.selectors import FixedSelector, SelectorFile
+from iclkit.selectors import FixedSelector, Kit, SelectorFile, make_selector
 from iclkit.settings import check_settings, read_settings, setting
 from iclkit.tuners._bandit import FloatArray
-from iclkit.tuners._samplers import arm_of, check_sampler, make_sampler
+from iclkit.tuners._samplers import EaseSettings, arm_of, make_sampler, sampler_options
 from iclkit.tuners._space import (
     Arm,
     ArmFeatures,
@@ -37,10 +37,20 @@ from iclkit.tuners._space import (
     is_order_sensitive,
     render_block,
 )
-from iclkit.tuners._study import check_trials, finished, open_study, run_trials, storage_errors, without_password
+from iclkit.tuners._study import (
+    check_trials,
+    finished,
+    open_study,
+    run_trials,
+    storage_errors,
+    stored_settings,
+    stored_spec,
+    without_password,
+)
 
 FEATURES = ("positions", "block")
 PRUNERS = ("none", "median")
+DRAWS = ("random", "validation", "vote-k")
 OBJECTIVES = ("auto", "metric", "greedy", "logprob")
 
 
@@ -49,7 +59,9 @@ class TuneSettings:
     """How a search is made. All but ``trials``, ``batch``, ``top`` and ``confirm`` say which search it is.
 
     ``trials`` lists are scored on ``validation`` queries each; the ``top`` best of them on ``confirm`` fresh ones.
-    ``candidates``: at most so many examples to choose from. ``features``: what the bandit sees, ``positions`` (the
+    ``candidates``: at most so many examples to choose from, drawn by ``draw`` where there are more: ``random``;
+    ``validation``, the nearest neighbors of the validation queries, each query's in turn; ``vote-k``, which represent
+    the rest. ``features``: what the bandit sees, ``positions`` (the
     demonstrations' embeddings side by side) or ``block`` (the embedding of the whole block). ``pruner`` ``median``
     gives a list up when its mean after half or three quarters of the queries is below the median of the others there.
     ``batch``: lists proposed at a time.
@@ -70,6 +82,7 @@ class TuneSettings:
     confirm: int = setting(60, "fresh queries for the best few", ge=0)
     top: int = setting(3, "how many of the best are confirmed", ge=1)
     candidates: int = setting(100, "examples to choose from", ge=1)
+    draw: str = setting("random", "which examples these are, of more", choices=DRAWS)
     features: str = setting("positions", "what the bandit sees of a list", choices=FEATURES)
     pruner: str = setting("none", "who gives lists up half-way", choices=PRUNERS)
     batch: int = setting(1, "lists proposed at a time", ge=1)
@@ -77,7 +90,7 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         check_settings(self, "the search")
-        check_sampler(self.sampler)
+        sampler_options(self.sampler)
 
 
 TUNE_PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -85,7 +98,7 @@ TUNE_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "k": 5,
         "trials": 165,
-        "sampler": "ease,batches=20,domain=50000,hidden=3,keep=1000,neighbours=0.0,rate=0.001,steps=1000,"
+        "sampler": "ease,batches=20,domain=50000,hidden=3,keep=1000,neighbors=0.0,rate=0.001,steps=1000,"
         "targets=raw,update=batch,warmup=40,width=100",
         "validation": 20,
         "candidates": 100,
@@ -104,6 +117,7 @@ def tune_preset(name: str, /, **settings: Any) -> TuneSettings:
 
 _OF_OWN_ANSWERS = ("first-token", "decisions", "forced", "generate")
 """Ways of scoring of a server that look at what it answers by itself, not at the answer that is asked about."""
+_LETTERS = 4  # of a token, about
 _ROOM = 8  # tokens beyond the longest right answer, in which a wrong one shows that it goes on
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -311,13 +325,30 @@ def make_problem(
     settings: TuneSettings,
     *,
     instructions: Sequence[str] = (),
+    embedder: Embedder | None = None,
     report: Callable[[str], None] = print,
 ) -> TuneProblem:
     """Split a task's rows: questions from dev, or from train where dev has too few; candidates from train.
 
-    Questions and candidates are drawn by seed. A question that resembles a test row, or an earlier question, is not
-    asked; a candidate that resembles a question is not shown. DataError when too few are left.
+    Questions are drawn by seed, candidates as ``settings.draw`` says; all but ``random`` need an embedder. A question
+    that resembles a test row, or an earlier question, is not asked; a candidate that resembles a question is not shown.
+    DataError when too few are left.
     """
+    asked, free, source = _split(task, settings)
+    validation, confirmation = asked[: settings.validation], asked[settings.validation :]
+    picked = _drawn(free, validation, settings, embedder)
+    report(
+        f"{task.name}: {settings.validation} validation and {settings.confirm} confirmation queries from {source}, "
+        f"{len(picked)} candidates of {len(free)} train rows"
+        + (f", drawn by {settings.draw}" if settings.draw != "random" and len(picked) < len(free) else "")
+    )
+    return TuneProblem(
+        task, Pool.of(picked).view(), tuple(validation), tuple(confirmation), as_lm(lm), tuple(instructions) or (None,)
+    )
+
+
+def _split(task: Task, settings: TuneSettings) -> tuple[list[LabeledQuery], list[Example], str]:
+    """The questions, the examples that may be shown, and the split that the questions come from."""
     wanted = settings.validation + settings.confirm
     from_dev = len(task.dev) >= wanted
     rng = np.random.default_rng([settings.seed, 7])
@@ -337,16 +368,68 @@ def make_problem(
             f"{settings.validation} + {settings.confirm} questions and {settings.k} demonstrations; "
             f"add examples, or ask for fewer with --validation and --confirm"
         )
-    picked = sorted(np.random.default_rng([settings.seed, 8]).permutation(len(free))[: settings.candidates].tolist())
-    report(
-        f"{task.name}: {settings.validation} validation and {settings.confirm} confirmation queries from "
-        f"{'dev' if from_dev else 'train'}, {len(picked)} candidates of {len(free)} train rows"
-    )
-    view = Pool.of(free[n] for n in picked).view()
-    return TuneProblem(
-        task, view, tuple(asked[: settings.validation]), tuple(asked[settings.validation :]), as_lm(lm),
-        tuple(instructions) or (None,),
-    )  # fmt: skip
+    return asked, free, "dev" if from_dev else "train"
+
+
+def _drawn(
+    free: Sequence[Example], validation: Sequence[LabeledQuery], settings: TuneSettings, embedder: Embedder | None
+) -> list[Example]:
+    """The candidates among the examples that may be shown, in their order."""
+    count = settings.candidates
+    if len(free) <= count:
+        return [*free]
+    if settings.draw == "random":
+        picked = np.random.default_rng([settings.seed, 8]).permutation(len(free))[:count].tolist()
+        return [free[n] for n in sorted(picked)]
+    if embedder is None:
+        raise UsageError(f"candidates drawn by {settings.draw} need an embedder; give one with --embedder")
+    pool, kit = Pool.of(free).view(), Kit(embedder, seed=settings.seed)
+    if settings.draw == "vote-k":
+        ids = [*make_selector(f"vote-k,budget={count}").fit(pool, kit).select(Query("", id="candidates"), count).ids]
+    else:
+        near = make_selector("knn").fit(pool, kit).select_many([q for q, _ in validation], count)
+        ids = [i for rank in zip(*(n.ids for n in near), strict=True) for i in rank]  # each query's nearest come first
+    kept = {*[*dict.fromkeys(ids)][:count]}
+    return [e for e in free if e.id in kept]
+
+
+@dataclass(frozen=True)
+class SearchPrice:
+    """What a search would ask for, as far as its settings and the task's texts tell. Nothing is loaded.
+
+    ``prompts`` to the LM, at most; ``tokens`` in them by a rule of thumb (a token is about four letters), and of these
+    ``read`` where every list's demonstrations are read once. ``proposals`` by the sampler's network, with at most
+    ``encoded`` texts for the embedder.
+    """
+
+    lists: int
+    prompts: int
+    tokens: int
+    read: int
+    proposals: int
+    encoded: int
+
+
+def price_search(task: Task, settings: TuneSettings) -> SearchPrice:
+    """The price of a search. DataError when the task has too few rows for it."""
+    asked, free, _ = _split(task, settings)
+    template = task.template
+    demo = np.mean([len(template.render_demo(e)) + len(template.separator) for e in free[:1000]]) / _LETTERS
+    query = np.mean([len(template.render_demo(e)) for _, e in asked]) / _LETTERS
+    lists = min(settings.trials, math.perm(min(len(free), settings.candidates), settings.k))
+    judged = [settings.validation] * lists + [settings.confirm] * (min(settings.top, lists) if settings.confirm else 0)
+    tokens = sum(judged) * (settings.k * demo + query)
+    read = sum(judged) * query + len(judged) * settings.k * demo
+    options = sampler_options(settings.sampler)
+    proposals = max(0, lists - options.warmup) if isinstance(options, EaseSettings) else 0
+    shown = 0
+    if isinstance(options, EaseSettings):
+        block = lists + proposals * min(options.keep, options.domain)
+        shown = block if settings.features == "block" else 0
+        shown += min(len(free), settings.candidates) + settings.validation
+    if settings.draw != "random" and len(free) > settings.candidates:
+        shown += len(free)
+    return SearchPrice(lists, sum(judged), round(tokens), round(read), proposals, shown)
 
 
 def make_space(problem: TuneProblem, settings: TuneSettings, embedder: Embedder | None) -> SearchSpace:
@@ -429,9 +512,9 @@ def tune(
     trials = min(settings.trials, count)
     sampler = make_sampler(settings.sampler, space, settings.seed)
     facts = problem.facts() | {
-        "k": settings.k, "sampler": settings.sampler, "seed": settings.seed, "pruner": settings.pruner,
+        "k": settings.k, "sampler": stored_spec(settings.sampler), "seed": settings.seed, "pruner": settings.pruner,
         "features": settings.features, "embedder": embedder.fingerprint if embedder else "",
-        "objective": problem.objective(settings.objective), "settings": sampler.settings,
+        "objective": problem.objective(settings.objective), "settings": stored_settings(sampler.settings),
     }  # fmt: skip
     name = study_name or f"{problem.task.name}-{sampler.name}-{digest(facts, 5)}"
     # a median of fewer than five trials says little, and a mean of less than half of the queries too
@@ -523,7 +606,7 @@ def _conclude(
             "trial": best.number, "values": [float(t.value or 0) for t in whole],
         },
         "study": {"name": study.study_name, "storage": without_password(storage)},
-        "candidates": {"count": len(problem.view), "hash": problem.view.hash,
+        "candidates": {"count": len(problem.view), "hash": problem.view.hash, "draw": settings.draw,
                        "instructions": len(problem.instructions)},
         "validation": {
             **_figure(validation, len(values)), "standard_error": _finite(error), "luck": luck,

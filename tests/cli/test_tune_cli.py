@@ -118,3 +118,17 @@ def test_a_pool_that_is_not_there_or_empty_is_one_line(tmp_path, fakes, capsys):
     Pool.open(tmp_path / "empty.db").close()
     code, _, stderr = tuned(tmp_path / "empty.db", tmp_path / "best.json", capsys)
     assert (code, "is empty; add examples" in stderr) == (1, True)
+
+
+def test_a_dry_run_prices_the_papers_search_without_a_model(tmp_path, home, capsys, monkeypatch):
+    for place in ("iclkit.lm.load_lm", "iclkit.embed.load_embedder", "iclkit.models.resolve"):
+        monkeypatch.setattr(place, lambda *a, **k: pytest.fail("a model was loaded"))
+    task, out = write_task(tmp_path / "things", train=200), tmp_path / "best.json"
+    code, stdout, stderr = call("tune", "ease", str(task), "--out", str(out), "--preset", "paper", "--lm", "not/there",
+                                "--dry-run", capsys=capsys)  # fmt: skip
+    assert code == 0, stderr
+    found = {line.split("  ")[0]: line[20:].split("(")[0].strip() for line in stdout.splitlines()}
+    assert found["prompts, at most"] == "3,480"
+    assert (found["lists"], found["proposals"]) == ("165", "125")
+    assert found["texts to embed"] == f"{165 + 125 * 1000 + 100 + 20:,}"
+    assert not [*tmp_path.glob("best*")]

@@ -17,7 +17,7 @@ from iclkit.tuners import SAMPLERS, PositionFeatures, SearchSpace, arm_of, distr
 from iclkit.tuners._samplers import history
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-SPECS = [*SAMPLERS, "ease,style=ts", "ease,update=batch,batches=4", "ease,neighbours=0.0"]
+SPECS = [*SAMPLERS, "ease,style=ts", "ease,update=batch,batches=4", "ease,neighbors=0.0"]
 SPACE = SearchSpace(8, 3, features=PositionFeatures(np.random.default_rng(0).standard_normal((8, 4)), 3))
 
 
@@ -188,7 +188,7 @@ def test_where_nothing_tells_lists_apart_curiosity_finds_the_one_place_that_coun
         ("ease,update=often", UsageError, "choose from played, batch"),
         ("tpe,startup=0", UsageError, "startup is 0"),
         ("random,startup=3", UnknownName, "no setting of sampler 'random' named 'startup'"),
-        ("ease,neighbours=2", UsageError, "neighbours is 2.0; give a number from 0 to 1"),
+        ("ease,neighbors=2", UsageError, "neighbors is 2.0; give a number from 0 to 1"),
     ],
 )
 def test_a_sampler_that_is_not_there_or_not_so_is_named(spec, error, says):
@@ -218,15 +218,20 @@ def test_the_paper_preset_proposes_through_transport_and_batches_and_its_values_
     space = SearchSpace(12, 3, features=PositionFeatures(rng.standard_normal((12, 8)), 3), costs=rng.random((12, 6)))
     sampler = make_sampler(paper.sampler, space)
     assert (sampler.options.warmup, sampler.options.domain, sampler.options.keep) == (40, 50_000, 1000)
-    assert (sampler.options.targets, sampler.options.update, sampler.options.neighbours) == ("raw", "batch", 0.0)
+    assert (sampler.options.targets, sampler.options.update, sampler.options.neighbors) == ("raw", "batch", 0.0)
     small = paper.sampler.replace("domain=50000", "domain=400").replace("keep=1000", "keep=40").replace("=40,w", "=4,w")
-    seen = []
-    monkeypatch.setattr(SearchSpace, "transport_cost", lambda self, rows: seen.append(rows) or float(sum(rows)))
+    drawn, nearest = [], SearchSpace.nearest
+
+    def remembered(self, lists, keep):
+        drawn.append(lists)
+        return nearest(self, lists, keep)
+
+    monkeypatch.setattr(SearchSpace, "nearest", remembered)
     arms = search(small.replace("steps=1000", "steps=5"), space, lambda arm: float(arm.rows[0] == 3), 7)
     assert len({*arms}) == 7
-    assert len(seen) >= 3 * 400
-    late = [sum(arm.rows) for arm in arms[4:]]
-    assert max(late) < np.mean([sum(rows) for rows in seen]), "only lists near the validation items are scored"
+    assert [len(lists) for lists in drawn] == [400] * 3
+    for arm, lists in zip(arms[4:], drawn, strict=True):
+        assert [*arm.rows] in nearest(space, lists, 40).tolist(), "only lists near the validation items are scored"
 
 
 @pytest.mark.parametrize(

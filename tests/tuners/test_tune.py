@@ -22,6 +22,7 @@ from iclkit.tuners import (
     curves,
     make_problem,
     make_space,
+    price_search,
     read_instructions,
     search_plot,
     tune,
@@ -94,6 +95,50 @@ def test_what_resembles_a_test_row_is_not_asked_and_what_resembles_a_question_is
 def test_too_few_rows_are_one_line_that_says_what_is_there():
     with pytest.raises(DataError, match=r"40 rows to ask about .* 200 \+ 20 questions"):
         problem(source=replace(task(), dev=()), settings=replace(SETTINGS, validation=200))
+
+
+@pytest.mark.parametrize("draw", ["validation", "vote-k"])
+def test_candidates_of_a_large_pool_can_be_the_nearest_of_the_questions_or_represent_the_rest(draw):
+    near = [Example(f"dev text number {n} of many dev{n} told again at length", LABELS[n % 2]) for n in range(60)]
+    source = task(train=[*rows("train", 150), *near])
+    way = replace(SETTINGS, draw=draw, candidates=24)
+    eyes = HashEmbedder(64)
+    one = problem(settings=way, source=source, embedder=eyes)
+    assert len(one.view) == 24
+    assert problem(settings=way, source=source, embedder=eyes).facts() == one.facts()
+    if draw == "validation":
+        chance = problem(settings=replace(way, draw="random"), source=source)
+        told = [sum("told again" in e.text for e in p.view.examples) for p in (one, chance)]
+        assert told[0] > told[1] + 5
+    else:
+        assert {*one.view.ids} == {*problem(settings=replace(way, seed=0, k=2), source=source, embedder=eyes).view.ids}
+    assert {e.text for e in one.view.examples} == {e.text for e in source.train if e.id in one.view.ids}
+    few = problem(settings=replace(way, candidates=500), source=source, embedder=eyes)
+    assert few.view.ids == problem(settings=replace(way, candidates=500, draw="random"), source=source).view.ids
+    with pytest.raises(UsageError, match=f"drawn by {draw} need an embedder"):
+        problem(settings=way, source=source)
+
+
+def test_a_price_counts_prompts_proposals_and_texts_to_embed():
+    price = price_search(task(), replace(SETTINGS, trials=16, top=2))
+    assert (price.lists, price.prompts, price.proposals) == (16, 16 * 20 + 2 * 20, 10)
+    assert price.encoded == 30 + 20
+    assert price.tokens > 2 * price.read > 0
+    block = price_search(task(), replace(SETTINGS, features="block", sampler="ease,warmup=6,keep=40"))
+    assert block.encoded == 50 + 16 + 10 * 40
+    drawn = price_search(task(), replace(SETTINGS, sampler="best-of-n", draw="vote-k"))
+    assert (drawn.proposals, drawn.encoded) == (0, 40)
+    with pytest.raises(DataError, match="rows to ask about"):
+        price_search(replace(task(), dev=()), replace(SETTINGS, validation=200))
+
+
+def test_studies_keep_the_names_that_they_began_with_so_that_those_of_before_go_on(tmp_path):
+    way = replace(SETTINGS, sampler="ease,warmup=4,neighbors=0.25", trials=1, confirm=0)
+    tune(problem(settings=way), way, embedder=HashEmbedder(), storage=f"journal:{tmp_path}/s.journal")
+    kept = (tmp_path / "s.journal").read_text()
+    assert '"ease,warmup=4,neighbours=0.25"' in kept
+    assert '"neighbours":0.25' in kept
+    assert "neighbors" not in kept
 
 
 def test_a_search_finds_a_good_list_confirms_it_and_writes_what_it_did(tmp_path):
