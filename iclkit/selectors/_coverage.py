@@ -6,17 +6,16 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import encode_tokens_checked
-from iclkit.pool import TOKENIZERS, CandidateBatch, tokenizer
+from iclkit.pool import CandidateBatch
 from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row, top_rows
-from iclkit.selectors._terms import keyed_shuffle, nearest_by_words
+from iclkit.selectors._terms import TermSelector
 from iclkit.settings import setting
 
 _GAIN_DIGITS = 9  # gains shrink with every pick, and float64 sums are off by less
@@ -164,7 +163,7 @@ class SetBSRSelector(_CoverageSelector):
 
 
 @dataclass
-class BM25CoverageSelector(_CoverageSelector):
+class BM25CoverageSelector(TermSelector, _CoverageSelector):
     """Takes a set that covers every word of the query, rare words first.
 
     A word counts as covered by the set's largest BM25 weight of it.
@@ -178,19 +177,6 @@ class BM25CoverageSelector(_CoverageSelector):
     source: ClassVar[str] = "Gupta, Gardner & Singh 2023, arXiv 2305.14907"
     example: ClassVar[str] = "bm25-coverage,candidates=100"
 
-    k1: float = setting(1.5, "how fast repeats of a word stop counting", ge=0)
-    b: float = setting(0.75, "how much long inputs are held back: 0 not at all, 1 in full", ge=0, le=1)
-    tokenizer: str = setting("words", "how texts are cut into terms", choices=TOKENIZERS.names)
-    stemmer: str = setting("", "a Snowball language, e.g. english; none if empty")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        tokenizer(self.tokenizer, self.stemmer)
-
-    def prepare(self) -> None:
-        """Index the pool's words."""
-        self.index_ = self.pool_.term_index(self.tokenizer, self.stemmer, self.k1, self.b)
-
     def _set(self, rows: IntArray, cover: FloatArray, k: int) -> Choice:
         choice = super()._set(rows, cover, k)
         # what shares no word with the query has no weight, and was drawn
@@ -198,9 +184,6 @@ class BM25CoverageSelector(_CoverageSelector):
 
     def _covers(self, batch: CandidateBatch, k: int) -> Iterator[tuple[IntArray, FloatArray]]:
         for candidates in batch:
-            query = candidates.query
-            shuffled = partial(keyed_shuffle, self.pool_, self.kit_.seed, query.id)
-            outside = self._outside(candidates.scope)
-            positions, _ = nearest_by_words(self.index_, query.text, k, outside, shuffled)
-            terms = sorted(set(self.index_.known(query.text)))
+            positions, _ = self.nearest(candidates, k)
+            terms = sorted(set(self.index_.known(candidates.query.text)))
             yield self.pool_.rows[positions], self.index_.weights(terms, positions)

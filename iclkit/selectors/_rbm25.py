@@ -92,7 +92,7 @@ class RBM25Selector(BM25Selector):
 
     def choose(self, candidates: Candidates, k: int) -> Choice:
         """Scores are each example's own recall, 0 to 100; 0 for what shares no word with the query."""
-        positions, _ = self._nearest(candidates, max(k, self.candidates))
+        positions, _ = self.nearest(candidates, max(k, self.candidates))
         wanted = word_ngrams(self.cut_(candidates.query.text))
         held = np.array([[self._ngrams(int(p))[g] for g in wanted] for p in positions], dtype=np.float64)
         held = held.reshape(len(positions), len(wanted))

@@ -1,18 +1,48 @@
-"""The rows that share the rarest words with a text, and random ones where too few share any."""
+"""Selectors that go by shared words: the rows that share the rarest with a text, and random ones where too few do."""
 
 from __future__ import annotations
 
+from abc import ABC
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.selectors._base import IntArray
+from iclkit.pool import TOKENIZERS, Candidates, tokenizer
+from iclkit.selectors._base import BaseSelector, FloatArray, IntArray
 from iclkit.selectors._maths import SortKeys, hash_keys, shuffled_keys, smallest_rows, top_rows
+from iclkit.settings import setting
 
 if TYPE_CHECKING:
     from iclkit.pool import PoolView, TermIndex
+
+
+@dataclass
+class TermSelector(BaseSelector, ABC):
+    """What selectors over a pool's word index share: how texts are cut and words are weighted (Okapi BM25)."""
+
+    k1: float = setting(1.5, "how fast repeats of a word stop counting", ge=0)
+    b: float = setting(0.75, "how much long inputs are held back: 0 not at all, 1 in full", ge=0, le=1)
+    tokenizer: str = setting("words", "how texts are cut into terms", choices=TOKENIZERS.names)
+    stemmer: str = setting("", "a Snowball language, e.g. english; none if empty")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tokenizer(self.tokenizer, self.stemmer)
+
+    def prepare(self) -> None:
+        """Index the pool's words."""
+        self.index_ = self.pool_.term_index(self.tokenizer, self.stemmer, self.k1, self.b)
+
+    def nearest(self, candidates: Candidates, k: int) -> tuple[IntArray, FloatArray]:
+        """Positions of the k best, and their scores: 0 for those that share no word and were drawn."""
+        query = candidates.query
+        outside = self._outside(candidates.scope)
+        shuffled = partial(keyed_shuffle, self.pool_, self.kit_.seed, query.id)
+        return nearest_by_words(self.index_, query.text, k, outside, shuffled)
 
 
 def nearest_by_words(
