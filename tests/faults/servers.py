@@ -125,6 +125,8 @@ class Server(BaseHTTPRequestHandler):
                 if fault == "drip":
                     time.sleep(0.2)
             return None
+        if not self.path.split("?")[0].endswith("/completions"):
+            return self._error(404, "not found")
         return self._send(200, json.dumps(self._completion(fault, chat, body)).encode())
 
     def _completion(self, fault: str, chat: bool, body: dict[str, Any]) -> dict[str, Any]:
