@@ -35,6 +35,7 @@ LEFT_OUT = {
     "langchain_core": "tests/integrations runs it where the package is installed",
     "dspy": "tests/integrations runs it where the package is installed",
     "import openai": "asks a server that the reader has: tests/serve runs it",
+    "integrations.hub": "asks the hub: tests/integrations runs it",
     "integrations.tracking": "needs runs: tests/integrations runs it",
     "inspect_ai": "tests/integrations runs it where the package is installed",
 }

@@ -49,7 +49,7 @@ DOORS = {
     "sentence_transformers": {"embed", "trainers", "models"},
     "optuna": {"tuners"},
     "httpx": {"lm", "datasets", "models", "serve"},
-    "huggingface_hub": {"lm", "datasets", "models"},
+    "huggingface_hub": {"lm", "datasets", "models", "integrations"},
     "starlette": {"serve"},
     "uvicorn": {"serve"},
     "langchain_core": {"integrations"},

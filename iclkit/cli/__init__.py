@@ -43,6 +43,7 @@ COMMANDS = {
     "runs": ("_tracking", "Hand recorded runs to an experiment tracker: MLflow, W&B, Trackio."),
     "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),
     "serve": ("_serve", "Answer over HTTP with a kept selector, or add demonstrations to a chat API (--proxy)."),
+    "hub": ("_hub", "Publish and fetch retrievers and kept selectors on the Hugging Face hub."),
     "models": ("_models", "List and fetch models."),
     "datasets": ("_datasets", "List, show and fetch data sets."),
     "selectors": ("_selectors", "List the selectors with what each needs and costs."),

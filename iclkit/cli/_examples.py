@@ -84,6 +84,11 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "iclkit runs export runs --to wandb --selector kept",
     ),
     "lm check": ("iclkit lm check openai:my-model@http://localhost:8000/v1",),
+    "hub push": (
+        "iclkit hub push my-retriever ann/tickets-retriever --license apache-2.0",
+        "iclkit hub push kept ann/tickets-selector --license apache-2.0 --runs runs",
+    ),
+    "hub pull": ("iclkit hub pull ann/tickets-selector@8d01b7e kept",),
     "models ls": ("iclkit models ls",),
     "models pull": ("iclkit models pull smollm2-135m all-minilm-l6-v2",),
     "datasets ls": ("iclkit datasets ls",),

@@ -5,6 +5,7 @@
     from iclkit.integrations.dspy import SelectorFewShot            pip install 'iclkit[dspy]'
     from iclkit.integrations.lm_eval import SelectorTask            pip install 'iclkit[lm-eval]'
     from iclkit.integrations.inspect_ai import show_demonstrations  pip install 'iclkit[inspect]'
+    from iclkit.integrations.hub import load_selector, push         nothing more
     from iclkit.integrations.tracking import export_runs            pip install 'iclkit[mlflow]', [wandb] or [trackio]
 
 A tool's library is loaded when its module is, and never before; a tracker's when something is exported to it. Those

@@ -16,6 +16,7 @@ from iclkit.models._device import (
     torch_threads,
     without_bars,
 )
+from iclkit.models._fetch import fetch_repository, offline
 from iclkit.models._folder import (
     OwnCode,
     check_folder,
@@ -48,6 +49,7 @@ __all__ = [
     "check_loaded",
     "check_memory",
     "embedder_folder_hash",
+    "fetch_repository",
     "find_device",
     "first_words",
     "gguf_hash",
@@ -57,6 +59,7 @@ __all__ = [
     "load_errors",
     "load_weights",
     "ls",
+    "offline",
     "pull",
     "quiet_transformers",
     "read_object",

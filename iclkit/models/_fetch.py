@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import shutil
@@ -9,14 +10,14 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from iclkit.errors import ModelError
+from iclkit.errors import IclkitError, ModelError
 from iclkit.models._catalogue import Wheel
 from iclkit.models._store import PullProgress, disk_full, sha256_of
 
@@ -31,10 +32,45 @@ class SourceUnavailable(Exception):
 
 
 def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgress | None) -> tuple[Path, str]:
-    """Fetch a repository into ``folder``, or into the Hugging Face cache when None. Returns (folder, commit).
+    """Fetch a model's repository into ``folder``, or into the Hugging Face cache when None. Returns (folder, commit).
 
     Weights are checked against the sha256 that the hub lists. Unavailable when the hub is off, away, or says no.
     """
+
+    def choose(names: Sequence[str]) -> list[str]:
+        wanted = [name for name in names if _wanted(name)]
+        if not any(name.endswith(".safetensors") for name in wanted):
+            raise SourceUnavailable(f"{repo} has no safetensors weights (pickled weights are never loaded)")
+        return wanted
+
+    return _from_hub(repo, revision, folder, choose, progress)
+
+
+def fetch_repository(
+    repo: str,
+    revision: str,
+    folder: Path,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    progress: PullProgress | None = None,
+) -> str:
+    """Fetch files of a hub repository into a folder and return the commit that they are of.
+
+    ``choose`` is given the names of all files and returns those to fetch, or raises. ModelError when the hub is off,
+    away, or says no, and for a file that is not what the hub lists.
+    """
+    try:
+        return _from_hub(repo, revision, folder, choose, progress)[1]
+    except SourceUnavailable as error:
+        raise ModelError(f"{repo} could not be fetched: {error}") from error
+
+
+def _from_hub(
+    repo: str,
+    revision: str,
+    folder: Path | None,
+    choose: Callable[[Sequence[str]], Sequence[str]],
+    progress: PullProgress | None,
+) -> tuple[Path, str]:
     if offline():
         raise SourceUnavailable("HF_HUB_OFFLINE is set")
     import huggingface_hub
@@ -44,9 +80,8 @@ def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgre
     try:
         # One short question first: it fails fast where there is no network, and tells sizes and hashes.
         info = api.model_info(repo, revision=revision, timeout=_HUB_SECONDS, files_metadata=True)
-        files = [file for file in info.siblings or [] if _wanted(file.rfilename)]
-        if not any(f.rfilename.endswith(".safetensors") for f in files):
-            raise SourceUnavailable(f"{repo} has no safetensors weights (pickled weights are never loaded)")
+        there = {file.rfilename: file for file in info.siblings or []}
+        files = [there[name] for name in choose([*there])]
         watched = folder if folder is not None else Path(huggingface_hub.constants.HF_HUB_CACHE, _cache_name(repo))
         bars_were_off = bars.are_progress_bars_disabled()
         bars.disable_progress_bars()
@@ -56,14 +91,13 @@ def from_hub(repo: str, revision: str, folder: Path | None, progress: PullProgre
                     repo,
                     revision=info.sha,
                     local_dir=folder,
-                    allow_patterns=_WANTED,
-                    ignore_patterns=_UNWANTED,
+                    allow_patterns=[glob.escape(file.rfilename) for file in files],
                     etag_timeout=_HUB_SECONDS,
                 )
         finally:
             if not bars_were_off:
                 bars.enable_progress_bars()
-    except SourceUnavailable:
+    except (SourceUnavailable, IclkitError):
         raise
     except Exception as error:  # the hub's client raises its own, httpx's and requests' errors, by version
         if disk_full(error):

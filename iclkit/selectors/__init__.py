@@ -23,7 +23,14 @@ from iclkit.selectors._fixed import FixedSelector, SelectorFile
 from iclkit.selectors._many_labels import label_recall
 from iclkit.selectors._maths import top_rows
 from iclkit.selectors._pvi import pvi
-from iclkit.selectors._registry import BUILTINS, SELECTORS, import_selectors, make_selector, selectors_table
+from iclkit.selectors._registry import (
+    BUILTINS,
+    SELECTORS,
+    import_selectors,
+    make_selector,
+    move_files,
+    selectors_table,
+)
 from iclkit.selectors._saved import Chooser, is_saved_selector, load_selector
 from iclkit.selectors._votek import worth_labeling
 
@@ -50,6 +57,7 @@ __all__ = [
     "label_recall",
     "load_selector",
     "make_selector",
+    "move_files",
     "pvi",
     "selector_help",
     "selector_info",

@@ -70,6 +70,7 @@ class _Saved(TypedDict):
     reranker: _Model | None
     pool: _PoolFacts
     follow: bool
+    source: NotRequired[str]
 
 
 class Chooser:
@@ -89,11 +90,13 @@ class Chooser:
         follow: bool = False,
         pool: Pool | None = None,
         notes: tuple[str, ...] = (),
+        source: str = "",
     ) -> None:
-        """``selector`` is fitted on ``view`` with ``kit``; ``pool``: where the view comes from, if it is open."""
+        """``selector`` is fitted on ``view`` with ``kit``; ``pool``: where the view comes from, if it is open;
+        ``source``: the repository and commit that it was fetched from (``hub:owner/name@commit``)."""
         if k < 0:
             raise UsageError(f"k is {k}; give 0 or more")
-        self.k, self.follow, self.notes = k, follow, notes
+        self.k, self.follow, self.notes, self.source = k, follow, notes, source
         self._kit, self._pool, self._revision = kit, pool, view.revision
         self._state = (selector, view)  # replaced as one, so that a query sees the two that belong together
         self._lock = threading.Lock()
@@ -273,7 +276,7 @@ class Chooser:
     def _facts(self, spec: Spec, copied: bool) -> _Saved:
         kit, view, needs = self._kit, self.view, self.selector.needs
         origin = view.origin
-        return {
+        facts: _Saved = {
             "iclkit_saved_selector": FORMAT,
             "iclkit": __version__,
             "selector": spec.identity(),  # type: ignore[typeddict-item]  # its keys are those of _Spec
@@ -297,6 +300,9 @@ class Chooser:
             },
             "follow": self.follow,
         }
+        if self.source:
+            facts["source"] = self.source
+        return facts
 
 
 def load_selector(
@@ -351,7 +357,10 @@ def load_selector(
         notes = (f"saved by version {spec['version']} of {now.name}, loaded by {now.version}: picks may differ",)
     elif now.content != spec.get("content", ""):
         notes = (f"the selector file of {now.name} was changed after it was saved: picks may differ",)
-    return Chooser(selector.fit(view, kit), view, kit, k=saved["k"], follow=follows, pool=store, notes=notes)
+    return Chooser(
+        selector.fit(view, kit), view, kit, k=saved["k"], follow=follows, pool=store, notes=notes,
+        source=saved.get("source", ""),
+    )  # fmt: skip
 
 
 def is_saved_selector(folder: Path) -> bool:

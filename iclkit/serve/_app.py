@@ -136,6 +136,7 @@ class _Service:
     async def health(self, request: Request) -> Response:  # noqa: ARG002
         view = self.chooser.view
         about = {"selector": str(self.chooser.spec), "examples": len(view), "revision": view.revision}
+        about |= {"source": self.chooser.source} if self.chooser.source else {}
         return JSONResponse({"status": "ok", **about})
 
     async def metrics_text(self, request: Request) -> Response:  # noqa: ARG002

@@ -77,6 +77,7 @@ _HEALTH = {
         "selector": {"type": "string"},
         "examples": {"type": "integer"},
         "revision": {"type": "integer"},
+        "source": {"type": "string", "description": "The hub's repository and commit that it was fetched from."},
     },
 }
 
