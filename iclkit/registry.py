@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
-from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib import import_module, metadata
+from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
 from iclkit.errors import UnknownName, UsageError
@@ -79,7 +82,7 @@ class Registry:
 
     def _plugins(self) -> list[EntryPoint]:
         """What installed packages offer; of a name of ours, the user is told that it is not taken."""
-        found = list(entry_points(group=self.group))
+        found = entry_points(group=self.group)
         for e in found:
             if e.name in self._builtins and e.name not in self._warned:
                 self._warned.add(e.name)
@@ -88,6 +91,24 @@ class Registry:
                     self.kind, e.name, e.value,
                 )  # fmt: skip
         return [e for e in found if e.name not in self._builtins]
+
+
+def entry_points(group: str) -> list[EntryPoint]:
+    """The entry points of a group of all installed packages."""
+    return list(_installed(group, tuple((entry, _changed(Path(entry))) for entry in sys.path)))
+
+
+@lru_cache(maxsize=32)
+def _installed(group: str, _: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    """Read once for a search path whose folders are as they were: it takes 30 ms."""
+    return tuple(metadata.entry_points(group=group))
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _load(target: str) -> Any:

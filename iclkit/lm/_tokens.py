@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from iclkit.errors import ModelError, RequestError, UsageError
+from iclkit.lm._lines import line_tokenizer
 from iclkit.models import first_words
 from iclkit.records import Message, without_system
 
@@ -37,6 +38,7 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._lines = line_tokenizer(tokenizer)
         plain = self._plain(["a"])[0]
         full = tuple(tokenizer("a")["input_ids"])
         at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
@@ -60,14 +62,31 @@ class PromptTokenizer:
     def _plain(self, texts: Sequence[str]) -> list[TokenIds]:
         if not texts:
             return []
+        if self._lines:
+            return self._lines.encode(texts)
         return [tuple(ids) for ids in self.tokenizer([*texts], add_special_tokens=False)["input_ids"]]
 
     def encode(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids of each text with the special tokens in front, once."""
-        n, known = len(self.prefix), {text: ids for text in texts if (ids := self._counted.get(text)) is not None}
+        known = {text: ids for text in texts if (ids := self._counted.get(text)) is not None}
         new = [text for text in texts if text not in known]
-        encoded = (ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in self._plain(new))
+        encoded = iter(self._with_prefix(self._plain(new)))
         return [known[text] if text in known else next(encoded) for text in texts]
+
+    def _with_prefix(self, rows: Sequence[TokenIds]) -> list[TokenIds]:
+        n = len(self.prefix)
+        return [ids if n and ids[:n] == self.prefix else self.prefix + ids for ids in rows]
+
+    def _wholes(self, split: Sequence[tuple[str, str]]) -> dict[tuple[str, str], TokenIds]:
+        """Token ids of context and continuation as one text."""
+        tails: dict[str, dict[str, None]] = {}
+        for context, continuation in split:
+            tails.setdefault(context, {})[continuation] = None
+        if self._lines is not None:
+            found = self._lines.encode_behind(tails)
+            return dict(zip(found, self._with_prefix([*found.values()]), strict=True))
+        keys = [(context, tail) for context, its_tails in tails.items() for tail in its_tails]
+        return dict(zip(keys, self.encode([c + t for c, t in keys]), strict=True))
 
     def count(self, text: str) -> int:
         """Number of tokens of ``encode``, which finds the last texts that were counted encoded already."""
@@ -84,12 +103,11 @@ class PromptTokenizer:
             kept = context if self._chat.ends(context) else context.rstrip()
             split.append((kept, context[len(kept) :] + continuation))
         contexts = list(dict.fromkeys(c for c, _ in split))
-        wholes = list(dict.fromkeys(c + t for c, t in split))
         of_context = dict(zip(contexts, self.encode(contexts), strict=True))
-        of_whole = dict(zip(wholes, self.encode(wholes), strict=True))
+        of_whole = self._wholes(split)
         out = []
         for i, (context, continuation) in enumerate(split):
-            whole, head = of_whole[context + continuation], of_context[context]
+            whole, head = of_whole[context, continuation], of_context[context]
             n = len(head)
             if whole == head:
                 raise RequestError(i, f"the continuation {continuation!r} has no token of its own; give it some text")

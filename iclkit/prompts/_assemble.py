@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
 from iclkit.errors import OverBudget, UsageError
 from iclkit.prompts._orders import order_picks
@@ -48,33 +49,35 @@ def assemble(
     def ordered(m: int) -> list[Example]:
         return order_picks(examples_best_first[:m], order, seed=seed, query_id=query.id)
 
-    def turns(shown: Sequence[Example]) -> list[tuple[str, list[Piece]]]:
+    def turns(shown: Sequence[Example]) -> list[tuple[str, Sequence[Piece]]]:
         return _turns(template, [shots[e.id] for e in shown], tail)
 
-    texts: dict[int, str] = {}
+    made: dict[int, _Made] = {}
 
-    def text_of(m: int) -> str:
-        if m not in texts:
-            made = turns(ordered(m))
-            plain = "".join(p.text for _, pieces in made for p in pieces)
-            texts[m] = render(_messages(made)) if template.chat else plain
-        return texts[m]
+    def show(m: int) -> _Made:
+        """The prompt with the best m."""
+        if m not in made:
+            shown = ordered(m)
+            its_turns = turns(shown)
+            text = render(_messages(its_turns)) if template.chat else _text_of(its_turns[0][1])
+            made[m] = _Made(shown, its_turns, text)
+        return made[m]
 
     most = len(examples_best_first)
     if budget is None or count_tokens is None:
-        kept, tokens = most, count_tokens(text_of(most)) if count_tokens else 0
+        kept, tokens = most, count_tokens(show(most).text) if count_tokens else 0
     else:
-        lengths = (sum(len(p.text) for p in shots[e.id]) for e in examples_best_first)
-        sizes = list(accumulate(lengths, initial=len(text_of(0))))
-        kept, tokens = _most_that_fit(sizes, budget - reserve, lambda m: count_tokens(text_of(m)))
+        lengths = (sum([len(p.text) for p in shots[e.id]]) for e in examples_best_first)
+        fixed = len(show(0).text if template.chat else _text_of(turns([])[0][1]))
+        sizes = list(accumulate(lengths, initial=fixed))
+        kept, tokens = _most_that_fit(sizes, budget - reserve, lambda m: count_tokens(show(m).text))
         if kept < 0:
             raise OverBudget(
                 f"query {query.id}: instruction and query take {tokens} tokens"
                 + (f" and the answer {reserve}" if reserve else "")
                 + f", and the budget is {budget}; shorten them or use a model with a longer context"
             )
-    shown = ordered(kept)
-    final, text = turns(shown), text_of(kept)
+    shown, final, text = show(kept)
     pieces = _chat_pieces(final, text, render) if template.chat else [p for _, turn in final for p in turn]
     reason = f"over the budget of {budget} tokens" + (f" with {reserve} for the answer" if reserve else "")
     return Prompt(
@@ -88,28 +91,38 @@ def assemble(
     )
 
 
+class _Made(NamedTuple):
+    """A prompt with some of the examples: those, in prompt order, its pieces, and its text."""
+
+    shown: list[Example]
+    turns: list[tuple[str, Sequence[Piece]]]
+    text: str
+
+
 def plain_chat(messages: Sequence[Message]) -> str:
     """A chat as people read it, where no model's own template is at hand."""
     return "".join(f"[{m.role}]\n{m.content}\n" for m in messages) + "[assistant]\n"
 
 
-def _turns(template: Template, shots: Sequence[list[Piece]], tail: list[Piece]) -> list[tuple[str, list[Piece]]]:
+def _turns(
+    template: Template, shots: Sequence[Sequence[Piece]], tail: Sequence[Piece]
+) -> list[tuple[str, Sequence[Piece]]]:
     """The prompt as (role, pieces). A plain prompt has no roles and carries its separators."""
     if not template.chat:
-        return [("", pieces) for pieces in _blocks(template, shots, tail)]
+        return [("", [piece for block in _blocks(template, shots, tail) for piece in block])]
     if not template.turns:
         system = [("system", [Piece("instruction", template.system)])] if template.system else []
         pieces = [piece for block in _blocks(template, shots, tail) for piece in block]
         return [*system, ("user", _trimmed(pieces))]
     opening = template.separator.join(t for t in (template.system, template.instruction) if t)
-    turns = [("system", [Piece("instruction", opening)])] if opening else []
+    turns: list[tuple[str, Sequence[Piece]]] = [("system", [Piece("instruction", opening)])] if opening else []
     for shot in shots:
         cut = next(n for n, p in enumerate(shot) if p.kind == "output")
         turns += [("user", _trimmed(shot[:cut])), ("assistant", shot[cut:])]
     return [*turns, ("user", _trimmed(tail))]
 
 
-def _blocks(template: Template, shots: Sequence[list[Piece]], tail: list[Piece]) -> Iterator[list[Piece]]:
+def _blocks(template: Template, shots: Sequence[Sequence[Piece]], tail: Sequence[Piece]) -> Iterator[Sequence[Piece]]:
     """Instruction, demonstrations and query, with what stands between them."""
     if template.instruction:
         yield [Piece("instruction", template.instruction)]
@@ -127,8 +140,12 @@ def _trimmed(pieces: Sequence[Piece]) -> list[Piece]:
     return list(pieces)
 
 
-def _messages(turns: Sequence[tuple[str, list[Piece]]]) -> list[Message]:
-    return [Message(role, "".join(p.text for p in pieces)) for role, pieces in turns]
+def _messages(turns: Sequence[tuple[str, Sequence[Piece]]]) -> list[Message]:
+    return [Message(role, _text_of(pieces)) for role, pieces in turns]
+
+
+def _text_of(pieces: Sequence[Piece]) -> str:
+    return "".join([p.text for p in pieces])
 
 
 def _most_that_fit(sizes: Sequence[int], limit: int, count: Callable[[int], int]) -> tuple[int, int]:
@@ -153,7 +170,7 @@ def _most_that_fit(sizes: Sequence[int], limit: int, count: Callable[[int], int]
     return low, tokens
 
 
-def _chat_pieces(turns: Sequence[tuple[str, list[Piece]]], text: str, render: RenderChat) -> list[Piece]:
+def _chat_pieces(turns: Sequence[tuple[str, Sequence[Piece]]], text: str, render: RenderChat) -> list[Piece]:
     """The pieces of a rendered chat: contents where the model's template put them, its own markup as glue.
 
     The template is rendered once more with a mark in place of each content, which shows what it puts in between.
@@ -193,8 +210,9 @@ def _stripped(turn: Sequence[Piece]) -> list[Piece]:
 
 def _spans(pieces: Sequence[Piece]) -> tuple[Span, ...]:
     spans, at = list[Span](), 0
-    for piece in pieces:
-        if piece.text:
-            spans.append(Span(piece.kind, at, at + len(piece.text), piece.example_id))
-            at += len(piece.text)
+    for kind, text, example_id in pieces:
+        if text:
+            end = at + len(text)
+            spans.append(Span(kind, at, end, example_id))
+            at = end
     return tuple(spans)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -178,6 +178,11 @@ class Template:
         return self.separator if self.demo_separator is None else self.demo_separator
 
     @property
+    def _letters(self) -> bool:
+        """Whether an answer is shown by its letter."""
+        return ("field", "letter") in self._parts()
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """The fields that the template names, in order, the answer among them."""
         return tuple(dict.fromkeys(value for kind, value in self._parts() if kind == "field"))
@@ -202,7 +207,7 @@ class Template:
 
     def answer(self, output: str, choices: Sequence[str] = ()) -> str:
         """The text shown as the answer: the output itself, or its letter among the choices. DataError if not there."""
-        if "letter" not in self.fields:
+        if not self._letters:
             return output
         if output not in choices:  # both are spelled alike: Example and Query see to that
             raise DataError(
@@ -214,22 +219,23 @@ class Template:
         """A demonstration as text. DataError names a field that the example has not got."""
         return "".join(p.text for p in self.demo_pieces(example))
 
-    def demo_pieces(self, example: Example) -> list[Piece]:
+    def demo_pieces(self, example: Example) -> tuple[Piece, ...]:
         """A demonstration as glue, input and output pieces."""
-        pieces = []
+        return _demo_pieces(self, example)
+
+    def _demo_pieces(self, example: Example) -> Iterator[Piece]:
         for kind, value in self._parts():
             if kind == "glue":
-                pieces.append(Piece("glue", value, example.id))
+                yield Piece("glue", value, example.id)
             elif value in _ANSWERS:
-                pieces.append(Piece("output", self.answer(example.output, example.choices), example.id))
+                yield Piece("output", self.answer(example.output, example.choices), example.id)
             else:
-                pieces.append(Piece("input", self._value(value, example, f"example {example.id}"), example.id))
-        return pieces
+                yield Piece("input", self._value(value, example, "example"), example.id)
 
     def query_pieces(self, query: Query) -> list[Piece]:
         """A query as glue and query pieces up to where the answer begins, without blanks at the end."""
         return [
-            Piece("glue", value) if kind == "glue" else Piece("query", self._value(value, query, f"query {query.id}"))
+            Piece("glue", value) if kind == "glue" else Piece("query", self._value(value, query, "query"))
             for kind, value in self._head()[0]
         ]
 
@@ -248,18 +254,25 @@ class Template:
         return [*head[:-1], *([("glue", kept)] if kept else [])], text[len(kept) :]
 
     @staticmethod
-    def _value(name: str, item: Example | Query, where: str) -> str:
+    def _value(name: str, item: Example | Query, kind: str) -> str:
+        """The text of a field; ``kind`` is what messages call the item."""
         if not isinstance(item.input, str) and name in item.input:
             return item.input[name]
         if name == "input":
             return item.text
         if name == "choices" and item.choices:
             return "\n".join(f"{_letter(n)}. {choice}" for n, choice in enumerate(item.choices))
+        where = f"{kind} {item.id}"
         if name == "labels":
             raise DataError(f"{where}: the template names {{labels}}, and no labels were given (Template.with_labels)")
         known = ["input"] if isinstance(item.input, str) else [*item.input]
         known += ["choices"] if item.choices else []
         raise DataError(f"{where} has no field {name!r}, which the template names; it has: {', '.join(known)}")
+
+
+@lru_cache(maxsize=2048)  # a demonstration stands in many prompts
+def _demo_pieces(template: Template, example: Example) -> tuple[Piece, ...]:
+    return tuple(template._demo_pieces(example))
 
 
 def _letter(n: int) -> str:
