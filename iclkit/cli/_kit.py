@@ -16,6 +16,7 @@ from iclkit.cli._progress import download_bar
 from iclkit.cli._tables import say
 from iclkit.errors import ModelError, UsageError
 from iclkit.records import Example, Json, Query
+from iclkit.secrets import redact
 
 if TYPE_CHECKING:
     from iclkit.datasets import Skipped, Task, TaskFile
@@ -351,6 +352,8 @@ def load_lm(name: str, options: LMOptions | None = None) -> LM:
         threads=options.threads, price=options.price, max_cost=options.max_cost, **given,
     )  # fmt: skip
     tell_notes(lm)
+    if options.price is not None and (command := click.get_current_context(silent=True)):
+        command.find_root().call_on_close(lambda: say(f"{redact(name)}: spent {lm.usage.cost:.4g}"))
     return lm
 
 

@@ -28,9 +28,11 @@ def command() -> None:
 @click.argument("lm", metavar="LM")
 @click.option("--prompts", default=4, show_default=True, type=click.IntRange(1), help="How many prompts to time.")
 @click.option("--reprobe", is_flag=True, help="Find everything out again; what was found before is forgotten.")
+@click.option("--price", metavar="in=X,out=Y", help="Per million tokens read and written (cached=Z), or a JSON file of "
+              "prices: what a prompt costs is counted.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def check(lm: str, prompts: int, reprobe: bool, as_json: bool) -> None:
-    """Ask LM a few questions: how it tells log-probabilities, its context, the time of a prompt.
+def check(lm: str, prompts: int, reprobe: bool, price: str | None, as_json: bool) -> None:
+    """Ask LM a few questions: how it tells log-probabilities, its context, time and price of a prompt.
 
     LM is anything that --lm takes, e.g. openai:MODEL@URL. Eight short demonstrations and two labels make a prompt.
     """
@@ -39,10 +41,19 @@ def check(lm: str, prompts: int, reprobe: bool, as_json: bool) -> None:
     fetch(lm, "lm")
     say(f"asking {redact(lm)} …")
     begun = time.perf_counter()
-    model = load_lm(lm, reprobe=reprobe)
+    model = load_lm(lm, reprobe=reprobe, price=price)
     opened = time.perf_counter() - begun
-    facts = {"lm": redact(lm), "name": model.name, "scoring": model.scoring, "context": model.context_size}
+    facts: dict[str, Any] = {
+        "lm": redact(lm),
+        "name": model.name,
+        "scoring": model.scoring,
+        "context": model.context_size,
+    }
     facts |= {"opened_seconds": round(opened, 3), **_found(model), **_timed(model, prompts)}
+    if price is not None:
+        facts |= {"cost of 1,000 prompts": 1000 * facts.pop("cost_per_prompt"), "cost of this check": model.usage.cost}
+    else:
+        del facts["cost_per_prompt"]
     if as_json:
         emit_json({**facts, "notes": list(model.notes)}, indent=2)
         return
@@ -91,6 +102,7 @@ def _timed(lm: LM, prompts: int) -> dict[str, Any]:
         "seconds_per_prompt": round(seconds / prompts, 3),
         "requests_per_prompt": round(used.calls / prompts, 2),
         "tokens_per_prompt": round(used.tokens_computed / prompts),
+        "cost_per_prompt": used.cost / prompts,
     }
 
 

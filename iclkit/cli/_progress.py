@@ -59,8 +59,11 @@ def bar(title: str) -> Iterator[Progress]:
 
 
 @contextmanager
-def run_bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int], None]]]:
-    """Two bars, of the run under way and of all runs: functions that begin a run and report how far it is."""
+def run_bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[int, str], None]]]:
+    """Two bars, of the run under way and of all runs: functions that begin a run and report how far it is.
+
+    What is reported beside the number of queries stands behind the rate of all.
+    """
     with _bars(*_counts()) as drawn:
         whole = drawn.add_task("all runs", total=total, rate="")
         this = drawn.add_task("", total=1, rate="")
@@ -71,13 +74,13 @@ def run_bars(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[
             before, now = before + now, 0
             drawn.reset(this, description=title, total=queries, rate="")
 
-        def step(done: int) -> None:
+        def step(done: int, more: str) -> None:
             nonlocal now
             now = done
             drawn.update(this, completed=done)
             drawn.update(whole, completed=before + done)
             for task in drawn.tasks:
-                drawn.update(task.id, rate=_rate(task))
+                drawn.update(task.id, rate=_rate(task) + (more if task.id == whole else ""))
 
         yield start, step
 

@@ -105,7 +105,7 @@ def estimate_cost(jobs: Sequence[PlannedRun]) -> CostEstimate:
     total = sum(len(job.bench.queries) for job in jobs)
     with run_bars(total) as (start, step):
         start("planning", total)
-        return dry_run(jobs, lambda done, _: step(done))
+        return dry_run(jobs, lambda done, _: step(done, ""))
 
 
 def plan_with_estimate(
@@ -154,6 +154,11 @@ def run_jobs(
     total = sum(len(job.bench.queries) for job in jobs)
     numbered = {id(job): f"{number}/{len(jobs)} {job.title}" for number, job in enumerate(jobs, 1)}
     todo, busy = deque(jobs), set[int]()
+
+    def spent() -> str:
+        cost = sum(lm.usage.cost for lm in lms.values())
+        return f", spent {cost:.4g}" if cost else ""
+
     with run_bars(total) as (start, step):
         while todo:
             job = todo.popleft()
@@ -162,7 +167,7 @@ def run_jobs(
             if id(job) in busy:
                 say(f"{title}: waiting for the other process")
             try:
-                run = job.run(out, lambda done, _: step(done), on_error, wait=id(job) in busy)
+                run = job.run(out, lambda done, _: step(done, spent()), on_error, wait=id(job) in busy)
             except RunBusy:
                 say(f"{title}: another process is making it; the others first")
                 busy.add(id(job))
@@ -176,11 +181,9 @@ def run_jobs(
                 continue
             runs.append(run)
             if not sys.stderr.isatty():
-                say(f"{title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s")
+                say(f"{title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s{spent()}")
             for caution in cautions([run]):
                 say(f"note: {job.title}: {caution}")
-        if cost := sum(lm.usage.cost for lm in lms.values()):
-            say(f"spent {cost:.4g}")
     for at, lm in lms.items():  # what was found out while they were asked
         tell_notes(lm, said[at])
     return runs

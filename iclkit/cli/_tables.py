@@ -29,6 +29,7 @@ def show(board: Board) -> None:
     from rich.text import Text
 
     from iclkit.report import (
+        COST_HEAD,
         bar,
         cells,
         curves,
@@ -40,6 +41,7 @@ def show(board: Board) -> None:
         overall_heads,
         overall_lm_words,
         overall_notes,
+        priced,
     )
 
     out = console()
@@ -63,10 +65,12 @@ def show(board: Board) -> None:
         # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
         shown = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
         for i in shown:
-            right = names[i] in ("rank", "seeds", "tokens", names[2], names[5]) or names[i].startswith(("p ", "q "))
+            right = names[i] in ("rank", "seeds", "tokens", COST_HEAD, names[2], names[5]) or names[i].startswith(
+                ("p ", "q ")
+            )
             table.add_column(Text(names[i]), justify="right" if right else "left", no_wrap=i != 1, overflow="fold")
         for line in group.lines:
-            row = cells(line)
+            row = cells(line, cost=priced(board))
             row.insert(4, bar(line.figure, 10) if line.figure.low >= 0 and line.figure.high <= 1 else "")
             table.add_row(*(Text(row[i], style=STYLES[line.verdict]) for i in shown))
         out.print(table)

@@ -113,8 +113,10 @@ def evaluate(
             if folder.rows:
                 work.step(len(folder.rows))
             for part in folder.todo:
-                folder.append(work.rows(part))
-                save(done=False)
+                try:
+                    folder.append(work.rows(part))
+                finally:  # what was spent on rows that did not come to an end, too
+                    save(done=False)
             rows = list(folder.rows)
             for part in batches(len(again)) if again else ():
                 failed = again[part.start : part.stop]

@@ -131,6 +131,7 @@ class _CachedLM(BaseLM):
         self.inner, self.cache = inner, cache
         self.name, self.fingerprint, self.context_size = inner.name, inner.fingerprint, inner.context_size
         self.scoring = inner.scoring
+        self._usage = Usage(cost=inner.usage.cost)  # opening a server's LM is paid for, too
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -480,13 +480,15 @@ class PromptPredictor:
     def _timed(self, stage: str) -> Iterator[None]:
         before = self.lm.usage
         start = time.perf_counter()
-        yield
-        self._add(f"{stage}_s", time.perf_counter() - start)
-        for key, value in (self.lm.usage - before).as_dict().items():
-            self._add("lm_s" if key == "seconds" else key, value)
+        try:
+            yield
+        finally:  # what was answered before a stop was paid for
+            self._add(f"{stage}_s", time.perf_counter() - start)
+            for key, value in (self.lm.usage - before).as_dict().items():
+                self._add("lm_s" if key == "seconds" else key, value)
 
     def _add(self, key: str, value: float) -> None:
-        self._usage[key] = round(self._usage.get(key, 0) + value, 6)
+        self._usage[key] = round(self._usage.get(key, 0) + value, 9 if key == "cost" else 6)
 
 
 def answer_of(query_id: str, reading: Reading, normalize: str, *, ranks: bool, keep_tokens: bool) -> Prediction:

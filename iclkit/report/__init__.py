@@ -12,6 +12,7 @@ from iclkit.report._questions import Primary, UnansweredQuestion
 from iclkit.report._records import BASELINES, Board, Group, Line, LMAdds, Made, Overall, OverallLine
 from iclkit.report._rows import Texts
 from iclkit.report._text import (
+    COST_HEAD,
     bar,
     cells,
     curves,
@@ -26,6 +27,7 @@ from iclkit.report._text import (
     overall_lm_words,
     overall_notes,
     plain_words,
+    priced,
     signed,
     to_csv,
     to_json,
@@ -35,6 +37,7 @@ from iclkit.report._text import (
 
 __all__ = [
     "BASELINES",
+    "COST_HEAD",
     "Board",
     "Group",
     "LMAdds",
@@ -69,6 +72,7 @@ __all__ = [
     "page_style",
     "plain_words",
     "policy_hash",
+    "priced",
     "run_texts",
     "signed",
     "to_csv",

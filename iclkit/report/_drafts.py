@@ -268,8 +268,9 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
         before = np.array([[r.metrics[raw] for r in run.rows] for run in runs])
         others[raw] = estimate(before, bounded=metric.bounded, scope=scope)
     queries = len(runs) * len(ids)
-    if spent := sum(r.usage.get("cost", 0.0) for r in runs):
-        notes.append(f"its answers cost {spent:.4g}, {1000 * spent / queries:.4g} per 1,000 queries")
+    spent, asked, known = (sum(r.usage.get(k, 0.0) for r in runs) for k in ("cost", "tokens_asked", "tokens_cached"))
+    if spent and known:
+        notes.append(f"the cache knew {100 * known / max(asked, known):.0f} % of its tokens, which cost nothing")
     place = axes(runs[0])
     line = Line(
         selector=place["selector"].label,
@@ -286,6 +287,7 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
         asks_lm=runs[0].spec.lm is not None,
         others=others,
         notes=tuple(notes),
+        cost=spent / queries,
     )
     return DraftLine(line, values, outputs, canonical_json([place["selector"].key, runs[0].spec.k]))
 

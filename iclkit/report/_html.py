@@ -211,7 +211,7 @@ def _line(line: Line) -> dict[str, Any]:
     return {
         "name": line.name, "figure": _ends(line.figure), "diff": _ends(d) if d else None,
         "p": None if math.isnan(line.p) else line.p, "kind": line.kind, "verdict": line.verdict,
-        "ranks": line.ranks, "tokens": line.tokens, "lm": line.asks_lm, "seeds": line.seeds,
+        "ranks": line.ranks, "tokens": line.tokens, "cost": line.cost, "lm": line.asks_lm, "seeds": line.seeds,
         "series": [line.selector, line.order, line.calibrate],
     }  # fmt: skip
 

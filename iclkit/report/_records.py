@@ -27,8 +27,8 @@ class Line:
     ``others`` are further figures by name. ``p`` is corrected as ``kind`` says; for ``explored`` it is a q-value.
     ``ranks`` are the ranks, best 1, that the data leave open. ``scope`` is what the seeds stand for. ``asks_lm``: false
     for what answers without one, such as a vote of neighbors. ``tokens`` per
-    prompt; ``calls`` and ``seconds`` of LM work per query, as far as recorded (a run served from the cache spends next
-    to none).
+    prompt; ``calls`` and ``seconds`` of LM work and ``cost`` in money per query, as far as recorded (a run served from
+    the cache spends next to none; money only where a price was given).
     """
 
     selector: str
@@ -50,6 +50,7 @@ class Line:
     asks_lm: bool = True
     ranks: tuple[int, int] = (1, 1)
     notes: tuple[str, ...] = ()
+    cost: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

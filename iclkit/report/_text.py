@@ -32,6 +32,8 @@ from iclkit.text import printable
 _MARKS = re.compile(r"[\\`*_\[\]|~#]")  # what Markdown reads as markup; < > & are entities
 HEADS = ("rank", "{line}", "{metric}", "95 % interval", "vs {base}", "95 % interval", "{p}", "verdict", "seeds",
          "tokens")  # fmt: skip
+COST_HEAD = "cost / 1,000"
+"""Behind ``HEADS`` where answers of the board were paid for."""
 OVERALL_HEADS = ("k", "{line}", "average rank", "vs {base}", "95 % interval", "{p}", "verdict", "new tasks", "tasks")
 
 
@@ -60,6 +62,15 @@ def format_p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
 
 
+def money(amount: float) -> str:
+    """An amount of money with three digits that count.
+
+    >>> money(0.012345), money(1234.5)
+    ('0.0123', '1234')
+    """
+    return f"{amount:.0f}" if amount >= 1000 else f"{amount:.3g}"
+
+
 def ranks(line: Line) -> str:
     """A rank, or the ranks that are open."""
     low, high = line.ranks
@@ -72,8 +83,13 @@ def p_or_q(p: float, kind: str) -> str:
     return f"q {text}" if text and kind == "explored" else text
 
 
-def cells(line: Line) -> list[str]:
-    """The table row of a line, as texts under ``HEADS``."""
+def priced(board: Board) -> bool:
+    """Whether answers of a line were paid for."""
+    return any(line.cost for group in board.groups for line in group.lines)
+
+
+def cells(line: Line, *, cost: bool = False) -> list[str]:
+    """The table row of a line, as texts under ``HEADS``, with what 1,000 queries cost where ``cost``."""
     diff = line.diff
     return [
         ranks(line),
@@ -86,6 +102,7 @@ def cells(line: Line) -> list[str]:
         f"{line.verdict} (declared)" if line.kind == "declared" else line.verdict,
         str(len(line.seeds)),
         f"{line.tokens:.0f}",
+        *([money(1000 * line.cost) if line.cost else "–"] if cost else []),
     ]
 
 
@@ -116,7 +133,7 @@ def _head(names: Sequence[str], board: Board, metric: str = "") -> list[str]:
 
 def heads(board: Board, group: Group) -> list[str]:
     """The table's head for a group."""
-    return _head(HEADS, board, group.metric)
+    return _head((*HEADS, COST_HEAD) if priced(board) else HEADS, board, group.metric)
 
 
 def overall_heads(board: Board) -> list[str]:
@@ -249,6 +266,8 @@ def legend(board: Board) -> list[str]:
             f"{board.baseline or 'a baseline'}; every line that asks the LM is compared with the first there is of "
             f"neighbors' vote, logistic regression and majority label, corrected (Holm) among themselves."
         )
+    if priced(board):
+        said.append("Cost: money that 1,000 queries took; what the cache knew cost nothing.")
     if any(line.scope == "query" and len(line.seeds) > 1 for line in lines):
         said.append("Seeds of selectors that draw anew for each query are repeats of one line, not treatments.")
     if any(len(line.seeds) == 1 and line.scope == "none" for line in lines):
@@ -307,9 +326,10 @@ def to_markdown(board: Board) -> str:
         parts.append(f"### {_markdown(overall.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in rows))
         parts.append(_markdown(" ".join([*overall_notes(overall), overall_lm_words(overall)]).strip()))
     for group in board.groups:
-        table = [[_markdown(h) for h in heads(board, group)], ["---"] * len(HEADS)]
+        names, cost = heads(board, group), priced(board)
+        table = [[_markdown(h) for h in names], ["---"] * len(names)]
         for line in group.lines:
-            row = [_markdown(c) for c in cells(line)]
+            row = [_markdown(c) for c in cells(line, cost=cost)]
             table.append([f"**{c}**" for c in row] if line.verdict == "better" else row)
         parts.append(f"### {_markdown(group.title)}\n\n" + "\n".join(f"| {' | '.join(r)} |" for r in table))
         parts.append(_markdown(" ".join([*group_notes(group), lm_words(group.lm_adds)]).strip()))
@@ -335,7 +355,7 @@ def _plain(value: Any) -> Any:
 
 COLUMNS = ("task", "lm", "k", "selector", "order", "calibrate", "metric", "value", "low", "high", "diff", "diff_low",
            "diff_high", "p", "p_corrected", "p_kind", "verdict", "rank_low", "rank_high", "smallest_gain",
-           "smallest_drop", "seeds", "queries", "tokens", "calls", "seconds")  # fmt: skip
+           "smallest_drop", "seeds", "queries", "tokens", "calls", "seconds", "cost")  # fmt: skip
 
 
 def _cell(text: str) -> str:
@@ -358,6 +378,7 @@ def to_csv(board: Board) -> str:
                 *map(_cell, (line.selector, line.order, line.calibrate, group.metric)),
                 line.figure.value, line.figure.low, line.figure.high, *diff, line.verdict, *line.ranks,
                 *effects, len(line.seeds), group.queries, line.tokens, line.calls, line.seconds,
+                line.cost,
             ])  # fmt: skip
     return out.getvalue()
 

@@ -45,6 +45,11 @@ def test_check_says_how_a_server_is_asked_and_what_a_prompt_takes(server: ToySer
     assert found["asked twice, differs by"] == 0
     code, out, _ = run("lm", "check", spec)
     assert (code, "scoring" in out, "token-ids" in out) == (0, True, True)
+    _, out, _ = run("lm", "check", spec, "--prompts", "2", "--price", "in=2,out=8", "--json")
+    found = json.loads(out)
+    tokens = found["tokens_per_prompt"]  # the prompt, and one token that is written
+    assert 2 * tokens / 1000 <= found["cost of 1,000 prompts"] <= 8 * tokens / 1000
+    assert found["cost of this check"] >= found["cost of 1,000 prompts"] / 500
     server.asked.clear()
     run("lm", "check", spec, "--prompts", "1")
     known = server.asked["/v1/completions"]

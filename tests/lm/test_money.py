@@ -76,7 +76,7 @@ def test_a_limit_stops_before_it_is_passed_and_a_higher_one_goes_on(start: Start
     with pytest.raises(RunError, match=r"before going over --max-cost 400: .* is spent") as caught:
         lm.generate(asked)
     assert "\n" not in str(caught.value)
-    assert 0 < lm.usage.cost <= 400 - opened
+    assert opened < lm.usage.cost <= 400  # what was asked to open it counts, too
     again = cached(open_openai(spec, price="in=1000000,out=1000000", max_cost=10_000), store)
     before = server.asked["/v1/completions"]
     assert len(again.generate(asked)) == 30
@@ -120,6 +120,42 @@ def test_a_run_says_and_records_what_it_cost(start: Start, tmp_path: Path, monke
         out, err = capsys.readouterr()
         assert ended.value.code == 0
         assert words in out + err
-    runs = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/run.json")]
-    assert any(run["spent"].get("cost", 0) > 0 for run in runs)
-    assert "spent " in err
+    (spent,) = _spent(tmp_path / "runs")
+    assert spent > 0
+    assert f"openai:toy@{server.url}: spent " in err
+    assert "cost / 1,000" in out
+    with pytest.raises(SystemExit):
+        main(["leaderboard", str(tmp_path / "runs"), "--json"])
+    lines = [line for group in json.loads(capsys.readouterr().out)["groups"] for line in group["lines"]]
+    assert [line["cost"] for line in lines if line["cost"]] == [pytest.approx(spent / 4)]
+
+
+def _spent(runs: Path) -> list[float]:
+    found = [json.loads(path.read_text())["spent"].get("cost", 0) for path in runs.glob("*/run.json")]
+    return [cost for cost in found if cost]
+
+
+def test_a_run_that_the_limit_stops_records_what_it_spent_and_goes_on(
+    start: Start, tmp_path: Path, monkeypatch, capsys
+):
+    from iclkit.cli import main
+
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    server = start("completions", "echo", "tokenize", "models", window=4000)
+    rows = [{"input": f"text {n}", "output": ("positive", "negative")[n % 2]} for n in range(8)]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    args = ["eval", str(tmp_path), "-s", "random", "-k", "1", "--seeds", "1", "--predictor", "none", "--out",
+            str(tmp_path / "runs"), "--price", "in=1000000,out=1000000",
+            "--lm", f"openai:toy@{server.url},concurrency=1"]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main([*args, "--max-cost", "600"])
+    err = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "stopped before going over --max-cost 600" in err
+    (spent,) = _spent(tmp_path / "runs")
+    assert 0 < spent <= 600
+    with pytest.raises(SystemExit) as ended:
+        main(args)
+    assert ended.value.code == 0
+    assert _spent(tmp_path / "runs")[0] > spent

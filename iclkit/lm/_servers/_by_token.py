@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from iclkit.lm._servers._capabilities import WIDTHS
+from iclkit.lm._servers._capabilities import AGREES, WIDTHS
 from iclkit.lm._servers._http import HttpError, RequestRejected
 from iclkit.lm._servers._model import PROBE, UNSUPPORTED_STATUSES, Unanswered, usage_of
 from iclkit.lm._servers._parse import (
@@ -24,6 +24,7 @@ from iclkit.lm._servers._parse import (
     native_scores,
     next_tokens,
     only_choice,
+    speller,
 )
 from iclkit.lm._servers._trie import Trie
 from iclkit.lm._servers._way import Way
@@ -78,10 +79,12 @@ class TrieWay(Way):
         with server.tokenizing:
             prompt = server.codec.encode([PROBE])[0]
             unlikely = [*dict.fromkeys(server.codec.encode([_UNLIKELY])[0])]
-        self._expect(self.next([prompt], unlikely), unlikely)
+        alone = self.next([prompt], unlikely)
+        self._expect(alone, unlikely)
         try:
-            self._expect(self.next([prompt, prompt[:-1]], unlikely), unlikely)
-            server.found(lists=True)
+            together = self.next([prompt[:-1], prompt], unlikely)
+            self._expect(together, unlikely)
+            server.found(lists=all(abs(together[1].logprobs[i] - alone[0].logprobs[i]) <= AGREES for i in unlikely))
         except (HttpError, NotSupported) as error:
             if isinstance(error, HttpError) and error.status not in UNSUPPORTED_STATUSES:
                 raise
@@ -195,7 +198,8 @@ class EchoWay(_WholeWay):
         with self.server.expected_shape():
             logprobs = only_choice(answer).get("logprobs") or {}
             values: list[Any] = logprobs.get("token_logprobs") or []
-            texts = [t.encode(errors="surrogatepass") for t in logprobs.get("tokens") or []]
+            written: list[str] = logprobs.get("tokens") or []
+            texts = [*map(speller(written), written)]
             tops = logprobs.get("top_logprobs") or [None] * len(values)
             end = whole.tokens or usage_of(answer, "prompt_tokens") or len(values) - 1
             if not len(values) == len(texts) == len(tops) >= end > 1 or all(v is None for v in values[1:end]):

@@ -16,6 +16,8 @@ from iclkit.schema import read_as
 WIDTHS = (64, 4096, 1 << 20)
 """How many next-token candidates are asked for; more only when a needed token is not among the fewer."""
 CHAT_WIDTHS = (20, 5, 1)
+AGREES = 0.25
+"""Nats within which one model gives the same figure again: half precision and the shape of a batch may move it."""
 GOOD_FOR = timedelta(days=7)
 """Servers are updated: what was found is looked for again after this time."""
 

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import random
+import re
 import threading
 import time
 import weakref
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -32,8 +34,8 @@ from iclkit.text import printable
 T = TypeVar("T")
 R = TypeVar("R")
 
-_PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that another try may cure
-_OVERLOADED = {408, 429, 502, 503, 504, 529}  # statuses of a server that has too much to do
+_PASSING = {408, 409, 425, 429, *range(500, 600)} - {501, 505}  # statuses that another try may cure
+_OVERLOADED = {408, 429, *range(502, 600)} - {505}  # of a server that has too much to do, and of the gateways before it
 _SHARE = 8  # connections of one HTTP client
 _BYTES_PER_TOKEN = 4  # of a request's body, roughly
 _SLOW_TRIES = 2  # a server that let half of the timeout pass for no answer is asked again only so often
@@ -43,6 +45,10 @@ _MOST_FILE_BYTES = 1 << 30
 """Of a file of answers."""
 _MOST_ERROR_BYTES = 64 << 10
 _REASON_LENGTH = 300
+_MAY_PASS = re.compile(
+    r"overload|unavailable|capacity|rate.?limit|too many|time.?out|timed out|internal|try again", re.I
+)
+"""Words of an error that came without a status, of a kind that another try may cure."""
 _ENCODINGS = ("", "identity", "gzip", "deflate")  # what is asked for; each chunk of these unpacks to a bounded size
 
 
@@ -101,19 +107,51 @@ class _Unusable(Exception):
     """An answer that is too long, or packed in a way that was not asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Answer:
-    status: int
+    sent_status: int
     phrase: str
     headers: Mapping[str, str]
     body: bytes
 
+    @cached_property
     def json(self) -> Any:
         """The body as JSON, None when it is none: not UTF-8, nested too deep, integers of thousands of digits."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             return None
+
+    @cached_property
+    def error(self) -> Any:
+        """What the body gives as the error, of the whole or of a choice; None where it gives none."""
+        body = self.json
+        if not isinstance(body, dict):
+            return None
+        choices = [c for c in listed if isinstance(c, dict)] if isinstance(listed := body.get("choices"), list) else []
+        broken = [c.get("error") or "the answer broke off" for c in choices if c.get("error") or _broke_off(c)]
+        if broken:
+            return broken[0]
+        return None if choices else body.get("error")
+
+    @cached_property
+    def status(self) -> int:
+        """The status that the body means: gateways send errors of what stands behind them as 200."""
+        if not (200 <= self.sent_status < 300 and self.error):
+            return self.sent_status
+        code = self.error.get("code", self.error.get("status")) if isinstance(self.error, dict) else None
+        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
+            return code
+        passing = self.json.get("choices") or _MAY_PASS.search(json.dumps(self.error))
+        return 502 if passing else 400
+
+    @property
+    def words(self) -> str:
+        """The beginning of the body as a piece of one line."""
+        text = self.body[: 2 * _REASON_LENGTH].decode(errors="replace")
+        if text.count("\ufffd") > len(text) // 8:
+            return f"{len(self.body):,} bytes that are no text"
+        return said(text)
 
 
 class Client:
@@ -296,11 +334,16 @@ class Client:
                 if 200 <= status < 300:
                     if (found := read(answer)) is not None:
                         return found
-                    reason = said(answer.body.decode(errors="replace"))
+                    reason = answer.words
                     trouble = f"answered something that is not a JSON object: {reason[:60]!r}"
+                    if _is_stream(answer):
+                        reason = "it sends a stream of events, which was not asked for"
+                        trouble = f"answered as no JSON object ({reason})"
                 else:
                     reason, parameter = _reason(answer, address)
                     trouble = f"answered {status}: {reason}"
+                    if status != answer.sent_status:
+                        trouble = f"answered with an error (sent as {answer.sent_status}): {reason}"
                     if 300 <= status < 400:
                         raise HttpError(f"the server at {self.url} {trouble}", status, reason)
                     if status not in _PASSING or _is_final(answer):
@@ -488,12 +531,12 @@ def _shut(loop: asyncio.AbstractEventLoop, connections: _Connections) -> None:
 
 
 def _object(answer: _Answer) -> dict[str, Any] | None:
-    parsed = answer.json()
+    parsed = answer.json
     return parsed if isinstance(parsed, dict) else None
 
 
 def _object_or_list(answer: _Answer) -> dict[str, Any] | None:
-    parsed = answer.json()
+    parsed = answer.json
     return {"items": parsed} if isinstance(parsed, list) else parsed if isinstance(parsed, dict) else None
 
 
@@ -539,17 +582,25 @@ def _reason(answer: _Answer, address: str) -> tuple[str, str]:
     if 300 <= answer.status < 400:
         target = urljoin(address, answer.headers.get("location", ""))
         return said(f"it sends requests on to {split_query(target)[0]}; give the address that answers itself"), ""
-    body = answer.json()
-    text: Any = answer.body.decode(errors="replace")
+    body = answer.json
+    text: Any = answer.words
     parameter = ""
     if isinstance(body, dict):
-        error = body.get("error") or body.get("detail") or body.get("message") or body.get("msg") or ""
+        error = answer.error or body.get("detail") or body.get("message") or body.get("msg") or ""
         text = error.get("message", "") if isinstance(error, dict) else error
         parameter = str(error.get("param") or "") if isinstance(error, dict) else ""
     return said(str(text)) or said(answer.phrase) or "no reason given", said(parameter)
 
 
+def _broke_off(choice: Mapping[str, Any]) -> bool:
+    return choice.get("finish_reason") in ("error", "abort")
+
+
+def _is_stream(answer: _Answer) -> bool:
+    return "event-stream" in answer.headers.get("content-type", "") or answer.body.lstrip()[:5] == b"data:"
+
+
 def _is_final(answer: _Answer) -> bool:
     """A status that usually passes, for a reason that does not: a budget that is used up."""
-    error = body.get("error") if isinstance(body := answer.json(), dict) else None
+    error = answer.error
     return isinstance(error, dict) and "insufficient_quota" in (error.get("code"), error.get("type"))

@@ -39,7 +39,7 @@ UNSUPPORTED_STATUSES = (200, 400, 403, 404, 405, 415, 422, 500, 501)
 """
 _ADAPTABLE = (400, 403, 404, 422, 500, 501)
 """Statuses of refusals that may be about one parameter of the request."""
-_NOT_THE_PROMPT = (None, 401, 402, 404, 405, 407, 408, 409, 425, 429, 502, 503, 504, 529)
+_NOT_THE_PROMPT = (None, 401, 402, 404, 405, 407, 408, 409, 425, 429, *range(502, 600))
 """Statuses that another prompt would have met as well; None: no answer at all."""
 _LISTS = ("prompt", "messages", "input_ids", "input")
 """Fields of a request that hold what is asked about; the others are how it is asked."""
@@ -75,6 +75,7 @@ class ServedModel:
         self.notes: tuple[str, ...] = ()
         self.lock, self._tokenizing = threading.Lock(), threading.Lock()
         self._changes = frozenset[str]()  # what this server needs of OpenAI's requests, see _adapt
+        self._readable = False  # whether an answer could be read since one could not
         self._answered: set[str] = set()  # shapes of requests that were answered since one was last refused
 
     def __str__(self) -> str:
@@ -342,13 +343,19 @@ class ServedModel:
 
     @contextmanager
     def expected_shape(self) -> Iterator[None]:
-        """Inside, answers are read: what is missing or of another type in them becomes one line."""
+        """Inside, answers are read: what is missing or of another type in them becomes one line.
+
+        Misshapen; where other answers could be read it is the answer to one prompt: Unanswered.
+        """
         try:
             yield
+            self._readable = True
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ModelError(
-                f"{self._shape_words()} ({type(error).__name__}: {said(str(error))}); is it an OpenAI-compatible API?"
-            ) from None
+            why = f"{self._shape_words()} ({type(error).__name__}: {said(str(error))})"
+            alone, self._readable = self._readable and self.open, False
+            if alone:
+                raise Unanswered(why) from None
+            raise Misshapen(f"{why}; is it an OpenAI-compatible API?") from None
 
     @contextmanager
     def useful(self) -> Iterator[None]:

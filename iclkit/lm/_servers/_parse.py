@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -143,9 +143,10 @@ def token_candidates(answer: Mapping[str, Any]) -> list[Position]:
         written = [_bytes(e) for e in entries]
     else:
         tops = logprobs.get("top_logprobs") or []
-        tokens = [[(_utf8(text), value, None) for text, value in (top or {}).items()] for top in tops]
         listed = logprobs.get("tokens") or []
-        written = [_utf8(t) for t in listed] if len(listed) == len(tops) else []
+        spelt = speller([*listed, *(text for top in tops for text in top or {})])
+        tokens = [[(spelt(text), value, None) for text, value in (top or {}).items()] for top in tops]
+        written = [spelt(t) for t in listed] if len(listed) == len(tops) else []
     out = []
     for i, row in enumerate(tokens):
         known = [
@@ -173,9 +174,13 @@ def next_tokens(answer: Mapping[str, Any], count: int) -> list[NextToken]:
     NotSupported where there are none. ModelError for a value that is no log-probability. KeyError, TypeError or
     ValueError for an answer of another shape.
     """
-    choices = sorted(answer["choices"], key=lambda c: c.get("index", 0))
+    choices = answer["choices"]
     if len(choices) != count:
         raise NotSupported(f"{count} prompts were sent and {len(choices)} answers came")
+    if count > 1:  # which answer is whose has to be said
+        if sorted(c.get("index", -1) for c in choices) != [*range(count)]:
+            raise NotSupported("the answers to several prompts are not numbered")
+        choices = sorted(choices, key=lambda c: c["index"])
     out = []
     for choice in choices:
         tops = (choice.get("logprobs") or {}).get("top_logprobs") or [{}]
@@ -229,6 +234,36 @@ def _is_placeholder(value: object) -> bool:
 
 def _bytes(token: Mapping[str, Any]) -> bytes:
     return bytes(token["bytes"]) if token.get("bytes") else _utf8(token["token"])
+
+
+def _bytes_of_signs() -> dict[str, int]:
+    """The bytes that byte-level vocabularies write as other signs (GPT-2's table)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+_BYTE_OF = _bytes_of_signs()
+_BYTE_NAME = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def speller(tokens: Sequence[str]) -> Callable[[str], bytes]:
+    """How the tokens of an answer are spelt: as text, or as they stand in a vocabulary (``Ġword``, ``▁word``).
+
+    >>> speller([" is", "Ġ"])("Ġis").decode(), speller(["Ġis"])("Ġis"), speller(["▁is"])("▁is")
+    ('Ġis', b' is', b' is')
+    """
+    if any(" " in token for token in tokens):
+        return _utf8
+    if any(token.startswith("Ġ") for token in tokens):
+        return lambda token: (
+            bytes(_BYTE_OF[sign] for sign in token) if all(sign in _BYTE_OF for sign in token) else _utf8(token)
+        )
+    if any(token.startswith("▁") for token in tokens):
+        return lambda token: (
+            bytes([int(m[1], 16)]) if (m := _BYTE_NAME.fullmatch(token)) else _utf8(token.replace("▁", " "))
+        )
+    return _utf8
 
 
 def _utf8(text: str) -> bytes:
@@ -323,6 +358,8 @@ def read_reply(answer: Mapping[str, Any], within: bool = False) -> Reply:
     usage = usage if isinstance(usage, Mapping) else {}
     tokens = count_of(usage.get("completion_tokens"))
     refused = finish.lower() in _DECLINED
+    if refused:  # some give no text at all then
+        return Reply("", finish, tokens, refused=True)
     if "message" not in choice:
         text, beside = _text(choice["text"]), False
     else:

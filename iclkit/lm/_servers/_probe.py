@@ -18,7 +18,7 @@ from iclkit.lm._servers._by_token import (
     TokenIdsWay,
     TrieWay,
 )
-from iclkit.lm._servers._capabilities import Capabilities
+from iclkit.lm._servers._capabilities import AGREES, Capabilities
 from iclkit.lm._servers._codec import ServerTokenizer, load_tokenizer
 from iclkit.lm._servers._config import SCORINGS
 from iclkit.lm._servers._http import HttpError, RequestRejected, said
@@ -55,8 +55,6 @@ _WAYS: Mapping[str, type[Way]] = {
 _FOR_LONG = (PromptLogprobsWay, EchoWay)
 """Ways that may read a long continuation for less than token after token."""
 _PROBE_TOKENS = 512
-AGREES = 0.25
-"""Nats within which one model gives the same figure again: half precision and the shape of a batch may move it."""
 
 
 def facts_of(server: ServedModel) -> tuple[Mapping[str, Any], list[str]]:
@@ -229,7 +227,7 @@ def _find_way(server: ServedModel) -> Way:
             if error.status not in UNSUPPORTED_STATUSES:  # away or busy says nothing about what it offers
                 raise
             why = f": {error.reason}"
-        except (NotSupported, Unanswered) as error:
+        except (NotSupported, Unanswered, Misshapen) as error:
             why = f": {error}"
     raise ModelError(f"{server} does not offer the scoring {wanted!r} that was asked for{why}")
 
@@ -260,7 +258,7 @@ def _find_whole(server: ServedModel, way: TrieWay) -> None:
         whole = kind(server)
         try:
             whole.probe()
-        except (NotSupported, Unanswered):
+        except (NotSupported, Unanswered, Misshapen):
             continue
         except HttpError as error:
             if error.status not in UNSUPPORTED_STATUSES:
@@ -290,7 +288,7 @@ def still_so(server: ServedModel, way: Way) -> bool:
         figure = way.check()
         if figure is None:
             way.ask()
-    except (NotSupported, Unanswered):
+    except (NotSupported, Unanswered, Misshapen):
         return False
     except HttpError as error:
         if not is_no(error):

@@ -12,6 +12,7 @@
   };
   const ends = ([, low, high], show = pct) => `${show(low)} … ${show(high)}`;
   const pText = (p) => (p === null ? "" : p < 0.001 ? "< 0.001" : p < 0.1 ? p.toFixed(3) : p.toFixed(2));
+  const money = (x) => (x.cost ? `${x.cost >= 1 ? (1000 * x.cost).toFixed(0) : Number((1000 * x.cost).toPrecision(3))}` : "–"); // of 1,000 queries
   const rankText = ([low, high]) => (low === high ? `${low}` : `${low}–${high}`);
   const VERDICTS = {
     better: ["▲", "better", "better"],
@@ -138,6 +139,7 @@
     { key: "verdict", head: "Verdict", by: (x) => ORDER.indexOf(x.verdict), cell: (x) => h("td", {}, verdictCell(x)) },
     { key: "p", head: "p", num: true, by: (x) => x.p, cell: (x) => h("td", { class: "num" }, pText(x.p)) },
     { key: "tokens", head: "Tokens", num: true, by: (x) => x.tokens, cell: (x) => h("td", { class: "num" }, Math.round(x.tokens).toLocaleString("en")) },
+    { key: "cost", head: "Cost / 1,000", show: lines.some((x) => x.cost), num: true, by: (x) => x.cost, cell: (x) => h("td", { class: "num" }, money(x)) },
     { key: "rank", head: "Ranks", num: true, by: (x) => x.ranks[0] + x.ranks[1] / 1e4, cell: (x) => h("td", { class: "num" }, rankText(x.ranks)) },
   ].filter((c) => c.show !== false);
   const body = h("tbody");
@@ -312,7 +314,7 @@
     const byCost = [...shown].sort((a, b) => Math.round(a.tokens) - Math.round(b.tokens) || b.figure[0] - a.figure[0]);
     const front = byCost.filter((p, i) => byCost.slice(0, i).every((q) => q.figure[0] < p.figure[0]));
     const called = (p) => (p.tokens && family.length > 1 && p.line.series[0] !== "zero" ? `${p.series.name}, k = ${p.k}` : p.series.name);
-    const told = front.map((p) => `${called(p)} (${Math.round(p.tokens)} tokens, ${pct(p.figure[0])} %)`).join("; ");
+    const told = front.map((p) => `${called(p)} (${Math.round(p.tokens)} tokens, ${p.line.cost ? `${money(p.line)} per 1,000 queries, ` : ""}${pct(p.figure[0])} %)`).join("; ");
     const values = known([...shown.flatMap((p) => p.figure), ...(rule ? [rule.points[0].figure[0]] : [])]), ticks = nice(Math.min(...values), Math.max(...values), 5), digits = digitsOf(ticks);
     const most = Math.max(...shown.map((p) => p.tokens)), least = Math.max(1, Math.min(...shown.map((p) => p.tokens))), log = most / least > 6;
     const label = `${family[0].metric} against prompt tokens per query. Nothing is both cheaper and better than: ${told}.`;
@@ -343,7 +345,7 @@
         rule ? s("line", { class: "zero", x1: left, x2: right, y1: y(rule.points[0].figure[0]), y2: y(rule.points[0].figure[0]) }) : null,
         rule ? s("text", { class: "faint", x: left + 4, y: y(rule.points[0].figure[0]) + (y(rule.points[0].figure[0]) < top + 20 ? 15 : -5) }, `${rule.name}: asks no LM`) : null,
         shown.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` },
-          mark(p.series.style ?? 0, x(p.tokens), y(p.figure[0]), p.series.style === null ? "small" : "mark", `${called(p)}: ${pct(p.figure[0])} % (${ends(p.figure)}), ${Math.round(p.tokens)} tokens`))),
+          mark(p.series.style ?? 0, x(p.tokens), y(p.figure[0]), p.series.style === null ? "small" : "mark", `${called(p)}: ${pct(p.figure[0])} % (${ends(p.figure)}), ${Math.round(p.tokens)} tokens${p.line.cost ? `, ${money(p.line)} per 1,000 queries` : ""}`))),
         worth.map((p) => s("line", { class: "whisker soft-line", x1: x(p.tokens), x2: x(p.tokens), y1: y(p.figure[1] ?? p.figure[0]), y2: y(p.figure[2] ?? p.figure[0]) })),
         worth.map((p) => s("g", { class: p.series.style === null ? null : `s${p.series.style}` }, place(p))),
       ] };
