@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.embed import Embedder, Retriever
+from iclkit.embed import Embedder
 from iclkit.errors import DataError, NeedError
 from iclkit.predictors._protocol import Prediction, TaskContext
 from iclkit.predictors._tools import Tools
@@ -71,7 +71,7 @@ class BasePredictor(ABC):
         """The embedder that ``needs`` has made sure is there, with the task's instruction where it reads one."""
         embedder = self._tools.embedder
         assert embedder is not None
-        return embedder.for_task(self.context.name) if isinstance(embedder, Retriever) else embedder
+        return embedder.for_task(self.context.name)
 
     @property
     def context(self) -> TaskContext:
