@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iclkit.cli._kit import (
+    POOL,
     QUERY_OPTIONS,
     LMOptions,
     data_options,
@@ -43,7 +44,7 @@ METHODS = {
 
 
 @click.command(epilog="\n\n".join(f"{name}: {text}." for name, text in METHODS.items()))
-@click.argument("pool", type=click.Path(path_type=Path))
+@POOL
 @click.option("--method", required=True, type=click.Choice([*METHODS]), help="See below.")
 @click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="Who writes.")
 @click.option("-n", "--count", type=click.IntRange(0), help="How many.  [default: the method's own]")

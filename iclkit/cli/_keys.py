@@ -7,16 +7,10 @@ from pathlib import Path
 
 import click
 
-from iclkit.cli._kit import EMBEDDER_SETTINGS, conditions, load_embedder, open_pool
+from iclkit.cli._kit import EMBEDDER_SETTINGS, POOL, TASK, WHERE, conditions, load_embedder, open_pool
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import emit
 from iclkit.errors import DataError, UsageError
-
-POOL = click.argument("pool", type=click.Path(path_type=Path))
-TASK = click.option("--task-name", "task", help="Only examples of the task of this name.")
-WHERE = click.option(
-    "--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat."
-)
 
 
 @click.group()

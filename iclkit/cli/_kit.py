@@ -99,6 +99,13 @@ def parse_template(text: str | None) -> Template | None:
     return Template.parse(unescape(text))
 
 
+POOL = click.argument("pool", type=click.Path(path_type=Path))
+TASK = click.option("--task-name", "task", help="Only examples of the task of this name.")
+WHERE = click.option(
+    "--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat."
+)
+
+
 def conditions(pairs: Sequence[str], option: str = "--where") -> dict[str, Json]:
     """KEY=VALUE texts as a mapping; a value is JSON where it parses as JSON. UsageError names the one at fault."""
     values: dict[str, Json] = {}

@@ -14,6 +14,9 @@ from iclkit.cli._kit import (
     COLUMN_OPTIONS,
     EMBEDDER_SETTINGS,
     FILE_OPTIONS,
+    POOL,
+    TASK,
+    WHERE,
     conditions,
     data_options,
     tell_language,
@@ -27,12 +30,7 @@ from iclkit.pool import Pool, example_dict
 from iclkit.records import Example
 from iclkit.text import visible
 
-POOL = click.argument("pool", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-TASK = click.option("--task-name", "task", help="Only examples of the task of this name.")
-WHERE = click.option(
-    "--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat."
-)
 
 
 @click.group()

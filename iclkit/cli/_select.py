@@ -20,6 +20,7 @@ from iclkit.cli._kit import (
     SPLIT_OPTIONS,
     TEMPLATE,
     TEMPLATE_OPTIONS,
+    WHERE,
     LMOptions,
     conditions,
     data_options,
@@ -95,7 +96,7 @@ class _Shots(click.ParamType[int | None]):
 @click.option("--lm", help="For selectors that ask one, chat prompts, and the token budget.")
 @click.option("--reranker", help="A cross-encoder for rerank; ,dtype=bf16 may stand behind it.")
 @click.option("--task-name", "task", help="Only the pool's examples of the task of this name.")
-@click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only examples with this metadata; may repeat.")
+@WHERE
 @click.option("--exclude", multiple=True, metavar="ID", help="Never show this example; may repeat.")
 @click.option("--order", default="best-last", show_default=True, help="Order of the demonstrations in the prompt.")
 @click.option("--seed", default=0, show_default=True, help="For whatever is random.")
