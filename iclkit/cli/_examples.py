@@ -34,6 +34,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "pool dedupe": ("iclkit pool dedupe demos.db --near 0.8 --dry-run",),
     "pool stats": ("iclkit pool stats demos.db",),
     "pool embed": ("iclkit pool embed demos.db --embedder all-minilm-l6-v2",),
+    "pool index": (
+        "iclkit pool index demos.db --kind ivf --recall 0.99",
+        "iclkit pool index demos.db --kind exact",
+    ),
     "pool check": ("iclkit pool check demos.db",),
     "pool export": ("iclkit pool export demos.db demos.csv", "iclkit pool export demos.db - | head"),
     "keys export": ("iclkit keys export demos.db > keys.jsonl",),

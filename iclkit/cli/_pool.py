@@ -26,10 +26,12 @@ from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
-from iclkit.pool import Pool, example_dict
+from iclkit.pool import EXACT_UP_TO, RECALL, Pool, example_dict
 from iclkit.records import Example
 from iclkit.text import visible
 
+SLOW_SHARE = 0.25
+"""Share of the lists to be looked at from which on lists are no help."""
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
@@ -244,12 +246,56 @@ def stats(pool: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    indexes = found.pop("indexes")
     tables = {name: found.pop(name) for name in ("tasks", "outputs", "vectors")}
     rows = [(name, f"{value:,}") for name, value in found.items()]
     for name, counts in tables.items():
         first = [(f"{name}: {key or '(none)'}", f"{count:,}") for key, count in list(counts.items())[:12]]
         rows += first + ([(f"{name}: {len(counts) - 12:,} more", "")] if len(counts) > 12 else [])
     print_table(("what", "count"), rows, right=1)
+    for name, index in indexes.items():
+        echo(f"{name}: {index}")
+
+
+@command.command()
+@POOL
+@click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="Catalogue name, hub id or "
+              f"folder. {EMBEDDER_SETTINGS}.")  # fmt: skip
+@click.option("--kind", type=click.Choice(["auto", "ivf", "exact"]), default="auto", show_default=True,
+              help=f"ivf: look at part of the pool; exact: at all, without an index; auto: ivf beyond {EXACT_UP_TO:,} "
+              "examples.")  # fmt: skip
+@click.option("--recall", default=RECALL, show_default=True, help="Share of the nearest examples to find.")
+@click.option("--lists", type=int, help="Parts that the pool is sorted into.  [default: 4 times the root of its size]")
+@click.option("--seed", default=0, show_default=True, help="Of the sorting and of the rows that recall is measured on.")
+@JSON
+def index(pool: Path, embedder: str, kind: str, recall: float, lists: int | None, seed: int, as_json: bool) -> None:
+    """Build an approximate index of POOL, for pools so large that looking at every vector takes too long.
+
+    Selectors that search by an embedder then look at part of the pool. How many of the nearest examples they find so is
+    measured on examples of the pool itself, and stands on their selections and in the records of runs. What is not
+    embedded yet is embedded; what is added later is sorted in. --kind exact removes the index.
+    """
+    from iclkit.embed import load_embedder
+
+    with Pool.open(pool, create=False) as store, bar("embedding") as progress:
+        model = load_embedder(embedder, few=True)
+        if kind == "exact" or (kind == "auto" and len(store) <= EXACT_UP_TO):
+            gone, built = store.drop_index(model), None
+        else:
+            gone, built = False, store.build_index(model, recall=recall, lists=lists, seed=seed, progress=progress)
+        total = len(store)
+    if as_json:
+        print_json({"index": asdict(built) if built else None, "removed": gone, "examples": total})
+    elif built is None:
+        now = "; the approximate index is gone" if gone else ""
+        echo(f"search by {embedder} looks at all {total:,} examples of {pool}{now}")
+    else:
+        echo(f"built: {built}")
+        if built.probes_share > SLOW_SHARE:
+            say(
+                f"{built.probes_share:.0%} of the lists have to be looked at: these vectors have little structure, and "
+                "exact search is about as fast (--kind exact)"
+            )
 
 
 @command.command()
@@ -267,10 +313,13 @@ def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: b
         model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
         tell_language(store.view(labeled=None).examples, embedder)
         made, total = store.embed(model, progress), len(store)
+        indexed = store.view().approximate(model)
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
     else:
         echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
+        if total > EXACT_UP_TO and indexed is None:
+            say(f"search looks at all {total:,}; to look at part: iclkit pool index {pool} --embedder {embedder}")
 
 
 @command.command()

@@ -4,11 +4,12 @@ A pool is one SQLite file; vectors and key texts stand in it, and the files besi
 Importing this room loads neither torch nor faiss.
 """
 
-from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope
+from iclkit.pool._candidates import CandidateBatch, Candidates, Ranked, Scope, search_notes
 from iclkit.pool._export import example_dict, exported_example
 from iclkit.pool._find import ExamplePage
-from iclkit.pool._index import FlatIndex
+from iclkit.pool._index import FlatIndex, VectorIndex
 from iclkit.pool._key_transforms import FieldKey, KeyTransform, RetrievalKeys
+from iclkit.pool._lists import EXACT_UP_TO, RECALL, ApproximateIndex
 from iclkit.pool._readonly import run_read_only
 from iclkit.pool._rows import examples_of
 from iclkit.pool._store import AddReport, DedupeReport, Pool, PoolStats, as_view, copy_view
@@ -16,8 +17,11 @@ from iclkit.pool._terms import TOKENIZERS, TermIndex, Terms, tokenizer
 from iclkit.pool._view import PoolOrigin, PoolView
 
 __all__ = [
+    "EXACT_UP_TO",
+    "RECALL",
     "TOKENIZERS",
     "AddReport",
+    "ApproximateIndex",
     "CandidateBatch",
     "Candidates",
     "DedupeReport",
@@ -34,11 +38,13 @@ __all__ = [
     "Scope",
     "TermIndex",
     "Terms",
+    "VectorIndex",
     "as_view",
     "copy_view",
     "example_dict",
     "examples_of",
     "exported_example",
     "run_read_only",
+    "search_notes",
     "tokenizer",
 ]

@@ -23,6 +23,8 @@ A query's exclusions, its filter (``Query.where``) and the rule that an example 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -74,6 +76,24 @@ class Scope:
 
 EVERYTHING = Scope()
 
+_NOTES: ContextVar[dict[str, None] | None] = ContextVar("search notes", default=None)
+
+
+@contextmanager
+def search_notes() -> Iterator[dict[str, None]]:
+    """What the user should know of the searches that are made inside, by parts of parts too: that they are approximate.
+
+    Each as a key, in order.
+    """
+    outside, found = _NOTES.get(), dict[str, None]()
+    token = _NOTES.set(found)
+    try:
+        yield found
+    finally:
+        _NOTES.reset(token)
+        if outside is not None:
+            outside.update(found)
+
 
 class Candidates:
     """The candidates of one query. Made by ``PoolView.candidates``; see the top of this module."""
@@ -118,7 +138,7 @@ class Candidates:
         return Candidates(self._batch, self._number, Scope(self.scope.exclude, chosen[is_member(chosen, among)]))
 
     def nearest(self, k: int) -> Ranked:
-        """The k candidates of highest cosine with the query, fewer where there are fewer; exact."""
+        """The k candidates of highest cosine with the query, fewer where there are fewer."""
         batch = self._batch
         number = slice(self._number, self._number + 1)
         return batch.search(batch.query_vectors[number], k, [self.scope])[0]
@@ -178,7 +198,11 @@ class CandidateBatch:
     def search(self, vectors: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
         """The k nearest of any vectors (s, dim), e.g. of search states, each within a scope such as
         ``candidates.scope``."""
-        return self.view.index(self.embedder).nearest(vectors, k, scopes)
+        index = self.view.index(self.embedder)
+        notes = _NOTES.get()
+        if index.approximate and notes is not None:
+            notes[str(index.approximate)] = None
+        return index.nearest(vectors, k, scopes)
 
 
 def is_member(rows: IntArray, ascending: IntArray) -> BoolArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 from iclkit.embed import FloatArray
 from iclkit.errors import DataError
 from iclkit.models import supports_bf16
-from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
+from iclkit.pool._arrays import appended
+from iclkit.pool._candidates import BoolArray, IntArray, Ranked, Scope, is_member, positions_of
+
+if TYPE_CHECKING:
+    from iclkit.pool._lists import ApproximateIndex
 
 SCORE_DECIMALS = 6
 FLOAT32_ERROR = 5e-6  # more than a rounded score and FAISS's float32 sum of products of unit rows can differ by
@@ -38,8 +42,43 @@ def faiss_module() -> Any:
 
 
 _NONE = np.empty(0, np.int64)
+NOTHING = Ranked(np.empty(0, np.int64), np.empty(0, np.float32))
 _Best = tuple[IntArray, NDArray[np.float32]]
 """Positions in an index, best first, and their scores."""
+
+
+class VectorIndex(Protocol):
+    """Search over the vectors of a view: exact (``FlatIndex``) or in lists (``iclkit.pool._lists.ListIndex``)."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def approximate(self) -> ApproximateIndex | None:
+        """What is approximate about it; None where search is exact."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a vector."""
+        ...
+
+    @property
+    def rows(self) -> IntArray:
+        """(n,): the handles that may be found, ascending."""
+        ...
+
+    @property
+    def matrix(self) -> FloatArray:
+        """(n, dim), read-only: their vectors."""
+        ...
+
+    def vectors(self, rows: IntArray) -> FloatArray:
+        """(len(rows), dim) float32: the vectors of these handles."""
+        ...
+
+    def nearest(self, queries: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
+        """For each query (q, dim) the k rows of its scope with the highest inner product, best first."""
+        ...
 
 
 class FlatIndex:
@@ -51,9 +90,8 @@ class FlatIndex:
 
     def __init__(self, matrix: FloatArray, handles: IntArray, dead: IntArray | None = None) -> None:
         self._matrix, self.handles, self.dead = matrix, handles, _NONE if dead is None else dead
-        self._buffer: _Buffer | None = None
         self._rough = _RoughCopy(len(handles))
-        self._spaces: dict[int, tuple[IntArray, _Space]] = {}
+        self._spaces: dict[int, tuple[IntArray, Space]] = {}
 
     @classmethod
     def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
@@ -63,6 +101,11 @@ class FlatIndex:
 
     def __len__(self) -> int:
         return len(self.handles) - len(self.dead)
+
+    @property
+    def approximate(self) -> ApproximateIndex | None:
+        """Search is exact."""
+        return None
 
     @property
     def dim(self) -> int:
@@ -80,14 +123,8 @@ class FlatIndex:
         ``matrix``: the whole, where it has been mapped from a file; otherwise it is put together in memory, in room
         that is kept for more.
         """
-        buffer = None
-        if matrix is None:
-            buffer = self._buffer
-            if buffer is None or buffer.used != len(self._matrix):
-                buffer = _Buffer(self._matrix)
-            matrix = buffer.add(vectors)
-        index = FlatIndex(matrix, np.concatenate([self.handles, rows]), self.dead)
-        index._buffer = buffer
+        matrix = appended(self._matrix, vectors) if matrix is None else matrix
+        index = FlatIndex(matrix, appended(self.handles, rows), self.dead)
         if self._rough.length == len(self.handles):  # else another index was extended with other rows
             index._rough = self._rough
             index._rough.length = len(index.handles)
@@ -98,8 +135,13 @@ class FlatIndex:
         if np.array_equal(dead, self.dead):
             return self
         index = FlatIndex(self._matrix, self.handles, dead)
-        index._buffer, index._rough = self._buffer, self._rough
+        index._rough = self._rough
         return index
+
+    @property
+    def raw(self) -> FloatArray:
+        """The vectors of ``handles``, dead ones included."""
+        return self._matrix
 
     @property
     def matrix(self) -> FloatArray:
@@ -122,40 +164,44 @@ class FlatIndex:
         Scores are rounded to 1e-6 and ties go to the lower row, so a result depends on nothing but its own query and
         scope. Queries whose scopes share one ``within`` array are searched together.
         """
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self.dim})")
-        if len(scopes) != len(queries):
-            raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
-        nothing = Ranked(np.empty(0, np.int64), np.empty(0, np.float32))
-        ranked = [nothing] * len(queries)
+        queries = self.checked(queries, scopes)
+        ranked = [NOTHING] * len(queries)
         if not len(self) or k <= 0:
             return ranked
         together: dict[int, list[int]] = {}
         for number, scope in enumerate(scopes):
             together.setdefault(id(scope.within), []).append(number)
         for numbers in together.values():
-            space = self._space(scopes[numbers[0]].within)
+            space = self.space(scopes[numbers[0]].within)
             excluded = [space.positions([*scopes[n].exclude]) for n in numbers]
             for number, best in zip(numbers, self._search(space, queries[numbers], k, excluded), strict=True):
-                ranked[number] = Ranked(self.handles[best[0]], best[1]) if best is not None else nothing
+                ranked[number] = Ranked(self.handles[best[0]], best[1]) if best is not None else NOTHING
         return ranked
 
-    def _space(self, within: IntArray | None) -> _Space:
+    def checked(self, queries: FloatArray, scopes: Sequence[Scope]) -> FloatArray:
+        """Queries as they are searched for. DataError for a wrong shape, or not one scope per query."""
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self.dim})")
+        if len(scopes) != len(queries):
+            raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
+        return queries
+
+    def space(self, within: IntArray | None) -> Space:
         """What is to be searched. Filters are arrays that many searches have in common: the last few are kept ready."""
         if within is None:
-            return _Space(self)
+            return Space(self)
         kept = self._spaces.pop(id(within), None)
-        space = kept[1] if kept is not None and kept[0] is within else _Space(self, within)
+        space = kept[1] if kept is not None and kept[0] is within else Space(self, within)
         self._spaces[id(within)] = within, space  # with the array, so that no other has its id
         if len(self._spaces) > KEPT_SPACES:
             self._spaces.pop(next(iter(self._spaces)))
         return space
 
-    def _search(self, space: _Space, queries: FloatArray, k: int, excluded: Sequence[IntArray]) -> list[_Best | None]:
+    def _search(self, space: Space, queries: FloatArray, k: int, excluded: Sequence[IntArray]) -> list[_Best | None]:
         """The best positions of a space for each query, less those excluded for it (ascending), and their scores.
 
-        Candidates are shortlisted with scores that may be off by a known amount (``_Space.shortlist``); their scores
+        Candidates are shortlisted with scores that may be off by a known amount (``Space.shortlist``); their scores
         are then computed again in float64, one row at a time, because the last bits of a matrix product change with
         the number of queries in it. A query is asked again with more candidates until every row left out is certainly
         worse than the k-th, so the result does not depend on how the candidates were found.
@@ -170,7 +216,7 @@ class FlatIndex:
             step = max(1, BLOCK // (fetch * self.dim * 8))
             for part in (now[start : start + step] for start in range(0, len(now), step)):
                 rows, limit = space.shortlist(queries[part], fetch)
-                scored = self._rescore(queries[part], rows, limit, k, [excluded[int(q)] for q in part])
+                scored = self.rescore(queries[part], rows, limit, k, [excluded[int(q)] for q in part])
                 for q, result in zip(part, scored, strict=True):
                     wanted[q] = 4 * fetch if result is None else 0
                     best[q] = result or best[q]
@@ -178,22 +224,22 @@ class FlatIndex:
             best[q] = self._search_less(space.without(excluded[q]), queries[q : q + 1], k)
         return best
 
-    def _search_less(self, space: _Space, query: FloatArray, k: int) -> _Best | None:
+    def _search_less(self, space: Space, query: FloatArray, k: int) -> _Best | None:
         """One query that excludes many rows: the index leaves them out itself."""
         fetch = space.reach(k + EXTRA_CANDIDATES)
         while fetch:
             rows, limit = space.shortlist(query, fetch)
-            (best,) = self._rescore(query, rows, limit, k, [_NONE])
+            (best,) = self.rescore(query, rows, limit, k)
             if best is not None:
                 return best
             fetch = min(len(space), 2 * fetch)
         return None
 
-    def _rescore(
-        self, queries: FloatArray, rows: IntArray, limit: NDArray[np.float64], k: int, excluded: Sequence[IntArray]
+    def rescore(
+        self, queries: FloatArray, rows: IntArray, limit: NDArray[np.float64], k: int, excluded: Sequence[IntArray] = ()
     ) -> list[_Best | None]:
         """The best k of the candidates ``rows`` (q, m) less those excluded, or None where a row that is not among the
-        candidates might belong there.
+        candidates might belong there; positions.
 
         limit (q,): a score that no row outside the candidates reaches.
         """
@@ -212,26 +258,6 @@ class FlatIndex:
             (r[np.isfinite(s)], s[np.isfinite(s)].astype(np.float32)) if ok else None
             for r, s, ok in zip(rows, scores, sure, strict=True)
         ]
-
-
-class _Buffer:
-    """Rows in memory, with room for more: adding some to many copies the many seldom."""
-
-    def __init__(self, rows: FloatArray) -> None:
-        self._room = np.empty((max(16, 2 * len(rows)), rows.shape[1]), np.float32)
-        self._room[: len(rows)] = rows
-        self.used = len(rows)
-
-    def add(self, rows: FloatArray) -> FloatArray:
-        """All rows so far and these."""
-        end = self.used + len(rows)
-        if end > len(self._room):
-            room = np.empty((2 * end, self._room.shape[1]), np.float32)
-            room[: self.used] = self._room[: self.used]
-            self._room = room
-        self._room[self.used : end] = rows
-        self.used = end
-        return self._room[:end]
 
 
 class _RoughCopy:
@@ -272,24 +298,26 @@ class _RoughCopy:
         return self._rows[: len(matrix)], self._norm, self._lost
 
 
-class _Space:
+class Space:
     """The part of an index that is searched: all of it, or the rows of a scope's ``within``; positions inside."""
 
     def __init__(self, index: FlatIndex, within: IntArray | None = None) -> None:
         self._index, self._size = index, len(index.handles)
-        # which positions are inside: all where there is no array, and few enough to be compared one by one if _few
+        # which positions are inside: all where there is no array, and few enough to be compared one by one if few
         self._within: IntArray | None = None
-        self._few = False
+        self.few = False
+        self.inside: BoolArray | None = None
+        """(n,): the same as a mask, where there is an array and it is not short."""
         self._selector: Any = None
         if within is not None:
             inside_at = np.searchsorted(index.handles, within[is_member(within, index.handles)])
             self._within = inside_at[~is_member(inside_at, index.dead)]
             self._size = len(self._within)
-            self._few = len(self) <= FEW_ROWS
-            if not self._few:
-                inside = np.zeros(len(index.handles), dtype=np.bool_)
-                inside[self._within] = True
-                self._selector = faiss_module().IDSelectorBitmap(np.packbits(inside, bitorder="little"))
+            self.few = len(self) <= FEW_ROWS
+            if not self.few:
+                self.inside = np.zeros(len(index.handles), dtype=np.bool_)
+                self.inside[self._within] = True
+                self._selector = faiss_module().IDSelectorBitmap(np.packbits(self.inside, bitorder="little"))
 
     def __len__(self) -> int:
         return self._size
@@ -300,12 +328,12 @@ class _Space:
         at = np.searchsorted(self._index.handles, handles[is_member(handles, self._index.handles)])
         return at if self._within is None else at[is_member(at, self._within)]
 
-    def without(self, excluded: IntArray) -> _Space:
+    def without(self, excluded: IntArray) -> Space:
         """This space less these of its positions."""
-        rest = _Space(self._index)
+        rest = Space(self._index)
         rest._size = len(self) - len(excluded)
-        if self._few and self._within is not None:
-            rest._few, rest._within = True, self._within[~is_member(self._within, excluded)]
+        if self.few and self._within is not None:
+            rest.few, rest._within = True, self._within[~is_member(self._within, excluded)]
             return rest
         faiss = faiss_module()
         left_out = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
@@ -314,7 +342,7 @@ class _Space:
 
     def reach(self, wanted: int) -> int:
         """How many candidates to fetch where so many are wanted: a power of two, so that queries go together."""
-        return len(self) if self._few else min(len(self), 1 << (wanted - 1).bit_length())
+        return len(self) if self.few else min(len(self), 1 << (wanted - 1).bit_length())
 
     def shortlist(self, queries: FloatArray, fetch: int) -> tuple[IntArray, NDArray[np.float64]]:
         """Candidate positions (q, fetch), and for each query a score that no other row of the space reaches (q,).
@@ -324,7 +352,7 @@ class _Space:
         score can be.
         """
         matrix, never = self._index._matrix, np.full(len(queries), -np.inf)
-        if self._few and self._within is not None:
+        if self.few and self._within is not None:
             return np.tile(self._within, (len(queries), 1)), never
         if self._selector is not None:
             near, rows = _nearest(queries, matrix, fetch, self._selector)

@@ -14,14 +14,16 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from iclkit.database import MEMORY, Connection, Database, is_writable
-from iclkit.embed import Embedder
+from iclkit.embed import Embedder, as_embedder
 from iclkit.errors import ChangedElsewhere, DataError, PoolError
+from iclkit.pool._arrays import appended
 from iclkit.pool._dedupe import duplicate_rows, fold_input
 from iclkit.pool._examples import COLUMNS, StoredExamples, example_of, stored_rows
 from iclkit.pool._export import write_examples
 from iclkit.pool._find import ExamplePage, count_values, find_examples
 from iclkit.pool._key_transforms import input_hash
 from iclkit.pool._keys import KeyStore
+from iclkit.pool._lists import RECALL, ApproximateIndex
 from iclkit.pool._rows import examples_of
 from iclkit.pool._schema import open_database
 from iclkit.pool._terms import TermStore
@@ -60,6 +62,8 @@ class PoolStats:
     tasks: Mapping[str, int] = field(default_factory=dict)
     outputs: Mapping[str, int] = field(default_factory=dict)
     vectors: Mapping[str, int] = field(default_factory=dict)
+    indexes: Mapping[str, str] = field(default_factory=dict)
+    """Approximate indexes, by embedder."""
 
 
 class Pool:
@@ -271,7 +275,7 @@ class Pool:
                     stale[stored[n][0]] = expected
                     texts[n] = unstored.setdefault(expected, lowest - 1 - len(unstored))
             if old is not None:
-                rows, texts = np.concatenate([old.rows, rows]), np.concatenate([old._texts, texts])
+                rows, texts = appended(old.rows, rows), appended(old._texts, texts)
                 new = old.examples + new
             self._snapshot = self._whole_view(revision, rows, new, texts)
             return self._snapshot, stale
@@ -294,7 +298,7 @@ class Pool:
         numbers = np.fromiter(itertools.chain.from_iterable(stored), np.int64).reshape(-1, 2)
         rows, texts = numbers[np.argsort(numbers[:, 0])].T
         if old is not None:
-            rows, texts = np.concatenate([old.rows, rows]), np.concatenate([old._texts, texts])
+            rows, texts = appended(old.rows, rows), appended(old._texts, texts)
         self._reader.examples.in_use = True
         return self._whole_view(revision, np.ascontiguousarray(rows), None, np.ascontiguousarray(texts))
 
@@ -581,6 +585,7 @@ class Pool:
             tasks=_counts(e.task for e in examples),
             outputs=_counts(e.output for e in examples),
             vectors=self._reader.vectors.counts(),
+            indexes={index.embedder: str(index) for index in self._reader.vectors.approximations()},
         )
 
     def check(self) -> list[str]:
@@ -627,6 +632,32 @@ class Pool:
         missing = view.count_missing(embedder)
         view.index(embedder, progress)
         return missing
+
+    def build_index(
+        self,
+        embedder: Embedder,
+        *,
+        recall: float = RECALL,
+        lists: int | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> ApproximateIndex:
+        """An approximate index of all that can be shown, kept beside the pool: searches in the whole pool then use it.
+
+        ``recall``: the share of the nearest rows that is to be found, measured on rows of the pool; as few of the
+        ``lists`` (4 times the root of the rows where None) are looked at as that takes. What is added later is sorted
+        in. PoolError for a pool in memory or one that cannot be written, DataError for fewer than 256 rows.
+        """
+        if self.read_only:
+            raise PoolError(f"the pool {self.path} was opened for reading only")
+        return self.view().build_index(embedder, recall=recall, lists=lists, seed=seed, progress=progress)
+
+    def drop_index(self, embedder: Embedder) -> bool:
+        """Remove the approximate index, so that search is exact; whether there was one."""
+        if self.read_only:
+            raise PoolError(f"the pool {self.path} was opened for reading only")
+        self._snapshot = None
+        return self._reader.vectors.drop_lists(as_embedder(embedder))
 
     def stored_keys(self, example_id: str) -> list[tuple[str, int, str]]:
         """(transform, number, key) of all keys that were ever written for an example's input."""

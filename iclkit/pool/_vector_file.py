@@ -17,6 +17,7 @@ import numpy as np
 
 from iclkit.embed import FloatArray
 from iclkit.files import try_lock
+from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import IntArray
 from iclkit.pool._export import write_whole
 
@@ -117,8 +118,8 @@ class VectorFile:
         the files meanwhile. What a kill leaves half done is behind the rows that count, and is written over."""
         grown = replace(
             self,
-            handles=np.concatenate([self.handles, handles]),
-            texts=np.concatenate([self.texts, texts]),
+            handles=appended(self.handles, handles),
+            texts=appended(self.texts, texts),
             crc=_checksum(vectors, self.crc),
         )
         body = grown._pairs(len(self))

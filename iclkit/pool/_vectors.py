@@ -6,6 +6,7 @@ embedder's document fingerprint (``vector_key``).
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -18,8 +19,11 @@ from numpy.typing import NDArray
 
 from iclkit.database import MEMORY, Database
 from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
+from iclkit.errors import PoolError
+from iclkit.pool._arrays import appended, begins_with
 from iclkit.pool._candidates import IntArray
-from iclkit.pool._index import FlatIndex
+from iclkit.pool._index import FlatIndex, VectorIndex
+from iclkit.pool._lists import ApproximateIndex, ListIndex, Lists, read_info
 from iclkit.pool._vector_file import VectorFile
 from iclkit.records import Progress, digest
 
@@ -35,6 +39,12 @@ _SAMPLE = 8  # rows at the end, and as many in between, that are compared with t
 _EMPTY = np.empty((0, 1), np.float32)
 
 
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written."""
+    told = path.stat()
+    return told.st_size, told.st_mtime_ns
+
+
 def text_hash(text: str) -> bytes:
     """What a text is numbered by."""
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
@@ -42,11 +52,24 @@ def text_hash(text: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An index of a whole pool as it was, the numbers of its texts, dead ones included, and the file it is kept in."""
+    """An index of a whole pool as it was, the numbers of its texts, dead ones included, and the file it is kept in.
+
+    ``of``: the row handles and text numbers of the pool that it was last found to fit.
+    """
 
     index: FlatIndex
     texts: IntArray
     file: VectorFile | None = None
+    of: tuple[IntArray, IntArray] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Lists, what their file was when it was read or written, and the index that was made of them."""
+
+    stamp: tuple[int, int]
+    lists: Lists
+    index: ListIndex | None = None
 
 
 class VectorStore:
@@ -56,6 +79,7 @@ class VectorStore:
         self.writes, self.database, self._db = writes, database, database
         self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
         self._kept: dict[str, _Kept] = {}
+        self._listed: dict[str, _Listed] = {}
 
     def in_memory(self) -> VectorStore:
         """One that reads the same vectors and does not write."""
@@ -125,14 +149,26 @@ class VectorStore:
         *,
         whole: bool,
         progress: Progress | None = None,
-    ) -> FlatIndex:
+    ) -> VectorIndex:
         """Search over the vectors of these texts, known by these row handles.
 
         ``whole``: they are all of the pool's, so vectors are kept in a file beside it, to which later ones are
         appended, and the index of an earlier state of the pool is extended. Neither is believed over the database.
+        Search is then in lists, where some have been built; PoolError for lists that cannot be used.
         """
         if not whole:
             return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
+        kept = self._exact(rows, texts, text_at, embedder, progress)
+        return self._in_lists(kept, embedder) or kept.index
+
+    def _exact(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        progress: Progress | None = None,
+    ) -> _Kept:
         key = vector_key(embedder, "document")
         kept = self._kept.get(key)
         if kept is None or (kept.file is not None and not kept.file.is_current()):
@@ -147,26 +183,126 @@ class VectorStore:
             kept = self._grown(replace(kept, index=index), embedder, rows[known:], texts[known:], vectors)
         else:
             kept = replace(kept, index=index)
-        self._kept[key] = kept
-        return kept.index
+        self._kept[key] = kept = replace(kept, of=(rows, texts))
+        return kept
+
+    # ---- approximate search
+
+    def approximate(self, embedder: Embedder) -> ApproximateIndex | None:
+        """What is approximate about search in the whole pool. PoolError for lists that cannot be used."""
+        listed = self._read_lists(embedder)
+        return listed.lists.info if listed else None
+
+    def approximations(self) -> list[ApproximateIndex]:
+        """Of all embedders; files that cannot be used are left out."""
+        if self._db.path == MEMORY:
+            return []
+        found = list[ApproximateIndex]()
+        for path in sorted(Path(self._db.path).parent.glob(f"{glob.escape(Path(self._db.path).stem)}.*.lists")):
+            try:
+                found.append(read_info(path))
+            except (OSError, ValueError) as error:
+                log.warning("%s %s", path, error)
+        return found
+
+    def build_lists(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        *,
+        recall: float,
+        lists: int | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> ApproximateIndex:
+        """Sort the rows of the whole pool into lists, and keep them beside it. PoolError where that cannot be done."""
+        path = self._lists_file(embedder)
+        if path is None:
+            raise PoolError("an approximate index is kept beside the file of a pool, and this pool is in memory")
+        kept = self._exact(rows, texts, text_at, embedder, progress)
+        made = Lists.build(kept.index, kept.texts, embedder.name, recall, lists, seed)
+        try:
+            made.write(path, self._key(embedder))
+        except OSError as error:
+            raise PoolError(f"cannot write {path} ({error.strerror})") from error
+        self._listed.pop(vector_key(embedder, "document"), None)
+        return made.info
+
+    def drop_lists(self, embedder: Embedder) -> bool:
+        """Search exactly again; whether there were lists. PoolError where the file cannot be removed."""
+        path = self._lists_file(embedder)
+        self._listed.pop(vector_key(embedder, "document"), None)
+        if path is None or not path.exists():
+            return False
+        try:
+            path.unlink()
+        except OSError as error:
+            raise PoolError(f"cannot remove {path} ({error.strerror})") from error
+        return True
+
+    def _in_lists(self, kept: _Kept, embedder: Embedder) -> ListIndex | None:
+        """Search in the lists beside the pool: extended when behind, written anew when far behind; None where there are
+        none."""
+        listed = self._read_lists(embedder)
+        if listed is None:
+            return None
+        index = listed.index
+        if index is None or not begins_with(kept.index.handles, index.exact.handles):
+            index = ListIndex.of(kept.index, listed.lists, kept.texts)
+        elif index.exact is not kept.index:
+            index = index.extended(kept.index)
+        lists, stamp, path = listed.lists, listed.stamp, self._lists_file(embedder)
+        if self.writes and path is not None and index.lacks(lists):
+            lists = index.lists(kept.texts)
+            try:
+                lists.write(path, self._key(embedder))
+                stamp = _stamp(path)
+            except OSError as error:
+                log.warning("could not write %s (%s); rows will be sorted in again next time", path, error)
+        self._listed[vector_key(embedder, "document")] = _Listed(stamp, lists, index)
+        return index
+
+    def _read_lists(self, embedder: Embedder) -> _Listed | None:
+        path, key = self._lists_file(embedder), vector_key(embedder, "document")
+        if path is None:
+            return None
+        try:
+            stamp = _stamp(path)
+            if key not in self._listed or self._listed[key].stamp != stamp:
+                self._listed[key] = _Listed(stamp, Lists.read(path, self._key(embedder)))
+            return self._listed[key]
+        except FileNotFoundError:
+            self._listed.pop(key, None)
+            return None
+        except (OSError, ValueError) as error:
+            again = f"iclkit pool index {self._db.path} --embedder {embedder.name} --kind"
+            raise PoolError(f"{path} {error}; make it again: {again} ivf, or search exactly: {again} exact") from error
+
+    def _lists_file(self, embedder: Embedder) -> Path | None:
+        path = self._file(embedder)
+        return None if path is None else path.with_suffix(".lists")
 
     def _fitting(self, kept: _Kept, embedder: Embedder, rows: IntArray, texts: IntArray) -> FlatIndex | None:
         """The part of an index that has the first of these rows; None where it does not have just these."""
         index = kept.index
-        at = np.arange(len(index.handles))
-        if np.array_equal(rows[: len(at)], index.handles):  # rows were added at most
-            alive = np.ones(len(at), dtype=np.bool_)
-        else:
-            at = np.searchsorted(rows, index.handles)
-            alive = at < len(rows)
-            alive[alive] = rows[at[alive]] == index.handles[alive]
-        held = int(alive.sum())
-        if not (at[alive] == np.arange(held)).all() or (texts[:held] != kept.texts[alive]).any():
-            return None  # it belongs to another pool, or to this one before it was restored
+        if kept.of is None or not all(begins_with(now, then) for now, then in zip((rows, texts), kept.of, strict=True)):
+            at = np.arange(len(index.handles))
+            if begins_with(rows, index.handles):  # rows were added at most
+                alive = np.ones(len(at), dtype=np.bool_)
+            else:
+                at = np.searchsorted(rows, index.handles)
+                alive = at < len(rows)
+                alive[alive] = rows[at[alive]] == index.handles[alive]
+            held = int(alive.sum())
+            if not (at[alive] == np.arange(held)).all() or (texts[:held] != kept.texts[alive]).any():
+                return None  # it belongs to another pool, or to this one before it was restored
+            index = index.without(np.flatnonzero(~alive))
+        held = len(index)
         between = np.linspace(0, held - 1, min(held, _SAMPLE)).astype(np.int64)
         sample = np.unique(np.concatenate([np.arange(max(0, held - _SAMPLE), held), between]))
         stored, vectors = dict(self._stored(embedder, texts[sample])), index.vectors(rows[sample]) if held else _EMPTY
-        index = index.without(np.flatnonzero(~alive))
         if are_unit(vectors).all() and all(
             stored.get(int(texts[n])) == vector.astype("<f4").tobytes()
             for n, vector in zip(sample, vectors, strict=True)
@@ -190,7 +326,7 @@ class VectorStore:
 
     def _grown(self, kept: _Kept, embedder: Embedder, rows: IntArray, texts: IntArray, vectors: FloatArray) -> _Kept:
         """With more rows: appended to the file where there is one that may be written, and in memory otherwise."""
-        known, file = np.concatenate([kept.texts, texts]), kept.file
+        known, file = appended(kept.texts, texts), kept.file
         if file is not None and self.writes:
             try:
                 file = file.append(rows, texts, vectors)

@@ -12,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
-from iclkit.errors import DataError
+from iclkit.errors import DataError, UsageError
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, is_member, positions_of
 from iclkit.pool._examples import READ, StoredExamples
-from iclkit.pool._index import FlatIndex
+from iclkit.pool._index import FlatIndex, VectorIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
+from iclkit.pool._lists import ApproximateIndex
 from iclkit.pool._terms import TermIndex, Terms, TermStore
 from iclkit.pool._vectors import VectorStore
 from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest, meta_value
@@ -89,7 +90,7 @@ class PoolView:
         self._keeps = whole or keeps
         self.origin = origin
         """What to ask of the pool for this view again; None for rows or examples that somebody has put together."""
-        self._indexes: dict[str, FlatIndex] = {}
+        self._indexes: dict[str, VectorIndex] = {}
         self._derived: dict[str, Any] = {}
         self._some: tuple[int, list[Example]] = (-1, [])
 
@@ -324,15 +325,18 @@ class PoolView:
         key = f"representatives where {canonical_json(dict(where))}"
         return self.derived(key, lambda: np.intersect1d(self.matching(where), among))
 
-    def index(self, embedder: Embedder, progress: Progress | None = None) -> FlatIndex:
-        """Search over this view's vectors. Texts that the pool has no vector of yet are embedded and stored."""
+    def index(self, embedder: Embedder, progress: Progress | None = None) -> VectorIndex:
+        """Search over this view's vectors; exact, unless the view is of a whole pool that has an approximate index.
+
+        Texts that the pool has no vector of yet are embedded and stored.
+        """
         embedder = as_embedder(embedder)
         key = vector_key(embedder, "document")
         if key not in self._indexes:
             self._indexes[key] = self._new_index(embedder, progress)
         return self._indexes[key]
 
-    def _new_index(self, embedder: Embedder, progress: Progress | None) -> FlatIndex:
+    def _new_index(self, embedder: Embedder, progress: Progress | None) -> VectorIndex:
         if not embedder.documents_are_inputs:
             texts = [embedder.document_text(e) for e in self.examples]
             return FlatIndex.of(self.text_vectors(embedder, texts, progress), self.rows)
@@ -344,6 +348,29 @@ class PoolView:
             whole=self._keeps,
             progress=progress,
         )
+
+    def approximate(self, embedder: Embedder) -> ApproximateIndex | None:
+        """What is approximate about search in this view, without embedding anything; None where it is exact."""
+        completed = as_embedder(embedder)
+        if not self._keeps or not completed.documents_are_inputs:
+            return None
+        return self._reader.vectors.approximate(completed)
+
+    def build_index(
+        self, embedder: Embedder, *, recall: float, lists: int | None, seed: int, progress: Progress | None = None
+    ) -> ApproximateIndex:
+        """See ``Pool.build_index``; of a view of all that can be shown. UsageError for an embedder whose vectors are of
+        more than the input."""
+        completed = as_embedder(embedder)
+        if not completed.documents_are_inputs:
+            raise UsageError(
+                f"embedder {completed.name!r} reads more than inputs; its vectors are not kept in an index"
+            )
+        self._indexes.pop(vector_key(completed, "document"), None)
+        return self._reader.vectors.build_lists(
+            self.rows, self._texts, self._text_at, completed,
+            recall=recall, lists=lists, seed=seed, progress=progress,
+        )  # fmt: skip
 
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""

@@ -52,7 +52,7 @@ class BasePredictor(ABC):
     @property
     def parts(self) -> dict[str, Json]:
         """The models that it needs; its settings stand in ``spec``."""
-        return self._tools.identities(self.needs)
+        return self._tools.identities(self.needs, self.context)
 
     @property
     def facts(self) -> Mapping[str, Json]:

@@ -209,7 +209,7 @@ class PromptPredictor:
         parts: dict[str, Any] = {
             "selector": self.selector.spec.identity(),
             "lm": ModelName(self.lm.name, self.lm.fingerprint).identity(),
-            **self.tools.identities(self.selector.needs),
+            **self.tools.identities(self.selector.needs, self.context),
             "template": self._template.identity(),
             "k": s.k,
             "seed": s.seed,

@@ -83,7 +83,12 @@ class Tools:
             if wanted[part] and given[part] is None:
                 raise NeedError(f"{owner} needs {words}; give one with --{part}")
 
-    def identities(self, needs: Needs) -> dict[str, Json]:
-        """Name and fingerprint of the embedder and the reranker that are there and needed, for a run's identity."""
+    def identities(self, needs: Needs, context: TaskContext) -> dict[str, Json]:
+        """For a run's identity: name and fingerprint of the embedder and the reranker that are there and needed, and
+        the ``index`` of the pool where search in it is approximate."""
         used = {"embedder": needs.embedder and self.embedder, "reranker": needs.reranker and self.reranker}
-        return {part: ModelName(m.name, m.fingerprint).identity() for part, m in used.items() if m}
+        models: dict[str, Json] = {part: ModelName(m.name, m.fingerprint).identity() for part, m in used.items() if m}
+        if needs.embedder and self.embedder:
+            index = context.view.approximate(self.embedder.for_task(context.name) if context.name else self.embedder)
+            models |= {"index": index.identity()} if index else {}
+        return models

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from iclkit.embed import as_embedder, load_reranker
 from iclkit.errors import DataError, NeedError, UsageError
 from iclkit.lm import as_lm, ranks_only
-from iclkit.pool import as_view
+from iclkit.pool import as_view, search_notes
 from iclkit.prompts import Template
 from iclkit.records import Json, Pick, Query, QueryLike, SeedScope, Selection, Spec
 from iclkit.settings import check_settings, describe_settings, recorded_settings
@@ -335,9 +335,10 @@ class BaseSelector:
             return []
         embedder = self.kit_.embedder if self.needs.embedder else None
         batch = self.pool_.candidates(queries, embedder, whole_pool=self.needs.whole_pool)
-        choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
+        with search_notes() as notes:
+            choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
         spec = self.spec
-        return [self._selection(c, k, choice, spec) for c, choice in zip(batch, choices, strict=True)]
+        return [self._selection(c, k, choice, spec, tuple(notes)) for c, choice in zip(batch, choices, strict=True)]
 
     async def aselect(
         self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
@@ -357,7 +358,9 @@ class BaseSelector:
             raise DataError(f"selector {self.name!r} has not seen a pool yet; call fit(pool, kit) before save")
         return Chooser(self, self.pool_, self.kit_, k=k, follow=follow).save(folder, copy_pool=copy_pool)
 
-    def _selection(self, candidates: Candidates, k: int, choice: Choice, spec: Spec) -> Selection:
+    def _selection(
+        self, candidates: Candidates, k: int, choice: Choice, spec: Spec, more_notes: tuple[str, ...]
+    ) -> Selection:
         rows = np.asarray(choice.rows, dtype=np.int64)
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(np.unique(rows)) == len(rows), f"{self.name}: an example was picked twice"
@@ -370,7 +373,7 @@ class BaseSelector:
         notes = self.shortfall_note(candidates, k, len(rows))
         if choice.random:
             notes += (f"{choice.random} picks have nothing in common with the query and are random",)
-        return Selection(candidates.query, picks, spec, notes + choice.notes, examples)
+        return Selection(candidates.query, picks, spec, notes + choice.notes + more_notes, examples)
 
     def shortfall_note(self, candidates: Candidates, k: int, got: int) -> tuple[str, ...]:
         """Hook: why there are not k picks, or nothing where there are."""

@@ -200,3 +200,22 @@ def test_bad_input_is_one_line_and_changes_nothing(iclkit, tmp_path, rows, pool,
     assert err.count("\n") == 1
     after = {f.name: f.read_bytes() for f in tmp_path.iterdir() if not f.name.endswith(("-wal", "-shm"))}
     assert after == before
+
+
+def test_index_is_built_shown_and_removed(iclkit, tmp_path):
+    path = tmp_path / "large.db"
+    with Pool.open(path) as store:
+        store.add(Example(f"ticket {n % 23} about parcel {n}", "xy"[n % 2]) for n in range(300))
+    assert "looks at all 300 examples" in iclkit("index", path)[1]  # few: no index by itself
+    built = json.loads(iclkit("index", path, "--kind", "ivf", "--lists", "10", "--json")[1])["index"]
+    assert (built["lists"], built["rows"], [level["k"] for level in built["levels"]]) == (10, 300, [10, 100])
+    assert "recall@10" in iclkit("stats", path)[1]
+    (file,) = tmp_path.glob("*.lists")
+    file.write_bytes(file.read_bytes()[:-1])
+    code, out, err = iclkit("embed", path)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "is damaged; make it again: iclkit pool index" in err
+    assert "approximate index of 10 lists" in iclkit("index", path, "--kind", "ivf", "--lists", "10")[1]
+    assert iclkit("index", path, "--kind", "exact")[1].endswith("the approximate index is gone\n")
+    assert "recall" not in iclkit("stats", path)[1]
+    assert iclkit("index", path, "--kind", "ivf", "--recall", "2")[0] == 2

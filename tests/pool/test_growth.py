@@ -153,8 +153,8 @@ def test_rows_scored_again_do_not_grow_with_the_pool(scope: str, monkeypatch: py
         vectors = rng.standard_normal((rows, 16)).astype(np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         index, work = FlatIndex.of(vectors), []
-        plain = index._rescore
-        monkeypatch.setattr(index, "_rescore", lambda q, r, *more, p=plain, w=work: w.append(r.size) or p(q, r, *more))
+        plain = index.rescore
+        monkeypatch.setattr(index, "rescore", lambda q, r, *more, p=plain, w=work: w.append(r.size) or p(q, r, *more))
         within = np.arange(0, rows, 2) if scope == "a filter" else None
         count = {"few excluded": 20, "many excluded": 1000}.get(scope, 0)
         index.nearest(vectors[:10], 8, [Scope(frozenset(range(n, n + count)), within) for n in range(10)])
