@@ -90,7 +90,7 @@ def test_a_filter_is_prepared_once_for_all_searches_and_for_an_index_with_more_r
     for _ in range(3):
         for n in range(4):
             index.nearest(vectors[n : n + 1], 3, [Scope(frozenset([n]), within)])
-        made.append(index._space(within))
+        made.append(index.space(within))
     assert made[0] is made[1] is made[2]
     for n in range(20):  # filters that come once push no other array's result in
         (near,) = index.nearest(vectors[:1], 1, [Scope(within=np.array([n * 7, n * 7 + 1]))])
