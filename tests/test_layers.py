@@ -39,7 +39,8 @@ LEVEL = {
     "testing": 9,
     "integrations": 9,
     "serve": 9,
-    "cli": 10,
+    "view": 10,
+    "cli": 11,
 }
 DOORS = {
     "sqlite3": {"database", "pool/_readonly_worker"},  # the worker runs foreign SQL, in a process of its own
@@ -50,7 +51,7 @@ DOORS = {
     "optuna": {"tuners"},
     "httpx": {"lm", "datasets", "models", "serve"},
     "huggingface_hub": {"lm", "datasets", "models", "integrations"},
-    "starlette": {"serve"},
+    "starlette": {"serve", "view"},
     "uvicorn": {"serve"},
     "langchain_core": {"integrations"},
     "dspy": {"integrations"},

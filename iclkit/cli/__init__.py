@@ -42,6 +42,7 @@ COMMANDS = {
     "leaderboard": ("_leaderboard", "Rank recorded runs, with intervals and tests against a baseline."),
     "runs": ("_tracking", "Hand recorded runs to an experiment tracker: MLflow, W&B, Trackio."),
     "lm": ("_lm", "Find out what a language model or a server can do, and how fast it answers."),
+    "view": ("_view", "Look at a pool in the browser: compare selectors, edit examples, open boards."),
     "serve": ("_serve", "Answer over HTTP with a kept selector, or add demonstrations to a chat API (--proxy)."),
     "hub": ("_hub", "Publish and fetch retrievers and kept selectors on the Hugging Face hub."),
     "models": ("_models", "List and fetch models."),

@@ -64,6 +64,10 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "iclkit serve kept --port 8123 --follow --key-env ICLKIT_SERVE_KEY",
         "iclkit serve kept --proxy http://127.0.0.1:8080/v1",
     ),
+    "view": (
+        "iclkit view demos.db",
+        "iclkit view demos.db --lm smollm2-135m --runs runs --port 8200 --no-open",
+    ),
     "train": (
         "iclkit train epr tickets --lm smollm2-135m --out my-retriever --dry-run",
         "iclkit train ceil tickets.csv --input text --output team --out my-retriever",

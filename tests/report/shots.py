@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.report.conftest import look, start
+from tests.browser import look, start
 
 INCONCLUSIVE = """const d = document.querySelector("details.drill"); d.open = true;
 const ready = () => d.querySelector("button.link") ? d.querySelector("button.link").click() : setTimeout(ready, 20);

@@ -14,8 +14,8 @@ from iclkit.prompts import Template
 from iclkit.records import Example, digest
 from iclkit.report import leaderboard
 from iclkit.testing import ScriptedLM
+from tests.browser import CONTRAST, UNNAMED, look
 
-from .conftest import look
 from .pages import NASTY, NASTY_TASK, make, write
 from .worlds import make_runs
 
@@ -245,22 +245,6 @@ def test_the_theme_follows_the_system_and_the_button(page):
     assert paper() == dark
 
 
-CONTRAST = """
-const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-const rgb = (c) => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
-const light = ([r, g, b]) => { const f = [r, g, b].map(v => { v /= 255; return v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4; }); return .2126 * f[0] + .7152 * f[1] + .0722 * f[2]; };
-const behind = (el) => { for (let e = el; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c[3] === 255) return c; } return [255, 255, 255, 255]; };
-const bad = [];
-for (const el of document.querySelectorAll("body *")) {
-  if (![...el.childNodes].some(n => n.nodeType === 3 && n.data.trim()) || !el.getClientRects().length || el.closest("script, style, :disabled")) continue;
-  const style = getComputedStyle(el), front = rgb(el.closest("svg") ? style.fill : style.color);
-  const [a, b] = [light(front), light(behind(el))].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
-  if (ratio < 4.5) bad.push(`${el.tagName}.${el.getAttribute("class")} ${ratio.toFixed(2)}`);
-}
-return [...new Set(bad)];
-"""  # noqa: E501
-
-
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_text_stands_out_from_its_ground(page, theme):
     look(page, theme=theme)
@@ -309,9 +293,7 @@ def test_tables_are_tables_and_ids_are_unique(page):
     assert all_of(page, "th:not([scope])") == []
     for row in all_of(page, "table tbody tr")[:3]:
         assert len(row.find_elements("css selector", "th[scope=row]")) == 1
-    unnamed = """return [...document.querySelectorAll("select, input, button, [role=region]")].filter(e =>
-        !(e.labels?.length || e.textContent.trim() || e.getAttribute("aria-label"))).length"""
-    assert page.execute_script(unnamed) == 0
+    assert page.execute_script(UNNAMED) == []
     assert page.execute_script("return document.documentElement.lang") == "en"
 
 
