@@ -144,7 +144,7 @@ def model(query: str, k: int = 4) -> str:
     step, left = 26, 150
     y = 22
     body.append(f'<text x="{left}" y="12" fill="{SOFT}">the 30 nearest, from the nearest on</text>')
-    for spec in ("knn", "mdl", "cone", "pvi-filter"):
+    for spec in ("knn", "mdl", "cone"):
         found = chooser(pool, selector=spec, k=k, **given).select(query)  # type: ignore[arg-type]
         rank = {e.id: n for n, e in enumerate(found.examples, 1)}
         body.append(f'<text x="0" y="{y + 16}" fill="{INK}" font-size="14" font-weight="600">{spec}</text>')

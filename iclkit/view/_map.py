@@ -131,27 +131,23 @@ def _fit_words(texts: Sequence[str]) -> Any:
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import Normalizer
+    from sklearn.preprocessing import FunctionTransformer, Normalizer
 
     # characters stand for words: scripts without spaces have places too, and no text is without any
     words = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True, max_features=20_000)
     found = words.fit_transform(texts).shape[1]
     directions = min(_COMPONENTS, found - 1, len(texts))
     differ = directions > 0 and len({*texts}) > 1
-    steps = [TruncatedSVD(directions, random_state=0), Normalizer(copy=False)] if differ else [_Dense()]
+    steps = (
+        [TruncatedSVD(directions, random_state=0), Normalizer(copy=False)]
+        if differ
+        else [FunctionTransformer(_dense, accept_sparse=True)]
+    )
     return make_pipeline(words, *steps).fit(texts)
 
 
-class _Dense:
-    """The last step where there are hardly any words."""
-
-    def fit(self, given: Any, labels: Any = None) -> _Dense:  # noqa: ARG002
-        """There is nothing to learn."""
-        return self
-
-    def transform(self, given: Any) -> Any:
-        """As an array."""
-        return given.toarray()
+def _dense(matrix: Any) -> Floats:
+    return np.asarray(matrix.toarray(), dtype=np.float64)
 
 
 class _OneSpot:

@@ -9,6 +9,7 @@ import pytest
 from iclkit.pool import Pool
 from iclkit.records import Example
 from tests.browser import CONTRAST, UNNAMED, look
+from tests.report.pages import make
 
 from .conftest import HOSTILE, ROWS
 
@@ -184,6 +185,20 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(shown):
     until(lambda: (value(shown, "dialog[open] textarea") or "").startswith(HOSTILE))
     assert shown.title == "tickets.db · iclkit view"
     assert all_of(shown, "img, iframe, [onerror]") == []
+
+
+def test_a_board_is_opened_from_the_list_of_runs(chrome, serve_pool, tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    make(tmp_path / "runs", ks=(2,), test=12)
+    shown = opened(chrome, serve_pool(runs=tmp_path / "runs", live=True))
+    until(lambda: "balanced" in says(shown, ".runs"))
+    (before,) = shown.window_handles
+    shown.execute_script("document.querySelector('.boards a').click()")
+    until(lambda: len(shown.window_handles) == 2)
+    shown.switch_to.window(shown.window_handles[1])
+    until(lambda: "choosing beat random" in says(shown, "#question"))
+    shown.close()
+    shown.switch_to.window(before)
 
 
 def test_without_its_key_the_page_says_where_to_find_it(chrome, shared_page):

@@ -63,7 +63,7 @@
   const SIDES = [["first", "left"], ["second", "right"]];
   const sign = () => h("span", { class: "sign", "aria-hidden": "true" });
 
-  let about = null, asked = null, drawn = null, answer = null;
+  let about = null, drawn = null, answer = null;
 
   // ---- the question
   const inputs = () => [...$("query").querySelectorAll("textarea")];
@@ -140,7 +140,6 @@
     $("go").disabled = false;
     $("state").textContent = "";
     if (!found) return;
-    asked = paid;
     answer = found;
     showAnswer();
     drawPicks();
@@ -396,7 +395,7 @@
   const afterChange = async () => {
     await showRows();
     drawMap();
-    if (answer && inputs().some((x) => x.value.trim())) ask(asked);
+    if (answer && inputs().some((x) => x.value.trim())) ask(); // what an LM is asked is asked for anew
   };
   const act = async (work) => {
     trouble(null);
