@@ -33,6 +33,8 @@ class Behind:
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.room = 0  # messages that it reads, 0 for any number
+        self.refusal: Any = {"error": {"code": 400, "message": "too large", "type": "exceed_context_size_error"}}
 
     @property
     def app(self) -> Starlette:
@@ -52,6 +54,8 @@ class Behind:
         except ValueError:
             return JSONResponse({"error": {"message": "no JSON", "type": "bad"}}, status_code=400)
         self.asked.append(data)
+        if self.room and len(data["messages"]) > self.room:
+            return JSONResponse(self.refusal, status_code=400)
         text = " ".join(m["role"] for m in data["messages"])
         about = {"id": "c1", "created": 1, "model": data["model"]}
         if not data.get("stream"):
@@ -151,6 +155,46 @@ def test_a_conversation_keeps_its_turns_and_the_last_question_chooses(proxy: str
     assert asked[2:] == turns
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it",
+                   "type": "exceed_context_size_error", "n_prompt_tokens": 81, "n_ctx": 80}},
+        {"error": {"message": "This model's maximum context length is 8192 tokens. However, your messages resulted in "
+                   "8200 tokens.", "type": "invalid_request_error", "code": "context_length_exceeded"}},
+        {"object": "error", "message": "The prompt is too long", "type": "BadRequestError", "code": 400},
+    ],
+)  # fmt: skip
+def test_what_the_model_cannot_read_is_dropped_whole_the_worst_first(
+    proxy: str, behind: Behind, chooser: Chooser, caplog: Any, refusal: Any
+) -> None:
+    behind.room, behind.refusal = 4, refusal  # two of the client's, and one demonstration
+    best, worst = chooser.select("my parcel").ids
+    with caplog.at_level("INFO", logger="iclkit.serve"):
+        answer = client(proxy).chat.completions.with_raw_response.create(**ASK)
+    assert answer.parse().choices[0].message.content == "system user assistant user"
+    assert answer.headers[SHOWN] == best
+    assert answer.headers["x-iclkit-dropped"] == worst
+    assert f"shown {best} dropped {worst}" in caplog.text
+    assert [len(asked["messages"]) for asked in behind.asked] == [6, 4]
+
+
+def test_a_question_that_is_too_long_by_itself_is_refused_by_the_server_behind(proxy: str, behind: Behind) -> None:
+    behind.room = 1
+    with pytest.raises(openai.BadRequestError, match="too large") as refused:
+        client(proxy).chat.completions.create(**ASK)
+    assert refused.value.response.headers[SHOWN] == ""
+    assert len(refused.value.response.headers["x-iclkit-dropped"].split(",")) == 2
+    assert behind.asked[-1]["messages"] == ASK["messages"]
+
+
+def test_another_refusal_is_passed_on_at_once(proxy: str, behind: Behind) -> None:
+    behind.room, behind.refusal = 1, {"error": {"message": "no such model", "type": "invalid_request_error"}}
+    with pytest.raises(openai.BadRequestError, match="no such model"):
+        client(proxy).chat.completions.create(**ASK)
+    assert len(behind.asked) == 1
+
+
 def test_everything_else_is_passed_on_as_it_is(proxy: str, behind: Behind) -> None:
     assert [m.id for m in client(proxy).models.list()] == ["m"]
     assert httpx.get(f"{proxy}/models?limit=3").json()["query"] == "limit=3"
@@ -189,7 +233,7 @@ REAL = """
 import sys, time, xllamacpp
 params = xllamacpp.CommonParams()
 params.model.path = sys.argv[1]
-params.n_ctx, params.n_parallel = 2048, 1
+params.n_ctx, params.n_parallel = 256, 1
 params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
@@ -221,6 +265,12 @@ def test_a_real_llama_server_answers_through_the_proxy_streamed_and_whole(
             assert len(parts) > 1
             plain = client(f"{base}/v1").chat.completions.create(**given)
             assert whole.parse().usage.prompt_tokens > plain.usage.prompt_tokens
+            long = {**given, "messages": [{"role": "user", "content": "my parcel" + " parcel" * 170}]}
+            used = client(f"{base}/v1").chat.completions.create(**long).usage.prompt_tokens
+            long["messages"][0]["content"] += " parcel" * (240 - used)  # no room for two demonstrations
+            trimmed = ask.with_raw_response.create(**long)
+            assert trimmed.headers["x-iclkit-dropped"]
+            assert 240 <= trimmed.parse().usage.prompt_tokens <= 256
     finally:
         started.kill()
         started.wait()
