@@ -28,8 +28,12 @@ from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
+    from iclkit.lm import LM
     from iclkit.trainers import TrainConfig, Trained, TrainingData
 
+A100_FLOPS = 312e12
+A100_SHARE = 0.4
+"""Peak in bf16, and the part of it that long reading reaches."""
 _FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this is the first of several processes (``torchrun``, ``accelerate launch``), or alone."""
 
@@ -97,6 +101,7 @@ def command(
     POOL is a pool file; TASK a catalogue name, a folder with train.jsonl and test.jsonl, or hf:owner/name. Several
     tasks train one retriever. A killed training goes on with the same command.
     """
+    from iclkit.models import must_be_fetched
     from iclkit.trainers import Training, check_extra, preset
 
     config = preset(method, preset_name, **{"seed": seed, **conditions(settings, "--set")})
@@ -106,7 +111,7 @@ def command(
     check_extra()
     wording = {key: str(value) for key, value in conditions(instructions, "--instruction").items()}
     corpus = _corpus(sources, config, data, wording, chat)
-    lm = load_lm(lm_name, lm_options)
+    lm = assumed_lm(lm_name) if dry_run and must_be_fetched(lm_name) else load_lm(lm_name, lm_options)
     with ExitStack() as stack:
         bar = stack.enter_context(step_bars(say, enabled=_FIRST))
         look = dry_run or bool(export_scores and not import_scores)
@@ -135,6 +140,10 @@ def command(
                 + (", and later iterations those that they mine" if config.iterations > 1 else "")
             )
             say(f"disk: {training.disk}")
+            if arithmetic := reading_time(lm_name, cost.tokens_computed):
+                say(arithmetic)
+            for line in training.assumed:
+                say(f"assumed: {line}")
         if dry_run:
             return
         start = time.monotonic()
@@ -155,6 +164,31 @@ def command(
     say(
         f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s {selector} --embedder {out}"
         + (" --chat" if chat else "")
+    )
+
+
+def assumed_lm(name: str) -> LM:
+    """A stand-in for an LM that is not here, for a dry run; what it assumes is said."""
+    from iclkit.trainers import AssumedLM
+
+    lm = AssumedLM(name)
+    for note in lm.notes:
+        say(f"assumed: {note}")
+    return lm
+
+
+def reading_time(name: str, tokens: int) -> str:
+    """What reading so many tokens takes on a known card, for an LM whose name tells its size; "" for another."""
+    from iclkit.trainers import named_parameters
+
+    parameters = named_parameters(name)
+    if not parameters or not tokens:
+        return ""
+    flops = 2.0 * parameters * tokens
+    hours = flops / (A100_FLOPS * A100_SHARE) / 3600
+    return (
+        f"to read them takes {flops / 1e18:.2g} EFLOP ({parameters / 1e9:g} billion weights by its name): about "
+        f"{hours:.2g} hours of an A100 at {100 * A100_SHARE:.0f} % of its peak in bf16, not measured"
     )
 
 

@@ -28,7 +28,7 @@ from iclkit.models._folder import (
 )
 from iclkit.models._gguf import check_gguf, gguf_hash
 from iclkit.models._loading import check_loaded, first_words, load_errors, load_weights
-from iclkit.models._resolve import ModelStatus, card_of, check, ls, pull, resolve
+from iclkit.models._resolve import ModelStatus, card_of, check, ls, must_be_fetched, pull, resolve
 from iclkit.models._store import MANIFEST, Manifest, PullProgress
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "load_errors",
     "load_weights",
     "ls",
+    "must_be_fetched",
     "offline",
     "pull",
     "quiet_transformers",

@@ -55,6 +55,17 @@ def resolve(name_or_path: str, kind: Kind, *, pull: bool = True, progress: PullP
     raise UnknownName(KIND_WORDS[kind], name_or_path, of_kind, "A hub id owner/name or a local folder is taken too.")
 
 
+def must_be_fetched(name_or_path: str) -> bool:
+    """Whether this is a catalogue name or a hub id of which nothing is here; no network."""
+    card, found = catalogue().get(name_or_path), _HUB_ID.fullmatch(name_or_path)
+    if Path(name_or_path).expanduser().is_dir() or (card is None and found is None):
+        return False
+    if card is not None:
+        return not folder_of(card.name).is_dir() and hub_cached(card.hub, card.revision) is None
+    assert found is not None
+    return hub_cached(found["repo"], found["revision"] or "main") is None
+
+
 def card_of(name_or_path: str) -> ModelCard | None:
     """The catalogue's card of what ``resolve`` would find, by catalogue name or hub id; None for folders and others."""
     cards, folder = catalogue(), Path(name_or_path).expanduser()

@@ -14,6 +14,7 @@ from iclkit.errors import DataError, NeedError, UnknownName, UsageError
 from iclkit.extras import install_command
 from iclkit.lm import LM, ranks_only
 from iclkit.selectors import make_selector
+from iclkit.trainers._assumed import Assumed, is_absent
 from iclkit.trainers._config import TrainConfig, sources
 from iclkit.trainers._llm_r import LLMRConfig
 from iclkit.trainers._method import Method, Session
@@ -86,14 +87,14 @@ def check_data(s: Session[Any], method: Method[Any]) -> None:
     method.check(s)
 
 
-def check_models(s: Session[Any], method: Method[Any], base: str) -> Disk:
+def check_models(s: Session[Any], method: Method[Any], base: str, assumed: Assumed | None = None) -> Disk:
     """Load the models that will be trained and make the trainers' arguments; returns what the training takes of the
-    disk."""
-    from iclkit.trainers._fit import KEPT, common_arguments, load_encoder
+    disk. ``assumed``: take the sizes of models that are not here by their names, and note what was assumed."""
+    from iclkit.trainers._fit import KEPT, common_arguments
 
     peak = written = models_kept = 0
     for config in method.stages(s):
-        size = _size(load_encoder(config, base))
+        size = _encoder_size(config, base, assumed)
         checkpoint = size * (4 if config.keep == "best" else 3)  # weights, two moments of each, the best weights
         runs = config.iterations if config is s.config else 1
         peak = max(peak, (KEPT + 1) * checkpoint)  # the new one stands beside those that are kept
@@ -101,12 +102,10 @@ def check_models(s: Session[Any], method: Method[Any], base: str) -> Disk:
         models_kept += runs * size
         _check_arguments(config, s.tracker, common_arguments(config, s.work, 1, s.tracker))
     if isinstance(s.config, LLMRConfig):
-        from iclkit.trainers._reward import load_reward
-
-        size = _size(load_reward(s.config, models.resolve(s.config.reward_base, "embedder")))
+        size = _reward_size(s.config, assumed)
         peak = max(peak, (KEPT + 1) * 3 * size)
         written += s.config.iterations * s.config.checkpoints * 3 * size
-    size = _size(load_encoder(s.config, base))
+    size = _encoder_size(s.config, base, assumed)
     return Disk(peak + models_kept + size, written + size)  # the finished folder is a copy
 
 
@@ -126,6 +125,24 @@ def check_place(work: Path, disk: Disk) -> None:
             f"the disk of {work} has {in_words(free)} free, and the training takes {disk}; free space, give another "
             f"--out, or a smaller base"
         )
+
+
+def _encoder_size(config: TrainConfig, base: str, assumed: Assumed | None) -> int:
+    """Bytes of the weights of the encoder that is trained."""
+    from iclkit.trainers._fit import load_encoder
+
+    if assumed is not None and is_absent(base):
+        return 4 * config.towers * assumed.parameters(base)
+    return _size(load_encoder(config, base))
+
+
+def _reward_size(config: LLMRConfig, assumed: Assumed | None) -> int:
+    """Bytes of the weights of LLM-R's reward model."""
+    from iclkit.trainers._reward import load_reward
+
+    if assumed is not None and is_absent(config.reward_base):
+        return 4 * assumed.parameters(config.reward_base)
+    return _size(load_reward(config, models.resolve(config.reward_base, "embedder")))
 
 
 def _size(model: Any) -> int:

@@ -17,6 +17,7 @@ from iclkit.errors import DataError, RunError, UsageError
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, as_lm
 from iclkit.records import CostEstimate, Progress, digest
+from iclkit.trainers._assumed import Assumed, is_absent
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
 from iclkit.trainers._feedback import Feedback, FeedbackPrompt
@@ -75,6 +76,7 @@ class Training:
         self._ledger_file = ledger or self.work / "ledger.db"
         self._restart, self._dry, self._tracker, self._bar = restart, dry, tracker, bar
         self._noted = set[str]()
+        self._assumed = Assumed()
         self._estimate: CostEstimate | None = None
         self._session: Session[Any] | None = None
 
@@ -83,6 +85,11 @@ class Training:
         """Data, feedback and settings of the prepared training."""
         assert self._session is not None, "call prepare() first"
         return self._session
+
+    @property
+    def assumed(self) -> list[str]:
+        """What a dry run has assumed about models that are not here, a line each."""
+        return self._assumed.notes
 
     @models.without_bars()
     def prepare(self) -> Self:
@@ -97,7 +104,11 @@ class Training:
         if self._session is not None:
             return self
         check_settings(self.config, self.lm, self._tracker)
-        self.base: Embedder = load_embedder(self.config.base, dtype="fp32")
+        assumed = self._assumed if self._dry else None
+        if assumed is not None and is_absent(self.config.base):
+            self.base: Embedder = assumed.embedder(self.config.base)
+        else:
+            self.base = load_embedder(self.config.base, dtype="fp32")
         self.key, *self._former_keys = training_keys(self.config, self.corpus, self.lm, self.base)
         self.finished = self._is_finished()
         if not self.finished:
@@ -116,7 +127,7 @@ class Training:
         self.disk = Disk(0, 0)
         if not self.finished:
             check_data(session, self.method)
-            self.disk = check_models(session, self.method, self.config.base)
+            self.disk = check_models(session, self.method, self.config.base, assumed)
             check_place(self.work, self.disk)
         if not self._dry:
             if not self.finished:

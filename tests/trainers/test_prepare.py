@@ -17,7 +17,7 @@ from iclkit.errors import DataError, ModelError, NeedError, RunError, UnknownNam
 from iclkit.prompts import Template
 from iclkit.records import Example
 from iclkit.testing import FakeLM, HashEmbedder
-from iclkit.trainers import METHODS, Feedback, FeedbackPrompt, Ledger, Training, corpus_of_tasks, preset
+from iclkit.trainers import METHODS, AssumedLM, Feedback, FeedbackPrompt, Ledger, Training, corpus_of_tasks, preset
 from iclkit.trainers._ceil import first_stage
 from iclkit.trainers._fit import load_encoder, out_of_patience
 from iclkit.trainers._report import report_prompts
@@ -107,6 +107,29 @@ def test_nothing_is_opened_before_prepare_and_the_ledger_is_closed_at_the_end(mo
     with pytest.raises(RunError, match="closed"):
         len(ledger)
     assert training.estimate().calls > 0  # opened again
+
+
+# -- what a training costs is said before its models are here --
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_presets_of_papers_are_priced_without_a_model(method, mode_task, tmp_path) -> None:
+    lm = AssumedLM("EleutherAI/gpt-neo-2.7B")
+    config = preset(method, "paper", queries=4, held_out=1, report=2)
+    with Training(corpus_of_tasks([mode_task[0]], config), lm, tmp_path / "out", config, dry=True) as training:
+        cost = training.estimate()
+        per_query = {"epr": 50, "udr": 50, "llm-r": 100, "se2": 150, "ceil": 100}[method]
+        assert cost.prompts >= per_query * 4
+        assert cost.tokens_computed > 10 * cost.prompts
+        two_berts = 2 * 4 * 109_482_240  # fp32
+        assert training.disk.peak > (two_berts if config.towers == 2 else two_berts / 2)
+        about = "\n".join(training.assumed)
+        assert f"{config.base} is not on this machine: 109 million weights, as its card says" in about
+        assert ("electra" in about) == (method == "llm-r")
+        assert ("its neighbors are drawn at random" in about) == (method == "ceil")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ModelError, match="is not on this machine"):
+        lm.score([])
 
 
 # -- everything is found out before the first prompt --
