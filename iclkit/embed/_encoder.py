@@ -40,6 +40,7 @@ from iclkit.embed._torch import (
     token_limit,
 )
 from iclkit.errors import UsageError
+from iclkit.models import read_object
 from iclkit.records import Json, Progress
 
 if TYPE_CHECKING:
@@ -71,10 +72,18 @@ class EncoderBackbone:
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> EncoderBackbone:
-        """The model and the tokenizer of a transformers folder that ``models.check_folder`` has passed."""
-        from transformers import AutoModel
+        """The model and the tokenizer of a transformers folder that ``models.check_folder`` has passed.
 
-        model = load_weights(AutoModel, folder, last_states, dtype=dtype, device=device)
+        Of a model with encoder and decoder (T5) it is the encoder.
+        """
+        import transformers
+        from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES
+
+        kind = read_object(folder / "config.json").get("model_type")
+        auto = transformers.AutoModel
+        if kind in MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES:
+            auto = transformers.AutoModelForTextEncoding
+        model = load_weights(auto, folder, last_states, dtype=dtype, device=device)
         tokenizer, vocabulary = load_tokenizer(folder)
         return cls(model, tokenizer, token_limit(model, tokenizer), vocabulary, str(folder))
 

@@ -46,7 +46,7 @@ _TIED = 1e-9
 _SHARED_WITH_EPR = (
     "preset", "seed", "queries", "held_out", "report", "candidates", "cross_task", "value", "normalize", "base",
     "pooling", "max_tokens", "document", "instruct", "evaluate_every", "evaluations", "patience", "keep",
-    "checkpoints", "dtype", "clip",
+    "checkpoints", "dtype", "clip", "mini_batch",
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ class CEILConfig(SetConfig):
         "queries": 44_000, "value": "gold", "shots": 16, "neighbors": 100, "subsets": 50, "trade_off": 0.1,
         "freeze_documents": True, "document": "input", "batch_size": 128, "learning_rate": 1e-5, "epochs": 30.0,
         "patience": 5, "evaluate_every": 100, "evaluations": 0, "max_tokens": 512, "checkpoints": 10,
+        "warmup_steps": 1300, "mini_batch": 128,
     }  # fmt: skip
 
     queries: int = other_default(SetConfig, "queries", 80)
@@ -97,7 +98,7 @@ def first_stage(config: CEILConfig) -> EPRConfig:
     settings = config.as_dict()
     paper = {
         **EPRConfig.paper, "towers": 1, "freeze_documents": config.freeze_documents, "epochs": 120.0,
-        "learning_rate": 1e-5, "batch_size": 128,
+        "learning_rate": 1e-5, "batch_size": 128, "warmup_steps": 0,
     }  # fmt: skip
     shared = {name: settings[name] for name in _SHARED_WITH_EPR}
     return EPRConfig(**{**(paper if config.preset == "paper" else {}), **shared})

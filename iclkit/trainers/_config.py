@@ -77,10 +77,14 @@ class TrainConfig:
     freeze_documents: bool = setting(False, "no gradient through documents")
     # optimization
     batch_size: int = setting(16, "training rows per step", ge=1)
+    mini_batch: int = setting(
+        0, "texts that a step reads at a time, so that a large batch fits the memory (GradCache); 0: all", ge=0
+    )
     learning_rate: float = setting(5e-5, "of AdamW", gt=0)
     epochs: float = setting(8.0, "passes over the training rows; max_steps goes first", ge=0)
     max_steps: int = setting(0, "steps; 0: as epochs say", ge=0)
     warmup: float = setting(0.1, "share of the steps before the learning rate decays", ge=0, le=1)
+    warmup_steps: int = setting(0, "the same in steps; 0, or more than half of all: as warmup says", ge=0)
     weight_decay: float = setting(0.0, "of AdamW", ge=0)
     clip: float = setting(2.0, "largest norm of the gradient", ge=0)
     evaluate_every: int = setting(25, "steps between evaluations on held-out queries", ge=1)
@@ -127,7 +131,7 @@ class TrainConfig:
             "batch_size": self.batch_size, "learning_rate": self.learning_rate, "epochs": self.epochs,
             "max_steps": self.max_steps, "warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip,
             "evaluate_every": self.evaluate_every, "evaluations": self.evaluations, "patience": self.patience,
-            "keep": self.keep, "dtype": self.dtype,
+            "keep": self.keep, "dtype": self.dtype, **beyond(self, warmup_steps=0, mini_batch=0),
         }  # fmt: skip
 
 

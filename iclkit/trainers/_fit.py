@@ -20,6 +20,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.losses.gradcache import CachedLossMixin
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor
@@ -114,22 +115,48 @@ KEPT = 2  # checkpoints that are on disk at a time, for the case that the newer 
 _BEST, _ROWS = "best.safetensors", "rows.txt"
 
 
-class RetrieverLoss(torch.nn.Module):
-    """The loss of what the model makes of a batch from ``Collator``. ``freeze``: no gradient through documents."""
+class RetrieverLoss(CachedLossMixin, torch.nn.Module):
+    """The loss of what the model makes of a batch from ``Collator``. ``freeze``: no gradient through documents.
 
-    def __init__(self, model: SentenceTransformer, loss: Loss, *, freeze: bool) -> None:
+    ``mini_batch``: with a number above 0 so many texts are read at a time, first for the loss of the whole batch and
+    then again for the gradient (GradCache, Gao et al. 2021): the memory of a step is that of so many texts.
+    """
+
+    model: SentenceTransformer
+
+    def __init__(self, model: SentenceTransformer, loss: Loss, *, freeze: bool, mini_batch: int = 0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.mini_batch_size = model, mini_batch
         self._loss, self._frozen = loss, freeze
+        self._documents: list[Tensor] | None = None
 
     def forward(self, features: Sequence[dict[str, Tensor]], labels: Mapping[str, Tensor]) -> Tensor:
         """A scalar; RunError for a loss that is not finite. ``labels``: the fields of a ``RetrieverBatch``."""
         query, documents = features
-        queries = self.model(query)["sentence_embedding"].float()
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
-            unique = self.model(documents)["sentence_embedding"].float()
+        if not self.mini_batch_size:
+            queries = self.model(query)["sentence_embedding"]
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
+                unique = self.model(documents)["sentence_embedding"]
+            return self._of(queries, unique, labels)
+        read = [query, documents]
+        if self._frozen:
+            each = CachedLossMixin.embed_minibatch_iter(self, documents, with_grad=False, copy_random_state=False)
+            self._documents, read = [vectors for vectors, _ in each], [query]
+        loss: Tensor = CachedLossMixin.forward_cached(self, read, labels)
+        return loss
+
+    def calculate_loss(self, reps: list[list[Tensor]], labels: Any = None, *, with_backward: bool = False) -> Tensor:
+        """The loss of vectors that were made portion by portion."""
+        queries, documents = reps if self._documents is None else (*reps, self._documents)
+        self._documents = None
+        loss = self._of(torch.cat(queries), torch.cat(documents), labels)
+        if with_backward:
+            torch.autograd.backward(loss)
+        return loss
+
+    def _of(self, queries: Tensor, unique: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         batch = RetrieverBatch(**labels)
-        loss = self._loss(queries, unique[batch.columns], batch)
+        loss = self._loss(queries.float(), unique.float()[batch.columns], batch)
         if not bool(loss.isfinite()):
             raise diverged(f"a loss of {float(loss)}")
         return loss
@@ -346,7 +373,7 @@ def fit_retriever(
         router_mapping={"query": "query", "document": "document"},
         eval_strategy="steps" if evaluator else "no",
         eval_steps=evaluation_interval(config, steps),
-        **common_arguments(config, work, steps, tracker),
+        **common_arguments(config, work, steps, tracker, warmup_steps=config.warmup_steps),
     )
     keeper = Keeper(model, config, evaluator is not None)
     routed = any(isinstance(m, Router) for m in model)
@@ -354,7 +381,7 @@ def fit_retriever(
         model=model,
         args=args,
         train_dataset=data,
-        loss=RetrieverLoss(model, partial(loss, config), freeze=config.freeze_documents),
+        loss=RetrieverLoss(model, partial(loss, config), freeze=config.freeze_documents, mini_batch=config.mini_batch),
         evaluator=evaluator,
         data_collator=Collator(model, texts, routed=routed),
         callbacks=[Progressing(progress), Guard(), keeper],
@@ -404,14 +431,17 @@ def losses(history: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
     return [(h["step"], h["loss"]) for h in history if "loss" in h]
 
 
-def common_arguments(config: TrainConfig, work: Path, steps: int, tracker: str) -> dict[str, Any]:
+def common_arguments(
+    config: TrainConfig, work: Path, steps: int, tracker: str, *, warmup_steps: int = 0
+) -> dict[str, Any]:
     """The arguments that the trainers of retriever and reward model share: one pass over batches that are laid out
-    already, and ``config.checkpoints`` checkpoints on the way, of which two are kept."""
+    already, and ``config.checkpoints`` checkpoints on the way, of which two are kept. ``warmup_steps`` hold where they
+    are above 0 and at most half of the steps, else the share that ``config.warmup`` says."""
     return {
         "output_dir": str(work / "checkpoints"),
         "num_train_epochs": 1,
         "max_steps": steps,
-        "warmup_steps": math.ceil(config.warmup * steps),
+        "warmup_steps": warmup_steps if 0 < warmup_steps <= steps / 2 else math.ceil(config.warmup * steps),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.clip,
         "seed": config.seed,

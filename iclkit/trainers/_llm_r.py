@@ -14,7 +14,7 @@ from iclkit.files import read_json, replace_file
 from iclkit.records import Example, Json, digest
 from iclkit.settings import setting
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
-from iclkit.trainers._config import TrainConfig, other_default
+from iclkit.trainers._config import TrainConfig, beyond, other_default
 from iclkit.trainers._epr import CandidateConfig, CandidateMethod, extremes
 from iclkit.trainers._method import OTHER, RankedCandidates, Session, in_batches
 from iclkit.trainers._processes import batches_for, processes
@@ -37,7 +37,8 @@ class LLMRConfig(CandidateConfig):
         "iterations": 2, "hard_negatives": 3, "batch_size": 256, "learning_rate": 3e-5, "epochs": 8.0,
         "max_steps": 6000, "max_tokens": 256, "reward_base": "google/electra-base-discriminator",
         "reward_negatives": 7, "reward_learning_rate": 1e-5, "reward_max_steps": 3000, "reward_batch_size": 128,
-        "patience": 0, "instruct": "none", "keep": "last", "checkpoints": 10,
+        "patience": 0, "instruct": "none", "keep": "last", "checkpoints": 10, "refill": True,
+        "mini_batch": 128, "dtype": "bf16", "warmup_steps": 400, "reward_warmup_steps": 400,
     }  # fmt: skip
 
     negatives: int = other_default(CandidateConfig, "negatives", 8)
@@ -46,12 +47,14 @@ class LLMRConfig(CandidateConfig):
     hard_negatives: int = setting(3, "negatives of each training row", ge=0)
     contrastive_weight: float = setting(0.2, "of the contrastive loss beside the distillation", ge=0)
     label_rule: bool = setting(False, "as the released code: a candidate of another label is never a positive")
+    refill: bool = setting(False, "random demonstrations of reward -100 in the place of negatives that are missing")
     reward_base: str = setting("all-minilm-l6-v2", "the encoder that the reward model starts from")
     reward_negatives: int = setting(5, "negatives of each row of the reward model", ge=1)
     reward_learning_rate: float = setting(5e-5, "of the reward model", gt=0)
     reward_epochs: float = setting(4.0, "passes of the reward model; reward_max_steps goes first", ge=0)
     reward_max_steps: int = setting(0, "steps of the reward model; 0: as reward_epochs say", ge=0)
     reward_batch_size: int = setting(8, "rows per step of the reward model", ge=1)
+    reward_warmup_steps: int = setting(0, "as warmup_steps, of the reward model", ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -65,7 +68,7 @@ class LLMRConfig(CandidateConfig):
             "label_rule": self.label_rule, "reward_base": self.reward_base,
             "reward_negatives": self.reward_negatives, "reward_learning_rate": self.reward_learning_rate,
             "reward_epochs": self.reward_epochs, "reward_max_steps": self.reward_max_steps,
-            "reward_batch_size": self.reward_batch_size,
+            "reward_batch_size": self.reward_batch_size, **beyond(self, refill=False, reward_warmup_steps=0),
         }  # fmt: skip
 
 
@@ -89,15 +92,36 @@ class LLMR(CandidateMethod[LLMRConfig]):
     def training_row(
         self, s: Session[LLMRConfig], row: int, ranked: list[tuple[int, float]], epoch: int
     ) -> TrainingRow | None:
-        """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits."""
+        """The best by reward and hard negatives from the worst, with their rewards as the teacher's logits.
+
+        By ``refill`` a query with fewer negatives gets random demonstrations that were no candidates, of reward -100.
+        """
         best, worst = eligible_extremes(s, row, ranked, s.config.positives, s.config.negatives)
         count = s.config.hard_negatives
-        if not best or len(worst) < count:
+        if not best or (len(worst) < count and not s.config.refill):
             return None
         rng, rewards = s.rng("llm-r", s.corpus.examples[row].id, epoch), dict(ranked)
-        negatives = rng.choice(worst, count, replace=False).tolist()
+        negatives = rng.choice(worst, min(count, len(worst)), replace=False).tolist() if worst else []
+        if missing := count - len(negatives):
+            strangers = self._strangers(s, row, ranked)
+            if len(strangers) < missing:
+                return None
+            negatives += rng.choice(strangers, missing, replace=False).tolist()
+            rewards = dict.fromkeys(negatives, OTHER) | rewards
         documents = (best[0], *negatives)  # the paper's positive is the one of the highest reward
         return TrainingRow(row, documents, tuple(rewards[r] for r in documents))
+
+    @staticmethod
+    def _strangers(s: Session[LLMRConfig], row: int, ranked: list[tuple[int, float]]) -> list[int]:
+        """Rows that were no candidates of a query; by ``label_rule``, in tasks with labels, of other labels only."""
+        task, examples = s.task_of(row), s.corpus.examples
+        known = {*(r for r, _ in ranked), *s.miner.forbidden(examples[row])}
+        by_label = s.config.label_rule and bool(task.labels)
+        return [
+            r
+            for r in task.rows.tolist()
+            if r not in known and not (by_label and examples[r].output == examples[row].output)
+        ]
 
     def loss(self, config: LLMRConfig, queries: Tensor, documents: Tensor, batch: RetrieverBatch) -> Tensor:
         """KL from the reward's softmax plus ``contrastive_weight`` times the contrastive loss (equations 3 to 5)."""

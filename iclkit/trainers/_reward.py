@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, CrossEncoderTrainer, CrossEncoderTrainingArguments
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification
 
 from iclkit import models
@@ -49,20 +50,34 @@ def _encoder_states(model: Any) -> Tensor:
 
 
 class _GroupLoss(torch.nn.Module):
-    def __init__(self, model: CrossEncoder) -> None:
+    """Cross-entropy of the positive of each group. ``mini_batch``: with a number above 0 so many pairs are read at a
+    time, and read again for the gradient, so that the memory of a step is that of so many pairs."""
+
+    def __init__(self, model: CrossEncoder, mini_batch: int = 0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._mini_batch = model, mini_batch
 
     def forward(self, inputs: Sequence[Any], labels: Tensor, **_: Any) -> Tensor:  # noqa: ARG002
         questions, groups = inputs
         pairs = [(q, d) for q, group in zip(questions, groups, strict=True) for d in group]
-        tokens = self.model.preprocess(pairs)
-        tokens = {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
-        scores = self.model(tokens)["scores"].view(len(questions), -1)
-        loss = reward_loss(scores.float())
+        size = self._mini_batch or len(pairs)
+        portions = [self._tokens(pairs[at : at + size]) for at in range(0, len(pairs), size)]
+        if self._mini_batch and torch.is_grad_enabled():
+            read = [checkpoint(self._scores, tokens, use_reentrant=False) for tokens in portions]
+        else:
+            read = [self._scores(tokens) for tokens in portions]
+        loss = reward_loss(torch.cat(read).view(len(questions), -1).float())
         if not bool(loss.isfinite()):
             raise diverged(f"a loss of the reward model of {float(loss)}")
         return loss
+
+    def _tokens(self, pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+        tokens = self.model.preprocess([*pairs])
+        return {k: v.to(self.model.device) if isinstance(v, Tensor) else v for k, v in tokens.items()}
+
+    def _scores(self, tokens: dict[str, Any]) -> Tensor:
+        scores: Tensor = self.model(dict(tokens))["scores"]
+        return scores
 
 
 class _Trainer(CrossEncoderTrainer):
@@ -104,14 +119,14 @@ def fit_reward(
     args = CrossEncoderTrainingArguments(
         per_device_train_batch_size=config.reward_batch_size,
         learning_rate=config.reward_learning_rate,
-        **common_arguments(config, work, steps, tracker),
+        **common_arguments(config, work, steps, tracker, warmup_steps=config.reward_warmup_steps),
     )
     keeper = Keeper(model, config, evaluated=False)
     trainer = _Trainer(
         model=model,
         args=args,
         train_dataset=data,
-        loss=_GroupLoss(model),
+        loss=_GroupLoss(model, config.mini_batch),
         data_collator=_collate,
         callbacks=[Progressing(progress), Guard(), keeper],
     )

@@ -59,7 +59,7 @@ class Se2Config(SetConfig):
         **BERT, "queries": 10_000, "candidates": "random:50", "value": "share", "shots": 3, "negatives": 20,
         "hard_negatives": 20, "random_negatives": 20, "batch_size": 8, "learning_rate": 1e-5, "epochs": 6.0,
         "max_tokens": 512, "patience": 0, "evaluations": 6, "checkpoints": 10, "mask_labels": False, "rounds": "mixed",
-        "random_from": "pool", "weights": "equal",
+        "random_from": "pool", "weights": "equal", "warmup_steps": 1000, "mini_batch": 128,
     }  # fmt: skip
 
     queries: int = other_default(SetConfig, "queries", 100)

@@ -26,6 +26,7 @@ class UDRConfig(CandidateConfig):
         **BERT, "queries": 100_000, "candidates": "bm25:50", "value": "share", "positives": 5, "negatives": 5,
         "list_size": 8, "iterations": 3, "instruct": "both", "batch_size": 128, "learning_rate": 1e-4, "epochs": 30.0,
         "max_tokens": 256, "from_base": False, "patience": 0, "keep": "last", "checkpoints": 10,
+        "warmup_steps": 500, "mini_batch": 128, "dtype": "bf16",
     }  # fmt: skip
 
     iterations: int = other_default(CandidateConfig, "iterations", 2)

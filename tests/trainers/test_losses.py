@@ -67,6 +67,30 @@ def test_info_nce_is_what_its_definition_says(b: int, m: int, seed: int) -> None
     assert value.item() >= 0
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 4), SEEDS)
+def test_without_a_mask_losses_are_those_of_sentence_transformers(b: int, m: int, seed: int) -> None:
+    from sentence_transformers.sentence_transformer.losses import DistillKLDivLoss, MultipleNegativesRankingLoss
+    from sentence_transformers.util import dot_score, pairwise_dot_score
+
+    queries, documents, tau = units(seed, b, 6), units(seed + 1, b, m, 6), 0.05
+    columns = [queries, *documents.unbind(1)]
+    ranking = MultipleNegativesRankingLoss(None, scale=1 / tau, similarity_fct=dot_score)  # type: ignore[arg-type]
+    theirs = ranking.compute_loss_from_embeddings(columns, torch.empty(0)).item()
+    assert losses.info_nce(losses.similarities(queries, documents) / tau).item() == pytest.approx(theirs, abs=1e-6)
+    if m > 1:
+        teacher = draw(seed + 2, b, m)
+        student = losses.own_candidates(losses.similarities(queries, documents)) / tau
+        kl = DistillKLDivLoss(
+            None,
+            similarity_fct=pairwise_dot_score,
+            student_temperature=tau,
+            teacher_temperature=1.0,  # type: ignore[arg-type]
+        )
+        theirs = kl.compute_loss_from_embeddings(columns, teacher).item() / tau**2  # theirs is scaled by tau squared
+        assert losses.distill(student, teacher).item() == pytest.approx(theirs, abs=1e-6)
+
+
 def test_info_nce_of_one_query_with_its_positive_alone_is_0() -> None:
     assert losses.info_nce(torch.tensor([[3.7]])).item() == 0
 

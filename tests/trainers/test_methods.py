@@ -22,6 +22,7 @@ from iclkit.testing import FakeLM, HashEmbedder
 from iclkit.trainers import (
     EPR,
     LLMR,
+    METHODS,
     UDR,
     Feedback,
     Ledger,
@@ -204,6 +205,29 @@ def test_the_label_rule_is_for_tasks_with_labels_only() -> None:
     )  # fmt: skip
     assert ruled == free
     assert ruled is not None
+
+
+@pytest.mark.parametrize("label_rule", [False, True])
+def test_missing_negatives_are_refilled_by_strangers_of_reward_minus_100(label_rule) -> None:
+    config = preset("llm-r", hard_negatives=3, negatives=2, positives=2, label_rule=label_rule)
+    s = replace(S, config=config)
+    label = S.corpus.examples[ROW].output
+    same = [r for r in in_pool("small", label) if r not in S.miner.forbidden(S.corpus.examples[ROW])]
+    other = [r for r in in_pool("small") if S.corpus.examples[r].output != label]
+    own = ranked([-1.0, -2.0, -3.0], [*same[:2], other[0]])
+    assert LLMR().training_row(s, ROW, own, 0) is None
+    row = LLMR().training_row(replace(s, config=replace(config, refill=True)), ROW, own, 0)
+    assert row is not None
+    assert row.documents[0] == same[0]
+    known = dict(own)
+    strangers = [r for r in row.documents if r not in known]
+    assert strangers
+    assert not {*strangers} & {ROW, *S.miner.forbidden(S.corpus.examples[ROW])}
+    assert row.values == tuple(known.get(r, -100.0) for r in row.documents)
+    assert len({*row.documents}) == 4
+    if label_rule:
+        assert all(S.corpus.examples[r].output != label for r in row.documents[1:])
+    assert preset("llm-r", "paper").refill
 
 
 def test_a_demonstration_of_another_task_is_never_a_positive() -> None:
@@ -419,6 +443,58 @@ def test_the_gradient_reaches_both_towers_unless_documents_are_frozen(towers, fr
     routes = model[0].sub_modules
     assert _moved(routes["query"])
     assert _moved(routes["document"]) != frozen
+
+
+@pytest.mark.parametrize("method", ["epr", "udr", "llm-r", "se2"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_texts_read_a_few_at_a_time_give_the_loss_and_the_gradient_of_the_whole_batch(method, frozen, bert) -> None:
+    config = preset(method, towers=2, max_tokens=16)
+    texts = TrainingTexts(lambda q, c: f"{TOPIC[q]}", lambda d: f"{TOPIC[d]} {TOPIC[-d]}", lambda q: [])
+    values = {"udr": (1.0, 2.0, 3.0), "llm-r": (2.0, 0.5, -1.0)}.get(method, ())
+    rows = [{"query": q, "chosen": (), "documents": (q + 1, q + 2, q + 4), "values": values} for q in range(5)]
+    found = []
+    for mini_batch in (0, 2):
+        model = load_encoder(config, bert)
+        batch = Collator(model, texts, routed=True)(rows)
+        parts = [
+            {k.removeprefix(f"{side}_"): v for k, v in batch.items() if k.startswith(f"{side}_")}
+            for side in ("query", "document")
+        ]
+        of_batch = partial(METHODS[method]().loss, config)
+        loss = RetrieverLoss(model, of_batch, freeze=frozen, mini_batch=mini_batch)(parts, batch["label"])
+        loss.backward()
+        found.append((loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (whole, gradient), (portions, again) = found
+    assert portions == pytest.approx(whole, abs=1e-6)
+    assert gradient.keys() == again.keys()
+    for name, value in gradient.items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_pairs_read_a_few_at_a_time_give_the_reward_models_loss_and_gradient(bert) -> None:
+    from iclkit.trainers._reward import _GroupLoss, load_reward
+
+    groups = ["rose oven", "boat pan"], [("rose", "oven", "pan"), ("boat", "chalk", "nurse")]
+    found = []
+    for mini_batch in (0, 2):
+        model = load_reward(preset("llm-r", reward_base=str(bert)), bert).eval()
+        loss = _GroupLoss(model, mini_batch)(groups, torch.zeros(2))
+        loss.backward()
+        found.append((loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-6)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], value, atol=1e-6, rtol=1e-5)
+
+
+def test_the_reward_models_loss_is_list_net_with_all_mass_on_the_positive(bert) -> None:
+    from sentence_transformers.cross_encoder.losses import ListNetLoss
+
+    from iclkit.trainers._reward import _GroupLoss, load_reward
+
+    model = load_reward(preset("llm-r", reward_base=str(bert)), bert).eval()
+    groups = ["rose oven", "boat pan"], [["rose", "oven", "pan"], ["boat", "chalk", "nurse"]]
+    theirs = ListNetLoss(model)(groups, [torch.tensor([1000.0, 0, 0])] * 2)
+    assert _GroupLoss(model)(groups, torch.zeros(2)).item() == pytest.approx(theirs.item(), abs=1e-6)
 
 
 TOPIC = ["rose", "tulip", "oven", "pan", "boat", "anchor", "pupil", "chalk", "nurse", "ward"]

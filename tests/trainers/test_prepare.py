@@ -19,7 +19,7 @@ from iclkit.records import Example
 from iclkit.testing import FakeLM, HashEmbedder
 from iclkit.trainers import METHODS, AssumedLM, Feedback, FeedbackPrompt, Ledger, Training, corpus_of_tasks, preset
 from iclkit.trainers._ceil import first_stage
-from iclkit.trainers._fit import load_encoder, out_of_patience
+from iclkit.trainers._fit import common_arguments, load_encoder, out_of_patience
 from iclkit.trainers._report import report_prompts
 from iclkit.trainers._train import training_keys
 
@@ -414,8 +414,22 @@ def test_a_reward_base_with_a_layer_missing_is_refused_by_name(bert, tmp_path) -
     load_reward(config, bert)  # a new head and pooler are meant
 
 
+def test_the_papers_warm_up_holds_unless_it_is_most_of_the_training() -> None:
+    def warm(config: Any, steps: int) -> int:
+        arguments = common_arguments(config, Path("x"), steps, "none", warmup_steps=config.warmup_steps)
+        return int(arguments["warmup_steps"])
+
+    paper = {method: preset(method, "paper") for method in METHODS}
+    assert {m: warm(c, 11_010) for m, c in paper.items()} == {
+        "epr": 1237, "udr": 500, "llm-r": 400, "se2": 1000, "ceil": 1300,
+    }  # fmt: skip
+    assert {warm(c, 60) for c in paper.values()} == {6}
+    assert warm(preset("epr"), 200) == 20
+
+
 def test_what_decides_a_training_stands_in_its_identity_and_a_rename_does_not_change_it() -> None:
-    others = {"mask_labels": True, "random_from": "middle", "rounds": "apart", "weights": "spread"}
+    others: dict[str, Any] = {"warmup_steps": 5, "mini_batch": 4, "refill": True, "reward_warmup_steps": 5}
+    others |= {"mask_labels": True, "random_from": "middle", "rounds": "apart", "weights": "spread"}
     for method in METHODS:
         config = preset(method)
         assert config.identity().items() <= config.as_dict().items()
