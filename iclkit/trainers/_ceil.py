@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -58,6 +58,7 @@ class CEILConfig(SetConfig):
     paper: ClassVar[Mapping[str, Any]] = {
         "base": BERT["base"], "pooling": "mean", "towers": 2, "similarity": "cos", "candidates": "bm25@output:50",
         "queries": 44_000, "value": "gold", "shots": 16, "neighbors": 100, "subsets": 50, "trade_off": 0.1,
+        "trade_offs": (0.01, 0.05, 0.1),
         "freeze_documents": True, "document": "input", "batch_size": 128, "learning_rate": 1e-5, "epochs": 30.0,
         "patience": 5, "evaluate_every": 100, "evaluations": 0, "max_tokens": 512, "checkpoints": 10,
         "warmup_steps": 1300, "mini_batch": 128,
@@ -70,6 +71,9 @@ class CEILConfig(SetConfig):
     neighbors: int = setting(20, "nearest rows of a query that its sets are drawn from", ge=2)
     subsets: int = setting(12, "sets that are scored of each query", ge=2)
     trade_off: float = setting(0.1, "of relevance and diversity; small: relevance", gt=0)
+    trade_offs: tuple[float, ...] = setting(
+        (), "trade-offs that are trained with one by one, the best on held-out queries is kept; none: trade_off", gt=0
+    )
     margin: float = setting(0.0, "of the loss per rank; 0: 1 / subsets", ge=0)
 
     def identity(self) -> dict[str, Json]:
@@ -77,6 +81,7 @@ class CEILConfig(SetConfig):
         return {
             **super().identity(),
             "neighbors": self.neighbors, "subsets": self.subsets, "trade_off": self.trade_off, "margin": self.margin,
+            **({"trade_offs": [*self.trade_offs]} if self.trade_offs else {}),
         }  # fmt: skip
 
 
@@ -98,7 +103,7 @@ def first_stage(config: CEILConfig) -> EPRConfig:
     settings = config.as_dict()
     paper = {
         **EPRConfig.paper, "towers": 1, "freeze_documents": config.freeze_documents, "epochs": 120.0,
-        "learning_rate": 1e-5, "batch_size": 128, "warmup_steps": 0,
+        "learning_rate": 1e-5, "batch_size": 128,
     }  # fmt: skip
     shared = {name: settings[name] for name in _SHARED_WITH_EPR}
     return EPRConfig(**{**(paper if config.preset == "paper" else {}), **shared})
@@ -144,7 +149,13 @@ class CEIL(Method[CEILConfig]):
         return result
 
     def check(self, s: Session[CEILConfig]) -> None:
-        """That EPR's documents are read as CEIL's, and that some query of each task has two sets to tell apart."""
+        """That EPR's documents are read as CEIL's, that some query of each task has two sets to tell apart, and that
+        there are held-out queries to choose a trade-off by."""
+        if s.config.trade_offs and not s.corpus.has_held_out:
+            raise UsageError(
+                "trade_offs are told apart on held-out queries, and there are none; set held_out above 0, or "
+                "trade_offs=[] and trade_off alone"
+            )
         if base := trained_base(s):
             self._check_base(s, base)
         else:
@@ -164,7 +175,11 @@ class CEIL(Method[CEILConfig]):
 
     def evaluation_prompts(self, s: Session[CEILConfig]) -> int:
         """Each evaluation has the set scored that the model chooses for each held-out query."""
-        return evaluation_prompt_count(s, sum(len(task.queries) for task in s.corpus.tasks))
+        return len(self.variants(s)) * evaluation_prompt_count(s, sum(len(task.queries) for task in s.corpus.tasks))
+
+    def variants(self, s: Session[CEILConfig]) -> list[CEILConfig]:
+        """One for each of the trade-offs."""
+        return [replace(s.config, trade_off=value) for value in s.config.trade_offs] or [s.config]
 
     def score(self, s: Session[CEILConfig]) -> None:
         """EPR's prompts, those of the subsets (for which EPR is trained, if the base is none), and of random sets."""

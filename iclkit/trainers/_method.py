@@ -100,6 +100,10 @@ class Method(ABC, Generic[ConfigT]):
         """The configs of the bi-encoders that are trained one after the other, each from its ``base``."""
         return [s.config]
 
+    def variants(self, s: Session[ConfigT]) -> list[ConfigT]:
+        """The configs that an iteration is trained with one by one; the best on held-out queries is kept."""
+        return [s.config]
+
     def evaluation_prompts(self, s: Session[ConfigT]) -> int:  # noqa: ARG002
         """The most prompts that evaluations of a training have scored beyond those of ``prompts``."""
         return 0

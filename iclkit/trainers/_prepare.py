@@ -96,7 +96,7 @@ def check_models(s: Session[Any], method: Method[Any], base: str, assumed: Assum
     for config in method.stages(s):
         size = _encoder_size(config, base, assumed)
         checkpoint = size * (4 if config.keep == "best" else 3)  # weights, two moments of each, the best weights
-        runs = config.iterations if config is s.config else 1
+        runs = config.iterations * len(method.variants(s)) if config is s.config else 1
         peak = max(peak, (KEPT + 1) * checkpoint)  # the new one stands beside those that are kept
         written += runs * (config.checkpoints * checkpoint + size)
         models_kept += runs * size

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -226,10 +226,11 @@ class Training:
         s, history = self.session, list[dict[str, Any]]()
         for iteration in range(self.config.iterations):
             history.append(self._iterate(iteration))
+        s.config = replace(s.config, **history[-1].get("settings", {}))
         model = self.work / f"model-{self.config.iterations - 1}"
         retriever = checkpoint_retriever(model, s)
         s.rendering = retriever.rendering
-        selector = self.method.selector(self.config)
+        selector = self.method.selector(s.config)
         setups = {"bm25": SelectorSetup("bm25"), "knn, untrained": SelectorSetup("knn", self.base)}
         if selector.spec != "knn":
             setups["knn, trained"] = SelectorSetup("knn", retriever)
@@ -251,34 +252,62 @@ class Training:
         return Trained(self.out, card, reports)
 
     def _iterate(self, iteration: int) -> dict[str, Any]:
-        """Gather, train and save one iteration; returns its facts."""
+        """Gather, train and save one iteration; returns its facts. Of several variants the best is kept."""
+        s, folder, file = self.session, self.work / f"model-{iteration}", self.work / f"fit-{iteration}.json"
+        before = checkpoint_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
+        gathered = self.method.gather(s, iteration, before)
+        self._notes()
+        if is_whole(folder) and (known := _read_json(file)) is not None and known.keys() >= _FACTS:
+            return known
+        variants = self.method.variants(s)
+        if variants == [s.config]:
+            return self._fit(s, gathered, iteration, f"{iteration}")
+        tried = [
+            self._fit(replace(s, config=config), gathered, iteration, f"{iteration}-{n}")
+            for n, config in enumerate(variants)
+        ]
+        best = max(range(len(tried)), key=lambda n: (tried[n]["best"], -n))
+        _, *settings = _differing([s.config, *variants])
+        facts = _as_read({
+            **tried[best], "settings": settings[best],
+            "tried": [[known, facts["best"]] for known, facts in zip(settings, tried, strict=True)],
+        })  # fmt: skip
+        self.say(f"kept: {', '.join(f'{k}={v}' for k, v in settings[best].items())}, the best on held-out queries")
+        if processes().is_main_process:
+            part = _beside(folder, ".part")
+            drop(part)
+            shutil.copytree(self.work / f"model-{iteration}-{best}", part)
+            drop(folder)
+            part.rename(folder)
+            replace_file(file, json.dumps(facts))
+        processes().wait_for_everyone()
+        return facts
+
+    def _fit(self, s: Session[Any], gathered: Any, iteration: int, name: str) -> dict[str, Any]:
+        """Train one model on what was gathered, as the session's config says, and save it under a name; its facts."""
         import torch
 
         from iclkit.trainers._fit import fit_retriever, load_encoder, save_model, training_texts
 
-        s, folder = self.session, self.work / f"model-{iteration}"
-        before = checkpoint_retriever(self.work / f"model-{iteration - 1}", s) if iteration else None
-        gathered = self.method.gather(s, iteration, before)
-        self._notes()
-        file = self.work / f"fit-{iteration}.json"
+        config, folder, file = s.config, self.work / f"model-{name}", self.work / f"fit-{name}.json"
         if is_whole(folder) and (known := _read_json(file)) is not None and known.keys() >= _FACTS:
             return known
-        torch.manual_seed(self.config.seed)
-        goes_on = iteration and not self.config.from_base
-        start = self.work / f"model-{iteration - 1}" if goes_on else self.method.start_from(s, self.config.base)
-        model = load_encoder(self.config, start)
+        torch.manual_seed(config.seed)
+        goes_on = iteration and not config.from_base
+        start = self.work / f"model-{iteration - 1}" if goes_on else self.method.start_from(s, config.base)
+        model = load_encoder(config, start)
         before_gain = self.method.gain(s, model)
         self.say(f"LM gain before training: {before_gain:+.4f} nats over a random candidate, on held-out queries")
         fitted = fit_retriever(
-            self.config,
+            config,
             model,
             self.method.batches(s, gathered),
             training_texts(s),
             self.method.loss,
-            self.work / f"fit-{iteration}",
+            self.work / f"fit-{name}",
             gain=(lambda m: self.method.gain(s, m)) if s.corpus.has_held_out else None,
             tracker=s.tracker,
-            progress=s.bar(f"training, iteration {iteration + 1}" if self.config.iterations > 1 else "training"),
+            progress=s.bar(f"training, iteration {iteration + 1}" if config.iterations > 1 else "training"),
             say=self.say,
         )
         facts = _as_read({"iteration": iteration + 1, "before": before_gain, **fitted})
@@ -292,7 +321,7 @@ class Training:
         if processes().is_main_process:
             save_model(model, folder)
             replace_file(file, json.dumps(facts))
-            drop(self.work / f"fit-{iteration}" / "checkpoints")
+            drop(self.work / f"fit-{name}" / "checkpoints")
         processes().wait_for_everyone()
         return facts
 
@@ -392,6 +421,13 @@ def training_keys(config: TrainConfig, corpus: TrainingData, lm: LM, base: Embed
          [[task.instruction, [*task.labels]] for task in corpus.tasks]]
     )  # fmt: skip
     return [key, former]
+
+
+def _differing(configs: Sequence[TrainConfig]) -> list[dict[str, Any]]:
+    """The settings of each config that are not the same in all."""
+    every = [config.as_dict() for config in configs]
+    names = [name for name in every[0] if any(one[name] != every[0][name] for one in every)]
+    return [{name: one[name] for name in names} for one in every]
 
 
 def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:

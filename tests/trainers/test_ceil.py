@@ -166,6 +166,40 @@ def test_the_first_stage_is_epr_on_the_same_data_with_the_same_encoder():
     assert not first_stage(replace(paper, freeze_documents=False)).freeze_documents
 
 
+def test_the_best_trade_off_on_held_out_queries_is_kept_and_chosen_with(mode_task, bag, tmp_path):
+    task, judge = mode_task
+    config = preset(
+        "ceil", base=str(bag), queries=10, held_out=6, report=4, shots=2, neighbors=6, subsets=4, candidates="random:6",
+        trade_offs=(0.02, 5.0), max_steps=3, batch_size=4, learning_rate=2e-2,
+    )  # fmt: skip
+    heard = []
+    with Training(corpus_of_tasks([task], config), judge, tmp_path / "out", config, say=heard.append) as training:
+        announced = training.later()
+        trained = training.run()
+    (facts,) = trained.card["training"]
+    gains = {known["trade_off"]: gain for known, gain in facts["tried"]}
+    assert {*gains} == {0.02, 5.0}
+    best = max(gains, key=gains.get)
+    assert facts["settings"] == {"trade_off": best}
+    assert facts["best"] == gains[best]
+    assert trained.card["selector"] == f"ceil,trade_off={best:g}"
+    assert trained.card["config"]["trade_off"] == best
+    assert any(line.startswith(f"kept: trade_off={best}") for line in heard)
+    work = tmp_path / "out.work"
+    kept, other = ([*gains].index(x) for x in (best, next(x for x in gains if x != best)))
+    weights = [(work / f"model-0{n}" / "model.safetensors") for n in ("", f"-{kept}", f"-{other}")]
+    whole, same, another = (next(p.parent.rglob("*.safetensors")).read_bytes() for p in weights)
+    assert whole == same != another
+    one = replace(config, trade_offs=())
+    alone = Training(corpus_of_tasks([task], one), judge, tmp_path / "one", one)
+    assert announced > alone.later()
+    alone.close()
+    none = replace(config, held_out=0)
+    without = Training(corpus_of_tasks([task], none), judge, tmp_path / "none", none)
+    with pytest.raises(UsageError, match="trade_offs are told apart on held-out queries"):
+        without.prepare()
+
+
 def test_the_documented_command_for_epr_at_full_size_runs_what_ceil_would_run():
     """What stands in the guide is parsed as the command line parses it."""
     text = (Path(__file__).parents[2] / "docs" / "reproduction.md").read_text(encoding="utf-8")

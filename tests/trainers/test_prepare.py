@@ -433,9 +433,12 @@ def test_what_decides_a_training_stands_in_its_identity_and_a_rename_does_not_ch
     for method in METHODS:
         config = preset(method)
         assert config.identity().items() <= config.as_dict().items()
-        later = config.as_dict().keys() - config.identity().keys() - {"checkpoints"}  # came after trainings were begun
+        later = (
+            config.as_dict().keys() - config.identity().keys() - {"checkpoints", "trade_offs"}
+        )  # came after trainings were begun
         for name in later:
             assert replace(config, **{name: others[name]}).identity() == {**config.identity(), name: others[name]}
+    assert preset("ceil", trade_offs=(0.1, 1.0)).identity() == {**preset("ceil").identity(), "trade_offs": [0.1, 1.0]}
 
 
 def test_templates_and_the_base_make_another_training_and_an_earlier_key_is_still_known(
