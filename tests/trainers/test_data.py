@@ -282,9 +282,21 @@ def test_a_killed_scoring_keeps_every_finished_prompt(tmp_path) -> None:
         Feedback(Dying(), Ledger(tmp_path / "l.db")).score(course, asks)
     ledger = Ledger(tmp_path / "l.db")
     assert len(ledger) == 3  # prompts of two labels each; the fourth had one of two
+
+    class Served(FakeLM):
+        scoring = "completions"
+
+    served = Served()
+    served.fingerprint = FakeLM().fingerprint
+    Feedback(served, Ledger.copy(tmp_path / "l.db")).score(course, asks)
+    assert len(served.scored) == 2 * (len(asks) - 3)
+    # a model of our own may score a little otherwise beside other prompts: it is asked the same ones together, through
+    # its cache if it has one
     lm = FakeLM()
-    Feedback(lm, ledger).score(course, asks)
-    assert len(lm.scored) == 2 * (len(asks) - 3)
+    feedback = Feedback(lm, ledger)
+    feedback.score(course, asks)
+    assert len(lm.scored) == 2 * len(asks)
+    assert (feedback.known, feedback.computed) == (3, len(asks) - 3)
 
 
 def test_mean_log_probability_covers_exactly_the_answer() -> None:
