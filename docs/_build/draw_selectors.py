@@ -110,7 +110,7 @@ def words(query: str, *specs: str, k: int = 6) -> str:
     body: list[str] = []
     y = 0
     for spec in specs:
-        picks = chooser(pool, selector=spec, k=k, embedder=None).select(query).examples  # type: ignore[arg-type]
+        picks = chooser(pool, selector=spec, k=k, embedder=None).select(query).examples
         rows = np.array([view.row_of(e.id) for e in picks], dtype=np.int64)
         weights = index.weights(known, view.positions(rows))
         body.append(f'<text x="0" y="{y + 70}" fill="{INK}" font-size="14" font-weight="600">{escape(spec)}</text>')

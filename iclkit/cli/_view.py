@@ -38,6 +38,7 @@ from iclkit.extras import install_command
 @click.option("--reranker", help="A cross-encoder for rerank; ,dtype=bf16 may stand behind it.")
 @click.option("--template", "template_text", metavar="TEXT|FILE", help=f"{TEMPLATE}  [default: that of a task made of "
               "the pool]")  # fmt: skip
+@click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @click.option("--task-name", "task", help="Choose only from the examples of the task of this name.")
 @click.option("--runs", default="runs", show_default=True, type=click.Path(path_type=Path), help="The folder of runs "
               "whose boards can be opened.")  # fmt: skip
@@ -50,6 +51,7 @@ def command(
     lm: str | None,
     reranker: str | None,
     template_text: str | None,
+    chat: bool,
     task: str | None,
     runs: Path,
     port: int,
@@ -62,6 +64,7 @@ def command(
     """
     if any(find_spec(package) is None for package in ("starlette", "uvicorn")):
         raise UsageError(f"the page needs the extra: {install_command('serve')}")
+    from iclkit.predictors import Tools
     from iclkit.view import Workbench, run_view
 
     template = parse_template(template_text)
@@ -76,15 +79,9 @@ def command(
             tell_language(view.examples, embedder)
             with bar("embedding the pool") as progress:
                 view.index(encoder, progress)
-        workbench = Workbench(
-            store,
-            encoder,
-            load_lm(lm, lm_options) if lm else None,
-            load_reranker(reranker, device) if reranker else None,
-            template,
-            task,
-            lm_loader(lm_options),
-        )
+        model = load_lm(lm, lm_options) if lm else None
+        cross = load_reranker(reranker, device) if reranker else None
+        workbench = Workbench(store, Tools(model, encoder, cross, lm_loader(lm_options)), template, task, chat)
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
 
         def ready(address: str) -> None:

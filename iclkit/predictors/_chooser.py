@@ -26,7 +26,7 @@ def chooser(
     keep: Sequence[str] = (),
     selector: str | Spec | Selector = "knn",
     k: int = 8,
-    embedder: EmbedderLike | str = "all-minilm-l6-v2",
+    embedder: EmbedderLike | str | None = "all-minilm-l6-v2",
     lm: LM | str | None = None,
     reranker: Reranker | str | None = None,
     template: Template | str | None = None,

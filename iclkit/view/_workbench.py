@@ -6,20 +6,18 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from iclkit.embed import Embedder, Reranker
 from iclkit.errors import DataError, IclkitError, UsageError
-from iclkit.lm import LM
 from iclkit.pool import Pool, PoolView
-from iclkit.predictors import chooser, display_name
+from iclkit.predictors import Tools, display_name, pool_context
 from iclkit.prompts import ORDERS, Template
 from iclkit.records import Example, Prompt, Query, Selection, Spec
-from iclkit.selectors import RANDOM_FILL, SELECTORS, Chooser, make_selector, selector_help
+from iclkit.selectors import RANDOM_FILL, SELECTORS, Chooser, Selector, make_selector, selector_help
 from iclkit.settings import describe_settings
 from iclkit.view._map import PoolMap
 
@@ -45,21 +43,22 @@ class Side:
 
 @dataclass
 class Workbench:
-    """A pool with the models that selectors may use. ``task``: only examples of this task are chosen from.
+    """A pool with the models that selectors may use.
 
-    One question is answered at a time: models are not asked by two threads.
+    ``task``: only examples of this task are chosen from. ``chat``: prompts show demonstrations as turns. One question
+    is answered at a time: models are not asked by two threads.
     """
 
     pool: Pool
-    embedder: Embedder | None = None
-    lm: LM | None = None
-    reranker: Reranker | None = None
+    tools: Tools = field(default_factory=Tools)
     template: Template | None = None
     task: str | None = None
-    load_lm: Callable[[str], LM] | None = None
+    chat: bool = False
 
     def __post_init__(self) -> None:
-        self.map = PoolMap(self.embedder)
+        embedder = self.tools.embedder
+        self._embedder = embedder.for_task(self.task) if embedder and self.task else embedder
+        self.map = PoolMap(self._embedder)
         self._fitted: OrderedDict[tuple[str, str], Chooser] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -71,15 +70,16 @@ class Workbench:
 
     def about(self) -> dict[str, Any]:
         """The pool, the models, and the selectors with their settings."""
-        models = {"embedder": self.embedder, "lm": self.lm, "reranker": self.reranker}
+        tools = self.tools
+        models = {"embedder": tools.embedder, "lm": tools.lm, "reranker": tools.reranker}
         first = next(iter(self.pool.find(limit=1).examples), None)
         return {
             "pool": str(self.pool.path),
             "readOnly": self.pool.read_only,
             "task": self.task,
             "fields": [] if first is None or isinstance(first.input, str) else sorted(first.input),
-            "lm": self.lm.name if self.lm else None,
-            "embedder": self.embedder.name if self.embedder else None,
+            "lm": tools.lm.name if tools.lm else None,
+            "embedder": tools.embedder.name if tools.embedder else None,
             "has": {part: model is not None for part, model in models.items()},
             "orders": ORDERS.names(),
             "selectors": selectors(),
@@ -101,22 +101,20 @@ class Workbench:
             raise UsageError(f"k is {k}; give a number from 0 to {MAX_K}")
         ORDERS.get(order)
         with self._lock:
-            view = self.view()
             asked = [self._answer(side, query, k, order, n < len(paid) and paid[n]) for n, side in enumerate(sides)]
-            words = view.term_index("words", "", 1.5, 0.75) if len(view) else None
             answers = []
             for n, found in enumerate(asked):
                 if isinstance(found, dict):
                     answers.append(found)
                     continue
                 others = [x for x in asked[:n] + asked[n + 1 :] if not isinstance(x, dict)]
-                answers.append(self._told(found, others, view, words))
-            return {"query": query.text, "at": self.map.place_query(query.text, view), "sides": answers}
+                answers.append(self._told(found, others))
+            return {"query": query.text, "at": self.map.place_query(query.text, self.view()), "sides": answers}
 
     def _answer(self, side: Side, query: Query, k: int, order: str, paid: bool) -> _Answer | dict[str, Any]:
         started = time.perf_counter()
         try:
-            fitted = self._fit(make_selector(Spec(side.name, side.settings)).spec, order)  # which asks an LM nothing
+            fitted = self._fit(make_selector(Spec(side.name, side.settings)), order)  # which asks an LM nothing
             cost = fitted.selector.cost(k)
             if (texts := cost.per_task + cost.per_query) and not paid:
                 return {"cost": {"task": cost.per_task, "query": cost.per_query, "texts": texts}}
@@ -129,20 +127,13 @@ class Workbench:
             log.exception("selector %s failed", side.name)
             return {"error": f"{type(error).__name__}: {error}; the terminal says more"}
 
-    def _fit(self, spec: Spec, order: str) -> Chooser:
-        key = (str(spec), order)
+    def _fit(self, made: Selector, order: str) -> Chooser:
+        key = (str(made.spec), order)
         if key not in self._fitted:
-            self._fitted[key] = chooser(
-                self.pool if self.task is None else self.view(),
-                selector=Spec(spec.name, spec.settings),
-                embedder=self.embedder,  # type: ignore[arg-type]  # None where there is none: fit says what is missing
-                lm=self.lm,
-                reranker=self.reranker,
-                template=self.template,
-                chat=False,
-                order=order,
-                follow=True,
-            )
+            view = self.view()
+            context = pool_context(view, made, template=self.template, chat=self.chat, name=self.task or "")
+            kit = self.tools.kit(context, order=order)
+            self._fitted[key] = Chooser(made.fit(view, kit), view, kit, follow=True, pool=self.pool)
         self._fitted.move_to_end(key)
         while len(self._fitted) > KEPT:
             self._fitted.popitem(last=False)
@@ -150,15 +141,15 @@ class Workbench:
 
     # ---- an answer in words and numbers
 
-    def _told(self, answer: _Answer, others: Sequence[_Answer], view: PoolView, words: Any) -> dict[str, Any]:
-        selection, prompt = answer.selection, answer.prompt
+    def _told(self, answer: _Answer, others: Sequence[_Answer]) -> dict[str, Any]:
+        selection, prompt, view = answer.selection, answer.prompt, answer.chooser.view
+        lm = self.tools.lm
         elsewhere = {p.example_id: p.rank for other in others for p in other.selection.picks}
         examples = {e.id: e for e in selection.examples}
-        rows = np.array([row for e in selection.examples if (row := view.row_of(e.id)) is not None], dtype=np.int64)
-        near = self._cosines(selection, view, rows)
-        shared = _shared_words(selection.query.text, view, rows, words)
+        rows = np.array([view.row_of(i) for i in selection.ids], dtype=np.int64)
+        near, shared = self._cosines(selection, view, rows), _shared_words(selection.query.text, view, rows)
         places = self.map.place(view, rows)
-        tokens = {e.id: self.lm.count_tokens(answer.chooser.template.render_demo(e)) if self.lm else None
+        tokens = {e.id: lm.count_tokens(answer.chooser.template.render_demo(e)) if lm else None
                   for e in selection.examples}  # fmt: skip
         picks = [
             {
@@ -167,9 +158,9 @@ class Workbench:
                 "score": p.score,
                 "random": p.why == RANDOM_FILL,
                 "elsewhere": elsewhere.get(p.example_id),
-                "cosine": near[n] if n < len(near) else None,
-                "words": shared[n] if n < len(shared) else [],
-                "at": places[n] if n < len(places) else None,
+                "cosine": near[n] if near else None,
+                "words": shared[n],
+                "at": places[n],
                 "tokens": tokens[p.example_id],
                 **short(examples[p.example_id]),
             }
@@ -185,16 +176,16 @@ class Workbench:
                 "pieces": _pieces(prompt),
                 "shown": [*prompt.shown],
                 "dropped": [{"id": d.example_id, "reason": d.reason} for d in prompt.dropped],
-                "tokens": prompt.tokens if self.lm else None,
+                "tokens": prompt.tokens if lm else None,
                 "characters": len(prompt.text),
             },
         }
 
     def _cosines(self, selection: Selection, view: PoolView, rows: Any) -> list[float]:
-        if self.embedder is None or not len(rows):
+        if self._embedder is None or not len(rows):
             return []
-        query = self.embedder.encode_queries([selection.query.text])[0]
-        return [float(x) for x in view.index(self.embedder).vectors(rows) @ query]
+        query = self._embedder.encode_queries([selection.query.text])[0]
+        return [float(x) for x in view.index(self._embedder).vectors(rows) @ query]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,10 +239,11 @@ def short(example: Example) -> dict[str, Any]:
     }
 
 
-def _shared_words(query: str, view: PoolView, rows: Any, index: Any) -> list[list[str]]:
+def _shared_words(query: str, view: PoolView, rows: Any) -> list[list[str]]:
     """For each row the words that it shares with the query, those that weigh most (BM25) first."""
-    if index is None or not len(rows):
+    if not len(rows):
         return []
+    index = view.term_index("words", "", 1.5, 0.75)
     known = list(dict.fromkeys(index.known(query)))
     weights = index.weights(known, view.positions(rows))
     return [[known[w] for w in np.argsort(-row, kind="stable")[:_WORDS] if row[w] > 0] for row in weights]

@@ -68,7 +68,9 @@ ASKING = sorted(name for name, command in TABLE.items() if "--lm" in options(com
 
 
 def test_the_commands_that_load_an_lm_are_known() -> None:
-    assert ASKING == ["advise", "augment", "eval", "explain", "prompt", "select", "task check", "train", "tune ease"]
+    assert ASKING == [
+        "advise", "augment", "eval", "explain", "prompt", "select", "task check", "train", "tune ease", "view",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ASKING)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from iclkit.pool import Pool
+from iclkit.predictors import Tools
 from iclkit.records import Example
 from iclkit.testing import FakeLM, HashEmbedder
 
@@ -93,7 +94,7 @@ def serve_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
                 with Pool.open(path) as made:
                     made.add(rows)
             pool = stack.enter_context(Pool.open(path, create=False))
-            bench = Workbench(pool, more.pop("embedder", HashEmbedder()), FakeLM() if lm else None, **more)
+            bench = Workbench(pool, Tools(FakeLM() if lm else None, more.pop("embedder", HashEmbedder())), **more)
             app, headers = make_view_app(bench, runs or folder / "runs", KEY), {"X-ICLKIT-Token": KEY}
             if not live:
                 client = TestClient(app, "http://127.0.0.1", headers=headers)

@@ -86,6 +86,17 @@ def test_each_pick_tells_what_speaks_for_it(page):
     assert filled["notes"]
 
 
+def test_only_examples_of_the_task_are_chosen_from_and_turns_are_shown_as_the_model_reads_them(serve_pool):
+    rows = [Example(f"parcel {n}", "a", task="one" if n % 2 else "two") for n in range(8)]
+    page = serve_pool(rows, task="one", chat=True)
+    (side,) = page.ask("parcel", "knn", k=8)
+    assert {p["id"] for p in side["picks"]} == {e.id for e in rows if e.task == "one"}
+    assert "<|assistant|>" in "".join(piece[1] for piece in side["prompt"]["pieces"])
+    new = {"input": "parcel 9", "output": "a", "task": "one", "choices": [], "meta": {}}
+    added = page.post("/api/change", {"was": None, "now": new})
+    assert added["id"] in {p["id"] for p in page.ask("parcel", "knn", k=8)[0]["picks"]}
+
+
 def test_an_example_that_asks_is_not_shown_for_itself(page):
     (side,) = page.ask(ROWS[0].text, "knn", exclude=[ROWS[0].id])
     assert ROWS[0].id not in {p["id"] for p in side["picks"]}
@@ -248,7 +259,7 @@ def test_a_pool_that_is_read_only_is_shown_and_not_changed(serve_pool, tmp_path)
     from iclkit.view._rows import Rows
 
     with Pool.open(tmp_path / "fixed.db", create=False, read_only=True) as pool:
-        assert Workbench(pool, HashEmbedder()).about()["readOnly"] is True
+        assert Workbench(pool).about()["readOnly"] is True
         assert Rows(pool).page("", None, None, False, 0, 5)["total"] == len(ROWS)
         with pytest.raises(Exception, match="reading only"):
             Rows(pool).change(example_dict(ROWS[0]), None)

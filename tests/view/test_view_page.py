@@ -163,6 +163,7 @@ def test_rows_are_found_edited_removed_and_brought_back(shown, live_page):
     assert {e.id for e in live_page.pool} == {e.id for e in ROWS}
 
 
+@pytest.mark.slow
 def test_a_row_that_somebody_else_has_changed_is_shown_as_it_is_now(chrome, live_page):
     shown = opened(chrome, live_page)
     press(shown, "send me an invoice", "#rows")
@@ -187,6 +188,7 @@ def test_hostile_texts_are_shown_as_they_are_and_do_nothing(shown):
     assert all_of(shown, "img, iframe, [onerror]") == []
 
 
+@pytest.mark.slow
 def test_a_board_is_opened_from_the_list_of_runs(chrome, serve_pool, tmp_path, monkeypatch):
     monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
     make(tmp_path / "runs", ks=(2,), test=12)
@@ -210,6 +212,7 @@ def test_without_its_key_the_page_says_where_to_find_it(chrome, shared_page):
     assert not all_of(chrome, "#ask")
 
 
+@pytest.mark.slow
 def test_a_read_only_pool_has_no_buttons_that_write(chrome, serve_pool):
     page = serve_pool(live=True)
     page.pool.read_only = True
@@ -221,6 +224,7 @@ def test_a_read_only_pool_has_no_buttons_that_write(chrome, serve_pool):
     assert not [x for x in all_of(shown, "dialog button") if x.text in ("Save", "Remove")]
 
 
+@pytest.mark.slow
 def test_inputs_with_fields_have_a_box_for_each(chrome, serve_pool):
     page = serve_pool(
         [Example({"question": f"how many {n}", "schema": "t(a, b)"}, f"SELECT {n}") for n in range(5)], live=True
@@ -234,7 +238,7 @@ def test_inputs_with_fields_have_a_box_for_each(chrome, serve_pool):
     assert "which is not shown for itself" in says(shown, "#source")
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_every_text_stands_out_and_every_control_has_a_name(chrome, shared_page, theme):
     shown = opened(chrome, shared_page, theme=theme)
     asked(shown, "where is my parcel")
