@@ -44,9 +44,10 @@ from _common import (
 )
 
 from iclkit.lm import GenerateRequest, ScoreRequest
+from iclkit.lm._architecture import describe
 from iclkit.lm._forward import ForwardModel, matches_module
-from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
+from iclkit.lm._packed import PackedForward
 from iclkit.lm._tokens import TokenPair
 from iclkit.lm._torch import TorchLM
 from iclkit.lm._verified import VerifiedLM
@@ -101,7 +102,7 @@ def load(a: argparse.Namespace) -> TorchLM:
     if a.model:
         return load_torch(a.model, dtype=a.dtype, device=a.device, batch_tokens=a.batch_tokens)
     module = random_model(a.shape, a.device, {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype])
-    packed = PackedLlama(module)
+    packed = PackedForward(describe(module))
     if not matches_module(module, packed):
         raise SystemExit("the packed pass does not agree with the module: not timing a wrong answer")
     codec: Any = NoText()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from iclkit.errors import ModelError
-from iclkit.lm._llama import KV, ROUND, PackedLlama
+from iclkit.lm._packed import KV, ROUND, PackedForward
 from iclkit.lm._tokens import PromptTokenizer, TokenIds
 from iclkit.records import GenerateRequest, Generation
 
@@ -81,15 +81,15 @@ class KVCache:
     """Rows that grow, and their keys and values: the prompts stand flush right in the first columns, and each step
     takes one column more. Per layer (rows * kv heads, room, head size), twice."""
 
-    def __init__(self, llama: PackedLlama, lengths: Sequence[int], steps: int) -> None:
-        self.llama, self._at = llama, max(lengths)
-        self._positions = torch.tensor(lengths, device=llama.device)
+    def __init__(self, packed: PackedForward, lengths: Sequence[int], steps: int, *, long: bool = False) -> None:
+        self.packed, self._at, self._long = packed, max(lengths), long
+        self._positions = torch.tensor(lengths, device=packed.device)
         self._first = (self._at - self._positions)[:, None]
         room = -(-(self._at + steps) // ROUND) * ROUND
-        self._columns = torch.arange(room, device=llama.device)
-        shape = (len(lengths) * llama.kv_heads, room, llama.size)
-        empty = torch.zeros(shape, dtype=llama.dtype, device=llama.device)
-        self._held = [(empty.clone(), empty.clone()) for _ in llama.layers]
+        self._columns = torch.arange(room, device=packed.device)
+        shape = (len(lengths) * packed.kv_heads, room, packed.size)
+        empty = torch.zeros(shape, dtype=packed.dtype, device=packed.device)
+        self._held = [(empty.clone(), empty.clone()) for _ in packed.layers]
 
     def fill(self, rows: Sequence[int], held: KV, source: Sequence[NDArray[np.int64]]) -> None:
         """Before the first step: the prompts of ``rows``, whose keys and values are ``source`` in ``held``, each first
@@ -97,40 +97,51 @@ class KVCache:
         sizes = np.array([len(s) for s in source])
         row = np.repeat(np.array(rows), sizes)
         column = np.concatenate([np.arange(self._at - n, self._at) for n in sizes])
-        index = torch.from_numpy(np.stack([row, column, np.concatenate(source)])).to(self.llama.device)
+        index = torch.from_numpy(np.stack([row, column, np.concatenate(source)])).to(self.packed.device)
         for (keys, values), (k, v) in zip(self._held, held, strict=True):
             for here, there in ((keys, k), (values, v)):
-                by_row = here.view(-1, self.llama.kv_heads, *here.shape[1:])
+                by_row = here.view(-1, self.packed.kv_heads, *here.shape[1:])
                 by_row[index[0], :, index[1]] = there[:, index[2]].transpose(0, 1)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows."""
-        index = torch.tensor(rows, device=self.llama.device)
+        index = torch.tensor(rows, device=self.packed.device)
         self._positions, self._first = self._positions[index], self._first[index]
-        heads = torch.arange(self.llama.kv_heads, device=self.llama.device)
-        index = (index[:, None] * self.llama.kv_heads + heads).flatten()
+        heads = torch.arange(self.packed.kv_heads, device=self.packed.device)
+        index = (index[:, None] * self.packed.kv_heads + heads).flatten()
         self._held = [(k[index], v[index]) for k, v in self._held]
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Append a token to each row; float32 logits (rows, vocabulary) of what comes next."""
-        b, g, d = len(tokens), self.llama.kv_heads, self.llama.size
+        b, g, d = len(tokens), self.packed.kv_heads, self.packed.size
         at, n = self._at, -(-(self._at + 1) // ROUND) * ROUND  # oneDNN keeps a kernel per shape: few of them
         columns = self._columns[:n]
-        mask = torch.zeros(b, n, dtype=self.llama.dtype, device=self.llama.device)
-        mask.masked_fill_((columns < self._first) | (columns > at), float("-inf"))
-        mask = mask.repeat_interleave(g, 0)[:, None]
+        softcap = self.packed.architecture.softcap
+        unseen = (columns < self._first) | (columns > at)
+        masks: dict[int | None, Tensor] = {}
+        for window in {layer.says.window for layer in self.packed.layers}:
+            mask = torch.zeros(b, n, dtype=self.packed.dtype, device=self.packed.device)
+            mask.masked_fill_(unseen if window is None else unseen | (columns <= at - window), float("-inf"))
+            masks[window] = mask.repeat_interleave(g, 0)[:, None]
 
         def attend(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             held_keys, held_values = self._held[number]
             held_keys[:, at] = keys[:, :b].transpose(0, 1).reshape(-1, d)
             held_values[:, at] = values[:, :b].transpose(0, 1).reshape(-1, d)
-            scores = torch.baddbmm(mask, q[:b].reshape(b * g, -1, d), held_keys[:, :n].transpose(1, 2))
+            mask = masks[self.packed.layers[number].says.window]
+            queries, rows = q[:b].reshape(b * g, -1, d), held_keys[:, :n].transpose(1, 2)
+            if softcap is None:
+                scores = torch.baddbmm(mask, queries, rows)
+            else:
+                scores = torch.bmm(queries, rows).float().div_(softcap).tanh_().mul_(softcap).add_(mask)
             out = torch.zeros(q.shape[0], q.shape[1] * d, dtype=q.dtype, device=q.device)
-            out[:b] = torch.bmm(torch.softmax(scores, -1), held_values[:, :n]).view(b, -1)
+            out[:b] = torch.bmm(torch.softmax(scores, -1).to(q.dtype), held_values[:, :n]).view(b, -1)
             return out
 
-        hidden = self.llama.grow(torch.tensor(tokens, device=self.llama.device), self._positions, attend)
+        hidden = self.packed.grow(
+            torch.tensor(tokens, device=self.packed.device), self._positions, attend, long=self._long
+        )
         self._at += 1
         self._positions = self._positions + 1
-        return self.llama.logits(hidden)
+        return self.packed.logits(hidden)

@@ -1,13 +1,14 @@
 """The forward pass of a causal LM of ``transformers``: one job after another, on CPU or CUDA, in whichever process.
 
-Llama-shaped models run through ``PackedLlama``; any other causal LM through its own module, one padded row per
-sequence. Both read float32 logits at the needed positions only.
+Models that ``_architecture`` knows run through ``PackedForward``; any other causal LM through its own module, one
+padded row per sequence. Both read float32 logits at the needed positions only.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor
 
 from iclkit.errors import DataError
+from iclkit.lm._architecture import small_windows
 from iclkit.lm._decode import Decoder, KVCache, step_all
-from iclkit.lm._llama import HEAD_ROWS, KV, PackedLlama
 from iclkit.lm._module import (
     CachedRows,
     Float32Head,
@@ -28,6 +29,7 @@ from iclkit.lm._module import (
     probe_ids,
     refuse_unless_causal,
 )
+from iclkit.lm._packed import HEAD_ROWS, KV, PackedForward
 from iclkit.lm._plan import Plan, Prefix, build_layout, make_plan
 from iclkit.lm._shape import ModelShape
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
@@ -83,7 +85,7 @@ class ForwardModel:
         codec: PromptTokenizer,
         *,
         name: str,
-        packed: PackedLlama | None,
+        packed: PackedForward | None,
         batch_tokens: int | None = None,
     ) -> None:
         self.module, self.codec, self.name, self.packed = module, codec, name, packed
@@ -94,7 +96,8 @@ class ForwardModel:
         beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
         self.notes = tuple(filter(None, (unbounded, beyond if words > rows else "")))
         self.device: torch.device = next(module.parameters()).device
-        self._kept: dict[TokenIds, KV] = {}
+        self._kept: dict[tuple[TokenIds, bool], KV] = {}
+        self.long_from = longrope_limit(module.config.get_text_config())
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
         many = eos if isinstance(eos, (list, tuple)) else [eos]
         if wrong := [e for e in many if e is not None and type(e) is not int]:
@@ -172,9 +175,9 @@ class ForwardModel:
 
     def _answers(self, job: ForwardJob) -> list[Any]:
         if job.requests:
-            return self._generate_in_memory(job.prompts, job.requests)
+            return self._generate_by_kind(job.prompts, job.requests)
         try:
-            kept = self._keep(job.chain)
+            kept = self._keep(job.chain, self._is_long(len(job.pairs[0].ids) - 1))
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -189,20 +192,25 @@ class ForwardModel:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _keep(self, chain: Sequence[Prefix]) -> KV | None:
+    def _is_long(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens is of the long kind; the sequences of a batch are of one kind."""
+        return self.long_from is not None and tokens > self.long_from
+
+    def _keep(self, chain: Sequence[Prefix], long: bool) -> KV | None:
         """Keys and values of a chain of prefixes, computed where they are not kept; those of other chains are freed."""
-        held: dict[TokenIds, KV] = {}
+        held: dict[tuple[TokenIds, bool], KV] = {}
         before: KV | None = None
         for prefix in chain:
-            before = held[prefix.ids] = self._kept.get(prefix.ids) or self._prefill(prefix, before)
+            key = prefix.ids, long
+            before = held[key] = self._kept.get(key) or self._prefill(prefix, before, long)
         self._kept = held
         return before
 
-    def _prefill(self, prefix: Prefix, before: KV | None) -> KV:
+    def _prefill(self, prefix: Prefix, before: KV | None, long: bool) -> KV:
         assert self.packed is not None
         layout = build_layout([TokenPair((*prefix.ids, 0), len(prefix.ids))], prefix.start)
         self._computed += len(layout.tokens)
-        return self.packed.forward(layout, before, keep=True)[1]
+        return self.packed.forward(layout, before, keep=True, long=long)[1]
 
     def _compute_in_memory(self, pairs: Sequence[TokenPair], prefix: Prefix | None, kept: KV | None) -> list[Any]:
         """``_compute``; when memory runs out, in halves."""
@@ -229,7 +237,7 @@ class ForwardModel:
             return self._compute_by_module(pairs)
         layout = build_layout(pairs, len(prefix.ids) if prefix else 0)
         self._computed += len(layout.tokens)
-        hidden, _ = self.packed.forward(layout, kept)
+        hidden, _ = self.packed.forward(layout, kept, long=self._is_long(len(pairs[0].ids) - 1))
         reader = ScoreReader(layout.read_row, layout.read_token, layout.read_sequence, layout.n_sequences)
         for at in range(0, len(hidden), self.packed.head_rows):
             reader.take(at, self.packed.logits(hidden[at : at + self.packed.head_rows]))
@@ -267,13 +275,31 @@ class ForwardModel:
 
     def prompt_plan(self, prompts: Sequence[TokenIds]) -> Plan:
         """How the prompts of one job are read before they are continued: as pairs are, shared beginnings once."""
-        return make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens)
+        return make_plan([TokenPair((*p, 0), len(p)) for p in prompts], self.batch_tokens, apart=self.long_from)
 
-    def _generate_in_memory(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
-        """Continuations; when memory runs out, in halves."""
-        write = self._generate if self.packed else self._generate_by_module
+    def _generate_by_kind(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Any]:
+        """Continuations. Under longrope, texts that stay short are written together, and those that begin long; one
+        that grows from short to long changes all its angles on the way, so it is read again for each token, alone."""
+        groups: dict[tuple[bool, bool, int], list[int]] = {}
+        for i, (prompt, request) in enumerate(zip(prompts, requests, strict=True)):
+            begins, ends = self._is_long(len(prompt)), self._is_long(len(prompt) + request.max_tokens - 1)
+            groups.setdefault((begins, ends, i if begins != ends else -1), []).append(i)
+        out: list[Any] = [None] * len(prompts)
+        for (begins, ends, _), group in groups.items():
+            some = [prompts[i] for i in group], [requests[i] for i in group]
+            answers = self._generate_in_memory(*some, whole=begins != ends)
+            for i, answer in zip(group, answers, strict=True):
+                out[i] = answer
+        return out
+
+    def _generate_in_memory(
+        self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest], *, whole: bool
+    ) -> list[Any]:
+        """Continuations; when memory runs out, in halves. ``whole``: by reading the text again for each token."""
         try:
-            return [*write(prompts, requests)]
+            if self.packed is not None and not whole:
+                return [*self._generate(prompts, requests)]
+            return [*self._generate_by_module(prompts, requests, whole=whole)]
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -281,15 +307,17 @@ class ForwardModel:
         if len(prompts) == 1:
             return [self._too_large(len(prompts[0]) + requests[0].max_tokens)]
         half = len(prompts) // 2
-        return self._generate_in_memory(prompts[:half], requests[:half]) + self._generate_in_memory(
-            prompts[half:], requests[half:]
-        )
+        return [
+            *self._generate_in_memory(prompts[:half], requests[:half], whole=whole),
+            *self._generate_in_memory(prompts[half:], requests[half:], whole=whole),
+        ]
 
     @torch.inference_mode()
     def _generate(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Read the prompts as the scorer does, shared beginnings once; then write until the last row has ended."""
         assert self.packed is not None
-        rows = KVCache(self.packed, [len(p) for p in prompts], max(r.max_tokens for r in requests))
+        long = self._is_long(len(prompts[0]))
+        rows = KVCache(self.packed, [len(p) for p in prompts], max(r.max_tokens for r in requests), long=long)
         first = torch.empty(len(prompts), self.packed.hidden, device=self.device)
         plan = self.prompt_plan(prompts)
         for batch in plan.batches:
@@ -297,7 +325,7 @@ class ForwardModel:
             past = len(chain[-1].ids) if chain else 0
             layout = build_layout([plan.sequences[u] for u in batch.sequences], past)
             self._computed += len(layout.tokens)
-            hidden, held = self.packed.forward(layout, self._keep(chain), keep=True)
+            hidden, held = self.packed.forward(layout, self._keep(chain, long), keep=True, long=long)
             last = dict(zip(layout.read_sequence.tolist(), layout.read_row.tolist(), strict=True))
             filled = [(i, j) for j, u in enumerate(batch.sequences) for i in plan.requests_of[u]]
             paths = [
@@ -322,11 +350,13 @@ class ForwardModel:
             logits = rows.step(tokens)
 
     @torch.inference_mode()
-    def _generate_by_module(self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest]) -> list[Generation]:
+    def _generate_by_module(
+        self, prompts: Sequence[TokenIds], requests: Sequence[GenerateRequest], *, whole: bool
+    ) -> list[Generation]:
         """All rows together by the module; a row that has ended rides along until the last one has."""
         if self._cache_works is None:
             self._cache_works = cache_works(self.module)
-        rows = (CachedRows if self._cache_works else WholeRows)(self.module, prompts)
+        rows = (CachedRows if self._cache_works and not whole else WholeRows)(self.module, prompts)
         decoders = [
             Decoder(self.codec, row, request, self._eos) for row, request in zip(prompts, requests, strict=True)
         ]
@@ -408,12 +438,51 @@ def out_of_memory(error: BaseException) -> bool:
     return any(sign in text for sign in _NO_MEMORY)
 
 
-def matches_module(module: Any, packed: PackedLlama) -> bool:
-    """Whether the packed forward gives the module's own log-probabilities on a short branching probe."""
+def longrope_limit(config: Any) -> int | None:
+    """From how many tokens on sequences get the angles of long ones from their first token on; None for no such point.
+
+    A module takes one set of angles for all rows that it is given, by the longest.
+    """
+    rope = vars(config).get("rope_parameters") or {}
+    limit = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    return None if limit is None else int(limit)
+
+
+def matches_module(module: Any, packed: PackedForward) -> bool:
+    """Whether the packed forward gives the module's own log-probabilities on a short branching probe: as they are, and
+    with windows, and a limit of longrope, that are shorter than the probe."""
+    if not _agree(module, packed):
+        return False
+    with small_windows(module, packed.architecture, _PROBE_WINDOW) as has_windows:
+        if has_windows and not _agree(module, packed):
+            return False
+    if packed.long_from is None:
+        return True
+    with small_longrope(module, packed, _PROBE_WINDOW):
+        return _agree(module, packed, long=True)
+
+
+_PROBE_WINDOW = 7
+
+
+@contextmanager
+def small_longrope(module: Any, packed: PackedForward, limit: int) -> Iterator[None]:
+    """Both with longrope from a few tokens on."""
+    rope, before = module.config.rope_parameters, packed.long_from
+    try:
+        rope["original_max_position_embeddings"] = packed.long_from = limit
+        packed.forget_angles()
+        yield
+    finally:
+        rope["original_max_position_embeddings"] = packed.long_from = before
+        packed.forget_angles()
+
+
+def _agree(module: Any, packed: PackedForward, *, long: bool = False) -> bool:
     ids = probe_ids(module, 40)
     pairs = [TokenPair(ids, 24), TokenPair((*ids[:30], *ids[3:13]), 24)]
     layout = build_layout(pairs)
-    hidden, _ = packed.forward(layout)
+    hidden, _ = packed.forward(layout, long=long)
     got = torch.log_softmax(packed.logits(hidden), -1)
     with torch.inference_mode():
         rows = torch.tensor([p.ids[:-1] for p in pairs], device=packed.device)

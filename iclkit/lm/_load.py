@@ -15,7 +15,7 @@ from iclkit.records import GenerateRequest, ScoreRequest
 if TYPE_CHECKING:
     from iclkit.engines import ProcessEngine
     from iclkit.lm._forward import ForwardJob, ForwardModel, ForwardResult
-    from iclkit.lm._llama import PackedLlama
+    from iclkit.lm._packed import PackedForward
     from iclkit.lm._protocol import LM
     from iclkit.lm._servers import Capabilities
     from iclkit.lm._tokens import PromptTokenizer
@@ -231,8 +231,9 @@ def load_model(
         dtype=models.torch_dtype(dtype),
     )
     with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
-        llama = _packed_llama(module) if packed else None
-        return ForwardModel(module, codec, name=name, packed=llama, batch_tokens=batch_tokens), notes
+        return ForwardModel(
+            module, codec, name=name, packed=packed_forward(module) if packed else None, batch_tokens=batch_tokens
+        ), notes
 
 
 def load_codec(folder: Path, *, trust_remote_code: bool = False) -> PromptTokenizer:
@@ -250,17 +251,19 @@ def load_codec(folder: Path, *, trust_remote_code: bool = False) -> PromptTokeni
         )
 
 
-def _packed_llama(module: Any) -> PackedLlama | None:
+def packed_forward(module: Any) -> PackedForward | None:
     """The packed forward pass, where it knows the architecture and gives what the module gives."""
+    from iclkit.lm._architecture import describe
     from iclkit.lm._forward import matches_module
-    from iclkit.lm._llama import PackedLlama, is_supported
+    from iclkit.lm._packed import PackedForward
 
-    if not is_supported(module.config):
+    architecture = describe(module)
+    if architecture is None:
         return None
     for attention in (None, "rows") if module.device.type == "cuda" else (None,):
-        llama = PackedLlama(module, attention=attention)
-        if matches_module(module, llama):
-            return llama
+        packed = PackedForward(architecture, attention=attention)
+        if matches_module(module, packed):
+            return packed
     return None
 
 

@@ -120,10 +120,12 @@ class Plan:
         )
 
 
-def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) -> Plan:
+def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True, apart: int | None = None) -> Plan:
     """Plan the scoring of ``pairs`` in batches of about ``budget`` tokens (a longer sequence is a batch of its own).
 
     Without ``share`` every sequence stands alone, in length-sorted batches whose padded size stays in the budget.
+    ``apart``: sequences of which more tokens than this are fed stand in other batches than the rest, and share nothing
+    with them (a model that reads long sequences otherwise).
     """
     index: dict[TokenPair, int] = {}
     requests_of: list[list[int]] = []
@@ -135,7 +137,11 @@ def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) ->
     sequences = tuple(index)
     tokens_asked = sum(len(p.ids) for p in pairs)
     prefixes: list[Prefix] = []
-    batches = _shared(sequences, budget, prefixes) if share else _padded(sequences, budget)
+    fits = [apart is None or len(s.ids) - 1 <= apart for s in sequences]
+    batches: list[Batch] = []
+    for kind in (True, False):
+        members = [u for u, fit in enumerate(fits) if fit is kind]
+        batches += _shared(sequences, members, budget, prefixes) if share else _padded(sequences, members, budget)
     computed = sum(b.tokens for b in batches) + sum(len(p.ids) - p.start for p in prefixes)
     return Plan(
         sequences,
@@ -148,11 +154,11 @@ def make_plan(pairs: Sequence[TokenPair], budget: int, *, share: bool = True) ->
     )
 
 
-def _padded(sequences: Sequence[TokenPair], budget: int) -> list[Batch]:
+def _padded(sequences: Sequence[TokenPair], members: Sequence[int], budget: int) -> list[Batch]:
     batches: list[Batch] = []
     current: list[int] = []
     width = 0
-    for u in sorted(range(len(sequences)), key=lambda u: (-len(sequences[u].ids), u)):
+    for u in sorted(members, key=lambda u: (-len(sequences[u].ids), u)):
         if current and width * (len(current) + 1) > budget:
             batches.append(Batch(tuple(current), -1, width * len(current)))
             current = []
@@ -179,9 +185,9 @@ def common_length(a: TokenIds, b: TokenIds) -> int:
     return low
 
 
-def _shared(sequences: Sequence[TokenPair], budget: int, prefixes: list[Prefix]) -> list[Batch]:
-    """Walk the trie of the sequences depth first, keep prefixes that pay, and fill batches in that order."""
-    order = sorted(range(len(sequences)), key=lambda u: (sequences[u].ids[:-1], sequences[u].n_context, u))
+def _shared(sequences: Sequence[TokenPair], members: Sequence[int], budget: int, prefixes: list[Prefix]) -> list[Batch]:
+    """Walk the trie of the ``members`` depth first, keep prefixes that pay, and fill batches in that order."""
+    order = sorted(members, key=lambda u: (sequences[u].ids[:-1], sequences[u].n_context, u))
     fed = [sequences[u].ids[:-1] for u in order]
     length = np.array([len(f) for f in fed], np.int64)
     shared = np.array([0, *(common_length(a, b) for a, b in pairwise(fed))], np.int64)

@@ -66,7 +66,8 @@ class TorchLM(TokenLM):
 
     def plan_encoded(self, pairs: Sequence[TokenPair], known: Collection[int] = ()) -> Plan:
         """The plan of ``score_encoded``."""
-        plan = make_plan(pairs, self.model.batch_tokens, share=self.model.packed is not None)
+        model = self.model
+        plan = make_plan(pairs, model.batch_tokens, share=model.packed is not None, apart=model.long_from)
         return plan.without(set(known)) if known else plan
 
     def score_encoded(

@@ -36,8 +36,7 @@ def arch(request):
 
 
 def test_rows_written_together_equal_the_plain_loop(arch, tiny_folder):
-    lm = load_torch(str(tiny_folder(arch, **ALL[arch])), dtype="fp32", device="cpu")
-    assert lm.model.packed is None
+    lm = load_torch(str(tiny_folder(arch, **ALL[arch])), dtype="fp32", device="cpu", packed=False)
     got = lm.generate([GenerateRequest(c, 6) for c in CONTEXTS])
     assert [g.text for g in got] == [plain_greedy(lm, c, 6) for c in CONTEXTS]
     assert lm.model._cache_works == (arch in ATTENDING)
@@ -45,7 +44,7 @@ def test_rows_written_together_equal_the_plain_loop(arch, tiny_folder):
 
 def test_rows_scored_together_equal_the_reference(arch, tiny_folder, naive):
     folder = tiny_folder(arch, **ALL[arch])
-    lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
+    lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256, packed=False)
     pairs = branching_pairs(n=6, vocabulary=100)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
     assert lm.estimate([ScoreRequest("the dog", " jumps")]).seconds > 0
@@ -53,7 +52,7 @@ def test_rows_scored_together_equal_the_reference(arch, tiny_folder, naive):
 
 
 def test_keys_and_values_that_give_something_else_are_not_used(tiny_folder, monkeypatch):
-    lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu")
+    lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu", packed=False)
     assert cache_works(lm.model.module)
     monkeypatch.setattr(CachedRows, "append", lambda self, tokens: None)  # the rows do not grow
     assert not cache_works(lm.model.module)
@@ -61,7 +60,7 @@ def test_keys_and_values_that_give_something_else_are_not_used(tiny_folder, monk
 
 
 def test_a_sample_is_the_same_with_and_without_keys_and_values(tiny_folder):
-    lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu")
+    lm = load_torch(str(tiny_folder("gpt2", **ATTENDING["gpt2"])), dtype="fp32", device="cpu", packed=False)
     asks = [GenerateRequest(c, 6, temperature=1.0, seed=s) for c in CONTEXTS for s in range(2)]
     lm.model._cache_works = True
     cached = lm.generate(asks)

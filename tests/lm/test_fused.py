@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 from iclkit.lm import _cascade, _fused
-from iclkit.lm._llama import PackedLlama
+from iclkit.lm._architecture import describe
+from iclkit.lm._packed import PackedForward
 from iclkit.lm._forward import matches_module
 
 torch.manual_seed(0)
@@ -34,7 +35,7 @@ for heads, groups, size in ((6, 3, 8), (9, 3, 64), (4, 4, 12)):
         vocab_size=100,
     )
     module = LlamaForCausalLM(config).eval()
-    assert matches_module(module, PackedLlama(module, fused=True, attention=_cascade.plain))
+    assert matches_module(module, PackedForward(describe(module), fused=True, attention=_cascade.plain))
 """
 
 

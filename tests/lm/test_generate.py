@@ -6,8 +6,8 @@ import torch
 from iclkit.errors import RequestError
 from iclkit.lm import GenerateRequest, ScoreRequest
 from iclkit.lm._cascade import plain
-from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
+from iclkit.lm._packed import PackedForward
 
 CONTEXTS = ["the quick brown", "Review: the plot is thin . Sentiment:", "what is", "a joy to remember and a"]
 
@@ -39,7 +39,7 @@ def test_greedy_batches_equal_the_plain_loop(lm):
 @pytest.mark.parametrize("batch_tokens", [8, 24, 2048])
 def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, attention):
     lm = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu", batch_tokens=batch_tokens)
-    lm.model.packed = PackedLlama(lm.model.module, attention=attention)
+    lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
     shared = " ".join(CONTEXTS[:2])
     asks = [GenerateRequest(shared + end, n) for end in ("", *(f" {c}" for c in CONTEXTS)) for n in (1, 3, 40)]
     asks.append(asks[4])
@@ -52,7 +52,7 @@ def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, b
 def test_the_packed_pass_writes_what_the_module_does(lm):
     asks = [GenerateRequest(c, 12) for c in CONTEXTS]
     prompts = lm.encode_prompts(asks)
-    assert lm.model._generate(prompts, asks) == lm.model._generate_by_module(prompts, asks)
+    assert lm.model._generate(prompts, asks) == lm.model._generate_by_module(prompts, asks, whole=False)
 
 
 def test_generation_ends_before_a_stop_string(lm):

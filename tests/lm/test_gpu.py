@@ -5,8 +5,8 @@ import torch
 
 from iclkit.lm import GenerateRequest
 from iclkit.lm._cascade import attend, flash, memory_efficient, parts_of, plain
-from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
+from iclkit.lm._packed import PackedForward
 from iclkit.lm._plan import build_layout
 
 from .test_score import branching_pairs, scores_of
@@ -40,7 +40,7 @@ def test_a_kernel_sees_what_plain_products_see(kernel, heads, groups):
 def test_scores_on_a_gpu_equal_the_reference(tiny_folder, naive, dtype, fused):
     folder = tiny_folder(initializer_range=0.1)
     lm = load_torch(str(folder), dtype=dtype, device="cuda", batch_tokens=256)
-    lm.model.packed = PackedLlama(lm.model.module, fused=fused)
+    lm.model.packed = PackedForward(lm.model.packed.architecture, fused=fused)
     pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert lm.plan_encoded(pairs).prefixes
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-3 if dtype == "fp32" else 0.5)

@@ -12,8 +12,8 @@ from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.lm import LM, ModelShape, ScoreRequest, load_lm
 from iclkit.lm._cascade import plain
 from iclkit.lm._forward import default_batch_tokens
-from iclkit.lm._llama import PackedLlama
 from iclkit.lm._load import load_torch
+from iclkit.lm._packed import PackedForward
 from iclkit.lm._tokens import TokenPair
 
 ARCHITECTURES = {
@@ -37,10 +37,9 @@ ARCHITECTURES = {
     "mistral": ("mistral", {"sliding_window": None}),
 }
 OTHERS = {
-    "mistral-sliding": ("mistral", {"sliding_window": 16}),
-    "gemma": ("gemma", {}),
-    "gpt_neox": ("gpt_neox", {"num_key_value_heads": None}),
-    "gpt2": ("gpt2", {"n_embd": 48, "n_head": 6, "n_layer": 2, "n_positions": 512, "n_inner": 80}),
+    "llama-dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 500.0, "factor": 2.0}}),
+    "stablelm": ("stablelm", {}),
+    "opt": ("opt", {"ffn_dim": 80, "word_embed_proj_dim": 48, "hidden_act": "relu"}),
 }
 
 
@@ -88,7 +87,7 @@ def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, 
 def test_attention_as_on_a_gpu_equals_the_reference(attention, tiny_folder, naive):
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
-    lm.model.packed = PackedLlama(lm.model.module, attention=attention)
+    lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
     pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
@@ -154,10 +153,10 @@ def test_running_out_of_memory_halves_the_batch_and_goes_on(tiny_folder, monkeyp
     expected = scores_of(lm, pairs)
     forward = type(lm.model.packed).forward
 
-    def small(self, layout, prefix=None, keep=False):
+    def small(self, layout, *args, **kwargs):
         if len(layout.tokens) > 300:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 GB")
-        return forward(self, layout, prefix, keep)
+        return forward(self, layout, *args, **kwargs)
 
     monkeypatch.setattr(type(lm.model.packed), "forward", small)
     lm.model.batch_tokens = 1024

@@ -1,17 +1,16 @@
-"""A packed forward pass for Llama-shaped models over a flat batch (``_plan.build_layout``): nothing padded or unread.
+"""A packed forward pass for causal LMs over a flat batch (``_plan.build_layout``): nothing padded, nothing unread.
 
 Why not the module of ``transformers``: at these sizes it spends half its time in element-wise passes, casts and
 padding. Here every linear layer runs once over the flat tokens, attention runs per block of neighbouring segments
 (on a GPU by a variable-length kernel, ``_cascade``), and the residual stream stays in float32, which halves the
-rounding error of bf16. Weights, rotary tables and epsilon come from the loaded module, with which this pass is compared
-when it is loaded (``_forward.matches_module``).
+rounding error of bf16. What a layer does is data (``_architecture``); weights, rotary tables and epsilons come from the
+loaded module, with which this pass is compared when it is loaded (``_forward.matches_module``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iclkit.lm import _cascade, _fused
+from iclkit.lm._architecture import Architecture, Norm, Weights
+from iclkit.lm._architecture import Layer as LayerWeights
 from iclkit.lm._plan import Layout
 
 BLOCK = 128
@@ -28,29 +29,13 @@ ROUND = 32
 HEAD_ROWS = 128
 """Rows of the LM head computed at a time: bounds the memory of the logits."""
 HEAD_ROWS_GPU = 512
-SUPPORTED = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-_ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 
 KV = list[tuple[Tensor, Tensor]]
 """Per layer: keys and values (kv heads, tokens, head size)."""
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (T, heads, size), keys and values (kv heads, T, size)) -> what is seen (T, heads * size)."""
-
-
-def is_supported(config: Any) -> bool:
-    """Whether ``PackedLlama`` knows this architecture and every setting of it that changes the arithmetic."""
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    sliding = getattr(config, "use_sliding_window", getattr(config, "sliding_window", None) is not None)
-    if sliding and getattr(config, "sliding_window", None) is None:
-        sliding = False
-    return bool(
-        config.model_type in SUPPORTED
-        and getattr(config, "hidden_act", "") == "silu"
-        and kind in _ROPES
-        and not sliding
-        and rope.get("partial_rotary_factor", 1.0) == 1.0
-    )
+Angles = tuple[Tensor, Tensor]
+"""cos, sin."""
 
 
 class _Linear:
@@ -59,10 +44,10 @@ class _Linear:
     oneDNN is asked for by name in float32 too: on AMD it is more than twice as fast as the MKL that F.linear uses.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool) -> None:
-        self.bias, self.packed = bias, packed
-        ops = torch.ops.mkldnn
-        self.weight = ops._reorder_linear_weight(weight.contiguous()) if packed else weight
+    def __init__(self, weights: Weights, packed: bool) -> None:
+        self.bias, self.packed = weights.bias, packed
+        matrix = weights.matrix
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous()) if packed else matrix
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.packed:
@@ -70,12 +55,17 @@ class _Linear:
             return out
         return F.linear(x, self.weight, self.bias)
 
-    def silu(self, x: Tensor) -> Tensor:
-        """silu(x W^T + b), fused where packed."""
+    def then(self, x: Tensor, activation: tuple[str, str]) -> Tensor:
+        """The activation of x W^T + b, fused where packed."""
         if self.packed:
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "swish", [], "")
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, activation[0], [], activation[1]
+            )
             return out
-        return F.silu(F.linear(x, self.weight, self.bias))
+        y = F.linear(x, self.weight, self.bias)
+        if activation[0] == "gelu":
+            return F.gelu(y, approximate=activation[1])
+        return F.silu(y) if activation[0] == "swish" else F.relu(y)
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """(x W^T + b) * other, fused where packed."""
@@ -90,108 +80,99 @@ def can_pack(device: torch.device) -> bool:
     return bool(device.type == "cpu" and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
-@dataclass(slots=True)
 class _Layer:
-    norm1: Tensor
-    qkv: _Linear
-    o: _Linear
-    norm2: Tensor
-    gate: _Linear
-    up: _Linear
-    down: _Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    """A layer whose products are ready to multiply."""
+
+    def __init__(self, layer: LayerWeights, packed: bool) -> None:
+        self.says = layer
+        self.qkv, self.out, self.up, self.down = (
+            _Linear(w, packed) for w in (layer.qkv, layer.out, layer.up, layer.down)
+        )
+        self.gate = None if layer.gate is None else _Linear(layer.gate, packed)
 
 
-class PackedLlama:
-    """The forward pass. ``module`` is the loaded ``…ForCausalLM``, whose parameters are used (packed copies on CPU).
+class PackedForward:
+    """The forward pass of an architecture (weights are used as they are; packed copies of them on CPU).
 
     ``attention``: "blocks", "rows", or the kernel of a cascade; None takes what suits the device. ``fused``: whether
     ``_fused`` does the element-wise work; None: where it works.
     """
 
     def __init__(
-        self, module: Any, *, attention: str | _cascade.Kernel | None = None, fused: bool | None = None
+        self,
+        architecture: Architecture,
+        *,
+        attention: str | _cascade.Kernel | None = None,
+        fused: bool | None = None,
     ) -> None:
-        config = module.config
-        base = module.model
-        self.device: torch.device = base.embed_tokens.weight.device
-        self.dtype: torch.dtype = base.embed_tokens.weight.dtype
-        self.heads: int = config.num_attention_heads
-        self.kv_heads: int = config.num_key_value_heads or config.num_attention_heads
-        self.size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.eps: float = config.rms_norm_eps
-        self.embedding: Tensor = base.embed_tokens.weight
-        self.final_norm: Tensor = base.norm.weight.float()
-        self.hidden: int = config.hidden_size
-        self._rotary: Any = base.rotary_emb
-        self._tables: tuple[Tensor, Tensor] | None = None
+        self.architecture = architecture
+        self.embedding: Tensor = architecture.embedding
+        self.device: torch.device = self.embedding.device
+        self.dtype: torch.dtype = self.embedding.dtype
+        self.heads, self.kv_heads, self.size = architecture.heads, architecture.kv_heads, architecture.size
+        self.hidden: int = self.embedding.shape[1]
+        self.long_from = architecture.long_from
+        self._tables: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
         if attention is None:
             kernel = _cascade.kernel_for(self.device, self.dtype, self.size)
             attention = kernel or ("blocks" if self.device.type == "cpu" else "rows")
         self.attention = attention
         self.fused = _fused.works(self.device) if fused is None else fused
         packed = can_pack(self.device)
-        self.layers = [self._layer(layer, packed) for layer in base.layers]
-        head = module.get_output_embeddings()
+        self.layers = [_Layer(layer, packed) for layer in architecture.layers]
+        head = architecture.head
         if self.device.type == "cpu":  # float32 logits: a packed float32 copy of the head
-            self._head: _Linear | Tensor = _Linear(head.weight.float(), None, packed)
+            bias = None if head.bias is None else head.bias.float()
+            self._head: _Linear | Tensor = _Linear(Weights(head.matrix.float(), bias), packed)
             self.head_rows = HEAD_ROWS
         else:
-            self._head = head.weight
+            self._head = head.matrix
             self.head_rows = HEAD_ROWS_GPU
         self._wide = self.device.type == "cuda" and self.dtype == torch.bfloat16 and hasattr(torch.ops.aten.mm, "dtype")
 
-    @staticmethod
-    def _layer(layer: Any, packed: bool) -> _Layer:
-        a, m = layer.self_attn, layer.mlp
+    def forget_angles(self) -> None:
+        """Ask the rotary module again: its settings have changed."""
+        self._tables = {}
 
-        def linear(*parts: Any) -> _Linear:
-            weight = torch.cat([p.weight for p in parts]) if len(parts) > 1 else parts[0].weight
-            bias = None if parts[0].bias is None else torch.cat([p.bias for p in parts])
-            return _Linear(weight.detach(), None if bias is None else bias.detach(), packed)
-
-        def norm(module: Any) -> Tensor | None:
-            return None if module is None else module.weight.detach().float()
-
-        first, second = norm(layer.input_layernorm), norm(layer.post_attention_layernorm)
-        assert first is not None
-        assert second is not None
-        return _Layer(
-            norm1=first,
-            qkv=linear(a.q_proj, a.k_proj, a.v_proj),
-            o=linear(a.o_proj),
-            norm2=second,
-            gate=linear(m.gate_proj),
-            up=linear(m.up_proj),
-            down=linear(m.down_proj),
-            q_norm=norm(getattr(a, "q_norm", None)),
-            k_norm=norm(getattr(a, "k_norm", None)),
-        )
-
-    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos, sin (T, 1, size / 2) in float32, as the model's own rotary module gives them."""
+    def _angles(self, positions: Tensor, long: bool) -> dict[str | None, Angles]:
+        """cos, sin (T, 1, half of what is turned) of each rotary table, as the model's own rotary module gives them."""
         need = int(positions.max()) + 1
-        if self._tables is None or len(self._tables[0]) < need:
-            count = max(1024, 1 << (need - 1).bit_length())
-            at = torch.arange(count, device=self.device)[None]
-            cos, sin = self._rotary(torch.zeros(1, dtype=torch.float32, device=self.device), at)
-            half = self.size // 2  # both halves of the table are equal
-            self._tables = cos[0, :, None, :half].float(), sin[0, :, None, :half].float()
-        return self._tables[0][positions], self._tables[1][positions]
+        out: dict[str | None, Angles] = {}
+        for rope in self.architecture.ropes:
+            table = self._tables.get((rope, long))
+            if table is None or len(table[0]) < need:
+                table = self._tables[rope, long] = self._table(rope, max(1024, 1 << (need - 1).bit_length()), long)
+            out[rope] = table[0][positions], table[1][positions]
+        return out
 
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Rotary embedding of x (T, heads, size), in x's dtype; the arithmetic is float32."""
-        half = self.size // 2
-        a, b = x[..., :half].float(), x[..., half:].float()
+    def _table(self, rope: str, count: int, long: bool) -> Angles:
+        if self.long_from is not None:  # the module goes by the last position that it is given
+            count = max(count, self.long_from + 1) if long else self.long_from
+        at = torch.arange(count, device=self.device)[None]
+        kind = (rope,) if rope else ()
+        cos, sin = self.architecture.rotary(torch.zeros(1, dtype=torch.float32, device=self.device), at, *kind)
+        half = cos.shape[-1] // 2  # both halves of the table are equal
+        return cos[0, :, None, :half].float(), sin[0, :, None, :half].float()
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor, scale: float) -> Tensor:
+        """Rotary embedding of the first columns of x (T, heads, size), scaled, in x's dtype; computed in float32."""
+        half = cos.shape[-1]
+        if scale != 1:
+            cos, sin = cos * scale, sin * scale
+        a, b = x[..., :half].float(), x[..., half : 2 * half].float()
         out = torch.empty_like(x)
         out[..., :half] = (a * cos).addcmul_(b, sin, value=-1)
-        out[..., half:] = (b * cos).addcmul_(a, sin)
+        out[..., half : 2 * half] = (b * cos).addcmul_(a, sin)
+        if 2 * half < x.shape[-1]:
+            out[..., 2 * half :] = x[..., 2 * half :].float() * scale
         return out
 
     @torch.inference_mode()
-    def forward(self, layout: Layout, prefix: KV | None = None, keep: bool = False) -> tuple[Tensor, KV]:
-        """Run a laid-out batch after a kept prefix.
+    def forward(
+        self, layout: Layout, prefix: KV | None = None, keep: bool = False, *, long: bool = False
+    ) -> tuple[Tensor, KV]:
+        """Run a laid-out batch after a kept prefix. ``long``: its sequences are longer than
+        ``long_from``, all of them.
 
         Returns the hidden states at ``layout.rows``, normalised, float32 (R, hidden); and, when ``keep``, the prefix's
         keys and values with the batch's own flat rows behind them.
@@ -211,10 +192,10 @@ class PackedLlama:
             kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)) if old else (keys, values))
             return attend(number, q, keys, values)
 
-        hidden = self._layers(tokens, positions, attend_and_keep if keep else attend, rows)
+        hidden = self._layers(tokens, positions, attend_and_keep if keep else attend, rows, long)
         return hidden[: len(layout.rows)], kept
 
-    def grow(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def grow(self, tokens: Tensor, positions: Tensor, attend: Attend, *, long: bool = False) -> Tensor:
         """One token per row (B,), with ``attend`` seeing to its past: hidden states, normalised, float32 (B, hidden).
 
         ``attend`` is given the rows padded; those beyond B are nobody's.
@@ -222,60 +203,94 @@ class PackedLlama:
         real = len(tokens)
         if self.device.type == "cpu":
             tokens, positions = F.pad(tokens, (0, -real % ROUND)), F.pad(positions, (0, -real % ROUND))
-        return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device))[:real]
+        return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device), long)[:real]
 
-    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor) -> Tensor:
-        angles = self._angles(positions)
+    def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor, long: bool) -> Tensor:
+        angles = self._angles(positions, long)
         x = self.embedding[tokens].float()
+        if self.architecture.embedding_scale != 1:
+            x *= self.architecture.embedding_scale
+        if self.architecture.positions is not None:
+            x += self.architecture.positions[positions]
         more: Tensor | None = None  # what the layer before adds to x
         for number, layer in enumerate(self.layers):
-            y = self._add_norm(x, more, layer.norm1)
-            q, keys, values = self._heads(layer, y, angles)
+            says = layer.says
+            y = self._add_norm(x, more, says.before_attention)
+            q, keys, values = self._heads(layer, y, angles.get(says.rope))
             seen = attend(number, q, keys, values)
             if number == len(self.layers) - 1:  # nobody reads the other rows any more
                 x, seen = x[rows], seen[rows]
-            y = self._add_norm(x, layer.o(seen), layer.norm2)
-            more = layer.down(self._gated(layer, y))
+            attended = _normed(layer.out(seen), says.after_attention)
+            if says.parallel:
+                y = self._add_norm(x, None, says.before_mlp)
+                x += attended
+            else:
+                y = self._add_norm(x, attended, says.before_mlp)
+            more = _normed(layer.down(self._inner(layer, y)), says.after_mlp)
         if more is not None:
             x += more
-        return F.rms_norm(x, (self.hidden,), self.final_norm, self.eps)
+        return self.architecture.final_norm(x)
 
-    def _add_norm(self, x: Tensor, more: Tensor | None, weight: Tensor) -> Tensor:
-        """Add ``more`` to x; the RMS norm of x in the dtype of the products."""
-        if self.fused:
-            return _fused.add_norm(x, more, weight, self.eps, self.dtype)
+    def _add_norm(self, x: Tensor, more: Tensor | None, norm: Norm | None) -> Tensor:
+        """Add ``more`` to x; the norm of x in the dtype of the products."""
+        if self.fused and norm is not None and not norm.centered:
+            return _fused.add_norm(x, more, norm.weight, norm.eps, self.dtype)
         if more is not None:
             x += more
-        return F.rms_norm(x, (self.hidden,), weight, self.eps).to(self.dtype)
+        return (x if norm is None else norm(x)).to(self.dtype)
 
-    def _heads(self, layer: _Layer, y: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, layer: _Layer, y: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, heads, d), rotated and scaled; keys, rotated, and values (kv heads, T, d)."""
-        (cos, sin), scale = angles, self.size**-0.5
-        h, g, d = self.heads, self.kv_heads, self.size
+        h, g, d, says = self.heads, self.kv_heads, self.size, layer.says
         qkv = layer.qkv(y).view(len(y), h + 2 * g, d)
-        if self.fused and layer.q_norm is None:
-            return _fused.rotate(qkv, cos, sin, h, g, scale)
+        if self.fused and says.q_norm is None and angles is not None and 2 * angles[0].shape[-1] == d:
+            return _fused.rotate(qkv, *angles, h, g, says.scale)
         q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = F.rms_norm(q.float(), (d,), layer.q_norm, self.eps).to(self.dtype)
-            k = F.rms_norm(k.float(), (d,), layer.k_norm, self.eps).to(self.dtype)
-        q, k = self._rotate(q, cos * scale, sin * scale), self._rotate(k, cos, sin)
+        q, k = self._norm_heads(q, says.q_norm), self._norm_heads(k, says.k_norm)
+        if angles is not None:
+            q, k = self._rotate(q, *angles, says.scale), self._rotate(k, *angles, 1.0)
+        elif says.scale != 1:
+            q = q * says.scale
         return q, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
 
-    def _gated(self, layer: _Layer, y: Tensor) -> Tensor:
+    def _norm_heads(self, x: Tensor, norm: Norm | None) -> Tensor:
+        """The norm of each head of x (T, heads, d), or of all together, whichever it has weights for."""
+        if norm is None:
+            return x
+        whole = len(norm.weight) != self.size
+        return norm((x.flatten(1) if whole else x).float()).to(self.dtype).view(x.shape)
+
+    def _inner(self, layer: _Layer, y: Tensor) -> Tensor:
         """What the second product of the layer's MLP reads."""
-        if self.fused:
+        activation = self.architecture.activation
+        if layer.gate is None:
+            return layer.up.then(y, activation)
+        if self.fused and activation[0] == "swish":
             return _fused.gate(layer.gate(y), layer.up(y))
-        return layer.up.times(y, layer.gate.silu(y))
+        return layer.up.times(y, layer.gate.then(y, activation))
 
     # -- attention ------------------------------------------------------------------------------------------------
 
     def _attend(self, layout: Layout, prefix: KV | None) -> Attend:
-        if self.attention == "blocks":
-            return self._blocks(layout, prefix)
-        if callable(self.attention):
-            return self._cascade(layout, prefix, self.attention)
-        return self._rows(layout, prefix)
+        """Attention of each layer, by what its layer sees: everything before it, or a window."""
+        last, softcap = int(layout.positions.max()), self.architecture.softcap
+
+        def window_of(layer: _Layer) -> int | None:
+            window = layer.says.window
+            return None if window is None or last < window else window  # a window of everything is none
+
+        ways: dict[int | None, Attend] = {}
+        for window in {window_of(layer) for layer in self.layers}:
+            if self.attention == "blocks":
+                ways[window] = self._blocks(layout, prefix, window, softcap)
+            elif callable(self.attention) and window is None and softcap is None:
+                ways[window] = self._cascade(layout, prefix, self.attention)
+            else:  # what the kernels do not do
+                ways[window] = self._rows(layout, prefix, window, softcap)
+        if len(ways) == 1:
+            return next(iter(ways.values()))
+        of_layer = [ways[window_of(layer)] for layer in self.layers]
+        return lambda number, q, keys, values: of_layer[number](number, q, keys, values)
 
     def _cascade(self, layout: Layout, prefix: KV | None, kernel: _cascade.Kernel) -> Attend:
         """Attention by a variable-length kernel: a call for all segments, one per level above, one for the prefix."""
@@ -290,14 +305,18 @@ class PackedLlama:
 
         return attend
 
-    def _blocks(self, layout: Layout, prefix: KV | None) -> Attend:
+    def _blocks(self, layout: Layout, prefix: KV | None, window: int | None, softcap: float | None) -> Attend:
         """Attention by blocks of neighbouring segments: a block's queries see its ancestors whole and itself masked."""
+        past = prefix[0][0].shape[1] if prefix else 0
         blocks = _make_blocks(layout)
+        if window is not None:
+            blocks = [_in_window(block, layout, past, window) for block in blocks]
         h, g, d = self.heads, self.kv_heads, self.size
+        dtype = self.dtype if softcap is None else torch.float32
         masks: dict[bytes | int, Tensor] = {}
         for block in blocks:
             if block.mask_key not in masks:
-                masks[block.mask_key] = torch.zeros(block.mask.shape, dtype=self.dtype).masked_fill_(
+                masks[block.mask_key] = torch.zeros(block.mask.shape, dtype=dtype).masked_fill_(
                     ~block.mask, float("-inf")
                 )
 
@@ -309,23 +328,29 @@ class PackedLlama:
             for block in blocks:
                 low, high = block.low, block.high
                 size = high - low
-                if prefix is None and len(block.spans) == 1:
+                from_prefix = prefix is not None and block.past_from < past
+                if not from_prefix and len(block.spans) == 1:
                     a, b = block.spans[0]
                     ks, vs = keys[:, a:b], values[:, a:b]
                 else:
                     parts = [(keys[:, a:b], values[:, a:b]) for a, b in block.spans]
-                    if prefix is not None:
-                        parts.insert(0, prefix[number])
+                    if prefix is not None and from_prefix:
+                        parts.insert(
+                            0, (prefix[number][0][:, block.past_from :], prefix[number][1][:, block.past_from :])
+                        )
                     ks, vs = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
                 scores = torch.bmm(grouped[:, :, low:high].reshape(g, -1, d), ks.transpose(1, 2))
-                scores.view(g, h // g, size, -1)[..., -size:] += masks[block.mask_key]
-                weights = torch.softmax(scores, -1)
+                if softcap is not None:
+                    scores = scores.float().div_(softcap).tanh_().mul_(softcap)
+                mask = masks[block.mask_key]
+                scores.view(g, h // g, size, -1)[..., -mask.shape[1] :] += mask
+                weights = torch.softmax(scores, -1).to(q.dtype)
                 target[:, :, low:high] = torch.bmm(weights, vs).view(g, h // g, size, d)
             return out
 
         return attend
 
-    def _rows(self, layout: Layout, prefix: KV | None) -> Attend:
+    def _rows(self, layout: Layout, prefix: KV | None, window: int | None, softcap: float | None) -> Attend:
         """Attention by padded rows (a row: a root segment with its descendants) under a mask: few, large kernels."""
         h, g, d = self.heads, self.kv_heads, self.size
         spans = _root_spans(layout)
@@ -338,8 +363,13 @@ class PackedLlama:
         mask = torch.zeros(len(spans), width, width, dtype=torch.bool)
         for r, (a, b) in enumerate(spans):
             mask[r, : b - a, : b - a] = seen(a, b)
-        mask |= torch.eye(width, dtype=torch.bool)  # a padding query sees itself: no empty softmax
-        full = torch.cat([torch.ones(len(spans), width, past, dtype=torch.bool), mask], 2)[:, None].to(self.device)
+        full = torch.cat([torch.ones(len(spans), width, past, dtype=torch.bool), mask], 2)
+        if window is not None:
+            at = torch.from_numpy(layout.positions)[index.clamp(min=0)]
+            keys_at = torch.cat([torch.arange(past).expand(len(spans), past), at], 1)
+            full &= keys_at[:, None] > at[:, :, None] - window
+        full[:, :, past:] |= torch.eye(width, dtype=torch.bool)  # a padding query sees itself: no empty softmax
+        full = full[:, None].to(self.device)
         index = index.to(self.device)
         real = index >= 0
         gather = index.clamp(min=0)
@@ -351,7 +381,12 @@ class PackedLlama:
                 ks = torch.cat([pk.expand(len(spans), *pk.shape), ks], 2)
                 vs = torch.cat([pv.expand(len(spans), *pv.shape), vs], 2)
             ks, vs = ks.repeat_interleave(h // g, 1), vs.repeat_interleave(h // g, 1)
-            o = F.scaled_dot_product_attention(q[gather].transpose(1, 2), ks, vs, attn_mask=full, scale=1.0)
+            queries = q[gather].transpose(1, 2)
+            if softcap is None:
+                o = F.scaled_dot_product_attention(queries, ks, vs, attn_mask=full, scale=1.0)
+            else:
+                scores = (queries @ ks.transpose(2, 3)).float().div_(softcap).tanh_().mul_(softcap)
+                o = scores.masked_fill_(~full, float("-inf")).softmax(-1).to(q.dtype) @ vs
             out = torch.zeros(q.shape[0], h * d, dtype=q.dtype, device=q.device)
             out[index[real]] = o.transpose(1, 2)[real].reshape(-1, h * d)
             return out
@@ -363,17 +398,28 @@ class PackedLlama:
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 logits (R, vocabulary) of float32 hidden states: the products and sums are float32, not bf16."""
+        out, cap = self._products(hidden), self.architecture.final_softcap
+        return out if cap is None else out.div_(cap).tanh_().mul_(cap)
+
+    def _products(self, hidden: Tensor) -> Tensor:
         if isinstance(self._head, _Linear):
             return self._head(hidden)
+        bias = self.architecture.head.bias
         if self._wide:  # two bf16 terms hold 16 of the 24 bits of a float32; their products are added up in float32
             high = hidden.to(self.dtype)
             low = (hidden - high).to(self.dtype)
             total = torch.mm(high, self._head.T, out_dtype=torch.float32)
-            return total.add_(torch.mm(low, self._head.T, out_dtype=torch.float32))
-        out = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)
-        for at in range(0, len(self._head), 16384):  # no float32 copy of a large head
-            out[:, at : at + 16384] = hidden @ self._head[at : at + 16384].float().T
-        return out
+            total.add_(torch.mm(low, self._head.T, out_dtype=torch.float32))
+        else:
+            total = torch.empty(len(hidden), len(self._head), dtype=torch.float32, device=hidden.device)
+            for at in range(0, len(self._head), 16384):  # no float32 copy of a large head
+                total[:, at : at + 16384] = hidden @ self._head[at : at + 16384].float().T
+        return total if bias is None else total.add_(bias.float())
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    """The norm of x in float32; x itself without one."""
+    return x if norm is None else norm(x.float())
 
 
 @dataclass(slots=True)
@@ -381,8 +427,35 @@ class _Block:
     low: int
     high: int
     spans: list[tuple[int, int]]  # key rows: the ancestors' and, last, the block's own
-    mask: Tensor  # (high - low, high - low) bool: which of the block's own keys a query sees
+    mask: Tensor  # (high - low, K) bool: which of the last K keys a query sees; it sees all before them
     mask_key: bytes | int
+    past_from: int = 0  # from which token on the kept prefix is seen
+
+
+def _in_window(block: _Block, layout: Layout, past: int, window: int) -> _Block:
+    """The block with what no query of it sees cut off, and a mask over all that is left."""
+    spans = [s for s in block.spans if s[0] < block.low]  # the ancestors'
+    keys = np.concatenate([np.arange(past), *(layout.positions[a:b] for a, b in block.spans)])
+    queries = layout.positions[block.low : block.high]
+    size = len(queries)
+    seen = keys > queries[:, None] - window
+    seen[:, -size:] &= block.mask.numpy()
+    # an ancestor's rows stand in the order of their positions, and so do ancestors: what is too far is a beginning
+    far = int((keys[: len(keys) - size] <= queries.min() - window).sum())
+    past_from, left = min(far, past), []
+    skip = far - past_from
+    for a, b in [*_cut(spans, block.low), (block.low, block.high)]:
+        start = min(a + skip, b) if b <= block.low else a
+        skip -= start - a
+        left.append((start, b))
+    mask = torch.from_numpy(seen[:, far:])
+    key = mask.numpy().tobytes() + size.to_bytes(4, "little")
+    return _Block(block.low, block.high, _merge(left), mask, key, past_from)
+
+
+def _cut(spans: list[tuple[int, int]], at: int) -> list[tuple[int, int]]:
+    """Spans up to a row."""
+    return [(a, min(b, at)) for a, b in spans]
 
 
 def _merge(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
