@@ -303,6 +303,7 @@ class LMOptions:
 
     dtype: str = "auto"
     device: str | None = None
+    gpus: int | None = None
     workers: int | None = None
     threads: int | None = None
     batch_tokens: int | None = None
@@ -315,9 +316,11 @@ def lm_options(command: F) -> F:
     """The options of every command that loads an LM; the command gets them together, as ``lm_options``."""
 
     @click.option("--dtype", default="auto", show_default=True, help="Of the LM: auto, bf16, fp32 or bf16-verified.")
-    @click.option("--device", help="cpu, cuda, cuda:1 ...  [default: a GPU where there is one]")
+    @click.option("--device", help="cpu, cuda, cuda:1, or several, a process on each: cuda:0,cuda:1.  [default: the "
+                  "GPUs there are]")  # fmt: skip
+    @click.option("--gpus", type=click.IntRange(1), help="The first so many GPUs, a process on each.  [default: all]")
     @click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.  [default: one per "
-                  "GPU, or on CPU per core for a small LM]")  # fmt: skip
+                  "device, or on CPU per core for a small LM]")  # fmt: skip
     @click.option(
         "--threads", type=click.IntRange(1), help="Threads of each worker on CPU.  [default: cores / workers]"
     )
@@ -332,6 +335,7 @@ def lm_options(command: F) -> F:
         *args: Any,
         dtype: str,
         device: str | None,
+        gpus: int | None,
         workers: int | None,
         threads: int | None,
         batch_tokens: int | None,
@@ -340,7 +344,7 @@ def lm_options(command: F) -> F:
         max_cost: float | None,
         **kwargs: Any,
     ) -> Any:
-        options = LMOptions(dtype, device, workers, threads, batch_tokens, not no_cache, price, max_cost)
+        options = LMOptions(dtype, device, gpus, workers, threads, batch_tokens, not no_cache, price, max_cost)
         return command(*args, lm_options=options, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -353,7 +357,9 @@ def load_lm(name: str, options: LMOptions | None = None) -> LM:
     options = options or LMOptions()
     fetch(name, "lm")
     say(f"loading {name} …")
-    given: dict[str, Any] = {} if options.batch_tokens is None else {"batch_tokens": options.batch_tokens}
+    given: dict[str, Any] = {
+        k: v for k, v in (("batch_tokens", options.batch_tokens), ("gpus", options.gpus)) if v is not None
+    }
     lm = lms.load_lm(
         name, dtype=options.dtype, device=options.device, cache=options.cache, workers=options.workers,
         threads=options.threads, price=options.price, max_cost=options.max_cost, **given,
@@ -443,6 +449,10 @@ def fetch(name: str, kind: str) -> None:
         name, _ = split_spec(name)
     if ":" in name or Path(name).is_dir():
         return
+    if kind == "lm":
+        from iclkit.lm import spread_spec
+
+        name, _ = spread_spec(name)
     try:
         resolve(name, kind, pull=False)  # type: ignore[arg-type]
     except ModelError:

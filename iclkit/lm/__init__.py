@@ -6,7 +6,7 @@ Importing this room loads neither torch nor transformers; ``load_lm`` does.
 from iclkit.lm._base import BaseLM, as_lm
 from iclkit.lm._dry_run import DryRunLM
 from iclkit.lm._each import ask_each
-from iclkit.lm._load import answer_by_batch, capabilities, load_lm
+from iclkit.lm._load import answer_by_batch, capabilities, load_lm, spread_spec
 from iclkit.lm._protocol import LM, LOGITS, MinimalLM, OnDone, ranks_only
 from iclkit.lm._shape import BreakEven, ModelShape, break_even
 from iclkit.records import CostEstimate, GenerateRequest, Generation, Score, ScoreRequest, Usage
@@ -33,4 +33,5 @@ __all__ = [
     "capabilities",
     "load_lm",
     "ranks_only",
+    "spread_spec",
 ]

@@ -25,6 +25,7 @@ from iclkit.lm._module import (
     WholeRows,
     cache_works,
     context_limit,
+    device_of,
     keeps_logits,
     probe_ids,
     refuse_unless_causal,
@@ -95,7 +96,7 @@ class ForwardModel:
         self.vocabulary = rows if words > rows else None
         beyond = f"the tokenizer has {words} tokens, the model {rows}: texts with one beyond are not read"
         self.notes = tuple(filter(None, (unbounded, beyond if words > rows else "")))
-        self.device: torch.device = next(module.parameters()).device
+        self.device: torch.device = device_of(module)
         self._kept: dict[tuple[TokenIds, bool], KV] = {}
         self.long_from = longrope_limit(module.config.get_text_config())
         eos = getattr(module.generation_config, "eos_token_id", None) if module.generation_config else None
@@ -111,7 +112,9 @@ class ForwardModel:
         self._written_per_second: dict[int, float] = {}  # by the rows that were written together
         self._computed = 0
         if packed is None:
-            module.set_output_embeddings(Float32Head(module.get_output_embeddings()))
+            head = module.get_output_embeddings()
+            if head.weight.device.type != "meta":  # one that is fetched for each pass stays as it is
+                module.set_output_embeddings(Float32Head(head))
             refuse_unless_causal(module, self.context_size)
 
     @property

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from iclkit.errors import UsageError
+from iclkit.errors import UnknownName, UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
 from iclkit.records import GenerateRequest, ScoreRequest
+from iclkit.registry import parse_spec
 
 if TYPE_CHECKING:
     from iclkit.engines import ProcessEngine
@@ -29,6 +31,7 @@ MOST_WORKERS = 4
 MIN_TOKENS_FOR_WORKERS = 20_000
 """Tokens asked for since loading below which no worker is started: loading costs a process several seconds."""
 DTYPES = ("auto", "fp32", "bf16", "bf16-verified")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_lm(
@@ -36,6 +39,7 @@ def load_lm(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    gpus: int | None = None,
     workers: int | None = None,
     threads: int | None = None,
     batch_tokens: int | None = None,
@@ -47,12 +51,15 @@ def load_lm(
     max_cost: float | None = None,
 ) -> LM:
     """Load the language model ``spec``: a catalogue name, a Hugging Face id, a local folder, a GGUF file (converted
-    once), ``gguf:PATH`` (by llama.cpp), ``openai:MODEL@URL``, or ``vllm:MODEL`` where vLLM is installed.
+    once), ``gguf:PATH`` (by llama.cpp), ``openai:MODEL@URL``, or ``vllm:MODEL[,option=value]`` where vLLM is installed.
+    Behind a name, id or folder, ``,device_map=auto[,max_memory=[0=20GiB,cpu=60GiB]]`` spreads one copy of the model
+    over the GPUs, main memory and the disk.
 
     dtype: fp32 is the reference; bf16 multiplies in bf16 (logits, norms and residuals stay float32); bf16-verified
     scores close calls again in fp32, so that predictions equal fp32; auto is bf16 where the processor has it.
-    device: cpu, cuda, cuda:1 …; None takes the GPUs there are. workers: processes that share the batches; None is one
-    per GPU, or on CPU one per core up to four for a small model (they start once 20,000 tokens have been asked for).
+    device: cpu, cuda, cuda:1, or several (``cuda:0,cuda:1``), a process on each; None takes the GPUs there are. gpus:
+    the first so many of them. workers: processes that share the batches; None is one per device, or on CPU one per core
+    up to four for a small model (they start once 20,000 tokens have been asked for).
     threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass; None is 2,048 on CPU,
     and on a GPU what half of its free memory holds, up to 32,768. cache: True for
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
@@ -92,6 +99,7 @@ def load_lm(
                 spec,
                 dtype=mode,
                 device=device,
+                gpus=gpus,
                 workers=workers,
                 threads=threads,
                 batch_tokens=batch_tokens,
@@ -128,6 +136,7 @@ def load_torch(
     *,
     dtype: str = "auto",
     device: str | None = None,
+    gpus: int | None = None,
     workers: int | None = 1,
     threads: int | None = None,
     batch_tokens: int | None = None,
@@ -139,6 +148,7 @@ def load_torch(
 
     if any(n is not None and n < 1 for n in (batch_tokens, workers, threads)):
         raise UsageError(f"batch_tokens {batch_tokens}, workers {workers}, threads {threads}: each must be at least 1")
+    spec, split = spread_spec(spec)
     folder = models.resolve(spec, "lm")
     # before a tokenizer of its own is run
     models.check_folder(folder, own_code="run" if trust_remote_code else "ignore")
@@ -149,12 +159,15 @@ def load_torch(
 
     from iclkit.lm._torch import TorchLM, estimated_tokens
 
-    where = models.find_device(device)
+    places = models.find_devices(device, gpus)
+    where = places[0]
+    if split and (workers or 1) * len(places if device or gpus else [where]) > 1:
+        raise UsageError("device_map spreads one copy of the model: leave out the other devices, gpus and workers")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
-        many_gpus = torch.cuda.device_count() if device is None else 1
         small = sum(f.stat().st_size for f in models.weight_files(folder)) <= SMALL_MODEL
-        workers = many_gpus if where.type == "cuda" else (min(cores, MOST_WORKERS) if small else 1)
+        on_cpu = min(cores, MOST_WORKERS) if small and places == [torch.device("cpu")] else 1
+        workers = 1 if split else max(len(places), on_cpu)
     if threads is None and where.type == "cpu":
         threads = max(1, cores // workers)
     mode = models.resolve_dtype(dtype, where)
@@ -166,6 +179,7 @@ def load_torch(
         "batch_tokens": batch_tokens,
         "packed": packed,
         "trust_remote_code": trust_remote_code,
+        "split": split,
     }
     model, notes = load_model(device=str(where), **settings)
     with models.load_errors(f"the model in {folder} does not run"):
@@ -176,24 +190,56 @@ def load_torch(
             f"{'lean' if model.packed else 'module'}{ENGINE}",  # "lean": what the packed pass was called first
             f"torch{torch.__version__}",
             f"transformers{transformers.__version__}",
-            where.type,
+            "+".join(dict.fromkeys(p.partition(":")[0] for p in models.placement(model.module)))
+            if split
+            else where.type,
         ]
     engine: ProcessEngine[ForwardJob, ForwardResult] | None = None
     if workers > 1:
         from iclkit.engines import ProcessEngine
 
-        gpus = torch.cuda.device_count() if where.type == "cuda" and device is None else 0
         engine = ProcessEngine(
             model.compute,
             "iclkit.lm._load:load_compute",
             [
-                {**settings, "batch_tokens": model.batch_tokens, "device": f"cuda:{n % gpus}" if gpus else str(where)}
+                {**settings, "batch_tokens": model.batch_tokens, "device": str(places[n % len(places)])}
                 for n in range(1, workers)
             ],
             size=estimated_tokens,
             min_size=MIN_TOKENS_FOR_WORKERS,
         )
     return TorchLM(model, fingerprint="|".join(parts), engine=engine, notes=notes)
+
+
+def spread_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """``NAME,device_map=auto[,max_memory=[0=20GiB,cpu=60GiB]]`` -> (NAME, options of ``from_pretrained``).
+
+    No options for a name without any, or for a path that is there as it stands. UsageError for others.
+    """
+    if "," not in spec or Path(spec).expanduser().exists():
+        return spec, {}
+    parsed = parse_spec(spec)
+    for name in parsed.settings:
+        if name not in ("device_map", "max_memory"):
+            raise UnknownName("setting of an LM", name, ("device_map", "max_memory"))
+    way, limits = parsed.settings.get("device_map", "auto"), parsed.settings.get("max_memory")
+    if way not in DEVICE_MAPS:
+        raise UsageError(f"device_map is {way!r}; expected one of {', '.join(DEVICE_MAPS)}")
+    options: dict[str, Any] = {"device_map": way}
+    if limits is not None:
+        options["max_memory"] = _limits(str(limits))
+    return parsed.name, options
+
+
+def _limits(text: str) -> dict[int | str, str]:
+    """``[0=20GiB,cpu=60GiB]``: memory by GPU number or "cpu"."""
+    limits: dict[int | str, str] = {}
+    for part in text.strip("[]").split(","):
+        place, equals, size = (p.strip() for p in part.partition("="))
+        if not equals or not (place.isdigit() or place == "cpu") or not re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", size):
+            raise UsageError(f"max_memory is {text!r}; expected e.g. [0=20GiB,1=20GiB,cpu=60GiB]")
+        limits[int(place) if place.isdigit() else place] = size
+    return limits
 
 
 def load_compute(**settings: Any) -> Callable[[ForwardJob], ForwardResult]:
@@ -212,8 +258,10 @@ def load_model(
     batch_tokens: int | None,
     packed: bool,
     trust_remote_code: bool,
+    split: Mapping[str, Any] | None = None,
 ) -> tuple[ForwardModel, tuple[str, ...]]:
-    """The model in a folder, ready to compute, and notes of how it was loaded. ``dtype``: fp32 or bf16."""
+    """The model in a folder, ready to compute, and notes of how it was loaded. ``dtype``: fp32 or bf16; ``split``: as
+    ``spread_spec`` gives it."""
     import torch
     import transformers
 
@@ -227,9 +275,12 @@ def load_model(
         transformers.AutoModelForCausalLM,
         Path(folder),
         own_code="run" if trust_remote_code else "ignore",
-        device=torch.device(device),
+        device=None if split else torch.device(device),
         dtype=models.torch_dtype(dtype),
+        **(split or {}),
     )
+    if split:
+        notes = (*notes, f"one copy of the model is spread over {', '.join(models.placement(module))}")
     with models.load_errors(f"the model in {folder} does not run"), models.quiet_transformers():
         return ForwardModel(
             module, codec, name=name, packed=packed_forward(module) if packed else None, batch_tokens=batch_tokens

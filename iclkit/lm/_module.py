@@ -34,6 +34,11 @@ _NO_LIMIT = 1_000_000_000
 _PROBE = 24
 
 
+def device_of(module: Any) -> torch.device:
+    """Where the module takes its inputs: what lies on disk, or waits in main memory, is on no device now."""
+    return next((p.device for p in module.parameters() if p.device.type != "meta"), torch.device("cpu"))
+
+
 class Float32Head(torch.nn.Module):
     """An output layer whose products and sums are float32 whatever the model's dtype."""
 
@@ -44,7 +49,7 @@ class Float32Head(torch.nn.Module):
         self.bias = None if bias is None else torch.nn.Parameter(bias.detach().float(), requires_grad=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return torch.nn.functional.linear(hidden.float(), self.weight, self.bias)
+        return torch.nn.functional.linear(hidden.to(self.weight.device).float(), self.weight, self.bias)
 
 
 def context_limit(config: Any, tokenizer: Any) -> tuple[int, str]:
@@ -82,7 +87,7 @@ def refuse_unless_causal(module: Any, context_size: int) -> None:
     size = min(_PROBE, context_size)
     same = size // 2
     ids = probe_ids(module, 2 * size)
-    device = next(module.parameters()).device
+    device = device_of(module)
     rows = torch.tensor([ids[:size], (*ids[:same], *ids[size : 2 * size - same]), ids[:size]], device=device)
     rows[2, same:] = 0
     mask = torch.ones_like(rows)
@@ -100,7 +105,7 @@ class CachedRows:
     """Rows padded on the left that grow behind the module's own keys and values."""
 
     def __init__(self, module: Any, prompts: Sequence[TokenIds]) -> None:
-        self._module, self._cache, device = module, None, next(module.parameters()).device
+        self._module, self._cache, device = module, None, device_of(module)
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -138,7 +143,7 @@ class WholeRows:
     """Rows padded on the right that are read whole again for each token."""
 
     def __init__(self, module: Any, prompts: Sequence[TokenIds]) -> None:
-        self._module, self._device = module, next(module.parameters()).device
+        self._module, self._device = module, device_of(module)
         self._rows = [[*row] for row in prompts]
         self._keeps = keeps_logits(module)
         self.computed = 0

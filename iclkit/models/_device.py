@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iclkit.errors import ModelError, UsageError
 
@@ -18,16 +19,46 @@ WORKING_MEMORY = 256 << 20  # bytes that kernels and a first batch take beside t
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of that name; without one a GPU where there is one. UsageError for a name that torch does not know."""
+    """The device of that name, of several the first; without one a GPU where there is one. UsageError as
+    ``find_devices``."""
+    return find_devices(name)[0]
+
+
+def find_devices(names: str | None, gpus: int | None = None) -> list[torch.device]:
+    """The devices of these names (``cuda:0,cuda:1``), or the first ``gpus``; without either all GPUs, or the CPU.
+
+    A device may be named twice. UsageError for a name that torch does not know and for devices of two kinds, whose
+    answers would differ.
+    """
     import torch
 
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise UsageError(f"device is {name!r}; expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} GPUs")
-    return device
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus is not None:
+        if names is not None:
+            raise UsageError(f"device {names!r} and gpus {gpus}: give one of the two")
+        if not 1 <= gpus <= here:
+            raise UsageError(f"gpus is {gpus}: torch sees {here} GPUs here")
+        return [torch.device("cuda", n) for n in range(gpus)]
+    if names is None:
+        return [torch.device("cuda", n) for n in range(here)] or [torch.device("cpu")]
+    devices = []
+    for name in names.split(","):
+        try:
+            device = torch.device(name.strip())
+        except RuntimeError as error:
+            raise UsageError(f"device is {name!r}; expected cpu, cuda, cuda:N or several, as cuda:0,cuda:1") from error
+        if device.type == "cuda" and (device.index or 0) >= here:
+            raise UsageError(f"device {name!r} is not here: torch sees {here} GPUs")
+        devices.append(device)
+    if len({d.type for d in devices}) > 1:
+        raise UsageError(f"device is {names!r}: several devices must be of one kind, or their scores would differ")
+    return devices
+
+
+def placement(module: Any) -> list[str]:
+    """Where the parts of a spread model lie: cuda:0, cuda:1, cpu, disk; each once, in the order of its layers."""
+    places = vars(module).get("hf_device_map", {"": module.device})  # no map: all of it fits one place
+    return [*dict.fromkeys(f"cuda:{p}" if isinstance(p, int) else str(p) for p in places.values())]
 
 
 def supports_bf16(device: torch.device) -> bool:
@@ -101,17 +132,20 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No bars, warnings or log lines from transformers inside; all as before afterwards."""
+    """No bars, warnings or log lines from transformers and accelerate inside; all as before afterwards."""
     from transformers.utils import logging as chatter
 
-    level = chatter.get_verbosity()
+    level, spreader = chatter.get_verbosity(), logging.getLogger("accelerate")
+    before = spreader.level
     chatter.set_verbosity(50)  # errors too: they come as exceptions or in the loading info
+    spreader.setLevel(logging.ERROR)
     try:
         with without_bars(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         chatter.set_verbosity(level)
+        spreader.setLevel(before)
 
 
 @contextmanager

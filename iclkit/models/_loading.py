@@ -71,12 +71,14 @@ def load_weights(
     weights that the model has no place for; with ``uses`` only those of its layers, as foreign heads are no matter.
 
     ModelError, naming files and weights, for what ``check_folder`` refuses and for weights that are missing, of other
-    shapes than config.json says, integers in the place of numbers, and, without ``uses``, NaN or infinite.
+    shapes than config.json says, integers in the place of numbers, and, without ``uses``, NaN or infinite. ``device``
+    None leaves the weights where the options (``device_map``) put them.
     """
     import torch
     import transformers
 
-    check_memory(folder)
+    if device is not None:
+        check_memory(folder)
     what = f"the model in {folder} does not load"
     code = {"trust_remote_code": own_code == "run", "local_files_only": True}
     with load_errors(what), quiet_transformers():
@@ -97,7 +99,7 @@ def load_weights(
             **code,
             **options,
         )
-        model = model.eval().to(device)
+        model = model.eval() if device is None else model.eval().to(device)
         return model, check_loaded(model, info, folder, uses)
 
 

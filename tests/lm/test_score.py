@@ -239,7 +239,7 @@ def test_the_shape_leaves_words_out_whether_they_are_tied_or_not(tiny_folder, ti
     lm = load_lm(str(tiny_folder("llama", tie_word_embeddings=tied)), cache=False, workers=1)
     attention, feed_forward, norms = 48 * 48 * 2 + 48 * 16 * 2, 3 * 48 * 80, 2 * 48
     assert lm.shape == ModelShape(2 * (attention + feed_forward + norms) + 48, 2, 48)
-    by_module = load_lm(str(tiny_folder("gpt2", **OTHERS["gpt2"][1])), cache=False, workers=1, packed=False)
+    by_module = load_lm(str(tiny_folder("opt", **OTHERS["opt"][1])), cache=False, workers=1, packed=False)
     assert (by_module.shape.layers, by_module.shape.width) == (2, 48)
     assert by_module.shape.parameters < 2 * 12 * 48 * 48 + 48 * 600
 

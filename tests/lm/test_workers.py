@@ -19,14 +19,14 @@ from .test_score import branching_pairs, scores_of
 @pytest.fixture
 def pair_of_lms(tiny_folder, monkeypatch):
     monkeypatch.setattr(_load, "MIN_TOKENS_FOR_WORKERS", 0)
-    settings = {"dtype": "bf16", "device": "cpu", "threads": 1, "batch_tokens": 64}
-    alone = load_torch(str(tiny_folder()), **settings)
-    many = load_torch(str(tiny_folder()), workers=2, **settings)
+    settings = {"dtype": "bf16", "threads": 1, "batch_tokens": 64}
+    alone = load_torch(str(tiny_folder()), device="cpu", **settings)
+    many = load_torch(str(tiny_folder()), device="cpu,cpu", workers=None, **settings)
     yield alone, many
     many.close()
 
 
-def test_two_workers_give_bit_equal_scores_and_generations(pair_of_lms):
+def test_a_process_on_each_device_gives_bit_equal_scores_and_generations(pair_of_lms):
     alone, many = pair_of_lms
     pairs = branching_pairs(n=60, vocabulary=alone.model.module.config.vocab_size)
     seen = []
@@ -65,6 +65,27 @@ def test_the_death_of_a_worker_loses_nothing(pair_of_lms):
 def test_counts_of_workers_and_threads_must_be_positive(tiny_folder):
     with pytest.raises(UsageError, match="workers 0"):
         load_torch(str(tiny_folder()), workers=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"device": "cpu,cuda:99"}, "'cuda:99' is not here"),
+        ({"device": "cpu,meta"}, "must be of one kind"),
+        ({"device": "cpu,gpu1"}, "device is 'gpu1'"),
+        ({"device": "cpu", "gpus": 1}, "give one of the two"),
+        ({"gpus": 99}, r"gpus is 99: torch sees \d+ GPUs here"),
+    ],
+)
+def test_devices_that_cannot_be_are_one_clear_line(settings, says, tiny_folder):
+    with pytest.raises(UsageError, match=says):
+        load_torch(str(tiny_folder()), **settings)
+
+
+def test_each_device_has_a_worker_and_more_workers_go_round(tiny_folder):
+    lm = load_torch(str(tiny_folder()), device="cpu,cpu", workers=3, threads=1)
+    assert [s["device"] for s in lm.engine._settings] == ["cpu", "cpu"]
+    assert load_torch(str(tiny_folder()), device="cpu, cpu", workers=1, threads=1).engine.notes == ()
 
 
 def test_a_script_without_a_main_guard_is_not_run_again_by_its_workers(tiny_folder, tmp_path):
