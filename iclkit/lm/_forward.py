@@ -160,7 +160,7 @@ class ForwardModel:
             requests, rate = [GenerateRequest("", steps)] * rows, 0.0
             for _ in range(2):
                 start = time.perf_counter()
-                written = self._generate_in_memory(prompts, requests)
+                written = self._generate_by_kind(prompts, requests)
                 count = sum(g.tokens for g in written if isinstance(g, Generation))
                 rate = max(rate, max(1, count) / (time.perf_counter() - start))
             self._written_per_second[rows] = rate
