@@ -140,6 +140,8 @@ BY_FIELD_NAME = {
     "selectors/_base": "a selector's spec: its name and the settings as a user types them",
     "predictors/_base": "a predictor's spec, likewise",
     "lm/_servers/_http": "checks",
+    "lm/_architecture": "settings of a model, by the names that its configuration gives them",
+    "lm/_vllm": "options of vLLM's engine as a user types them",
     "lm/_servers/_config": "settings as a user types them",
     "lm/_servers/_capabilities": "a file about a server, read by the names in it",
     "models/_catalogue": "reads the catalogue",
