@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from iclkit.errors import DataError, NeedError
-from iclkit.pool import Pool, PoolView
+from iclkit.pool import CandidateBatch, Pool, PoolView, Ranked, Scope
 from iclkit.prompts import Template
-from iclkit.records import Example, Query, Selection
+from iclkit.records import Example, Query, Selection, meta_value
 from iclkit.selectors import SELECTORS, Kit, make_selector
 from iclkit.testing._embedder import HashEmbedder, OverlapReranker
 from iclkit.testing._lm import FakeLM
@@ -205,6 +205,24 @@ class SelectorContract:
             assert {*selection.ids} <= {e.id for e in marked[1::3]}
         assert mixed == [fitted.select(q, 4) for q in (*filtered, *queries)]
 
+    def test_candidates_are_those_that_looking_at_every_example_gives(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        marked = [replace(e, meta={**e.meta, "third": n % 3, "of": {"half": n % 2}}) for n, e in enumerate(examples)]
+        asked = [*queries]
+        for n, query in enumerate(queries):
+            gone = frozenset(e.id for e in marked[n::4])
+            asked += [
+                _without(query, gone),
+                replace(query, where={"third": 1}),
+                replace(_without(query, gone), where={"third": n % 3, "of.half": 1}),
+                replace(query, where={"third": 7}),
+            ]
+        ours = copy.deepcopy(selector).fit(_spaced_view(marked), kit).select_many(asked, 4)
+        monkeypatch.setattr(PoolView, "candidates", _naive_candidates)
+        monkeypatch.setattr(PoolView, "index", lambda view, embedder, progress=None: _NaiveIndex(view, embedder))
+        assert selector.fit(_spaced_view(marked), kit).select_many(asked, 4) == ours
+
     def test_an_empty_pool_is_refused_in_one_line(self, selector: Any, queries: list[Query], kit: Kit) -> None:
         if selector.needs.pool:
             with pytest.raises(DataError, match="pool is empty"):
@@ -289,6 +307,52 @@ def _spaced_view(examples: Sequence[Example]) -> PoolView:
         rows.append(example)
     view = Pool.of(rows).view()
     return view.only(view.rows[3::7])
+
+
+def _naive_candidates(
+    view: PoolView, queries: Sequence[Query], embedder: Any = None, *, whole_pool: bool = False
+) -> CandidateBatch:
+    """What ``PoolView.candidates`` gives, found by looking at every example for every query."""
+    scopes = []
+    for query in queries:
+        hidden = [
+            row
+            for row, example in zip(view.rows.tolist(), view.examples, strict=True)
+            if example.id in query.exclude
+            or any(meta_value(example.meta, name) != value for name, value in query.where.items())
+        ]
+        scopes.append(Scope(frozenset(hidden)))
+    return CandidateBatch(view, queries, scopes, embedder, whole_pool)
+
+
+class _NaiveIndex:
+    """Search that computes every score of every row and sorts."""
+
+    approximate = None
+
+    def __init__(self, view: PoolView, embedder: Any) -> None:
+        texts = [embedder.document_text(e) for e in view.examples]
+        self.rows, self.matrix = view.rows, view.text_vectors(embedder, texts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def dim(self) -> int:
+        return int(self.matrix.shape[1])
+
+    def vectors(self, rows: Any) -> Any:
+        at = {row: n for n, row in enumerate(self.rows.tolist())}
+        return self.matrix[[at[int(row)] for row in rows]]
+
+    def nearest(self, queries: Any, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
+        found = []
+        for query, scope in zip(queries, scopes, strict=True):
+            scores = np.round(np.array([v.astype(np.float64) @ query.astype(np.float64) for v in self.matrix]), 6)
+            inside = [n for n, row in enumerate(self.rows.tolist()) if scope.allowed(np.array([row]))[0]]
+            best = sorted(inside, key=lambda n: (-scores[n], n))[: max(k, 0)]
+            found.append(Ranked(self.rows[best], scores[best].astype(np.float32)))
+        return found
 
 
 def _global_random_state() -> tuple[Any, ...]:
