@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from iclkit.database import MEMORY, Database
 from iclkit.errors import UsageError
+from iclkit.pool._arrays import begins_with
 from iclkit.pool._candidates import IntArray
 from iclkit.pool._export import write_whole
 from iclkit.records import digest
@@ -174,7 +175,7 @@ class Postings:
             return False
         for word, count in Counter(text).items():
             docs, counts = self.column(word)
-            at = int(np.searchsorted(docs, row))
+            at = int(np.searchsorted(docs, docs.dtype.type(row)))  # of one type, or all of docs would be converted
             if at == len(docs) or docs[at] != row or counts[at] != count:
                 return False
         return True
@@ -182,10 +183,19 @@ class Postings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Postings, and where in a view their texts stand; -1 for one that is not in it."""
+    """Postings, and where in a view their texts stand; -1 for one that is not in it.
+
+    ``first``: where the first stands, if all are there and follow each other; None where they do not.
+    """
 
     postings: Postings
     at: IntArray
+    first: int | None
+
+    @classmethod
+    def of(cls, postings: Postings, at: IntArray) -> Self:
+        in_a_row = len(at) > 0 and at[0] >= 0 and bool((np.diff(at) == 1).all())
+        return cls(postings, at, int(at[0]) if in_a_row else None)
 
 
 class Terms:
@@ -195,6 +205,9 @@ class Terms:
         self.cut, self._parts = cut, parts
         self.lengths = np.zeros(size, np.int64)
         for part in parts:
+            if part.first is not None:
+                self.lengths[part.first : part.first + len(part.at)] = part.postings.lengths
+                continue
             inside = part.at >= 0
             self.lengths[part.at[inside]] = part.postings.lengths[inside]
 
@@ -202,13 +215,17 @@ class Terms:
     def of(cls, texts: Sequence[str], cut: Tokenizer) -> Self:
         """Of texts that are not a pool's."""
         postings = Postings.of(map(cut, texts))
-        return cls(cut, len(texts), [_Part(postings, np.arange(len(texts)))])
+        return cls(cut, len(texts), [_Part.of(postings, np.arange(len(texts)))])
 
     def column(self, word: str) -> tuple[IntArray, NDArray[np.int32]]:
         """The rows that hold a word and how often."""
         rows, counts = list[IntArray](), list[NDArray[np.int32]]()
         for part in self._parts:
             docs, often = part.postings.column(word)
+            if part.first is not None:
+                rows.append(docs + np.int64(part.first))
+                counts.append(often)
+                continue
             at = part.at[docs]
             inside = at >= 0
             rows.append(at[inside])
@@ -275,6 +292,8 @@ class TermStore:
 
     def __init__(self, database: Database, writes: bool) -> None:
         self._db, self._writes = database, writes
+        # what was read of a file, and what the file was then
+        self._read: dict[Path, tuple[tuple[int, int], _KeptTerms]] = {}
 
     def in_memory(self) -> TermStore:
         """One that reads the same files and does not write."""
@@ -289,15 +308,16 @@ class TermStore:
         pool: rows that it lacks are counted now, and those that are gone are left out.
         """
         cut, file = tokenizer(name, stemmer), self._file(name, stemmer)
-        kept = _KeptTerms.read(file) if file else None
+        kept = self._kept(file) if file else None
         at = kept.positions(rows, texts) if kept else None
         if kept is None or at is None or not self._agrees(kept, at, text_at, cut):
             kept, at = None, np.empty(0, np.int64)
         inside = at[at >= 0]
-        missing = np.delete(np.arange(len(rows)), inside)
-        parts = [_Part(Postings.of(cut(text_at(int(n))) for n in missing), missing)]
+        only_more = not len(inside) or len(inside) == len(at) == inside[-1] + 1
+        missing = np.arange(len(inside), len(rows)) if only_more else np.delete(np.arange(len(rows)), inside)
+        parts = [_Part.of(Postings.of(cut(text_at(int(n))) for n in missing), missing)]
         if kept is not None:
-            parts.insert(0, _Part(kept.postings, at))
+            parts.insert(0, _Part.of(kept.postings, at))
         grown = len(missing) and (len(rows) <= _SMALL or len(missing) * _GROWTH >= len(inside))
         if whole and file and self._writes and (grown or (len(at) - len(inside)) * _DEAD > len(at)):
             merged = parts[0].postings if kept is None else _merged(parts, len(rows))
@@ -306,6 +326,20 @@ class TermStore:
             except OSError as error:
                 log.warning("could not write %s (%s); words will be counted again next time", file, error)
         return Terms(cut, len(rows), parts)
+
+    def _kept(self, file: Path) -> _KeptTerms | None:
+        """What a file holds, read again only when it has changed."""
+        try:
+            told = file.stat()
+        except OSError:
+            return None
+        stamp = told.st_size, told.st_mtime_ns
+        if file not in self._read or self._read[file][0] != stamp:
+            kept = _KeptTerms.read(file)
+            if kept is None:
+                return None
+            self._read[file] = stamp, kept
+        return self._read[file][1]
 
     def _agrees(self, kept: _KeptTerms, at: IntArray, text_at: Callable[[int], str], cut: Tokenizer) -> bool:
         """Whether some rows have the words that the file says: the last ones, which differ in a pool that was restored
@@ -343,6 +377,8 @@ class _KeptTerms:
     def positions(self, rows: IntArray, texts: IntArray) -> IntArray | None:
         """Where each of the file's rows stands among these; -1 for one that does not. None for a file of other texts
         under the same handles."""
+        if begins_with(rows, self.rows) and begins_with(texts, self.texts):
+            return np.arange(len(self.rows))
         at = np.searchsorted(rows, self.rows)
         here = at < len(rows)
         here[here] = rows[at[here]] == self.rows[here]

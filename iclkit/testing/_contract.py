@@ -220,7 +220,7 @@ class SelectorContract:
             ]
         ours = copy.deepcopy(selector).fit(_spaced_view(marked), kit).select_many(asked, 4)
         monkeypatch.setattr(PoolView, "candidates", _naive_candidates)
-        monkeypatch.setattr(PoolView, "index", lambda view, embedder, progress=None: _NaiveIndex(view, embedder))
+        monkeypatch.setattr(PoolView, "index", lambda view, embedder, *_: _NaiveIndex(view, embedder))
         assert selector.fit(_spaced_view(marked), kit).select_many(asked, 4) == ours
 
     def test_an_empty_pool_is_refused_in_one_line(self, selector: Any, queries: list[Query], kit: Kit) -> None:
