@@ -31,13 +31,20 @@ def rotary_halves_to_pairs(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, model: Any, vocabulary: Sequence[str], merges: Sequence[str], special: Sequence[int], chat: str = ""
+    path: Path,
+    model: Any,
+    vocabulary: Sequence[str],
+    merges: Sequence[str],
+    special: Sequence[int],
+    chat: str = "",
+    weights: str = "F32",
 ) -> None:
-    """A tied model's weights in float32, with a byte-level BPE tokenizer of the kind "smollm".
+    """A tied model's weights, with a byte-level BPE tokenizer of the kind "smollm".
 
-    ``special`` are the ids of control tokens; the first is BOS, the last EOS.
+    ``special`` are the ids of control tokens; the first is BOS, the last EOS. ``weights``: how the matrices are kept,
+    F32, F16, Q8_0, Q5_0 or Q4_0 (blocks of 32 weights with one scale each).
     """
-    from gguf import GGUFWriter
+    from gguf import GGMLQuantizationType, GGUFWriter, quants
 
     config = model.config
     writer = GGUFWriter(path, "llama")
@@ -71,14 +78,21 @@ def write_gguf(
             continue  # tied
         for ours, theirs in NAMES.items():
             name = name.replace(ours, theirs)
-        writer.add_tensor(name, np.ascontiguousarray(array))
+        array = np.ascontiguousarray(array)
+        if array.ndim == 1 or weights == "F32":
+            writer.add_tensor(name, array)
+        elif weights == "F16":
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            kind = GGMLQuantizationType[weights]
+            writer.add_tensor(name, quants.quantize(array, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def convert_to_gguf(folder: Path, path: Path) -> Path:
+def convert_to_gguf(folder: Path, path: Path, weights: str = "F32") -> Path:
     """The model of a folder, in the layout of SmolLM2, as a GGUF file that llama.cpp reads."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -89,5 +103,5 @@ def convert_to_gguf(folder: Path, path: Path) -> Path:
     ids = {**core["model"]["vocab"], **{t["content"]: t["id"] for t in core["added_tokens"]}}
     merges = [m if isinstance(m, str) else " ".join(m) for m in core["model"]["merges"]]
     special = [1, *(t["id"] for t in core["added_tokens"] if t["id"] not in (1, 2)), 2]
-    write_gguf(path, model, sorted(ids, key=ids.__getitem__), merges, special, tokenizer.chat_template)
+    write_gguf(path, model, sorted(ids, key=ids.__getitem__), merges, special, tokenizer.chat_template, weights)
     return path

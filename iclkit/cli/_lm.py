@@ -84,6 +84,7 @@ def _found(lm: LM) -> dict[str, Any]:
         "tells cached tokens": can.cached_tokens,
         "context told by": can.context_from or "nobody",
         "asked twice, differs by": can.deviation,
+        **({"slots": can.slots} if can.slots else {}),
         "requests at once": can.connections or "not found out yet",
         "found": can.found,
     }

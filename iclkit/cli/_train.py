@@ -71,6 +71,8 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 @click.option("--chat", is_flag=True, help="Demonstrations as chat turns, in the LM's own chat template.")
 @lm_options
 @data_options()
+@click.option("--batch", is_flag=True, help="Have the feedback of the first iteration answered by the server's batch "
+              "API: half the price, up to a day; the same command goes on.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the card as JSON.")
 def command(
@@ -93,6 +95,7 @@ def command(
     chat: bool,
     lm_options: LMOptions,
     data: Mapping[str, Any],
+    batch: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -147,6 +150,10 @@ def command(
         if dry_run:
             return
         start = time.monotonic()
+        if batch and not training.finished:
+            from iclkit.lm import answer_by_batch
+
+            answer_by_batch(lm, lambda: lm.estimate(training.lacking()), say)
         if score_only:
             missing = training.score()
             say(

@@ -149,6 +149,18 @@ class Feedback:
             seconds=None,
         )
 
+    def lacking(self, task: TaskData, prompts: Sequence[FeedbackPrompt]) -> list[ScoreRequest]:
+        """What ``score`` would ask the LM: the answers to the prompts that the ledger does not have."""
+        unique = {p.key: p for p in prompts}
+        known = self.ledger.get(self.scope(task), [*unique])
+        todo = [p for n, p in enumerate(unique.values()) if n not in known]
+        return [request for p in todo if (whole := self._assemble(task, p)) is not None
+                for request in self._requests(task, p, whole)]  # fmt: skip
+
+    def _requests(self, task: TaskData, prompt: FeedbackPrompt, assembled: Prompt) -> list[ScoreRequest]:
+        options, query = self.options(task, prompt.query), prompt.query
+        return [*answer_requests(assembled, task.template, options, query.choices, group=query.id)]
+
     def _answers(self, task: TaskData, prompts: Iterable[FeedbackPrompt]) -> int:
         return sum(len(self.options(task, p.query)) for p in prompts)
 
@@ -187,10 +199,10 @@ class Feedback:
             if assembled is None:
                 self._skipped.add((scope.key_text, prompt.key))
                 continue
-            options = self.options(task, prompt.query)
-            missing[n] = len(options)
-            owner += [n] * len(options)
-            requests += answer_requests(assembled, task.template, options, prompt.query.choices, group=prompt.query.id)
+            asked = self._requests(task, prompt, assembled)
+            missing[n] = len(asked)
+            owner += [n] * len(asked)
+            requests += asked
         first = {n: i for i, n in reversed([*enumerate(owner)])}
         result: list[LabelScores | None] = [None] * len(prompts)
 

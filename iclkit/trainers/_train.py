@@ -16,7 +16,7 @@ from iclkit.embed import CARD, Embedder, RetrieverFormat, load_embedder
 from iclkit.errors import DataError, RunError, UsageError
 from iclkit.files import read_json, replace_file, try_lock
 from iclkit.lm import LM, as_lm
-from iclkit.records import CostEstimate, Progress, digest
+from iclkit.records import CostEstimate, Progress, ScoreRequest, digest
 from iclkit.trainers._assumed import Assumed, is_absent
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._data import TaskData, TrainingData
@@ -156,14 +156,22 @@ class Training:
         Later iterations, evaluations (Se2, CEIL) and the report have prompts that cannot be named before: see
         ``later``.
         """
+        parts = [self.session.feedback.estimate(task, prompts) for task, prompts in self._first_prompts()]
+        estimate = sum(parts, CostEstimate())
+        self._estimate = estimate
+        return estimate
+
+    def lacking(self) -> list[ScoreRequest]:
+        """What the LM will be asked for those prompts, for a batch."""
+        first = self._first_prompts()
+        return [request for task, prompts in first for request in self.session.feedback.lacking(task, prompts)]
+
+    def _first_prompts(self) -> list[tuple[TaskData, list[FeedbackPrompt]]]:
         self.prepare()
         by_task: dict[str, tuple[TaskData, list[FeedbackPrompt]]] = {}
         for task, prompts in self.method.prompts(self.session):
             by_task.setdefault(task.name, (task, []))[1].extend(prompts)
-        parts = [self.session.feedback.estimate(task, prompts) for task, prompts in by_task.values()]
-        estimate = sum(parts, CostEstimate())
-        self._estimate = estimate
-        return estimate
+        return [*by_task.values()]
 
     def later(self) -> int:
         """The most prompts that evaluations and the report have scored beside those of ``estimate``, without those of

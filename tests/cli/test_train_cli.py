@@ -11,6 +11,7 @@ from iclkit.pool import Pool
 from iclkit.records import Example
 from iclkit.testing import FakeLM, HashEmbedder
 
+from ..lm.openai_server import ToyServer
 from .eval_worlds import call, write_task
 
 pytest.importorskip("datasets", reason="training needs the train extra")
@@ -347,3 +348,26 @@ def test_without_the_extra_it_says_which_before_anything_is_loaded(light, task, 
     assert stderr.startswith("error: training needs the extra iclkit[train]; install it with: pip install ")
     assert stderr.count("\n") == 1
     assert not (tmp_path / "out.work").exists()
+
+
+def test_feedback_comes_by_batch_and_the_training_asks_no_more(
+    home: Path,
+    bag: Path,
+    task: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: bag)
+    monkeypatch.setattr("iclkit.trainers._train.load_embedder", lambda *a, **k: HashEmbedder())
+    server = ToyServer("completions", "echo", "models", "batch", window=4000)
+    words = ["train", "epr", task, "--lm", f"openai:toy@{server.url}", "--out", str(tmp_path / "out"), "--score-only"]
+    try:
+        code, _, err = call(*words, *SMALL, "--batch", capsys=capsys)
+        assert (code, server.asked["/v1/batches"]) == (0, 1), err
+        before = server.asked["/v1/completions"]
+        code, _, err = call(*words, *SMALL, capsys=capsys)
+        assert code == 0
+        assert server.asked["/v1/completions"] <= before + 2  # the questions that open it
+    finally:
+        server.close()

@@ -68,7 +68,7 @@ class ToyServer:
         self, *offers: str, most: int = 10**6, busy: float = 0.0, per_token: float = 0.0, window: int = 500
     ) -> None:
         self.offers, self.most, self.busy, self.per_token = set(offers), most, busy, per_token
-        self.computed, self.window = 0, window
+        self.computed, self.window, self.name = 0, window, "toy"
         self.waits, self.ends = 0, "completed"
         self.files: dict[str, str] = {}
         self.blocks: set[tuple[int, ...]] = set()
@@ -152,7 +152,7 @@ class ToyServer:
 
     def answer(self, path: str, body: Any) -> tuple[int, dict[str, Any]]:
         if path == "/v1/models" and "models" in self.offers:
-            return 200, {"data": [{"id": "toy", "max_model_len": self.window}, {"id": "other"}]}
+            return 200, {"data": [{"id": self.name, "max_model_len": self.window}, {"id": "other"}]}
         if path == "/tokenize" and "tokenize" in self.offers:
             return 200, {"tokens": [VOCABULARY.index(t) for t in tokenize(body["prompt"])]}
         if path == "/detokenize" and "tokenize" in self.offers:

@@ -30,9 +30,10 @@ class Capabilities:
     where that is another one. token_ids: prompts may be token ids. lists: several prompts may be sent in one request.
     widths, chat_width: how many candidates it gives. force: how an answer is bound to given ones. changes: what it
     needs of OpenAI's requests. within_thought: answers begin inside a thought. context: tokens, 0 where it does not
-    say, and context_from. connections: requests at once that were fastest, 0 where that was not found out.
-    cached_tokens: it reports what its prefix cache answered. check: log-probability of the
-    probe. deviation: nats between the same asked cold and from the cache. kind: the make it gives itself. found: when.
+    say, and context_from. connections: requests at once that were fastest, 0 where that was not found out. slots:
+    prompts that it keeps the state of, one each (llama.cpp), 0 where it does not say. cached_tokens: it reports what
+    its prefix cache answered. check: log-probability of the probe. deviation: nats between the same asked cold and from
+    the cache. kind: the make it gives itself. found: when.
     """
 
     endpoint: str = ""
@@ -48,6 +49,7 @@ class Capabilities:
     context: int = 0
     context_from: str = ""
     connections: int = 0
+    slots: int = 0
     cached_tokens: bool = False
     check: float | None = None
     deviation: float | None = None

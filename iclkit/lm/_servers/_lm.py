@@ -82,6 +82,7 @@ class OpenAILM(BaseLM):
         client.patience = client.config.retries
         server.open = True
         self._kept = server.can
+        client.width.at_most(server.can.slots)
         client.width.begin(server.can.connections)
         self.scoring, self.endpoint, self.context_size = server.can.scoring, server.can.endpoint, server.context_size
         self._explain()

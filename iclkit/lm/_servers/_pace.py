@@ -49,6 +49,13 @@ class Width:
                 self._go(width)
                 self._free.notify_all()
 
+    def at_most(self, width: int) -> None:
+        """No more than so many: the server works on no more, and what waits there could as well wait here."""
+        if width:
+            with self._free:
+                self.most = min(self.most, width)
+                self._go(self.now)
+
     def enter(self, given_up: Callable[[], bool] = lambda: False) -> float | None:
         """Wait for a turn; the time at which it came, None where ``given_up`` meanwhile."""
         with self._free:

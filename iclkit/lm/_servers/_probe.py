@@ -87,7 +87,7 @@ def probe(server: ServedModel, facts: Mapping[str, Any], served: Sequence[str]) 
         way = _as_chat(server) or way  # Ollama, LM Studio: what completions lack, chats may have
     if isinstance(way, TrieWay) and not isinstance(way, NativeWay):
         _find_whole(server, way)
-    server.found(scoring=way.name)
+    server.found(scoring=way.name, slots=_slots(server) if way.name == NextTokenWay.name else 0)
     _check_itself(server, way)
     server.found(found=datetime.now(UTC).isoformat(timespec="seconds"))
     return way
@@ -131,6 +131,16 @@ def _context(server: ServedModel, facts: Mapping[str, Any]) -> tuple[int, str]:
         if limit := count_of(find(answer, server.name)):
             return limit, path
     return 0, ""
+
+
+def _slots(server: ServedModel) -> int:
+    """How many prompts llama.cpp keeps the state of; 0 for others."""
+    try:
+        return count_of(server.client.get("/props", root=server.root).get("total_slots")) or 0
+    except HttpError as error:
+        if not is_no(error):
+            raise
+        return 0
 
 
 def _llama_cpp(answer: Mapping[str, Any], _: str) -> Any:
