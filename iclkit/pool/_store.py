@@ -464,6 +464,16 @@ class Pool:
                 self._delete(connection, [example_id], f"labeled as {row.id}", replaced_by=row.id)
         return len(rows)
 
+    def became(self, example_id: str) -> str | None:
+        """What an example that is gone was updated to or labelled as; None for one that was removed.
+
+        DataError for an id that never stood here.
+        """
+        with self._db.reading() as connection:
+            if not connection.execute("SELECT 1 FROM tombstones WHERE id = ?", (example_id,)).fetchone():
+                return self.get(example_id).id
+            return self._became(connection, example_id)
+
     @staticmethod
     def _became(connection: Connection, example_id: str) -> str | None:
         """What an example that is gone was updated to or labeled as."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from iclkit.errors import ChangedElsewhere, DataError
 from iclkit.pool import Pool, example_dict
-from iclkit.records import Example
+from iclkit.records import Example, digest
 from iclkit.text import visible
 from iclkit.view._workbench import short
 
@@ -47,7 +47,9 @@ class Rows:
         page = self.pool.find(
             text, task=task, output=output, newest_first=newest_first, start=max(0, start), limit=min(limit, MOST)
         )
-        rows = [{"id": e.id, "task": e.task, "meta": _short_meta(e), **short(e)} for e in page.examples]
+        rows = [
+            {"id": e.id, "mark": _mark(e), "task": e.task, "meta": _short_meta(e), **short(e)} for e in page.examples
+        ]
         return {
             "rows": rows,
             "total": page.total,
@@ -60,9 +62,12 @@ class Rows:
         }
 
     def row(self, example_id: str) -> dict[str, Any]:
-        """One example whole. DataError for an id that is not there."""
-        example = self.pool.get(example_id)
-        return example_dict(example) | {"embedded": self.pool.embedded(example.id)}
+        """One example whole. ChangedElsewhere for one that is gone, DataError for an id that never was there."""
+        try:
+            example = self.pool.get(example_id)
+        except DataError:
+            raise ChangedElsewhere(example_id, self.pool.became(example_id)) from None
+        return example_dict(example) | {"mark": _mark(example), "embedded": self.pool.embedded(example.id)}
 
     @property
     def undo_words(self) -> str | None:
@@ -106,6 +111,11 @@ class Rows:
             "revision": self.pool.revision,
             "all": len(self.pool),
         }
+
+
+def _mark(example: Example) -> str:
+    """Tells whether an example is still as it was when it was listed, its metadata included."""
+    return digest(example_dict(example), 8)
 
 
 def _short_meta(example: Example) -> list[list[str]]:

@@ -99,6 +99,9 @@ def test_what_was_changed_or_removed_meanwhile_is_left_alone(pool: Pool) -> None
             pool.exchange(old, replace(old, output="mine", id=""))
         assert caught.value.now == becomes
     assert [*pool] == before
+    assert [pool.became(e.id) for e in (first, second, third)] == [now.id, None, third.id]
+    with pytest.raises(DataError, match="no example"):
+        pool.became("never")
 
 
 def test_an_exchange_never_makes_two_of_one(pool: Pool) -> None:

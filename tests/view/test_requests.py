@@ -222,6 +222,9 @@ def test_an_example_that_was_changed_elsewhere_is_not_written_over(page):
     assert "was changed" in answer.json()["error"]["message"]
     gone = page.client.post("/api/change", json={"was": was, "now": None})
     assert gone.status_code == 409
+    opened = page.client.get(f"/api/rows/{ROWS[0].id}")
+    assert (opened.status_code, opened.json()["now"]) == (409, now.id)
+    assert page.client.get("/api/rows/0123").status_code == 400
     assert page.pool.get(now.id).output == "theirs"
 
 
@@ -305,13 +308,13 @@ def test_pools_of_hardly_anything_have_a_map(serve_pool, rows, embedder):
 
 @pytest.mark.slow
 def test_a_hundred_thousand_examples_are_paged_searched_and_sampled(serve_pool):
-    page = serve_pool([Example(f"ticket {n} about topic {n % 977}", f"team {n % 12}") for n in range(100_000)])
+    page = serve_pool([Example(f"ticket {n} about topic-{n % 977}x", f"team {n % 12}") for n in range(100_000)])
     last = page.get("/api/rows", start=99_990, limit=50)
     assert (last["total"], len(last["rows"])) == (100_000, 10)
-    assert page.get("/api/rows", find="TOPIC 976 ticket")["total"] == 102
+    assert page.get("/api/rows", find="TOPIC-976X ticket")["total"] == 102
     drawn = page.get("/api/map")
     assert (drawn["total"], len(drawn["points"])) == (100_000, 3_000)
-    (side,) = page.ask("ticket 7 about topic 7", "bm25")
+    (side,) = page.ask("ticket 7 about topic-7x", "bm25")
     assert side["picks"][0]["at"]
 
 

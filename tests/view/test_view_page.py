@@ -164,6 +164,20 @@ def test_rows_are_found_edited_removed_and_brought_back(shown, live_page):
 
 
 @pytest.mark.slow
+def test_a_row_that_was_changed_after_it_was_listed_is_not_removed(chrome, live_page):
+    shown = opened(chrome, live_page)
+    with Pool.open(live_page.pool.path) as other:
+        other.update(ROWS[0].id, meta={"tenant": "theirs"})
+        other.update(ROWS[1].id, output="theirs")
+    press(shown, "Remove", "#rows tr:first-child")
+    until(lambda: "was not removed" in says(shown, "#trouble"))
+    until(lambda: "tenant: theirs" in says(shown, "#rows tr:first-child"))
+    press(shown, "Remove", "#rows tr:first-child")  # seen as it is now
+    until(lambda: ROWS[0].id not in live_page.pool.ids)
+    assert "theirs" in {e.output for e in live_page.pool}
+
+
+@pytest.mark.slow
 def test_a_row_that_somebody_else_has_changed_is_shown_as_it_is_now(chrome, live_page):
     shown = opened(chrome, live_page)
     press(shown, "send me an invoice", "#rows")

@@ -379,7 +379,7 @@
       h("td", { "data-head": "Output" }, h("span", { class: "clip", dir: "auto" }, row.output || "(waits for a label)")),
       h("td", { "data-head": "Task", hidden: !tasks }, row.task), h("td", { "data-head": "Metadata", hidden: !meta }, row.meta.map(([name, value]) => `${name}: ${value}`).join(" · ")),
       h("td", { class: "acts" }, h("button", { type: "button", class: "small", "aria-label": `Ask with: ${clip(row.input, 80)}`, click: () => askWith(row.id) }, "Ask with it"), " ",
-        about.readOnly ? null : h("button", { type: "button", class: "small danger", "aria-label": `Remove: ${clip(row.input, 80)}`, click: () => removeRow(row.id) }, "Remove")))));
+        about.readOnly ? null : h("button", { type: "button", class: "small danger", "aria-label": `Remove: ${clip(row.input, 80)}`, click: () => removeRow(row) }, "Remove")))));
     const last = found.start + found.rows.length;
     $("count").textContent = found.total ? `${number(found.start + 1)}–${number(last)} of ${number(found.total)}${found.total < found.all ? ` found among ${number(found.all)}` : ""}` : found.all ? "no such example" : "the pool is empty";
     $("back").disabled = found.start === 0;
@@ -404,7 +404,11 @@
     ($("undo") ?? filters.find.lastElementChild).focus({ preventScroll: true });
   };
   const undo = () => act(() => api("api/undo", {}));
-  const removeRow = (id) => act(async () => api("api/change", { was: await rowOf(id), now: null }));
+  const removeRow = (row) => act(async () => {
+    const was = await rowOf(row.id);
+    if (was.mark !== row.mark) throw new Refused("This example was changed after it was listed; it is listed as it is now, and was not removed.");
+    await api("api/change", { was, now: null });
+  });
   const askWith = async (id) => {
     trouble(null);
     try {
@@ -421,7 +425,12 @@
     const dialog = $("row"), locked = about.readOnly;
     let was = null;
     trouble(null);
-    try { if (id) was = await rowOf(id); } catch (error) { trouble(error); return; }
+    try { if (id) was = await rowOf(id); } catch (error) {
+      dialog.close();
+      trouble(error);
+      await afterChange(); // what was shown is not there any more
+      return;
+    }
     const fields = was ? (typeof was.input === "string" ? null : Object.keys(was.input)) : about.fields.length ? about.fields : null;
     const area = (label, value, more = {}) => {
       const node = h("textarea", { dir: "auto", readonly: locked, rows: 2, spellcheck: "false", ...more });
@@ -449,6 +458,7 @@
         await api("api/change", { was, now: make() });
         dialog.close();
         await afterChange();
+        ($("undo") ?? filters.find.lastElementChild).focus({ preventScroll: true });
       } catch (error) {
         said.append(error.message, " ");
         if (error.status === 409 && error.now) said.append(h("button", { type: "button", class: "small", click: () => openRow(error.now) }, "Show it as it is now"));
