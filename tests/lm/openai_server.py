@@ -56,8 +56,9 @@ def continued(context: str, n: int) -> list[str]:
 
 class ToyServer:
     """``offers`` lists what it can do: completions, chat, echo, prompt_logprobs, logprobs, chat_logprobs, tokenize,
-    models, lists (of prompts), logprob_ids (vLLM), generate (SGLang), choice, schema, grammar (structured output of
-    chats), decisions, stale (a prompt that was asked before is answered with other figures).
+    models, lists (of prompts), logprob_ids (vLLM), generate, score (SGLang; old: it tells probabilities alone), choice,
+    schema, grammar (structured output of chats), decisions, stale (a prompt that was asked before is answered with
+    other figures).
     ``most`` candidates at the most. ``trouble`` holds what happens to the next requests: a status, a
     (status, headers) pair, "hang", "garbage", "shape" or "close". ``busy`` seconds per answer, ``per_token`` per token
     that goes through the model, one request after the other. ``computed`` counts those tokens: what a prefix cache of
@@ -165,6 +166,14 @@ class ToyServer:
             return self.batch(path, body)
         if path == "/v1/decisions" and "decisions" in self.offers:
             return self.decide(body)
+        if path == "/v1/score" and "score" in self.offers:
+            rows = []
+            for ids in body["items"]:
+                self.read(ids, True)
+                told = distribution("".join(VOCABULARY[i] for i in body["query"] + ids))
+                rows.append([told[VOCABULARY[i]] for i in body["label_token_ids"]])
+            answer: dict[str, Any] = {"object": "scoring", "scores": [[math.exp(v) for v in row] for row in rows]}
+            return 200, answer | ({} if "old" in self.offers else {"token_logprobs": rows})
         if path == "/generate" and "generate" in self.offers:
             return 200, [self.native(ids, body, i) for i, ids in enumerate(body["input_ids"])]  # type: ignore[return-value]
         return 404, {"error": {"message": "no such page"}}

@@ -16,6 +16,7 @@ scoring         how                                                             
 token-ids       next-token log-probabilities of the labels' own tokens, one cached       yes
                 prompt for each beginning that labels share (vLLM)
 native          the same, or the continuation's own rows, from /generate (SGLang)        yes
+score           the same from /score, where /generate cannot be reached (SGLang)         yes
 echo            /completions repeats the prompt with the log-probability of every token  yes
 prompt-logprobs the same as a field of its own (vLLM)                                    yes
 next-token      top log-probabilities of the next token, token after token               yes where the server gives as

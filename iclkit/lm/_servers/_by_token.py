@@ -24,6 +24,7 @@ from iclkit.lm._servers._parse import (
     native_scores,
     next_tokens,
     only_choice,
+    scored_next_tokens,
     speller,
 )
 from iclkit.lm._servers._trie import Trie
@@ -159,6 +160,29 @@ class NativeWay(TrieWay):
         if len(items) != len(prompts):
             raise NotSupported(f"{len(prompts)} prompts were sent and {len(items)} answers came")
         return items
+
+
+class ScoreWay(TrieWay):
+    """SGLang's /score: next tokens of given ids, where its own /generate cannot be reached."""
+
+    name = "score"
+
+    def next(self, prompts: Sequence[TokenIds], ids: Sequence[int]) -> list[NextToken]:
+        """As ``TrieWay.next``."""
+        out: list[NextToken] = []
+        for part in self._parts(prompts):
+            body = {
+                "model": self.server.name,
+                "query": [],
+                "items": [[*p] for p in part],
+                "label_token_ids": [*ids],
+                "apply_softmax": False,
+                "return_token_logprobs": True,
+            }
+            answer = self.server.send("/score", body, look=True, answers="scores")
+            with self.server.expected_shape(), self.server.useful():
+                out += scored_next_tokens(answer, ids, len(part))
+        return out
 
 
 class _WholeWay(Way):

@@ -15,6 +15,7 @@ from iclkit.secrets import redact, split_userinfo
 SCORINGS = (
     "token-ids",
     "native",
+    "score",
     "echo",
     "prompt-logprobs",
     "next-token",

@@ -41,7 +41,7 @@ _ADAPTABLE = (400, 403, 404, 422, 500, 501)
 """Statuses of refusals that may be about one parameter of the request."""
 _NOT_THE_PROMPT = (None, 401, 402, 404, 405, 407, 408, 409, 425, 429, *range(502, 600))
 """Statuses that another prompt would have met as well; None: no answer at all."""
-_LISTS = ("prompt", "messages", "input_ids", "input")
+_LISTS = ("prompt", "messages", "input_ids", "input", "items")
 """Fields of a request that hold what is asked about; the others are how it is asked."""
 CHAT = "\x02chat\x02"
 """Starts the text of a chat that only the server can render; the messages follow as JSON."""
@@ -301,8 +301,9 @@ class ServedModel:
     def _harmless(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """What is asked about in a request of this shape, replaced by what no server minds."""
         ids = [*self.codec.encode([PROBE])[0]] if self.codec else []
-        if "input_ids" in body:
-            return {"input_ids": [ids] * len(body["input_ids"])}
+        for field in ("input_ids", "items"):
+            if field in body:
+                return {field: [ids] * len(body[field])}
         if "prompt" in body:
             prompt = body["prompt"]
             if prompt and isinstance(prompt, list) and isinstance(prompt[0], list):

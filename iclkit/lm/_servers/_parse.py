@@ -212,6 +212,24 @@ def native_next_tokens(items: Sequence[Mapping[str, Any]]) -> list[NextToken]:
     return out
 
 
+def scored_next_tokens(answer: Mapping[str, Any], ids: Sequence[int], count: int) -> list[NextToken]:
+    """The same of SGLang's /score, which tells of the ids asked about alone: whether one of them is the likeliest of
+    all is known where it is likelier than not. Errors as ``next_tokens``.
+    """
+    told = answer.get("token_logprobs")
+    rows = told or [[math.log(p) if p else _PLACEHOLDER for p in row] for row in answer["scores"]]
+    if len(rows) != count:
+        raise NotSupported(f"{count} prompts were sent and {len(rows)} answers came")
+    out = []
+    for row in rows:
+        known = {
+            id_: logprob_of(v, "token_logprobs") for id_, v in zip(ids, row, strict=True) if not _is_placeholder(v)
+        }
+        found = _next_token(known) if known else NextToken({}, 0.0)
+        out.append(replace(found, best=found.best if found.best > math.log(0.5) else 0.0))
+    return out
+
+
 def native_scores(items: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[int]]) -> list[Score]:
     """Scores of the last tokens of each prompt, from SGLang's log-probabilities of input. Errors as ``next_tokens``."""
     out = []

@@ -15,6 +15,7 @@ from iclkit.lm._servers._by_token import (
     NativeWay,
     NextTokenWay,
     PromptLogprobsWay,
+    ScoreWay,
     TokenIdsWay,
     TrieWay,
 )
@@ -43,6 +44,7 @@ _WAYS: Mapping[str, type[Way]] = {
     for way in (
         TokenIdsWay,
         NativeWay,
+        ScoreWay,
         EchoWay,
         PromptLogprobsWay,
         NextTokenWay,
