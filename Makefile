@@ -82,7 +82,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
 	$(RUN)/bench_eval_overhead.py
-	$(RUN)/bench_tune.py --seeds 20 --trials 60
+	$(RUN)/bench_tune.py
 	$(RUN)/bench_explain.py
 	$(RUN)/bench_serve.py
 else

@@ -1,7 +1,10 @@
-"""One prompt for all, on real data: samplers at equal LM-call budgets, against selectors that cost nothing to find.
+"""One prompt for all, on real data: searches at equal budgets beside selectors that cost nothing to find, by noise.
 
-For each set and seed, every sampler searches with the same questions and the same number of trials; the lists found are
-selector files, evaluated with ``iclkit.eval`` beside random, balanced and knn. What is finished is not done again.
+For each set, share of wrong demonstrations and seed, every sampler searches with the same questions, the same 100
+candidates and the same number of trials. A share of the candidates has another label than its own (of tasks without
+labels: another row's answer), as in the noise grids of EASE's released data; questions and test rows are as they are.
+The lists found are judged on test rows beside ``random`` and ``knn`` over the same candidates. What is finished is not
+done again; ``--table`` only prints.
 """
 
 from __future__ import annotations
@@ -9,34 +12,63 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import default_data
 
 from iclkit import evaluate
-from iclkit.datasets import load_task
+from iclkit.datasets import Task, load_task
 from iclkit.embed import load_embedder
-from iclkit.eval import difference, estimate, load_run, make_bench
+from iclkit.eval import Bench, difference, estimate, make_bench
 from iclkit.lm import load_lm
-from iclkit.tuners import TuneSettings, make_problem, tune, write_instructions
+from iclkit.pool import Pool, PoolView
+from iclkit.records import Example
+from iclkit.tuners import TuneProblem, TuneSettings, make_problem, tune
 
-SETS = ("larger_animal", "trec", "sst2", "object_counting", "antonyms", "sentence_similarity")
-SEARCHES = {
-    "ease": ("ease,warmup=8", 0),
-    "ease + instruction": ("ease,warmup=8", 8),
-    "best-of-n": ("best-of-n", 0),
-    "evolution": ("evolution", 0),
-    "tpe": ("tpe,startup=8", 0),
-}
-PLAIN = ("random", "balanced", "knn")
+SEARCHES = {"ease": "ease", "best-of-n": "best-of-n", "evolution": "evolution", "tpe": "tpe,startup=8"}
+
+
+def spoiled(view: PoolView, task: Task, share: float, seed: int) -> PoolView:
+    """The examples with a share of their outputs, drawn by seed, replaced by wrong ones."""
+    rng = np.random.default_rng([seed, 11])
+    rows = [*view.examples]
+    for at in rng.permutation(len(rows))[: round(share * len(rows))].tolist():
+        others = sorted({*(task.labels or (e.output for e in rows))} - {rows[at].output})
+        e, wrong = rows[at], others[int(rng.integers(len(others)))]
+        rows[at] = Example(e.input, wrong, e.task, e.choices, e.meta)
+    return Pool.of(rows).view()
+
+
+def problem_of(task: Task, lm: Any, args: argparse.Namespace, share: float, seed: int) -> TuneProblem:
+    settings = TuneSettings(args.k, 1, "best-of-n", seed, args.validation, args.confirm)
+    clean = make_problem(task, lm, settings, report=lambda _: None)
+    return replace(clean, view=spoiled(clean.view, task, share, seed))
+
+
+def search(problem: TuneProblem, label: str, embedder: Any, args: argparse.Namespace, file: Path, seed: int) -> None:
+    start = time.process_time()
+    sampler = SEARCHES[label]
+    settings = TuneSettings(args.k, args.trials, sampler, seed, args.validation, args.confirm, top=2)
+    eyes = embedder if sampler.startswith("ease") else None
+    found = tune(problem, settings, embedder=eyes, storage=f"journal:{file.with_suffix('.journal')}")
+    found.file.write(file)
+    file.with_suffix(".cost").write_text(
+        json.dumps({"cpu": time.process_time() - start, "asked": found.usage.get("tokens_asked", 0),
+                    "computed": found.usage.get("tokens_computed", 0)})
+    )  # fmt: skip
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__)
     ap.add_argument("--out", type=Path, default=Path("runs-tune"))
     ap.add_argument("--data", type=Path, default=default_data())
-    ap.add_argument("--sets", nargs="*", default=SETS)
+    ap.add_argument("--sets", nargs="*", default=["sst2", "trec"])
+    ap.add_argument("--noise", nargs="*", type=float, default=[0.0], help="shares of wrong demonstrations")
+    ap.add_argument("--samplers", nargs="*", default=["ease", "best-of-n"])
+    ap.add_argument("--plain", nargs="*", default=["random", "knn"], help="selectors that cost nothing to find")
     ap.add_argument("--lm", default="smollm2-135m")
     ap.add_argument("-k", type=int, default=4)
     ap.add_argument("--trials", type=int, default=20)
@@ -48,95 +80,67 @@ def main() -> None:
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if not args.table:
-        lm = load_lm(args.lm, workers=1, threads=1)
+        lm = load_lm(args.lm, workers=1, threads=1, cache=args.out / "lm-cache.db")
         embedder = load_embedder("all-minilm-l6-v2")
-        for name in args.sets:
-            for seed in range(args.seeds):
-                search(name, seed, lm, embedder, args)
-            judge(name, lm, embedder, args)
-            table(args)
+        for seed in range(args.seeds):
+            for name in args.sets:
+                for share in args.noise:
+                    one(name, share, seed, lm, embedder, args)
     table(args)
 
 
-def search(name: str, seed: int, lm, embedder, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
+def one(name: str, share: float, seed: int, lm: Any, embedder: Any, args: argparse.Namespace) -> None:
     task = load_task(args.data / name)
-    for label, (sampler, written) in SEARCHES.items():
-        file = args.out / f"{name}-{label.replace(' + ', '-')}-{seed}.json"
-        if file.exists():
+    problem = problem_of(task, lm, args, share, seed)
+    tested = make_bench(task, limit=args.test)
+    bench = Bench(task, problem.view, tested.queries, tested.golds, "ignore")
+    for label in (*args.samplers, *args.plain):
+        file = args.out / f"{name}-{share:g}-{label}-{seed}.json"
+        done = file.with_suffix(".rows")
+        if done.exists():
             continue
-        start = time.time()
-        settings = TuneSettings(args.k, args.trials, sampler, seed, args.validation, args.confirm, top=2)
-        problem = make_problem(task, lm, settings, report=lambda _: None)
-        if written:
-            from dataclasses import replace
-
-            words = write_instructions(lm, task.template, problem.view.examples, written, seed=seed)
-            problem = replace(problem, instructions=("", *words))
-        eyes = embedder if sampler.startswith("ease") else None
-        found = tune(problem, settings, embedder=eyes, storage=f"journal:{args.out}/{name}.journal")
-        found.file.write(file)
-        (file.with_suffix(".time")).write_text(json.dumps({"seconds": time.time() - start}))
-        print(f"{name} {seed} {label}: {found.validation.value:.3f}, confirmed {found.confirmation.value:.3f}, "
-              f"{time.time() - start:.0f} s", flush=True)  # fmt: skip
-
-
-def judge(name: str, lm, embedder, args: argparse.Namespace) -> None:  # type: ignore[no-untyped-def]
-    bench = make_bench(load_task(args.data / name), limit=args.test)
-    index = args.out / f"{name}.runs.json"
-    runs = json.loads(index.read_text()) if index.exists() else {}
-    for label in (*SEARCHES, *PLAIN):
-        if label == "balanced" and not bench.task.labels:
-            continue
-        for seed in range(1 if label == "knn" else args.seeds):
-            if f"{label} {seed}" in runs:
-                continue
-            chooser = str(args.out / f"{name}-{label.replace(' + ', '-')}-{seed}.json") if label in SEARCHES else label
-            run = evaluate(bench, chooser, lm, k=args.k, seed=seed, embedder=embedder, out=args.out / "runs")
-            runs[f"{label} {seed}"] = run.id
-            index.write_text(json.dumps(runs))
+        if label in SEARCHES:
+            search(problem, label, embedder, args, file, seed)
+        chooser = str(file) if label in SEARCHES else label
+        run = evaluate(bench, chooser, lm, k=args.k, seed=seed, embedder=embedder)
+        done.write_text(json.dumps([row.metrics[problem.metric] for row in run.rows]))
+        print(f"{name} {share:g} {label} {seed}: {np.mean(json.loads(done.read_text())):.3f}", flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
-    print("| set | metric | " + " | ".join((*SEARCHES, *PLAIN)) + " |")
-    print("|---|---|" + "---:|" * (len(SEARCHES) + len(PLAIN)))
-    pooled: dict[str, list[np.ndarray]] = {}
-    spent: dict[str, list[dict[str, float]]] = {}
+    labels = (*args.samplers, *args.plain)
+    print(
+        "| set | wrong, % | seeds | "
+        + " | ".join(labels)
+        + " | "
+        + " | ".join(f"ease − {x}" for x in labels[1:])
+        + " |"
+    )
+    print("|---|---:|---:|" + "---:|" * (2 * len(labels) - 1))
     for name in args.sets:
-        index = args.out / f"{name}.runs.json"
-        if not index.exists():
-            continue
-        ids, cells, metric = json.loads(index.read_text()), [], ""
-        for label in (*SEARCHES, *PLAIN):
-            runs = [load_run(args.out / "runs" / i) for key, i in ids.items() if key.rpartition(" ")[0] == label]
-            if not runs:
-                cells.append("–")
+        for share in args.noise:
+            seeds = [s for s in range(args.seeds)
+                     if all((args.out / f"{name}-{share:g}-{x}-{s}.rows").exists() for x in labels)]  # fmt: skip
+            if not seeds:
                 continue
-            metric = runs[0].spec.task.metric
-            x = np.array([[row.metrics[metric] for row in run.rows] for run in runs])
-            e = estimate(x)
-            cells.append(f"{100 * e.value:.1f} ({100 * e.low:.0f}–{100 * e.high:.0f})")
-            pooled.setdefault(label, []).append(np.broadcast_to(x.mean(axis=0), x.shape[1:]))
-            spent.setdefault(label, []).append({
-                "prompt": float(np.mean([row.prompt_tokens for run in runs for row in run.rows])),
-                "asked": float(np.mean([run.usage.get("tokens_asked", 0) / len(run.rows) for run in runs])),
-                "computed": float(np.mean([run.usage.get("tokens_computed", 0) / len(run.rows) for run in runs])),
-                "seconds": float(np.mean([run.usage.get("lm_s", 0) / len(run.rows) for run in runs])),
-            })  # fmt: skip
-        print(f"| {name} | {metric} | " + " | ".join(cells) + " |")
-    print("\nEASE minus each, mean over the sets where both are, same queries (95 % interval, p):")
-    for label in (*SEARCHES, *PLAIN):
-        if label != "ease" and label in pooled and len(pooled[label]) == len(pooled["ease"]):
-            d = difference(np.concatenate(pooled["ease"])[None], np.concatenate(pooled[label])[None])
-            print(f"- {label}: {100 * d.value:+.1f} ({100 * d.low:+.1f} … {100 * d.high:+.1f}), p = {d.p:.3f}")
-    print("\nPer test query: prompt tokens, tokens computed, LM seconds")
-    for label, rows in spent.items():
-        mean = {key: np.mean([r[key] for r in rows]) for key in rows[0]}
-        print(f"- {label}: {mean['prompt']:.0f}, {mean['computed']:.0f}, {mean['seconds']:.3f}")
-    found = [json.loads(p.read_text()) for p in sorted(args.out.glob("*.json")) if not p.name.endswith(".runs.json")]
-    for sampler in dict.fromkeys(f["search"]["sampler"] for f in found):
-        own = [f["spent"] for f in found if f["search"]["sampler"] == sampler]
-        asked, computed = (np.mean([s.get(k, 0) for s in own]) for k in ("tokens_asked", "tokens_computed"))
-        print(f"- search {sampler}: {asked:,.0f} tokens asked, {computed:,.0f} computed, {len(own)} searches")
+            got = {x: np.array([json.loads((args.out / f"{name}-{share:g}-{x}-{s}.rows").read_text()) for s in seeds])
+                   for x in labels}  # fmt: skip
+            cells = []
+            for x in labels:
+                e = estimate(got[x])
+                cells.append(f"{100 * e.value:.1f} ({100 * e.low:.0f}–{100 * e.high:.0f})")
+            for x in labels[1:]:
+                d = difference(got["ease"], got[x])
+                cells.append(f"{100 * d.value:+.1f} ({100 * d.low:+.1f} … {100 * d.high:+.1f})")
+            print(f"| {name} | {100 * share:.0f} | {len(seeds)} | " + " | ".join(cells) + " |")
+    for label in args.samplers:
+        files = [args.out / f"{name}-{share:g}-{label}-{seed}.cost"
+                 for name in args.sets for share in args.noise for seed in range(args.seeds)]  # fmt: skip
+        rows = [json.loads(file.read_text()) for file in files if file.exists()]
+        if rows:
+            mean = {key: np.mean([r[key] for r in rows]) for key in rows[0]}
+            print(f"- a search of {label}: {mean['asked']:,.0f} tokens asked, {mean['computed']:,.0f} computed, "
+                  f"{mean['cpu']:.0f} CPU seconds; {len(rows)} searches")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,0 +1,157 @@
+"""Which of EASE's parts earn their place: one factor changed at a time, over many seeds, with the transport filter on.
+
+Ordered lists of 4 of 100 made-up items whose best is known and has the value 1, the worst 0
+(``iclkit.testing.OrderedSetProblem``), order-sensitive and order-free. What a sampler is told has noise of 0.1, as the
+accuracy on 20 questions has; the transport costs say something of the items' worth. A way is judged by the true value
+of the list that it would hand over, the one that was told the highest. What is finished is not done again; ``--table``
+only prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from scipy.stats import t as student
+from scipy.stats import ttest_1samp
+
+from iclkit.testing import OrderedSetProblem
+from iclkit.tuners import (
+    Arm,
+    PositionFeatures,
+    SearchSpace,
+    SetSampler,
+    arm_of,
+    distributions,
+    make_sampler,
+    tune_preset,
+)
+
+PAPER = tune_preset("paper").sampler
+NETWORK = "hidden=3,width=100,rate=0.001,steps=1000"
+OURS = "ease,warmup=10,nu=0.01,neighbors=0.5,targets=standard,hidden=1,width=256,rate=0.01,steps=100,domain=2000"
+WAYS = {
+    "ease": OURS,
+    "no bonus": OURS.replace("nu=0.01", "nu=1e-12"),
+    "bonus x 3": OURS.replace("nu=0.01", "nu=0.1"),
+    "bonus x 10": OURS.replace("nu=0.01", "nu=1.0"),
+    "no neighbors": OURS.replace("neighbors=0.5", "neighbors=0.0"),
+    "raw targets": OURS.replace("targets=standard", "targets=raw"),
+    "network of the paper": OURS.replace("hidden=1,width=256,rate=0.01,steps=100", NETWORK),
+    "no transport": OURS.replace("domain=2000", "domain=250"),
+    "confidence of the code": OURS + ",update=batch",
+    "paper, warm-up 10": PAPER.replace("warmup=40", "warmup=10"),
+    "evolution": "evolution",
+    "tpe": "tpe",
+    "best-of-n": "best-of-n",
+}
+DEAR = [way for way, spec in WAYS.items() if NETWORK in spec or "steps=1000" in spec]
+ORDERED = {"ordered": True, "order-free": False}
+
+
+def search(problem: OrderedSetProblem, way: str, trials: int) -> dict[str, Any]:
+    """True and told values of the lists tried, and CPU seconds of a trial."""
+    seed, features = problem.seed, PositionFeatures(problem.vectors, problem.k)
+    space = SearchSpace(problem.n, problem.k, features=features, costs=problem.costs())
+    sampler = make_sampler(WAYS[way], space, seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    rng, true, told, start = np.random.default_rng([seed, 99]), [], [], time.process_time()
+    tried: list[tuple[Arm, float]] = []
+    for number in range(trials):
+        if isinstance(sampler, SetSampler):  # asked as its study would ask it, without the study's own work
+            arm = sampler.propose(tried, [], np.random.default_rng([seed, number]))
+        else:
+            trial = study.ask(distributions(space))
+            found = arm_of(study._storage.get_trial(trial._trial_id), space)
+            assert found is not None
+            arm = found
+        true.append(problem.value(arm.rows))
+        told.append(problem.value(arm.rows, rng))
+        tried.append((arm, told[-1]))
+        if not isinstance(sampler, SetSampler):
+            study.tell(trial, told[-1])
+    return {"true": true, "told": told, "cpu": (time.process_time() - start) / trials}
+
+
+def half(values: np.ndarray) -> float:
+    """Half of the 95 % interval of a mean."""
+    n = len(values)
+    return float(student.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5) if n > 1 else float("nan")
+
+
+def holm(p: list[float]) -> list[float]:
+    made, low = [0.0] * len(p), 0.0
+    for place, n in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        low = made[n] = max(low, min(1.0, (len(p) - place) * p[n]))
+    return made
+
+
+def show(rows: list[dict[str, Any]], against: str, trials: int) -> None:
+    """For each case, what each way found, and paired differences from one of them over the seeds that both have."""
+    for case in dict.fromkeys(r["case"] for r in rows):
+        own = {way: {r["seed"]: r for r in rows if (r["case"], r["way"]) == (case, way)} for way in WAYS}
+        own = {way: runs for way, runs in own.items() if runs}
+        if against not in own:
+            continue
+        found = {way: {s: _found(r, trials) for s, r in runs.items()} for way, runs in own.items()}
+        gaps = {way: np.array([found[way][s] - found[against][s] for s in sorted({*runs} & {*own[against]})])
+                for way, runs in own.items() if way != against}  # fmt: skip
+        p = [float(ttest_1samp(g, 0).pvalue) if len(g) > 1 and g.std() > 0 else 1.0 for g in gaps.values()]
+        corrected = dict(zip(gaps, holm(p), strict=True))
+        print(f"\n{case}, {trials} trials\n")
+        print(f"| way | seeds | value found | minus *{against}* | p, Holm | trials to 0.95 | never | CPU ms a trial |")
+        print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        for way, runs in own.items():
+            values = np.array([*found[way].values()])
+            hits = [np.flatnonzero(np.array(r["true"][:trials]) >= 0.95) for r in runs.values()]
+            first = np.array([float(h[0] + 1) if len(h) else trials + 1.0 for h in hits])
+            ms = 1000 * np.mean([r["cpu"] for r in runs.values()])
+            gap = gaps.get(way)
+            apart = " | " if gap is None else f"{gap.mean():+.3f} ± {half(gap):.3f} | {corrected[way]:.3f}"
+            print(f"| {way} | {len(runs)} | {values.mean():.3f} ± {half(values):.3f} | {apart} | {first.mean():.1f} ± "
+                  f"{half(first):.1f} | {int((first > trials).sum())} | {ms:.0f} |")  # fmt: skip
+
+
+def _found(run: dict[str, Any], trials: int) -> float:
+    """The true value of the list that was told the highest."""
+    return float(run["true"][int(np.argmax(run["told"][:trials]))])
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__)
+    ap.add_argument("--out", type=Path, default=Path("runs-ease"))
+    ap.add_argument("--seeds", type=int, default=20)
+    ap.add_argument("--first", type=int, default=0, help="the first seed, to share the work")
+    ap.add_argument("--trials", type=int, default=40)
+    ap.add_argument("--cases", nargs="*", default=[*ORDERED], choices=[*ORDERED])
+    ap.add_argument("--noise", type=float, default=0.1, help="standard deviation of what the sampler is told")
+    ap.add_argument("--ways", nargs="*", default=[w for w in WAYS if w not in DEAR], choices=[*WAYS])
+    ap.add_argument("--against", default="ease")
+    ap.add_argument("--table", action="store_true", help="only print what is there")
+    args = ap.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    args.out.mkdir(parents=True, exist_ok=True)
+    log = args.out / "searches.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    done = {(r["case"], r["way"], r["seed"]) for r in rows if len(r["true"]) >= args.trials}
+    for seed in range(args.first, args.first if args.table else args.seeds):
+        for name in args.cases:
+            problem = OrderedSetProblem(100, 4, 4, seed, ORDERED[name], args.noise)
+            for way in args.ways:
+                case = f"{name}, noise {args.noise:g}"
+                if (case, way, seed) not in done:
+                    row = {"case": case, "way": way, "seed": seed, **search(problem, way, args.trials)}
+                    rows.append(row)
+                    with log.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+    cases = {f"{name}, noise {args.noise:g}" for name in args.cases}
+    show([r for r in rows if r["case"] in cases and r["way"] in args.ways], args.against, args.trials)
+
+
+if __name__ == "__main__":
+    main()
