@@ -16,11 +16,9 @@ from tests.browser import look, start
 QUERY = "still no parcel and nobody can tell me why"
 TOP = "window.scrollTo(0, document.querySelector(arguments[0]).getBoundingClientRect().top + scrollY - 16)"
 SHOTS = {
-    "picks": ("main", 1200, 1240, "light"),
+    "picks": ("body", 1200, 1280, "light"),
     "map": ("#map", 1200, 890, "light"),
     "pool": ("#pool", 1200, 760, "light"),
-    "dark": ("main", 1200, 1240, "dark"),
-    "phone": ("#picks", 390, 844, "light"),
 }
 
 

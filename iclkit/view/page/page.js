@@ -157,7 +157,8 @@
   };
   const showAnswer = () => {
     const [a, b] = answer.sides.map((side) => (side.picks ? new Set(side.picks.map((p) => p.id)) : null));
-    $("compared").textContent = a && b ? `${[...a].filter((x) => b.has(x)).length} of ${Math.max(a.size, b.size)} demonstrations are the same on both sides.`
+    const same = a && b ? [...a].filter((x) => b.has(x)).length : 0;
+    $("compared").textContent = a && b ? `${same || "None"} of ${count(Math.max(a.size, b.size), "demonstration")} ${same === 1 ? "is" : "are"} the same on both sides.`
       : answer.sides.some((x) => x.cost) ? "A selector that asks the language model waits for your word." : "A selector has not answered.";
     $("answers").replaceChildren(...answer.sides.map(showSide));
   };
