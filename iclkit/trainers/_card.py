@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from iclkit import __version__
-from iclkit.embed import CARD
+from iclkit import __version__, models
+from iclkit.embed import CARD, split_spec
 from iclkit.eval import Estimate
 from iclkit.trainers._config import TrainConfig
 from iclkit.trainers._method import Method, Session
-from iclkit.trainers._report import TaskReport
+from iclkit.trainers._report import FROM_POOL, TaskReport
+
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@[\w./-]+)?")
+_HUB_SET = re.compile(r"(?:huggingface\.co/datasets/|(?:^|\s)hf:)([A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)")
 
 
 def card_of(
@@ -34,7 +38,10 @@ def card_of(
         "lm": {"name": s.feedback.lm.name, "fingerprint": s.feedback.lm.fingerprint},
         "rendering": s.rendering.identity(),
         "tasks": [
-            {"name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries)} for c in s.corpus.tasks
+            {
+                "name": c.name, "hash": c.hash, "rows": len(c.rows), "queries": len(c.queries), "license": c.licence,
+                "source": c.source,
+            } for c in s.corpus.tasks
         ],
         "pool": {"hash": s.corpus.view.hash, "size": len(s.corpus.view)},
         "config": s.config.as_dict(),
@@ -66,10 +73,10 @@ def _plain(value: Any) -> Any:
 def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
     config, tasks = card["config"], card["tasks"]
     trained_on = ", ".join(f"{t['name']} ({t['queries']} queries from {t['rows']} rows)" for t in tasks)
+    terms = [f"{t['name']}: {t['license']}" for t in tasks if t["license"]]
     lines = [
         "---",
-        "library_name: sentence-transformers",
-        "tags: [sentence-transformers, in-context-learning, demonstration-retrieval, iclkit]",
+        *_metadata(card, reports).splitlines(),
         "---",
         "",
         f"# A demonstration retriever trained by {config['method'].upper()}",
@@ -79,6 +86,7 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         f"{config['preset']}.",
         "",
         f"- Tasks of the training: {trained_on}. Figures on these tasks are not those of other tasks.",
+        *([f"- Licenses of the data, as the sets say: {'; '.join(terms)}."] if terms else []),
         f"- Pool: {card['pool']['size']} examples, hash `{card['pool']['hash']}`.",
         f"- Feedback: {card['feedback']['prompts computed']} prompts scored, {card['feedback']['prompts known']} known "
         "before.",
@@ -104,6 +112,55 @@ def _readme(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
         "```",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _metadata(card: Mapping[str, Any], reports: Sequence[TaskReport]) -> str:
+    """The card's head as the hub reads it: base model and data sets with ids of the hub, the license of the base where
+    that is known, and the figures of the retriever on the whole pool."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    config = card["config"]
+    base = models.card_of(split_spec(config["base"])[0])
+    results = []
+    for report in reports:
+        for strategy in report.strategies:
+            if strategy.name != config["method"] or strategy.pool != FROM_POOL:
+                continue
+            for metric, figure in (("lm_gain", strategy.gain), ("accuracy", strategy.accuracy)):
+                if figure is None or not math.isfinite(figure.value):
+                    continue
+                what = "gain over random demonstrations, nats" if metric == "lm_gain" else "accuracy of the LM"
+                words = f"{what}; {report.queries} queries, {report.shots} shown, 95 % interval "
+                words += f"{figure.low:.3f} to {figure.high:.3f}, feedback and answers of {card['lm']['name']}"
+                results.append(
+                    EvalResult(
+                        task_type="text-retrieval", dataset_type=report.task, dataset_name=report.task,
+                        metric_type=metric, metric_value=round(figure.value, 4), metric_name=words,
+                    )
+                )  # fmt: skip
+    sets = [found[1] for t in card["tasks"] if (found := _HUB_SET.search(t["source"]))]
+    made = ModelCardData(
+        base_model=base.hub if base else hub_id(config["base"]) or None,
+        datasets=list(dict.fromkeys(sets)) or None,
+        license=base.licence.lower() if base and base.licence else None,
+        library_name="sentence-transformers",
+        pipeline_tag="sentence-similarity",
+        tags=["sentence-transformers", "in-context-learning", "demonstration-retrieval", "iclkit", config["method"]],
+        model_name=f"{config['method']} retriever",
+        metrics=sorted({r.metric_type for r in results}) or None,
+        eval_results=results or None,
+    )
+    return str(made.to_yaml())
+
+
+def hub_id(name: str) -> str:
+    """The id on the hub that an encoder is named by, without its revision; "" for a folder of this machine.
+
+    >>> hub_id("intfloat/e5-base-v2@main"), hub_id("/models/mine")
+    ('intfloat/e5-base-v2', '')
+    """
+    found = _HUB_ID.fullmatch(split_spec(name)[0])
+    return found[1] if found and not Path(found[1]).exists() else ""
 
 
 def markdown(reports: Sequence[TaskReport]) -> list[str]:

@@ -37,6 +37,10 @@ class TaskData:
     held_out: IntArray
     report: tuple[Example, ...]
     hash: str
+    licence: str = ""
+    """What the data set says of its license."""
+    source: str = ""
+    """Where the data set is from, as it says."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,8 @@ def _task_data(
         np.array(held_out, dtype=np.int64),
         report,
         task.hash if task is not None else digest([view.examples[r].id for r in rows.tolist()]),
+        task.card.licence if task is not None else "",
+        task.card.source if task is not None else "",
     )
 
 

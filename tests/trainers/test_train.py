@@ -23,6 +23,7 @@ from iclkit.records import Query, digest
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import conflicting_tasks, shuffled_judge
 from iclkit.trainers import Ledger, Trained, Training, corpus_of_tasks
+from iclkit.trainers._card import _metadata
 
 from .conftest import config_for
 
@@ -145,6 +146,32 @@ def test_the_folder_is_a_plain_sentence_transformers_model(mode_task, bag, bert,
     assert card["config"]["queries"] == 32
     assert card["pool"]["size"] == len({e.id for e in task.train})
     assert task.name in (trained.folder / "README.md").read_text()
+
+
+def test_the_readme_is_a_card_as_the_hub_reads_it(mode_task, bag, bert, tmp_path) -> None:
+    from huggingface_hub import ModelCard
+
+    task, judge = mode_task
+    told = replace(task, card=replace(task.card, licence="CC-BY-4.0", source="hf:ann/modes:v2"))
+    trained = train("epr", judge, [told], tmp_path / "out", bag, bert, **QUICK)
+    text = (trained.folder / "README.md").read_text()
+    data = ModelCard(text).data
+    assert (data.library_name, data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
+    assert data.datasets == ["ann/modes"]
+    assert (data.base_model, data.license) == (None, None)  # a folder of this machine says nothing of the hub
+    assert str(bag) not in text.split("---")[1]
+    assert f"{task.name}: CC-BY-4.0" in text
+    (report,) = trained.reports
+    (own,) = (w for w in report.strategies if (w.name, w.pool) == ("epr", "from the whole pool"))
+    assert {r.metric_type: r.metric_value for r in data.eval_results} == {
+        "lm_gain": round(own.gain.value, 4), "accuracy": round(own.accuracy.value, 4),
+    }  # fmt: skip
+    named = _metadata({**trained.card, "config": {**trained.card["config"], "base": "all-minilm-l6-v2"}}, ())
+    assert "base_model: sentence-transformers/all-MiniLM-L6-v2\n" in named
+    assert "license: apache-2.0\n" in named
+    assert "base_model: intfloat/e5-base-v2\n" in _metadata(
+        {**trained.card, "config": {**trained.card["config"], "base": "intfloat/e5-base-v2@main"}}, ()
+    )
 
 
 def test_two_towers_and_inner_products_rank_as_in_training(mode_task, bert, tmp_path) -> None:
