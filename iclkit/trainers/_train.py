@@ -159,6 +159,8 @@ class Training:
         parts = [self.session.feedback.estimate(task, prompts) for task, prompts in self._first_prompts()]
         estimate = sum(parts, CostEstimate())
         self._estimate = estimate
+        if estimate.calls == estimate.requests and (note := self._ledger_of_others()):
+            self._note(note)
         return estimate
 
     def lacking(self) -> list[ScoreRequest]:
@@ -172,6 +174,23 @@ class Training:
         for task, prompts in self.method.prompts(self.session):
             by_task.setdefault(task.name, (task, []))[1].extend(prompts)
         return [*by_task.values()]
+
+    def _ledger_of_others(self) -> str:
+        """Why a ledger with scores knows none of these prompts, in words; "" for an empty one."""
+        ledger, lm = self.session.feedback.ledger, self.session.feedback.lm
+        known = ledger.scopes()
+        wanted = [self.session.feedback.scope(task) for task in self.corpus.tasks]
+        if not len(ledger):
+            return ""
+        if all(scope.lm != lm.fingerprint for scope in known):
+            what = f"by another LM, or by {lm.name} in another precision"
+        elif all(scope.template not in [w.template for w in wanted] for scope in known):
+            what = "with another template"
+        elif not any(scope in wanted for scope in known):
+            what = "with other labels"
+        else:
+            what = "of other examples: another pool, or queries or candidates drawn otherwise"
+        return f"{self._ledger_file} holds {len(ledger):,} scores, and none of these prompts: they are {what}"
 
     def later(self) -> int:
         """The most prompts that evaluations and the report have scored beside those of ``estimate``, without those of
@@ -215,9 +234,13 @@ class Training:
 
     def _notes(self) -> None:
         for note in self.session.feedback.notes():
-            if note not in self._noted:
-                self._noted.add(note)
-                self.say(f"note: {note}")
+            self._note(note)
+
+    def _note(self, note: str) -> None:
+        """Say it, once."""
+        if note not in self._noted:
+            self._noted.add(note)
+            self.say(f"note: {note}")
 
     @models.without_bars()
     def run(self) -> Trained:

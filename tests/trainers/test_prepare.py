@@ -109,6 +109,28 @@ def test_nothing_is_opened_before_prepare_and_the_ledger_is_closed_at_the_end(mo
     assert training.estimate().calls > 0  # opened again
 
 
+def test_a_ledger_of_another_lm_template_or_pool_is_named_as_such(mode_task, bag, bert, tmp_path) -> None:
+    task, judge = mode_task
+    ledger = tmp_path / "shared.db"
+    prepared("epr", task, judge, tmp_path / "first", bag, bert, ledger=ledger).score()
+
+    def said(task: Any, lm: Any, **more: Any) -> list[str]:
+        heard = list[str]()
+        prepared(
+            "epr", task, lm, tmp_path / "b", bag, bert, ledger=ledger, dry=True, say=heard.append, **more
+        ).estimate()
+        return [line for line in heard if "shared.db holds" in line]
+
+    assert said(task, judge) == []
+    (line,) = said(task, FakeLM())
+    assert line.startswith(f"note: {ledger} holds ")
+    assert line.endswith("scores, and none of these prompts: they are by another LM, or by fake in another precision")
+    (line,) = said(replace(task, template=Template("Q: {input}\nA: {output}")), judge)
+    assert line.endswith("they are with another template")
+    (line,) = said(replace(task, train=tuple(replace(e, input=f"{e.input} again", id="") for e in task.train)), judge)
+    assert line.endswith("of other examples: another pool, or queries or candidates drawn otherwise")
+
+
 # -- what a training costs is said before its models are here --
 
 
