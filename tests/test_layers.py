@@ -50,7 +50,7 @@ DOORS = {
     "sentence_transformers": {"embed", "trainers", "models"},
     "optuna": {"tuners"},
     "httpx": {"lm", "datasets", "models", "serve"},
-    "huggingface_hub": {"lm", "datasets", "models", "integrations"},
+    "huggingface_hub": {"lm", "datasets", "models", "integrations", "trainers/_card"},
     "starlette": {"serve", "view"},
     "uvicorn": {"serve"},
     "langchain_core": {"integrations"},

@@ -47,6 +47,7 @@ def lm(monkeypatch: pytest.MonkeyPatch, home: Path) -> FakeLM:
     fake = FakeLM()
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: fake)
     monkeypatch.setattr("iclkit.cli._kit.fetch", lambda *a, **k: None)
+    monkeypatch.setattr("iclkit.models.must_be_fetched", lambda name: False)
     return fake
 
 
