@@ -106,7 +106,7 @@ class _View:
         """Another page that the browser shows may send requests here: its name for us, its origin and its lack of the
         key give it away."""
         host = request.headers.get("host", "")
-        if urlsplit(f"//{host}").hostname not in _LOOPBACK:
+        if _host_name(host) not in _LOOPBACK:
             raise HttpError(403, "this page is served to this machine alone, under 127.0.0.1 or localhost")
         origin = request.headers.get("origin")
         if origin is not None and origin != f"http://{host}":
@@ -168,6 +168,13 @@ class _View:
         """The board of its own page, which brings its own policy; its address is its key."""
         page = await asyncio.to_thread(self.boards.page, request.path_params["ticket"])
         return HTMLResponse(page)
+
+
+def _host_name(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:  # no address at all
+        return None
 
 
 _HEADERS = {

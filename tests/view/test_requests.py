@@ -47,7 +47,7 @@ def test_other_pages_cannot_write_to_the_pool(page):
     change = {"was": example_dict(ROWS[0]), "now": None}
     form = page.client.post("/api/change", content=str(change), headers={"X-ICLKIT-Token": ""})
     assert form.status_code == 401  # what a page can send without being asked has no key
-    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
+    for headers in ({"Origin": "https://evil.example"}, {"Host": "evil.example"}, {"Host": "[x"}, {"Origin": "null"}):
         assert page.client.post("/api/change", json=change, headers=headers).status_code == 403
     asked_first = page.client.options("/api/change", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in asked_first.headers
@@ -145,6 +145,7 @@ def test_a_selector_that_chooses_step_by_step_tells_how(page):
         ({"query": "a", "sides": [], "k": 9999}, "from 0 to 256"),
         ({"query": "a", "sides": [], "order": "upside-down"}, "no order policy named"),
         ({"query": "a", "sides": [], "exclude": "x"}, "`exclude` is a list of ids"),
+        ({"query": "half \ud800", "sides": []}, "half of a surrogate pair"),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_one_line(shared_page, body, words):
