@@ -60,6 +60,7 @@ DOORS = {
     "mlflow": {"integrations"},
     "wandb": {"integrations"},
     "trackio": {"integrations"},
+    "ray": {"engines"},
     "click": {"cli"},
     "rich": {"cli"},
 }

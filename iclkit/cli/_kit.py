@@ -304,6 +304,7 @@ class LMOptions:
     dtype: str = "auto"
     device: str | None = None
     gpus: int | None = None
+    engine: str | None = None
     workers: int | None = None
     threads: int | None = None
     batch_tokens: int | None = None
@@ -319,6 +320,7 @@ def lm_options(command: F) -> F:
     @click.option("--device", help="cpu, cuda, cuda:1, or several, a process on each: cuda:0,cuda:1.  [default: the "
                   "GPUs there are]")  # fmt: skip
     @click.option("--gpus", type=click.IntRange(1), help="The first so many GPUs, a process on each.  [default: all]")
+    @click.option("--engine", metavar="ray[:HOST:PORT]", help="Share the LM's work on a Ray cluster.")
     @click.option("--workers", type=click.IntRange(1), help="Processes that share the LM's work.  [default: one per "
                   "device, or on CPU per core for a small LM]")  # fmt: skip
     @click.option(
@@ -336,6 +338,7 @@ def lm_options(command: F) -> F:
         dtype: str,
         device: str | None,
         gpus: int | None,
+        engine: str | None,
         workers: int | None,
         threads: int | None,
         batch_tokens: int | None,
@@ -344,7 +347,7 @@ def lm_options(command: F) -> F:
         max_cost: float | None,
         **kwargs: Any,
     ) -> Any:
-        options = LMOptions(dtype, device, gpus, workers, threads, batch_tokens, not no_cache, price, max_cost)
+        options = LMOptions(dtype, device, gpus, engine, workers, threads, batch_tokens, not no_cache, price, max_cost)
         return command(*args, lm_options=options, **kwargs)
 
     return wrapped  # type: ignore[return-value]
@@ -361,8 +364,8 @@ def load_lm(name: str, options: LMOptions | None = None) -> LM:
         k: v for k, v in (("batch_tokens", options.batch_tokens), ("gpus", options.gpus)) if v is not None
     }
     lm = lms.load_lm(
-        name, dtype=options.dtype, device=options.device, cache=options.cache, workers=options.workers,
-        threads=options.threads, price=options.price, max_cost=options.max_cost, **given,
+        name, dtype=options.dtype, device=options.device, engine=options.engine, cache=options.cache,
+        workers=options.workers, threads=options.threads, price=options.price, max_cost=options.max_cost, **given,
     )  # fmt: skip
     tell_notes(lm)
     if options.price is not None and (command := click.get_current_context(silent=True)):

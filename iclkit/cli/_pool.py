@@ -304,16 +304,27 @@ def index(pool: Path, embedder: str, kind: str, recall: float, lists: int | None
               f"folder. {EMBEDDER_SETTINGS}.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["fp32", "bf16", "auto"]), help="The same as ,dtype=.  [default: fp32]")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the CPU; torch decides when not said.")
+@click.option("--engine", metavar="ray[:HOST:PORT]", help="Share the work on a Ray cluster.")
+@click.option("--workers", type=click.IntRange(1), help="Of the engine.  [default: one for each core of the cluster]")
 @JSON
-def embed(pool: Path, embedder: str, dtype: Any, threads: int | None, as_json: bool) -> None:
+def embed(
+    pool: Path, embedder: str, dtype: Any, threads: int | None, engine: str | None, workers: int | None, as_json: bool
+) -> None:
     """Embed the texts of POOL that have no vector yet. A run that was interrupted goes on where it was."""
-    from iclkit.embed import load_embedder
+    from iclkit.embed import embedding_engine, load_embedder
 
+    if workers and not engine:
+        raise UsageError("--workers is the number of workers of an engine; give --engine ray as well")
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
         tell_language(store.view(labeled=None).examples, embedder)
-        made, total = store.embed(model, progress), len(store)
+        shared = embedding_engine(engine, model, model.name, workers=workers, threads=threads) if engine else None
+        made, total = store.embed(model, progress, engine=shared), len(store)
         indexed = store.view().approximate(model)
+        if shared:
+            shared.close()
+            for note in shared.notes:
+                say(f"note: {note}")
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
     else:

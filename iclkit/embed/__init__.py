@@ -3,6 +3,7 @@
 Importing this room loads no torch.
 """
 
+from iclkit.embed._cluster import embedding_engine
 from iclkit.embed._formats import EmbeddingFormat, ExampleProvider, SideFormat, bge_icl, prompt_eol, rare
 from iclkit.embed._load import load_embedder, load_training_base
 from iclkit.embed._protocol import (
@@ -40,6 +41,7 @@ __all__ = [
     "as_embedder",
     "bge_icl",
     "check_rows",
+    "embedding_engine",
     "encode_checked",
     "encode_tokens_checked",
     "load_embedder",

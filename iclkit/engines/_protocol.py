@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from traceback import format_exception_only
 from typing import IO, Any, Protocol, TypeVar
 
 from iclkit.errors import IclkitError
@@ -81,3 +83,26 @@ class Channel:
         if len(data) < size:
             raise EOFError("the other end of the pipe is closed")
         return data
+
+
+def load_compute(loader: str, settings: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """What computes a job: ``loader``, "module:function", called with the settings."""
+    module, _, name = loader.partition(":")
+    made: Callable[[Any], Any] = vars(import_module(module))[name](**settings)
+    return made
+
+
+def answer(compute: Callable[[Any], Any], job: Any) -> Result | JobFailed | WorkerFailed:
+    """A worker's answer to a job, whatever happens."""
+    try:
+        return Result(compute(job))
+    except IclkitError as error:
+        return JobFailed(error)
+    except Exception as error:  # the job may be innocent: the parent does it, and meets the error where it is not
+        return WorkerFailed(in_a_line(error))
+
+
+def in_a_line(error: Exception) -> str:
+    """An error's message, for people."""
+    text = str(error) if isinstance(error, IclkitError) else "".join(format_exception_only(error))
+    return " ".join(text.split())[:300]

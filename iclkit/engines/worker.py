@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
-from importlib import import_module
-from traceback import format_exception_only
 from typing import Any
 
-from iclkit.engines._protocol import Channel, JobFailed, Result, WorkerFailed
-from iclkit.errors import IclkitError
+from iclkit.engines._protocol import Channel, WorkerFailed, answer, in_a_line, load_compute
 
 
 def main() -> None:
@@ -33,34 +29,15 @@ def main() -> None:
 def _serve(channel: Channel, loader: str, settings: dict[str, Any]) -> None:
     reason, compute = "", None
     try:
-        compute = _function(loader)(**settings)
+        compute = load_compute(loader, settings)
     except Exception as error:  # whatever it is, the parent hears of it with the first job and does the work alone
-        reason = _in_a_line(error)
+        reason = in_a_line(error)
     while True:
         job = channel.receive()
-        if compute is None:
-            channel.send(WorkerFailed(reason))
+        answered = WorkerFailed(reason) if compute is None else answer(compute, job)
+        channel.send(answered)
+        if isinstance(answered, WorkerFailed):
             return
-        try:
-            channel.send(Result(compute(job)))
-        except IclkitError as error:
-            channel.send(JobFailed(error))
-        except BrokenPipeError:
-            raise
-        except Exception as error:  # the job may be innocent: the parent does it, and meets the error where it is not
-            channel.send(WorkerFailed(_in_a_line(error)))
-            return
-
-
-def _function(loader: str) -> Callable[..., Callable[[Any], Any]]:
-    module, _, name = loader.partition(":")
-    function: Callable[..., Callable[[Any], Any]] = vars(import_module(module))[name]
-    return function
-
-
-def _in_a_line(error: Exception) -> str:
-    text = str(error) if isinstance(error, IclkitError) else "".join(format_exception_only(error))
-    return " ".join(text.split())[:300]
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from iclkit.errors import UnknownName, UsageError
 from iclkit.lm._cache import Cache, NoCache, Store, open_cache
+from iclkit.lm._cluster import check_engine, cluster_engine
 from iclkit.records import GenerateRequest, ScoreRequest
 from iclkit.registry import parse_spec
 
 if TYPE_CHECKING:
-    from iclkit.engines import ProcessEngine
+    from iclkit.engines import Engine
     from iclkit.lm._forward import ForwardJob, ForwardModel, ForwardResult
     from iclkit.lm._packed import PackedForward
     from iclkit.lm._protocol import LM
@@ -40,6 +41,7 @@ def load_lm(
     dtype: str = "auto",
     device: str | None = None,
     gpus: int | None = None,
+    engine: str | None = None,
     workers: int | None = None,
     threads: int | None = None,
     batch_tokens: int | None = None,
@@ -60,7 +62,9 @@ def load_lm(
     device: cpu, cuda, cuda:1, or several (``cuda:0,cuda:1``), a process on each; None takes the GPUs there are. gpus:
     the first so many of them. workers: processes that share the batches; None is one per device, or on CPU one per core
     up to four for a small model (they start once 20,000 tokens have been asked for).
-    threads: of each worker on CPU; None divides the cores. batch_tokens: tokens per pass; None is 2,048 on CPU,
+    engine: ``ray`` or ``ray:HOST:PORT``: workers on the machines of a Ray cluster, which must have the same versions
+    and the same model (else RunError); ``workers`` None is then one per GPU or core of the cluster. threads: of each
+    worker on CPU; None divides the cores, on a cluster it is 1. batch_tokens: tokens per pass; None is 2,048 on CPU,
     and on a GPU what half of its free memory holds, up to 32,768. cache: True for
     ``lm-cache.db`` under ICLKIT_HOME (on a read-only disk what is there is used, and a note says that nothing is kept),
     a path for another file, False for none. packed: False runs the ``transformers`` module itself.
@@ -74,6 +78,7 @@ def load_lm(
 
     if dtype not in DTYPES:
         raise UsageError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    check_engine(engine, spec, dtype)
     if (price, max_cost) != (None, None) and not spec.startswith("openai:"):
         raise UsageError(f"prices are those of servers (openai:MODEL@URL); {spec} costs nothing")
     store = _open_cache(cache)
@@ -100,6 +105,7 @@ def load_lm(
                 dtype=mode,
                 device=device,
                 gpus=gpus,
+                engine=engine,
                 workers=workers,
                 threads=threads,
                 batch_tokens=batch_tokens,
@@ -137,6 +143,7 @@ def load_torch(
     dtype: str = "auto",
     device: str | None = None,
     gpus: int | None = None,
+    engine: str | None = None,
     workers: int | None = 1,
     threads: int | None = None,
     batch_tokens: int | None = None,
@@ -155,21 +162,23 @@ def load_torch(
 
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import torch
-    import transformers
 
     from iclkit.lm._torch import TorchLM, estimated_tokens
 
     places = models.find_devices(device, gpus)
     where = places[0]
-    if split and (workers or 1) * len(places if device or gpus else [where]) > 1:
-        raise UsageError("device_map spreads one copy of the model: leave out the other devices, gpus and workers")
+    if split and (engine or (workers or 1) * len(places if device or gpus else [where]) > 1):
+        raise UsageError("device_map spreads one copy of the model: leave out other devices, gpus, workers and engine")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cluster_workers = workers
+    if engine is not None:
+        workers = 1
     if workers is None:
         small = sum(f.stat().st_size for f in models.weight_files(folder)) <= SMALL_MODEL
         on_cpu = min(cores, MOST_WORKERS) if small and places == [torch.device("cpu")] else 1
         workers = 1 if split else max(len(places), on_cpu)
     if threads is None and where.type == "cpu":
-        threads = max(1, cores // workers)
+        threads = 1 if engine is not None else max(1, cores // workers)
     mode = models.resolve_dtype(dtype, where)
     settings: dict[str, Any] = {
         "folder": str(folder),
@@ -182,23 +191,15 @@ def load_torch(
         "split": split,
     }
     model, notes = load_model(device=str(where), **settings)
-    with models.load_errors(f"the model in {folder} does not run"):
-        parts = [
-            "torch",
-            models.lm_folder_hash(folder, model.codec.files),
-            mode,
-            f"{'lean' if model.packed else 'module'}{ENGINE}",  # "lean": what the packed pass was called first
-            f"torch{torch.__version__}",
-            f"transformers{transformers.__version__}",
-            "+".join(dict.fromkeys(p.partition(":")[0] for p in models.placement(model.module)))
-            if split
-            else where.type,
-        ]
-    engine: ProcessEngine[ForwardJob, ForwardResult] | None = None
+    spread = dict.fromkeys(p.partition(":")[0] for p in models.placement(model.module)) if split else (where.type,)
+    fingerprint = torch_fingerprint(model, folder, mode, "+".join(spread))
+    shared: Engine[ForwardJob, ForwardResult] | None = None
+    if engine is not None:
+        shared = cluster_engine(engine, spec, model, fingerprint, settings, device=str(where), workers=cluster_workers)
     if workers > 1:
         from iclkit.engines import ProcessEngine
 
-        engine = ProcessEngine(
+        shared = ProcessEngine(
             model.compute,
             "iclkit.lm._load:load_compute",
             [
@@ -208,7 +209,27 @@ def load_torch(
             size=estimated_tokens,
             min_size=MIN_TOKENS_FOR_WORKERS,
         )
-    return TorchLM(model, fingerprint="|".join(parts), engine=engine, notes=notes)
+    return TorchLM(model, fingerprint=fingerprint, engine=shared, notes=notes)
+
+
+def torch_fingerprint(model: ForwardModel, folder: Path, dtype: str, device: str) -> str:
+    """What scores depend on: weights and tokenizer, numbers, arithmetic, versions and the kind of device."""
+    import torch
+    import transformers
+
+    from iclkit import models
+
+    with models.load_errors(f"the model in {folder} does not run"):
+        parts = [
+            "torch",
+            models.lm_folder_hash(folder, model.codec.files),
+            dtype,
+            f"{'lean' if model.packed else 'module'}{ENGINE}",  # "lean": what the packed pass was called first
+            f"torch{torch.__version__}",
+            f"transformers{transformers.__version__}",
+            device,
+        ]
+    return "|".join(parts)
 
 
 def spread_spec(spec: str) -> tuple[str, dict[str, Any]]:

@@ -14,7 +14,8 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from iclkit.database import MEMORY, Connection, Database, is_writable
-from iclkit.embed import Embedder, as_embedder
+from iclkit.embed import Embedder, FloatArray, as_embedder
+from iclkit.engines import Engine
 from iclkit.errors import ChangedElsewhere, DataError, PoolError
 from iclkit.pool._arrays import appended
 from iclkit.pool._dedupe import duplicate_rows, fold_input
@@ -633,13 +634,22 @@ class Pool:
 
     # ---- vectors and keys
 
-    def embed(self, embedder: Embedder, progress: Progress | None = None) -> int:
+    def embed(
+        self,
+        embedder: Embedder,
+        progress: Progress | None = None,
+        *,
+        engine: Engine[tuple[str, ...], FloatArray] | None = None,
+    ) -> int:
         """Embed every text that has no vector of this embedder yet; returns how many texts that were.
 
-        Committed in batches: a kill loses at most one, and the same call again goes on.
+        Committed in batches: a kill loses at most one, and the same call again goes on. ``engine`` makes the vectors
+        elsewhere (``iclkit.embed.embedding_engine``).
         """
         view = self.view(labeled=None)
         missing = view.count_missing(embedder)
+        if engine is not None:
+            view.fill(embedder, engine, progress)
         view.index(embedder, progress)
         return missing
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.database import MEMORY, Database
-from iclkit.embed import Embedder, FloatArray, are_unit, encode_checked, vector_key
+from iclkit.embed import Embedder, FloatArray, are_unit, check_rows, encode_checked, vector_key
+from iclkit.engines import Engine
 from iclkit.errors import PoolError
 from iclkit.pool._arrays import appended, begins_with
 from iclkit.pool._candidates import IntArray
@@ -139,6 +140,31 @@ class VectorStore:
                 progress(done + len(batch), len(order))
         in_order = len(numbers) == len(texts) and bool((of_each[1:] > of_each[:-1]).all())
         return vectors if in_order else vectors[of_each]
+
+    def fill(
+        self,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        engine: Engine[tuple[str, ...], FloatArray],
+        progress: Progress | None = None,
+    ) -> None:
+        """Make and store the vectors that are missing, each batch as an engine brings it; a kill loses no more."""
+        numbers, first = np.unique(texts, return_index=True)
+        stored = set[int]()
+        for start in range(0, len(numbers), READ):
+            stored.update(n for n, _ in self._stored(embedder, numbers[start : start + READ]))
+        missing = {int(n): text_at(int(at)) for n, at in zip(numbers, first, strict=True) if int(n) not in stored}
+        order = sorted(missing, key=lambda n: len(missing[n]))
+        batches = [order[done : done + BATCH] for done in range(0, len(order), BATCH)]
+        jobs = [tuple(missing[n] for n in batch) for batch in batches]
+        made = 0
+        for job, vectors in engine.run(jobs):
+            check_rows(embedder.name, vectors, jobs[job], embedder.dim)
+            self._store(embedder, np.array(batches[job], dtype=np.int64), vectors)
+            made += len(jobs[job])
+            if progress:
+                progress(made, len(order))
 
     def index(
         self,

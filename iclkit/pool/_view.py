@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
+from iclkit.engines import Engine
 from iclkit.errors import DataError, UsageError
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, is_member, positions_of
 from iclkit.pool._examples import READ, StoredExamples
@@ -371,6 +372,19 @@ class PoolView:
             self.rows, self._texts, self._text_at, completed,
             recall=recall, lists=lists, seed=seed, progress=progress,
         )  # fmt: skip
+
+    def fill(
+        self, embedder: Embedder, engine: Engine[tuple[str, ...], FloatArray], progress: Progress | None = None
+    ) -> None:
+        """Embed the texts that the pool has no vector of, by an engine (``iclkit.embed.embedding_engine``).
+
+        UsageError for an embedder that writes documents of its own, such as a retriever.
+        """
+        if not embedder.documents_are_inputs:
+            raise UsageError(
+                f"{embedder.name} writes documents of its own; --engine is for those that embed the inputs"
+            )
+        self._reader.vectors.fill(self._texts, self._text_at, embedder, engine, progress)
 
     def vectors(self, embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows, read-only. Texts that the pool has no vector of yet are embedded and stored."""
