@@ -36,6 +36,20 @@ def test_prices_are_read_as_typed_and_from_files_of_either_kind(tmp_path: Path):
         read_prices(str(file), "other")
 
 
+def test_a_price_file_tells_the_context_where_the_server_does_not(start: Start, tmp_path: Path):
+    file = tmp_path / "prices.json"
+    prices = {"input_cost_per_token": 1e-6, "output_cost_per_token": 4e-6}
+    file.write_text(json.dumps({"toy": {**prices, "max_input_tokens": 200_000}, "other": {**prices, "in": 1}}))
+    lm = open_openai(f"openai:toy@{start('chat').url}", price=str(file))
+    assert (lm.context_size, lm.can.context_from) == (200_000, "the price file")
+    assert not any("assumed" in note for note in lm.notes)
+    told = open_openai(f"openai:toy@{start('chat', 'models').url}", price=str(file))
+    assert (told.context_size, told.can.context_from) == (500, "/models")
+    lm = open_openai(f"openai:other@{start('chat').url}", price=str(file))
+    assert lm.context_size == 4096
+    assert any("4096 is assumed" in note for note in lm.notes)
+
+
 @pytest.mark.parametrize(
     "text", ["in=1", "in=1,out=-2", "in=1,out=nan", "in=1,out=2,tax=3", "in=one,out=2", "in=inf,out=1"]
 )

@@ -38,7 +38,7 @@ from iclkit.lm._servers._capabilities import Capabilities, FolderRecords, NoReco
 from iclkit.lm._servers._config import OpenAIConfig, connect
 from iclkit.lm._servers._http import Client, HttpConfig, HttpError, RequestRejected
 from iclkit.lm._servers._lm import OpenAILM, by_batch
-from iclkit.lm._servers._money import Purse, read_prices
+from iclkit.lm._servers._money import Purse, read_context, read_prices
 from iclkit.records import Json
 
 __all__ = [
@@ -80,4 +80,5 @@ def open_openai(
     if max_cost is not None and price is None:
         raise UsageError("a limit of cost needs prices: give --price in=…,out=… per million tokens, or a price file")
     purse = None if price is None else Purse(read_prices(price, model), max_cost, read_prices(price, model, batch=True))
-    return OpenAILM(model, client, config, records, reprobe=reprobe, purse=purse)
+    context = 0 if price is None else read_context(price, model)
+    return OpenAILM(model, client, config, records, reprobe=reprobe, purse=purse, context=context)

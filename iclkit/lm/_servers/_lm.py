@@ -51,7 +51,8 @@ class OpenAILM(BaseLM):
     Opening it finds out with a few short questions what the server can do (``can``), or takes it from ``records`` where
     one question shows that it still holds. ``scoring`` is how log-probabilities are had (see the package), ``notes``
     say what the user should know about it, ``usage`` counts requests to the server and the tokens it reports.
-    ``identity``: what answers, where that is known better than by address and name.
+    ``identity``: what answers, where that is known better than by address and name. ``context``: tokens that the model
+    reads, for a server that does not tell.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class OpenAILM(BaseLM):
         reprobe: bool = False,
         purse: Purse | None = None,
         identity: str = "",
+        context: int = 0,
     ) -> None:
         self.name, self.client, self.config = model, client, config
-        self._server = server = ServedModel(model, client, config, purse)
+        self._server = server = ServedModel(model, client, config, purse, context)
         self._records: Records = records or NoRecords()
         self._unanswered: dict[Any, str] = {}  # refusals that have not been raised yet
         self.wanted: list[ScoreRequest | GenerateRequest] | None = None
@@ -113,8 +115,11 @@ class OpenAILM(BaseLM):
 
     def _explain(self) -> None:
         server, can = self._server, self._server.can
-        if not (self.config.context or can.context):
-            server.note(f"the server does not give its context size; {ASSUMED_CONTEXT} is assumed (setting: context)")
+        if not (self.config.context or can.context or server.known_context):
+            server.note(
+                f"the server does not give its context size; {ASSUMED_CONTEXT} is assumed (setting: context, or "
+                "--price with litellm's price file)"
+            )
         if self._way.note:
             server.note(self._way.note)
         if self.scoring == "next-token" and not self.codec:

@@ -64,8 +64,11 @@ class ServedModel:
     ``can`` is what was found out about it. ``open``: it has been, so that a refusal may be about one prompt alone.
     """
 
-    def __init__(self, name: str, client: Client, config: OpenAIConfig, purse: Purse | None = None) -> None:
+    def __init__(
+        self, name: str, client: Client, config: OpenAIConfig, purse: Purse | None = None, known_context: int = 0
+    ) -> None:
         self.name, self.client, self.config, self.purse = name, client, config, purse
+        self.known_context = known_context
         self.root = client.url.removesuffix("/v1")
         self.can = Capabilities()
         self.open = False

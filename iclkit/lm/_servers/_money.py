@@ -55,6 +55,20 @@ def read_prices(text: str, model: str, *, batch: bool = False) -> Prices:
     return Prices(read, written, min(read, found.get("cached", read)))
 
 
+def read_context(text: str, model: str) -> int:
+    """How many tokens a model reads, as litellm's price file tells (``max_input_tokens``); 0 where nothing does."""
+    if "=" in text:
+        return 0
+    table = read_json(Path(text))
+    entry = _entry(table, model) if isinstance(table, dict) else None
+    told = entry.get("max_input_tokens") if isinstance(entry, dict) else None
+    return told if isinstance(told, int) and not isinstance(told, bool) and told > 0 else 0
+
+
+def _entry(table: Mapping[str, Any], model: str) -> Any:
+    return table.get(model, table.get(model.rpartition("/")[2]))
+
+
 def _typed(text: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for part in text.split(","):
@@ -69,7 +83,7 @@ def _from_file(path: Path, model: str) -> dict[str, float]:
     table = read_json(path)
     if not isinstance(table, dict):
         raise DataError(f"{path}: expected an object with prices per model")
-    entry = table.get(model, table.get(model.rpartition("/")[2]))
+    entry = _entry(table, model)
     if not isinstance(entry, dict):
         known = ", ".join([*table][:5])
         raise DataError(f"{path} has no price for {model!r} (it has {known} …); add it, or give in=…,out=…")

@@ -99,7 +99,7 @@ def restored(server: ServedModel) -> Way:
     """The way of scoring of a server whose ``can`` is known."""
     can = server.can
     server.learn(can.changes)
-    server.context_size = server.config.context or can.context or ASSUMED_CONTEXT
+    server.context_size = server.config.context or can.context or server.known_context or ASSUMED_CONTEXT
     if server.config.tokenizer:
         server.codec = PromptTokenizer(load_tokenizer(server.config.tokenizer))
     elif can.token_ids:
@@ -132,7 +132,7 @@ def _context(server: ServedModel, facts: Mapping[str, Any]) -> tuple[int, str]:
             continue
         if limit := count_of(find(answer, server.name)):
             return limit, path
-    return 0, ""
+    return (server.known_context, "the price file") if server.known_context else (0, "")
 
 
 def _slots(server: ServedModel) -> int:
