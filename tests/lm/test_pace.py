@@ -97,7 +97,12 @@ def test_waits_are_read_as_servers_write_them(text, seconds):
 
 def test_a_date_in_any_spelling_is_the_time_until_then():
     then = datetime.now(UTC) + timedelta(seconds=30)
-    for text in (then.isoformat(), then.strftime("%a, %d %b %Y %H:%M:%S GMT"), str(then.timestamp())):
+    for text in (
+        then.isoformat(),
+        then.strftime("%a, %d %b %Y %H:%M:%S GMT"),
+        str(then.timestamp()),
+        f"{1000 * then.timestamp():.0f}",
+    ):
         assert 25 < (seconds_of(text) or 0) <= 30
     assert retry_after({"retry-after-ms": "250", "retry-after": "1"}) == 0.25
     assert retry_after({"retry-after-ms": "x", "retry-after": "1"}) == 1

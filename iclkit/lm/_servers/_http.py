@@ -393,10 +393,10 @@ class Client:
 
     def _heed(self, headers: Mapping[str, str], tokens: int) -> None:
         """Space the requests where the server says that little is left of what it allows."""
-        hold, gap = (min(s, self.config.longest_wait) for s in spacing(headers, self.width.under_way - 1, tokens))
-        self._gap = gap
+        hold, gap = spacing(headers, self.width.under_way - 1, tokens)
+        self._gap = gap if gap <= self.config.longest_wait else 0.0  # the rest of a day's quota need not be spread
         if hold:
-            self._hold(hold)
+            self._hold(min(hold, self.config.longest_wait))
 
     def _start(self) -> None:
         with self._pace:

@@ -173,7 +173,8 @@ def seconds_of(value: str | None) -> float | None:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
         seconds = float(text)
-        seconds -= time.time() if seconds > _SINCE_1970 else 0.0
+        if seconds > _SINCE_1970:  # a date, in seconds or (OpenRouter) milliseconds
+            seconds = (seconds / 1000 if seconds > 100 * _SINCE_1970 else seconds) - time.time()
     except ValueError:
         try:
             date = datetime.fromisoformat(text) if text[:1].isdigit() and "-" in text else parsedate_to_datetime(text)
