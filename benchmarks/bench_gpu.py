@@ -1,10 +1,12 @@
 """Scoring and generation on a GPU beside plain transformers (or on CPU with a tiny shape): speed, utilization, answers.
 
-    python benchmarks/bench_gpu.py [--shape 8b|1b|tiny | --model NAME] [--device cuda] [--dtype bf16] [--batch-tokens N]
-        [--queries 512] [--repeats 2] [--peak-tflops 989] [--table FILE] [--reference FILE] [--profile]
+    python benchmarks/bench_gpu.py [--shape 8b|1b|135m|tiny [--family llama] | --model NAME] [--device cuda]
+        [--dtype bf16] [--batch-tokens N] [--queries 512] [--repeats 2]
+        [--peak-tflops 989] [--table FILE] [--reference FILE] [--profile]
     python benchmarks/bench_gpu.py --model NAME --device cpu --write-reference FILE [--data DATA]
 
---shape makes random weights of that shape on the device; --model loads one. The prompts are token ids drawn at random:
+--shape makes random weights of that shape on the device, by the architecture of --family (a model_type that the packed
+pass knows); --model loads one. The prompts are token ids drawn at random:
 
 - few-shot: prompts of 8 demonstrations (160 to 320 tokens), 4 labels of one token;
 - fixed: the same 240 tokens of demonstrations before each query of 15 to 40 tokens, 4 labels;
@@ -44,7 +46,7 @@ from _common import (
 )
 
 from iclkit.lm import GenerateRequest, ScoreRequest
-from iclkit.lm._architecture import describe
+from iclkit.lm._architecture import FAMILIES, describe
 from iclkit.lm._forward import ForwardModel, matches_module
 from iclkit.lm._load import load_torch
 from iclkit.lm._packed import PackedForward
@@ -55,33 +57,37 @@ from iclkit.lm._verified import VerifiedLM
 SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "8b": (4096, 14336, 32, 32, 8, 128256),
     "1b": (2048, 8192, 16, 32, 8, 128256),
+    "135m": (576, 1536, 30, 9, 3, 49152),
     "tiny": (256, 704, 4, 4, 2, 8192),
 }
 NEW_TOKENS = 64
 TASKS = ("trec", "sst2")
 
 
-def random_model(shape: str, device: str, dtype: torch.dtype) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def random_model(shape: str, family: str, device: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     hidden, wide, layers, heads, kv, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        family,
         hidden_size=hidden,
         intermediate_size=wide,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv,
+        num_key_value_heads=heads if family in ("gpt_neox", "gpt_neo", "gpt2") else kv,
+        head_dim=hidden // heads,
         vocab_size=vocabulary,
         max_position_embeddings=8192,
         tie_word_embeddings=False,
         eos_token_id=None,
+        pad_token_id=0,
     )
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             torch.manual_seed(0)
-            return LlamaForCausalLM(config).eval()
+            return AutoModelForCausalLM.from_config(config).eval()
     finally:
         torch.set_default_dtype(before)
 
@@ -101,7 +107,7 @@ class NoText:
 def load(a: argparse.Namespace) -> TorchLM:
     if a.model:
         return load_torch(a.model, dtype=a.dtype, device=a.device, batch_tokens=a.batch_tokens)
-    module = random_model(a.shape, a.device, {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype])
+    module = random_model(a.shape, a.family, a.device, {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype])
     packed = PackedForward(describe(module))
     if not matches_module(module, packed):
         raise SystemExit("the packed pass does not agree with the module: not timing a wrong answer")
@@ -316,6 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", choices=list(SHAPES))
+    parser.add_argument("--family", choices=sorted(FAMILIES), default="llama")
     parser.add_argument("--model")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
     parser.add_argument("--batch-tokens", type=int)
@@ -343,7 +350,7 @@ def main() -> None:
     side = 8192 if a.device != "cpu" else 1024
     peaks = {"peak": a.peak_tflops * 1e12, "measured": matmul_peak(side, side, side, a.dtype, a.device)}
     facts = {
-        "shape": a.model or a.shape,
+        "shape": a.model or f"{a.family} {a.shape}",
         "dtype": a.dtype,
         "batch_tokens": lm.model.batch_tokens,
         "attention": getattr(lm.model.packed.attention, "__name__", lm.model.packed.attention),
@@ -352,7 +359,7 @@ def main() -> None:
     }
     emit(what="machine", name=machine(), **facts)
     rows = measure(a, lm, peaks)
-    text = table(f"{a.model or a.shape}, {a.dtype}, {lm.model.batch_tokens} tokens per pass; {machine()}", rows)
+    text = table(f"{facts['shape']}, {a.dtype}, {lm.model.batch_tokens} tokens per pass; {machine()}", rows)
     print(text, flush=True)
     if a.table:
         with a.table.open("a", encoding="utf-8") as file:

@@ -34,6 +34,11 @@ class Decoder:
         """Whether it draws its tokens and is not finished."""
         return self.request.temperature > 0 and not self.finish
 
+    @property
+    def tokens(self) -> int:
+        """Tokens written so far."""
+        return len(self._ids)
+
     def step(self, likeliest: int, logits: Any) -> int:
         """Choose the next token: the ``likeliest``, or one drawn by its float32 ``logits`` (vocabulary,), which are
         needed only where ``samples``. Returns it, or 0 when already finished."""
@@ -64,6 +69,25 @@ class Decoder:
         return Generation(text[: min(ends)] if ends else text, len(self._ids), self.finish)
 
 
+def likeliest_tokens(logits: Tensor) -> Tensor:
+    """(2, rows): the likeliest token of each row, and 1 where its logits are numbers. On their device, unread."""
+    highest, tokens = logits.max(-1)
+    return torch.stack([tokens, highest.isfinite().long()])
+
+
+def take_all(writers: Sequence[Decoder], steps: Tensor) -> None:
+    """Steps of each, none of which samples, by ``steps`` (n, 2, rows) of ``likeliest_tokens``; what comes after its end
+    is nobody's. ModelError for logits that are no numbers."""
+    for tokens, finite in steps.tolist():  # the one transfer
+        for writer, token, ok in zip(writers, tokens, finite, strict=True):
+            if not ok and not writer.finish:
+                raise ModelError(_NO_NUMBERS)
+            writer.step(token, None)
+
+
+_NO_NUMBERS = "the language model gave NaN or infinite logits: its weights or its arithmetic are broken"
+
+
 def step_all(writers: Sequence[Decoder], logits: Tensor) -> list[int]:
     """A step of each: its next token by its row of the float32 ``logits`` (rows, vocabulary), which stay where they
     are but for the rows that are sampled. ModelError for logits that are no numbers."""
@@ -71,7 +95,7 @@ def step_all(writers: Sequence[Decoder], logits: Tensor) -> list[int]:
     finite = highest.isfinite().tolist()
     if any(not ok and not w.finish for ok, w in zip(finite, writers, strict=True)):
         # NaN and +inf come through the maximum; argmax would take them for the best token
-        raise ModelError("the language model gave NaN or infinite logits: its weights or its arithmetic are broken")
+        raise ModelError(_NO_NUMBERS)
     drawn = [n for n, w in enumerate(writers) if w.samples]
     rows = dict(zip(drawn, logits[drawn].cpu().numpy() if drawn else (), strict=True))
     return [w.step(t, rows.get(n)) for n, (w, t) in enumerate(zip(writers, likeliest.tolist(), strict=True))]
@@ -111,9 +135,14 @@ class KVCache:
         index = (index[:, None] * self.packed.kv_heads + heads).flatten()
         self._held = [(k[index], v[index]) for k, v in self._held]
 
+    @property
+    def room(self) -> int:
+        """Steps that can still be made."""
+        return len(self._columns) - self._at
+
     @torch.inference_mode()
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append a token to each row; float32 logits (rows, vocabulary) of what comes next."""
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append a token (rows,) to each row; float32 logits (rows, vocabulary) of what comes next."""
         b, g, d = len(tokens), self.packed.kv_heads, self.packed.size
         at, n = self._at, -(-(self._at + 1) // ROUND) * ROUND  # oneDNN keeps a kernel per shape: few of them
         columns = self._columns[:n]
@@ -139,9 +168,7 @@ class KVCache:
             out[:b] = torch.bmm(torch.softmax(scores, -1).to(q.dtype), held_values[:, :n]).view(b, -1)
             return out
 
-        hidden = self.packed.grow(
-            torch.tensor(tokens, device=self.packed.device), self._positions, attend, long=self._long
-        )
+        hidden = self.packed.grow(tokens, self._positions, attend, long=self._long)
         self._at += 1
         self._positions = self._positions + 1
         return self.packed.logits(hidden)

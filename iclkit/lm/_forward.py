@@ -18,7 +18,7 @@ from torch import Tensor
 
 from iclkit.errors import DataError
 from iclkit.lm._architecture import small_windows
-from iclkit.lm._decode import Decoder, KVCache, step_all
+from iclkit.lm._decode import Decoder, KVCache, likeliest_tokens, step_all, take_all
 from iclkit.lm._module import (
     CachedRows,
     Float32Head,
@@ -42,6 +42,8 @@ PROBE_ROWS = 8
 CPU_TOKENS = 2048
 GPU_TOKENS = 32768
 """Tokens per pass: more hold more memory and save nothing (docs/performance.md)."""
+STEPS_AHEAD = 7
+"""Tokens that a GPU writes before the first of them is looked at; those behind an end are thrown away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,8 @@ class ForwardModel:
             raise DataError(
                 f"generation_config.json: eos_token_id is {wrong[0]!r}, expected a number or a list of them"
             )
+        # a GPU is not asked after each token whether it was the last one: it writes on meanwhile
+        self.steps_ahead = 0 if self.device.type == "cpu" else STEPS_AHEAD
         self._eos = {e for e in (*many, codec.eos) if e is not None}
         self._keeps_logits = keeps_logits(module)
         self._cache_works: bool | None = None
@@ -342,13 +346,23 @@ class ForwardModel:
         ]
         logits, alive = self.packed.logits(first), list(range(len(decoders)))
         while True:
-            tokens = step_all([decoders[i] for i in alive], logits)
-            left = [n for n, i in enumerate(alive) if not decoders[i].finish]
+            writers = [decoders[i] for i in alive]
+            if any(w.samples for w in writers):
+                tokens = torch.tensor(step_all(writers, logits), device=self.device)
+            else:
+                ahead = [likeliest_tokens(logits)]
+                more = max((w.request.max_tokens - w.tokens for w in writers if not w.finish), default=1) - 1
+                for _ in range(min(self.steps_ahead, more, rows.room)):
+                    self._computed += len(alive)
+                    ahead.append(likeliest_tokens(rows.step(ahead[-1][0])))
+                take_all(writers, torch.stack(ahead))
+                tokens = ahead[-1][0]
+            left = [n for n, w in enumerate(writers) if not w.finish]
             if not left:
                 return [d.result() for d in decoders]
             if 2 * len(left) <= len(alive):  # copying what is left costs less than dragging the others along
                 rows.keep(left)
-                alive, tokens = [alive[n] for n in left], [tokens[n] for n in left]
+                alive, tokens = [alive[n] for n in left], tokens[left]
             self._computed += len(alive)
             logits = rows.step(tokens)
 

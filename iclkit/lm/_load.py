@@ -81,6 +81,10 @@ def load_lm(
     check_engine(engine, spec, dtype)
     if (price, max_cost) != (None, None) and not spec.startswith("openai:"):
         raise UsageError(f"prices are those of servers (openai:MODEL@URL); {spec} costs nothing")
+    if gpus is not None and spec.startswith(("openai:", "gguf:", "vllm:")):
+        raise UsageError(
+            f"gpus is a setting of the own engine, not of {spec}; vLLM takes vllm:MODEL,tensor_parallel_size={gpus}"
+        )
     store = _open_cache(cache)
     if spec.startswith("openai:"):
         from iclkit.lm._servers import FolderRecords, open_openai

@@ -8,28 +8,40 @@ vLLM requires its own versions of torch and transformers, so it stands in an env
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from iclkit.errors import ModelError
+from iclkit.errors import ModelError, UnknownName
 from iclkit.lm._plan import Plan, make_plan
 from iclkit.lm._protocol import OnDone, numbered
 from iclkit.lm._token_lm import TokenLM
 from iclkit.lm._tokens import PromptTokenizer, TokenIds, TokenPair
-from iclkit.records import GenerateRequest, Generation, Score, Usage
+from iclkit.records import GenerateRequest, Generation, Json, Score, Usage
+from iclkit.registry import parse_spec
 
 CHUNK = 512
 """Requests handed to vLLM at once, and stored together."""
 
 
-def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
-    """The LM at ``vllm:MODEL`` (a folder, a catalogue name or a hub id). ModelError when vLLM is not installed."""
+OURS = frozenset({"model", "dtype", "load_format", "tokenizer", "skip_tokenizer_init", "trust_remote_code"})
+"""Options of vLLM's engine that are set here, or that would run or read what nobody has checked."""
+
+
+def open_vllm(spec: str, *, dtype: str = "auto") -> VLLM:
+    """The LM at ``vllm:MODEL[,option=value]``: a folder, a catalogue name or a hub id, and options of vLLM's engine by
+    its own names (``tensor_parallel_size=2``).
+
+    ModelError when vLLM is not installed or does not load it, UnknownName for an option that this vLLM has not.
+    """
     from iclkit.models import load_errors, resolve
 
-    name = spec.removeprefix("vllm:")
+    parsed = parse_spec(spec)
+    name, options = parsed.name.removeprefix("vllm:"), parsed.settings
     try:
         vllm = import_module("vllm")
     except ImportError as error:
@@ -40,11 +52,23 @@ def open_vllm(spec: str, *, dtype: str = "auto", **settings: Any) -> VLLM:
     kinds = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16"}
     if dtype not in kinds:
         raise ModelError(f"vLLM runs fp32 or bf16, not {dtype}")
+    known = sorted({f.name for f in dataclasses.fields(vllm.EngineArgs)} - OURS)
+    for option in options:
+        if option not in known:
+            raise UnknownName("option of vLLM's engine", option, known)
     folder = resolve(name, "lm")
     with load_errors(f"vLLM does not load the model in {folder}"):
         # of itself vLLM would take pickled weights where a folder has both
-        engine = vllm.LLM(model=str(folder), dtype=kinds[dtype], load_format="safetensors", **settings)
-    return VLLM(engine, vllm.SamplingParams, name=name, folder=folder, dtype=dtype, version=vllm.__version__)
+        engine = vllm.LLM(model=str(folder), dtype=kinds[dtype], load_format="safetensors", **options)
+    return VLLM(
+        engine,
+        vllm.SamplingParams,
+        name=name,
+        folder=folder,
+        dtype=dtype,
+        version=vllm.__version__,
+        options=options,
+    )
 
 
 class VLLM(TokenLM):
@@ -52,12 +76,23 @@ class VLLM(TokenLM):
 
     reserved_tokens = 1  # vLLM must generate a token
 
-    def __init__(self, engine: Any, sampling: Any, *, name: str, folder: Path, dtype: str, version: str) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        sampling: Any,
+        *,
+        name: str,
+        folder: Path,
+        dtype: str,
+        version: str,
+        options: Mapping[str, Json] | None = None,
+    ) -> None:
         from iclkit.models import lm_folder_hash
 
         self.name, self._engine, self._sampling = name, engine, sampling
         self.codec = PromptTokenizer(engine.get_tokenizer())
         self.fingerprint = f"vllm{version}|{lm_folder_hash(folder, self.codec.files)}|{dtype}"
+        self.fingerprint += "".join(f"|{k}={json.dumps(v)}" for k, v in sorted((options or {}).items()))
         self._notes = self.codec.notes
         self.context_size = int(engine.llm_engine.model_config.max_model_len)
 

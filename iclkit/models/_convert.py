@@ -39,7 +39,10 @@ def gguf_to_safetensors(gguf: Path, out: Path, step: Callable[[float], None]) ->
             )
         except (ValueError, LookupError, ImportError, RuntimeError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise ModelError(f"{gguf.name} cannot be converted to safetensors: {reason[0]}") from error
+            raise ModelError(
+                f"{gguf.name} cannot be converted to safetensors: {reason[0]}; llama.cpp may know it: give it as "
+                "gguf:PATH"
+            ) from error
         check_loaded(loaded, info, gguf)
         step(0.7)
         # A model read from GGUF refuses to be saved: the same weights go into a plain model of the same shape.

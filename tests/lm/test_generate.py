@@ -55,6 +55,15 @@ def test_the_packed_pass_writes_what_the_module_does(lm):
     assert lm.model._generate(prompts, asks) == lm.model._generate_by_module(prompts, asks, whole=False)
 
 
+@pytest.mark.parametrize("ahead", [2, 7])
+def test_writing_ahead_of_looking_changes_no_text(tiny_folder, ahead, lm):
+    other = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu")
+    asks = [GenerateRequest(c, n) for c in CONTEXTS[:2] for n in (1, 8, 21)]
+    stops = [GenerateRequest(a.context, 21, stop=(g.text[3:5],)) for a, g in zip(asks, lm.generate(asks), strict=True)]
+    other.model.steps_ahead = ahead
+    assert other.generate([*asks, *stops]) == lm.generate([*asks, *stops])
+
+
 def test_generation_ends_before_a_stop_string(lm):
     (free,) = lm.generate([GenerateRequest(CONTEXTS[0], 20)])
     stop = free.text[4:7]

@@ -1,11 +1,13 @@
 """The vLLM door, against a stand-in with vLLM's interface: what is asked of it and how its answers are read."""
 
+import dataclasses
 import importlib.util
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from iclkit.errors import ModelError, RequestError
+from iclkit.errors import ModelError, RequestError, UnknownName, UsageError
 from iclkit.lm import GenerateRequest, ScoreRequest, load_lm
 from iclkit.lm._load import load_torch
 from iclkit.lm._vllm import VLLM
@@ -70,6 +72,63 @@ def test_generation_hands_over_seed_and_choices_are_scored(lms):
 def test_what_does_not_fit_is_an_error(lms):
     with pytest.raises(RequestError, match="reads 512"):
         lms[1].score([ScoreRequest("quick " * 600, "fox")])
+
+
+@dataclasses.dataclass
+class EngineArgs:
+    """Some of the options that vLLM's own class of this name has."""
+
+    model: str = ""
+    load_format: str = "auto"
+    tensor_parallel_size: int = 1
+    max_model_len: int | None = None
+    quantization: str | None = None
+
+
+@pytest.fixture
+def installed(lms, monkeypatch):
+    """vLLM as it were: what its ``LLM`` was made with."""
+    made = []
+
+    def make(**settings):
+        if settings.get("tensor_parallel_size", 1) > 2:
+            raise ValueError("World size (4) is larger than\nthe number of available GPUs (2)")
+        made.append(settings)
+        return Engine(lms[0])
+
+    module = SimpleNamespace(LLM=make, EngineArgs=EngineArgs, SamplingParams=SimpleNamespace, __version__="0.33")
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    return made
+
+
+def test_options_of_the_engine_are_handed_over_and_stand_in_the_fingerprint(installed, tiny_folder):
+    folder = tiny_folder()
+    plain = load_lm(f"vllm:{folder}", cache=False, dtype="bf16")
+    many = load_lm(f"vllm:{folder},tensor_parallel_size=2,quantization=fp8", cache=False, dtype="bf16")
+    common = {"model": str(folder), "dtype": "bfloat16", "load_format": "safetensors"}
+    assert installed == [common, {**common, "tensor_parallel_size": 2, "quantization": "fp8"}]
+    assert many.fingerprint == plain.fingerprint + '|quantization="fp8"|tensor_parallel_size=2'
+    assert many.name == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "says"),
+    [
+        ("tensor_paralel_size=2", UnknownName, "tensor_parallel_size"),
+        ("load_format=pt", UnknownName, "load_format"),
+        ("tensor_parallel_size", UsageError, "is not key=value"),
+        ("tensor_parallel_size=4", ModelError, r"World size \(4\) is larger than the number"),
+    ],
+)
+def test_options_that_cannot_be_are_one_clear_line(options, kind, says, installed, tiny_folder):
+    with pytest.raises(kind, match=says) as caught:
+        load_lm(f"vllm:{tiny_folder()},{options}", cache=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_gpus_are_for_the_own_engine(tiny_folder):
+    with pytest.raises(UsageError, match="tensor_parallel_size"):
+        load_lm(f"vllm:{tiny_folder()}", gpus=2, cache=False)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")

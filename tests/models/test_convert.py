@@ -73,7 +73,8 @@ def test_a_gguf_that_lacks_weights_is_refused_by_name(tmp_path):
 
 def test_a_file_that_is_not_gguf_is_one_clear_line(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"not a gguf" * 100)
-    with pytest.raises(ModelError, match=r"bad\.gguf cannot be converted to safetensors: ") as caught:
+    says = r"bad\.gguf cannot be converted to safetensors: .*; llama.cpp may know it: give it as gguf:PATH"
+    with pytest.raises(ModelError, match=says) as caught:
         gguf_to_safetensors(tmp_path / "bad.gguf", tmp_path / "out", lambda share: None)
     assert "\n" not in str(caught.value)
 
