@@ -118,10 +118,10 @@ class Feedback:
         computed again), and every score is that of an unbroken run.
         """
         number = {key: n for n, key in enumerate(keys)}
-        left, chunks = [*todo], list[list[int]]()
+        left, unknown, chunks = [*todo], {*todo}, list[list[int]]()
         for prompts in self.ledger.begun(scope) if todo and self.lm.scoring == LOGITS else ():
             again = [number[key] for key in prompts if key in number]
-            missing = [n for n in again if n in {*left}]
+            missing = [n for n in again if n in unknown]
             if missing and len(again) == len(prompts) and missing == left[: len(missing)]:
                 left, chunks = left[len(missing) :], [again]
                 break

@@ -20,7 +20,7 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.base.losses.gradcache import CachedLossMixin
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor
@@ -126,7 +126,8 @@ class RetrieverLoss(CachedLossMixin, torch.nn.Module):
 
     def __init__(self, model: SentenceTransformer, loss: Loss, *, freeze: bool, mini_batch: int = 0) -> None:
         super().__init__()
-        self.model, self.mini_batch_size = model, mini_batch
+        # a table of word vectors is read whole: it needs no memory to speak of, and its input has no single texts
+        self.model, self.mini_batch_size = model, 0 if has_static_embedding_input(model) else mini_batch
         self._loss, self._frozen = loss, freeze
         self._documents: list[Tensor] | None = None
 

@@ -471,6 +471,11 @@ def test_texts_read_a_few_at_a_time_give_the_loss_and_the_gradient_of_the_whole_
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5)
 
 
+def test_a_table_of_word_vectors_is_read_whole(bag) -> None:
+    model = load_encoder(preset("epr"), bag)
+    assert RetrieverLoss(model, lambda q, d, b: q.sum(), freeze=False, mini_batch=2).mini_batch_size == 0
+
+
 def test_pairs_read_a_few_at_a_time_give_the_reward_models_loss_and_gradient(bert) -> None:
     from iclkit.trainers._reward import _GroupLoss, load_reward
 
