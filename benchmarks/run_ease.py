@@ -42,6 +42,9 @@ WAYS = {
     "bonus x 10": OURS.replace("nu=0.01", "nu=1.0"),
     "no neighbors": OURS.replace("neighbors=0.5", "neighbors=0.0"),
     "raw targets": OURS.replace("targets=standard", "targets=raw"),
+    "raw targets, no neighbors": OURS.replace("targets=standard", "targets=raw").replace(
+        "neighbors=0.5", "neighbors=0.0"
+    ),
     "network of the paper": OURS.replace("hidden=1,width=256,rate=0.01,steps=100", NETWORK),
     "no transport": OURS.replace("domain=2000", "domain=250"),
     "confidence of the code": OURS + ",update=batch",

@@ -1,4 +1,4 @@
-"""EASE as its reference code runs it, from the first list to the selector file, on random models of the real shapes."""
+"""EASE and Skill-KNN as their papers run them, from the first prompt to the last file, on random models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tiny_models(folder: Path) -> tuple[Path, Path]:
     size = len(vocabulary)
     decoder, encoder = folder / "decoder", folder / "encoder"
     LlamaForCausalLM(
-        LlamaConfig(vocab_size=size, num_key_value_heads=1, max_position_embeddings=512, **shape)
+        LlamaConfig(vocab_size=size, num_key_value_heads=1, max_position_embeddings=2048, **shape)
     ).save_pretrained(decoder)
     MPNetModel(MPNetConfig(vocab_size=size, max_position_embeddings=514, **shape)).save_pretrained(encoder)
     for each in (decoder, encoder):
@@ -38,15 +38,19 @@ def tiny_models(folder: Path) -> tuple[Path, Path]:
     return decoder, encoder
 
 
+def write_task(folder: Path, **counts: int) -> Path:
+    folder.mkdir()
+    for split, count in counts.items():
+        rows = [{"input": f"{split} text number {n} of many", "output": ("yes", "no")[n % 2]} for n in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
 def test_the_papers_search_starts_and_ends_on_models_with_random_weights(tmp_path, home, capsys):
     from iclkit.cli import main
 
     decoder, encoder = tiny_models(tmp_path)
-    task = tmp_path / "things"
-    task.mkdir()
-    for split, count in (("train", 200), ("dev", 90), ("test", 20)):
-        rows = [{"input": f"{split} text number {n} of many", "output": ("yes", "no")[n % 2]} for n in range(count)]
-        (task / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    task = write_task(tmp_path / "things", train=200, dev=90, test=20)
     out = tmp_path / "best.json"
     # four proposals of the bandit instead of 125; all else is the preset's
     command = ["tune", "ease", str(task), "--lm", str(decoder), "--embedder", str(encoder), "--preset",
@@ -66,3 +70,26 @@ def test_the_papers_search_starts_and_ends_on_models_with_random_weights(tmp_pat
     again = json.loads(out.read_text())
     assert again["search"]["values"] == found["search"]["values"]
     assert again["demonstrations"] == json.loads(before)["demonstrations"]
+
+
+def test_skill_knn_with_another_lm_as_rewriter_starts_and_ends_as_in_the_paper(tmp_path, home, capsys):
+    from iclkit.cli import main
+
+    (tmp_path / "rewriter").mkdir()
+    decoder, encoder = tiny_models(tmp_path)
+    rewriter = decoder.rename(tmp_path / "rewriter" / "decoder")
+    (tmp_path / "again").mkdir()
+    answerer, _ = tiny_models(tmp_path / "again")
+    task = write_task(tmp_path / "things", train=10, test=4)
+    best, base = (f"skill-knn,rewriter={rewriter}{more}" for more in ("", ",variant=base,order=-1"))
+    command = ["eval", str(task), "-s", "knn", "-s", best, "-s", base, "-k", "4", "--lm", str(answerer), "--embedder",
+               str(encoder), "--seeds", "5", "--dtype", "fp32", "--out", str(tmp_path / "runs"), "--json"]  # fmt: skip
+    for _ in range(2):  # the second time everything is there
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        text = capsys.readouterr()
+        assert stop.value.code == 0, text.err
+    specs = [json.loads(file.read_text())["spec"]["parts"] for file in (tmp_path / "runs").glob("*/run.json")]
+    chosen = [parts["selector"] for parts in specs if "selector" in parts]
+    variants = sorted(each["settings"]["variant"] for each in chosen if each["name"] == "skill-knn")
+    assert variants == ["base"] * 5 + ["distinctiveness"]  # each seed takes another order of the pairs
