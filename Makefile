@@ -9,12 +9,13 @@ export TOKENIZERS_PARALLELISM   := false
 MODELS   := smollm2-135m all-minilm-l6-v2
 READY    := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-faults lint format docs build bench clean help
+.PHONY: demo test test-slow test-faults test-floors lint format docs build bench clean help
 
 help:
 	@echo "make demo       choose demonstrations on the bundled set and measure the gain (fetches two small models)"
 	@echo "make test       all tests but the slow ones    make test-slow  the slow ones"
 	@echo "make test-faults  kills, hostile files and servers, full disks: every command must lose nothing and say why"
+	@echo "make test-floors  the lowest versions that pyproject.toml allows, in an environment of their own"
 	@echo "make lint       ruff and mypy --strict         make format     ruff format"
 	@echo "make build      wheel and source archive in dist/, their contents checked"
 	@echo "make docs       the documentation as a site, in site/index.html; every warning and dead link is an error"
@@ -43,6 +44,20 @@ test-slow: models
 FAULTS ?=
 test-faults: models
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.campaign $(FAULTS)
+
+# What pyproject.toml promises: the lowest version of each direct dependency, resolved by uv, and a quick part of the
+# tests with them. FLOORS_PYTHON names an interpreter.
+FLOORS        := .venv-floors
+FLOORS_PYTHON ?= $(PYTHON)
+FLOORS_TESTS  ?= tests/test_records.py tests/test_schema.py tests/test_database.py tests/prompts tests/serve \
+                 tests/test_from_python.py tests/cli/test_select_cli.py
+test-floors: models
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv venv -q --clear --python $(FLOORS_PYTHON) $(FLOORS)
+	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python --resolution lowest-direct --only-binary :all: \
+	  --no-binary iclkit -e '.[langchain,serve]'
+	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python pytest hypothesis pandas datasets
+	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -m "not slow" $(FLOORS_TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -104,4 +119,4 @@ else
 endif
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

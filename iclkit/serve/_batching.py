@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from iclkit.errors import IclkitError
-from iclkit.records import Query, Selection
+from iclkit.records import Query, Selection, canonical_json
 from iclkit.selectors import Chooser
 
 MOST = 64
@@ -86,10 +86,17 @@ class Batcher:
         return [found[at] for at in range(len(batch))]
 
     def _select_group(self, queries: list[Query], k: int) -> list[Selection | Exception]:
+        """The answers of queries that want as many; those that are alike are asked once."""
+        keys = [(query.id, canonical_json(dict(query.where)), query.exclude) for query in queries]
+        different = dict(zip(keys, queries, strict=True))
+        found = dict(zip(different, self._ask([*different.values()], k), strict=True))
+        return [found[key] for key in keys]
+
+    def _ask(self, queries: list[Query], k: int) -> list[Selection | Exception]:
         """All of them together; one by one where that fails, so that a query costs nobody else an answer."""
         try:
             return [*self.chooser.select_many(queries, k)]
         except Exception as error:  # handed to whoever asked
             if len(queries) == 1 or not isinstance(error, IclkitError):
                 return [error] * len(queries)
-        return [result for query in queries for result in self._select_group([query], k)]
+        return [result for query in queries for result in self._ask([query], k)]

@@ -194,6 +194,8 @@ def test_queries_that_come_in_while_others_are_answered_are_asked_together(choos
         first = asyncio.create_task(batcher.select(Query("parcel"), 2))
         await asyncio.sleep(0.05)  # the first is being computed
         more = [asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1 + n % 2)) for n in range(10)]
+        more += [asyncio.create_task(batcher.select(Query("invoice 0"), 1)) for _ in range(3)]  # asked once
+        more.append(asyncio.create_task(batcher.select(Query("invoice 0", where={"tenant": "acme"}), 1)))
         await asyncio.sleep(0)
         go.set()
         found = await asyncio.gather(first, *more)
@@ -201,8 +203,10 @@ def test_queries_that_come_in_while_others_are_answered_are_asked_together(choos
         return found
 
     found = asyncio.run(ask())
-    assert asked == [1, 5, 5]  # then one call for each k
-    assert [s.ids for s in found[1:]] == [chooser.select(f"invoice {n}", 1 + n % 2).ids for n in range(10)]
+    assert asked == [1, 6, 5]  # then one call for each k
+    assert [s.ids for s in found[1:11]] == [chooser.select(f"invoice {n}", 1 + n % 2).ids for n in range(10)]
+    assert [s.ids for s in found[11:14]] == [found[1].ids] * 3
+    assert found[14].ids == chooser.select("invoice 0", 1, where={"tenant": "acme"}).ids
 
 
 def test_a_query_that_fails_costs_nobody_else_an_answer(chooser: Chooser) -> None:
