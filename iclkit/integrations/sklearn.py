@@ -95,7 +95,8 @@ class ICLClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: Sequence[str]) -> NDArray[np.float64]:
         """(n, labels) log-probabilities in the order of ``classes_``. DataError for a text that got no answer."""
-        return np.array([self._shares(p) for p in self._predict(X)]).reshape(-1, len(self.names_))
+        shares = [self._shares(p, row) for row, p in enumerate(self._predict(X), 1)]
+        return np.array(shares).reshape(-1, len(self.names_))
 
     def select(self, X: Sequence[str]) -> list[Selection]:
         """The demonstrations of each text, best first; the LM is asked all the same, or its cache."""
@@ -132,11 +133,14 @@ class ICLClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "classes_")
         if "_predictor" not in self.__dict__:
             self._predictor = self._make_predictor()
-        return self._predictor.predict([Query(t, id=f"{n}") for n, t in enumerate(_texts(texts))])
+        rows = _texts(texts)
+        different = [*dict.fromkeys(rows)]  # what is drawn for a text depends on the text, not on its row
+        found = dict(zip(different, self._predictor.predict([Query(t) for t in different]), strict=True))
+        return [found[t] for t in rows]
 
-    def _shares(self, prediction: Prediction) -> list[float]:
+    def _shares(self, prediction: Prediction, row: int) -> list[float]:
         if prediction.failure:
-            raise DataError(f"text {prediction.query_id} has no answer: {prediction.failure}")
+            raise DataError(f"row {row} of X has no answer: {prediction.failure}")
         return [prediction.shares[name] for name in self.names_]
 
     def _make_predictor(self) -> Predictor:

@@ -13,7 +13,7 @@ from .conftest import TEXTS
 from .doors import DOORS, keep, through_python
 
 
-@pytest.fixture(scope="module", params=["bm25", "mmr"])
+@pytest.fixture(scope="module", params=["random", "mmr"])
 def kept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A pool file and the folder of a selector saved on it, with a real embedder where it needs one."""
     if make_selector(request.param).needs.embedder:
