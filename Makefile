@@ -97,6 +97,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
 	$(RUN)/bench_eval_overhead.py
+	$(RUN)/bench_many_shots.py
 	$(RUN)/bench_tune.py
 	$(RUN)/bench_explain.py
 	$(RUN)/bench_serve.py

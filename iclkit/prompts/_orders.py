@@ -6,7 +6,7 @@ theirs in the entry point group ``iclkit.orders``.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import deque
 from collections.abc import Sequence
 
 from iclkit.records import Example, digest
@@ -61,16 +61,18 @@ def label_interleaved(examples: Sequence[Example], *, seed: int, query_id: str) 
     Filled from the query backwards: the best example whose label differs from the one just placed, unless a label
     holds more than half of what is left and has to be placed now.
     """
-    left, placed = list(examples), list[Example]()
-    count = Counter(e.output for e in left)
+    waiting: dict[str, deque[int]] = {}  # of each label, the ranks that are not placed yet
+    for rank, example in enumerate(examples):
+        waiting.setdefault(example.output, deque()).append(rank)
+    placed = list[Example]()
     last: str | None = None
-    while left:
-        label, most = count.most_common(1)[0]
-        must = label if 2 * most > len(left) and label != last else None
-        fits = (e for e in left if (e.output == must if must is not None else e.output != last))
-        chosen = next(fits, left[0])
-        left.remove(chosen)
-        count[chosen.output] -= 1
-        last = chosen.output
-        placed.append(chosen)
+    for left in range(len(examples), 0, -1):
+        label = max(waiting, key=lambda name: len(waiting[name]))
+        if 2 * len(waiting[label]) <= left or label == last:
+            others = [name for name in waiting if name != last] or [*waiting]
+            label = min(others, key=lambda name: waiting[name][0])
+        placed.append(examples[waiting[label].popleft()])
+        if not waiting[label]:
+            del waiting[label]
+        last = label
     return placed[::-1]
