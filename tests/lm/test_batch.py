@@ -76,6 +76,25 @@ def test_a_batch_under_way_is_gone_on_with(start: Start, tmp_path: Path, monkeyp
     assert server.asked["/v1/chat/completions"] == 0
 
 
+def test_an_answer_of_a_batch_that_broke_off_is_asked_for_by_the_run(start: Start, tmp_path: Path):
+    server = start("chat", "choice", "batch")
+    lm = opened(server, tmp_path / "c.db")
+    inner = server.batch
+
+    def broken(path: str, body: Any) -> Any:
+        status, answer = inner(path, body)
+        return status, answer.replace(b'"finish_reason": "length"', b'"finish_reason": "error"') if path.endswith(
+            "/content"
+        ) else answer
+
+    server.batch = broken  # type: ignore[method-assign]
+    asked = [GenerateRequest(f"Tell me {n}:", 4) for n in range(3)]
+    by_batch(lm, tmp_path / "batches", asked)
+    server.asked.clear()
+    assert all(answer.text for answer in lm.generate(asked))
+    assert server.asked["/v1/chat/completions"] == 3
+
+
 def test_lines_that_failed_are_asked_by_the_run_itself(start: Start, tmp_path: Path):
     server = start("chat", "choice", "batch")
     asked = [*ASKED, GenerateRequest("bad", 3)]

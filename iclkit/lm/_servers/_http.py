@@ -129,7 +129,7 @@ class _Answer:
         if not isinstance(body, dict):
             return None
         choices = [c for c in listed if isinstance(c, dict)] if isinstance(listed := body.get("choices"), list) else []
-        broken = [c.get("error") or "the answer broke off" for c in choices if c.get("error") or _broke_off(c)]
+        broken = [c.get("error") or "the answer broke off" for c in choices if broke_off(c)]
         if broken:
             return broken[0]
         return None if choices else body.get("error")
@@ -140,8 +140,8 @@ class _Answer:
         if not (200 <= self.sent_status < 300 and self.error):
             return self.sent_status
         code = self.error.get("code", self.error.get("status")) if isinstance(self.error, dict) else None
-        if isinstance(code, int) and not isinstance(code, bool) and 400 <= code < 600:
-            return code
+        if str(code).isdecimal() and 400 <= int(str(code)) < 600:
+            return int(str(code))
         passing = self.json.get("choices") or _MAY_PASS.search(json.dumps(self.error))
         return 502 if passing else 400
 
@@ -595,8 +595,9 @@ def _reason(answer: _Answer, address: str) -> tuple[str, str]:
     return said(str(text)) or said(answer.phrase) or "no reason given", said(parameter)
 
 
-def _broke_off(choice: Mapping[str, Any]) -> bool:
-    return choice.get("finish_reason") in ("error", "abort")
+def broke_off(choice: Mapping[str, Any]) -> bool:
+    """Whether a choice is no answer but an error, of the server or of what stands behind it."""
+    return bool(choice.get("error")) or choice.get("finish_reason") in ("error", "abort")
 
 
 def _is_stream(answer: _Answer) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from iclkit.errors import ModelError
+from iclkit.lm._servers._http import broke_off
 from iclkit.lm._tokens import TokenIds
 from iclkit.records import Score, fold_text
 
@@ -126,6 +127,8 @@ def only_choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(f"one choice was asked for, choices are {count}")
     if choices[0].get("index", 0) not in (0, None):
         raise ValueError(f"the choice has index {_shown(choices[0]['index'])}")
+    if broke_off(choices[0]):  # in the file of a batch; elsewhere it does not come so far
+        raise NotSupported("the answer broke off")
     return choices[0]
 
 
