@@ -1,6 +1,6 @@
 """Scoring and generation on a GPU beside plain transformers (or on CPU with a tiny shape): speed, utilization, answers.
 
-    python benchmarks/bench_gpu.py [--shape 8b|1b|135m|tiny [--family llama] | --model NAME] [--device cuda]
+    python benchmarks/bench_gpu.py [--shape 8b|1b|135m|smol6|tiny [--family llama] | --model NAME] [--device cuda]
         [--dtype bf16] [--batch-tokens N] [--queries 512] [--repeats 2]
         [--peak-tflops 989] [--table FILE] [--reference FILE] [--profile]
     python benchmarks/bench_gpu.py --model NAME --device cpu --write-reference FILE [--data DATA]
@@ -58,6 +58,7 @@ SHAPES = {  # hidden, intermediate, layers, heads, key-value heads, vocabulary
     "8b": (4096, 14336, 32, 32, 8, 128256),
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "135m": (576, 1536, 30, 9, 3, 49152),
+    "smol6": (576, 1536, 6, 9, 3, 49152),  # six layers of the 135m
     "tiny": (256, 704, 4, 4, 2, 8192),
 }
 NEW_TOKENS = 64

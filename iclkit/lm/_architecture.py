@@ -105,6 +105,7 @@ ACTIVATIONS = {
     "swish": ("swish", ""),
     "gelu": ("gelu", "none"),
     "gelu_new": ("gelu", "tanh"),
+    "gelu_fast": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
     "relu": ("relu", ""),
 }
