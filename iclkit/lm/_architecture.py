@@ -38,10 +38,36 @@ class Norm:
 
 @dataclass(slots=True)
 class Weights:
-    """Of a product x W^T + b."""
+    """Of a product x W^T + b. The parts, one below the other, are the module's own, put together when asked for.
 
-    matrix: Tensor
-    bias: Tensor | None
+    ``by_head``: the rows go head by head, of so many heads (query, key and value of the first, then of the second), and
+    come out as all queries, all keys, all values.
+    """
+
+    parts: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] = ()
+    by_head: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Numbers that come out."""
+        return sum(map(len, self.parts))
+
+    @property
+    def matrix(self) -> Tensor:
+        """W, which is new where it is put together."""
+        return self._whole(self.parts)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """b, None for none."""
+        return self._whole(self.biases) if self.biases else None
+
+    def _whole(self, parts: tuple[Tensor, ...]) -> Tensor:
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if not self.by_head:
+            return whole
+        return whole.view(self.by_head, 3, -1, *whole.shape[1:]).transpose(0, 1).flatten(0, 2)
 
 
 @dataclass(slots=True)
@@ -380,11 +406,7 @@ class _Reader:
         biases = [self.take(part.bias) for part in parts if part.bias is not None]
         if len(biases) not in (0, len(parts)):
             raise _Unknown(paths)
-        one = len(parts) == 1
-        return Weights(
-            matrices[0] if one else torch.cat(matrices),
-            None if not biases else biases[0] if one else torch.cat(biases),
-        )
+        return Weights(tuple(matrices), tuple(biases))
 
 
 def _read(module: Any, family: Family) -> Architecture:
@@ -399,7 +421,7 @@ def _read(module: Any, family: Family) -> Architecture:
         int(config.num_attention_heads),
         int(attention["head_dim" if "head_dim" in attention else "head_size"]),
     )
-    kv_heads, rest = divmod(len(layers[0].qkv.matrix) - heads * size, 2 * size)
+    kv_heads, rest = divmod(layers[0].qkv.rows - heads * size, 2 * size)
     final_norm = read.norm(body, family.final_norm)
     if rest or final_norm is None or len(layers) != config.num_hidden_layers:
         raise _Unknown("heads")
@@ -413,7 +435,7 @@ def _read(module: Any, family: Family) -> Architecture:
         positions=read.take(attrgetter(family.positions)(body).weight) if family.positions else None,
         layers=layers,
         final_norm=final_norm,
-        head=Weights(read.take(head.weight), None if head.bias is None else read.take(head.bias)),
+        head=Weights((read.take(head.weight),), () if head.bias is None else (read.take(head.bias),)),
         activation=ACTIVATIONS[getattr(config, family.activation)],
         softcap=getattr(config, family.softcap) if family.softcap else None,
         final_softcap=getattr(config, family.final_softcap) if family.final_softcap else None,
@@ -430,11 +452,11 @@ def _layer(module: Any, number: int, config: Any, family: Family, read: _Reader)
     attention = attrgetter(family.attention)(module)
     qkv = read.product(attention, *family.qkv)
     if family.by_head:
-        qkv = _by_kind(qkv, config.num_attention_heads)
+        qkv = Weights(qkv.parts, qkv.biases, config.num_attention_heads)
     if family.gate_up:
         both = read.product(module, family.gate_up)
-        matrices, biases = both.matrix.chunk(2), (None, None) if both.bias is None else both.bias.chunk(2)
-        gate, up = (Weights(m, b) for m, b in zip(matrices, biases, strict=True))
+        matrices, biases = both.parts[0].chunk(2), [b.chunk(2) for b in both.biases]
+        gate, up = (Weights((m,), tuple(b[n] for b in biases)) for n, m in enumerate(matrices))
     else:
         gate = read.product(module, family.gate) if family.gate else None  # type: ignore[assignment]
         up = read.product(module, family.up)
@@ -459,15 +481,6 @@ def _layer(module: Any, number: int, config: Any, family: Family, read: _Reader)
         window=window,
         scale=float(attention.scaling if family.scale is None else family.scale),
     )
-
-
-def _by_kind(qkv: Weights, heads: int) -> Weights:
-    """All queries, then all keys, then all values, of rows that go head by head."""
-
-    def sorted_rows(x: Tensor) -> Tensor:
-        return x.view(heads, 3, -1, *x.shape[1:]).transpose(0, 1).flatten(0, 2)
-
-    return Weights(sorted_rows(qkv.matrix), None if qkv.bias is None else sorted_rows(qkv.bias))
 
 
 def _check_local(mask: Tensor, window: int | None) -> None:

@@ -122,8 +122,8 @@ class PackedForward:
         self.layers = [_Layer(layer, packed) for layer in architecture.layers]
         head = architecture.head
         if self.device.type == "cpu":  # float32 logits: a packed float32 copy of the head
-            bias = None if head.bias is None else head.bias.float()
-            self._head: _Linear | Tensor = _Linear(Weights(head.matrix.float(), bias), packed)
+            wide = Weights(tuple(p.float() for p in head.parts), tuple(b.float() for b in head.biases))
+            self._head: _Linear | Tensor = _Linear(wide, packed)
             self.head_rows = HEAD_ROWS
         else:
             self._head = head.matrix
