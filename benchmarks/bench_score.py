@@ -1,11 +1,13 @@
 """This scorer against the loop of OpenICL, on the same prompts, in one run: CPU seconds, one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_score.py MODEL [--data DATA] [--tasks sst2 trec] [--queries 64]
-        [--shots 8] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3] [--skip-naive]
+        [--shots 8] [--rivals] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3] [--skip-naive]
 
 The loop of OpenICL (``_common.openicl_loop``): one float32 forward per (label, prompt), batches of 8 in data order,
 logits of the whole vocabulary at every position. It runs once (it is long), the others --repeats times, in turn.
 --naive-queries N times it on the first N prompts and scales by its padded tokens (the result says so).
+--rivals sets a batched scorer of 30 lines and lm-evaluation-harness, both in bf16, beside this engine in bf16: in turn,
+--repeats times; ``times`` are medians of the ratios of neighbors. Nothing else is run then.
 --fixed adds the same demonstrations for all queries, with and without sharing; --prefix-shots longer fixed prefixes.
 """
 
@@ -20,10 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from _common import (
-    LABELS,
+    FIELDS,
+    batched_scorer,
     default_data,
     emit,
     few_shot_prompts,
+    labels_of,
+    lm_eval_scorer,
     load_module,
     machine,
     matmul_peak,
@@ -53,7 +58,7 @@ def padded_tokens(tokenizer: Any, prompts: list[str], rows: int = 8) -> int:
 
 
 def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: Any, peaks: dict[str, float]) -> None:
-    labels = LABELS[task]
+    labels = labels_of(a.data, task)
     prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
     requests = requests_of(prompts, labels)
     plan = engines["bf16"].estimate(requests)
@@ -89,9 +94,44 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
         )
 
 
+def rivals(a: argparse.Namespace, task: str, lm: Any, module: Any, tokenizer: Any, peak: float) -> None:
+    """bf16 beside what others do in bf16, on the same prompts, in turn."""
+    labels = labels_of(a.data, task)
+    prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
+    requests = requests_of(prompts, labels)
+    lm_eval = lm_eval_scorer(module, tokenizer)
+    engines = {
+        "iclkit bf16": lambda: table(lm, requests, len(labels)),
+        "30 lines": lambda: batched_scorer(module, tokenizer, prompts, labels),
+        "lm-eval": lambda: lm_eval(prompts, labels),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    scores: dict[str, np.ndarray] = {}
+    for _ in range(a.repeats):
+        for name, call in engines.items():
+            spent, scores[name] = timed(call)
+            seconds[name].append(spent)
+    plan = lm.estimate(requests)
+    floor = 2 * matrix_parameters(lm.model.module.config) * plan.tokens_computed / peak
+    ours = np.array(seconds["iclkit bf16"])
+    emit(
+        what="rivals",
+        task=task,
+        labels=len(labels),
+        shots=a.shots,
+        queries=len(prompts),
+        cpu_seconds={name: round(float(np.median(s)), 2) for name, s in seconds.items()},
+        times={name: round(float(np.median(np.array(s) / ours)), 2) for name, s in seconds.items()},
+        agree={name: float((s.argmax(1) == scores["iclkit bf16"].argmax(1)).mean()) for name, s in scores.items()},
+        times_floor=round(float(np.median(ours)) / floor, 2),
+        tokens_asked=plan.tokens_asked,
+        tokens_computed=plan.tokens_computed,
+    )
+
+
 def fixed(a: argparse.Namespace, task: str, lm: Any, shots: int) -> None:
     """The same demonstrations for all queries: the engine as it is, and one prompt at a time (nothing to share)."""
-    labels = LABELS[task]
+    labels = labels_of(a.data, task)
     prompts = few_shot_prompts(a.data, task, a.queries, shots, fixed=True)
     if max(map(lm.count_tokens, prompts)) + 8 > lm.context_size:
         emit(what="fixed", task=task, shots=shots, skipped=f"longer than the context of {lm.context_size}")
@@ -136,9 +176,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--data", type=Path, default=default_data())
-    parser.add_argument("--tasks", nargs="+", default=["sst2", "trec"], choices=list(LABELS))
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "trec"], choices=list(FIELDS))
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--shots", type=int, default=8)
+    parser.add_argument("--rivals", action="store_true")
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--prefix-shots", nargs="*", type=int, default=[])
     parser.add_argument("--repeats", type=int, default=3)
@@ -147,6 +188,13 @@ def main() -> None:
     parser.add_argument("--only-fixed", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(1)
+    if a.rivals:
+        lm, peak = load_torch(a.model, dtype="bf16", device="cpu", threads=1), matmul_peak(dtype="bf16")
+        emit(what="machine", name=machine(), peak_gflops={"bf16": round(peak / 1e9)})
+        module, tokenizer = load_module(a.model, "bf16")
+        for task in a.tasks:
+            rivals(a, task, lm, module, tokenizer, peak)
+        return
     fp32, bf16 = (load_torch(a.model, dtype=d, device="cpu", threads=1) for d in ("fp32", "bf16"))
     engines = {"fp32": fp32, "bf16": bf16, "bf16-verified": VerifiedLM(bf16, fp32)}
     peaks = {d: matmul_peak(dtype=d) for d in ("fp32", "bf16")}
