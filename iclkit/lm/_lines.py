@@ -96,7 +96,7 @@ class LineTokenizer:
             return ids
         letter = self._of_letter[line[-1]]
         at = len(ids) - len(letter)
-        begins = at > 0 and ids[at:] == letter and words[at] is not None and words[at - 1] != words[at]
+        begins = 0 < at < len(ids) and ids[at:] == letter and words[at] is not None and words[at - 1] != words[at]
         return ids[:at] if begins and len({*words[at:]}) == 1 else None
 
 
