@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,9 @@ def main() -> None:
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.measure:
-        {"pool": measure_pool, "rivals": measure_rivals}[a.measure](a.folder, a.rows[0], a.dim, a.vectors)
+        {"file": measure_file, "pool": measure_pool, "rivals": measure_rivals}[a.measure](
+            a.folder, a.rows[0], a.dim, a.vectors
+        )
         return
     if a.smoke:
         a.rows, a.dim = [4000, 8000], 64
@@ -61,7 +64,7 @@ def main() -> None:
         for rows in a.rows:
             place = Path(a.folder or folder, str(rows))
             place.mkdir(parents=True, exist_ok=True)
-            for what in ("pool", "rivals"):
+            for what in ("file", "pool", "rivals"):
                 command = [sys.executable, __file__, "--measure", what, "--rows", str(rows), "--dim", str(a.dim),
                            "--vectors", a.vectors, "--folder", str(place)]  # fmt: skip
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -233,6 +236,20 @@ def measure_pool(folder: Path, rows: int, dim: int, kind: str) -> None:
     told("open, view and first query in lists, s", cpu(lambda: knn.fit(again.view(), kit).select(queries[3], K)))
     if rows <= 100_000:
         told("near-duplicates, s", cpu(lambda: pool.dedupe(near=0.9, apply=False)))
+
+
+def measure_file(folder: Path, rows: int, dim: int, kind: str) -> None:  # noqa: ARG001
+    """A file of rows, read and added by the command, which is a process of its own."""
+    file, pool = folder / "rows.jsonl", folder / "added.db"
+    with file.open("w") as out:
+        for n, text in enumerate(texts_of(rows)):
+            out.write(json.dumps({"input": text, "output": "xy"[n % 2]}) + "\n")
+    subprocess.run([sys.executable, "-m", "iclkit", "pool", "add", pool, file], check=True, stdout=subprocess.DEVNULL)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    told("pool add of a file, s", used.ru_utime + used.ru_stime)
+    told("pool add of a file, peak MB", used.ru_maxrss / 1024)
+    for name in (file, pool):
+        name.unlink()
 
 
 def measure_rivals(folder: Path, rows: int, dim: int, kind: str) -> None:
