@@ -136,7 +136,7 @@ def test_the_board(what: str) -> None:
         runs = [run_of(30 if what == "runs" else 4 * size, n) for n in range(size if what == "runs" else 4)]
         return lambda: leaderboard(runs)
 
-    grows(make, 4)
+    grows(make, 8)
 
 
 @pytest.mark.parametrize("what", ["runs", "rows"])
