@@ -111,7 +111,7 @@ for engine in (None, "ray"):
     lm = load_lm({str(tiny_folder())!r}, dtype="fp32", cache=False, batch_tokens=64, **where)
     print([s.logprob for s in lm.score(requests)])
     if engine:
-        assert len(lm.inner.engine.workers) == 2
+        assert lm.inner.engine.workers, lm.inner.engine.notes
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
