@@ -110,12 +110,13 @@ def test_scores_and_texts_are_those_of_the_module(case, codec):
     assert scores_of(lm, pairs) == pytest.approx(want, abs=1e-4)
     asks = [GenerateRequest(" ".join(CONTEXTS[:n]), 6 + 9 * (n % 2)) for n in (1, 2, 3)]
     assert [g.text for g in lm.generate(asks)] == [plain_greedy(lm, a.context, a.max_tokens) for a in asks]
+    some = slice(0, 6)
     for attention in ("rows", plain):
         lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
-        assert scores_of(lm, pairs) == pytest.approx(want, abs=1e-4)
+        assert scores_of(lm, pairs[some]) == pytest.approx(want[some], abs=1e-4)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 13))])
 def test_random_settings_of_a_family_change_nothing(seed, codec):
     r = random.Random(seed)
     arch = sorted(FAMILIES)[seed % len(FAMILIES)]
