@@ -105,7 +105,8 @@ def test_a_real_cluster_scores_as_this_process_does(tiny_folder, tmp_path):
     pytest.importorskip("ray")
     program = f"""
 from iclkit.lm import ScoreRequest, load_lm
-requests = [ScoreRequest(f"the film {{n}} was fine", label) for n in range(200) for label in (" good", " bad")]
+texts = ["the " + "film " * (n % 9) + "was " + "thin " * (n // 9) + "and fine" for n in range(80)]
+requests = [ScoreRequest(text, label) for text in texts for label in (" good", " bad")]
 for engine in (None, "ray"):
     where = {{"engine": engine, "workers": 2 if engine else 1}}
     lm = load_lm({str(tiny_folder())!r}, dtype="fp32", cache=False, batch_tokens=64, **where)
