@@ -113,7 +113,7 @@ def test_a_pool_without_the_index_of_vectors_is_read_as_it_is_and_gets_it_when_i
     path = tmp_path / "p.db"
     filled(4, path).close()
     with sqlite3.connect(path) as raw:
-        for index in ("vectors_by_text", "traces", "unlabeled"):
+        for index in ("vectors_by_text", "traces", "unlabelled"):
             raw.execute(f"DROP INDEX {index}")
         raw.execute("PRAGMA user_version = 2")
     with Pool.open(path, read_only=True) as pool:
