@@ -1,6 +1,6 @@
 """Latency of ``iclkit serve`` on loopback, beside the endpoint that one writes with sentence-transformers and numpy.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000]
+    OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000] [--embedder NAME]
 
 kNN, k = 4, over a pool of ``--rows`` questions and reviews; every request is another text, so that no cache
 answers. Each client sends its next request when it has its answer (closed loop). Milliseconds at the 50th, 95th and
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument("--embedder", default=EMBEDDER, help="with settings behind it, such as ,dtype=bf16")
     parser.add_argument("--data", type=Path, default=default_data())
     parser.add_argument("--smoke", action="store_true")
     a = parser.parse_args()
@@ -67,10 +68,10 @@ def main() -> None:
         a.rows, a.requests, a.clients = 200, 40, [1, 10]
     texts = [r["input"] for r in mixed(a.data, "test", 3000)]
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), a.data, a.rows)
+        prepare(Path(folder), a.data, a.rows, a.embedder)
         commands = {
             "iclkit serve": [sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--port"],
-            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, EMBEDDER],
+            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, a.embedder.split(",")[0]],
         }
         for name, command in commands.items():
             port = free_port()
@@ -100,12 +101,12 @@ def mixed(data: Path, split: str, rows: int) -> list[dict[str, Any]]:
     return [row for together in zip_longest(*sets) for row in together if row is not None][:rows]
 
 
-def prepare(folder: Path, data: Path, rows: int) -> None:
+def prepare(folder: Path, data: Path, rows: int, name: str) -> None:
     """The pool with a kept selector, and the same texts and vectors as plain files."""
     from iclkit import Kit, Pool, load_embedder, make_selector
     from iclkit.records import Example
 
-    embedder = load_embedder(EMBEDDER)
+    embedder = load_embedder(name)
     with Pool.open(folder / "demos.db") as pool:
         pool.add(Example(r["input"], r["output"]) for r in mixed(data, "train", rows))
         view = pool.view()
