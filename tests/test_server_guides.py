@@ -94,6 +94,7 @@ def test_the_commands_for_vllm(say: Say, stand_in: Callable[..., ToyServer]):
 @pytest.mark.models
 def test_the_commands_for_openai(say: Say, stand_in: Callable[..., ToyServer], monkeypatch: pytest.MonkeyPatch):
     server = stand_in("gpt-4.1-mini", *HOSTED)
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow board has no cost
     monkeypatch.setenv("OPENAI_API_KEY", "sk-stand-in-0123456789")
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
     said = dict(zip(asked := commands("use-openai-or-azure.md"), map(say, asked), strict=True))

@@ -62,8 +62,8 @@ def show(board: Board) -> None:
         table = titled_table(group.title)
         names = heads(board, group)
         names.insert(4, "")  # the interval, drawn
-        # a narrow terminal shows what decides, and leaves out the drawing, seeds and tokens
-        shown = [i for i in range(len(names)) if out.width >= WIDTH or i not in (4, 9, 10)]
+        # a narrow terminal shows what decides, and leaves out the drawing, seeds, tokens and cost
+        shown = [i for i, name in enumerate(names) if out.width >= WIDTH or (i not in (4, 9, 10) and name != COST_HEAD)]
         for i in shown:
             right = names[i] in ("rank", "seeds", "tokens", COST_HEAD, names[2], names[5]) or names[i].startswith(
                 ("p ", "q ")

@@ -120,6 +120,7 @@ def test_a_run_says_and_records_what_it_cost(start: Start, tmp_path: Path, monke
     from iclkit.cli import main
 
     monkeypatch.setenv("ICLKIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", "200")  # a narrow board has no cost
     server = start("completions", "echo", "tokenize", "models", window=4000)
     folder = tmp_path / "task"
     folder.mkdir()

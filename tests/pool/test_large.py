@@ -223,7 +223,7 @@ def test_the_indexes_of_large_pools_are_used(path: Path) -> None:
     from iclkit.pool._examples import _TRACES
 
     with sqlite3.connect(path) as raw:
-        for condition, index in ((_TRACES, "traces"), ("output = ''", "unlabeled")):
+        for condition, index in ((_TRACES, "traces"), ("output = ''", "unlabelled")):
             (line,) = raw.execute(f"EXPLAIN QUERY PLAN SELECT seq FROM examples WHERE {condition}").fetchall()
             assert f"USING COVERING INDEX {index}" in line[3] or f"USING INDEX {index}" in line[3]
         (line,) = raw.execute("EXPLAIN QUERY PLAN SELECT seq, text FROM examples").fetchall()
