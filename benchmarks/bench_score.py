@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 from functools import partial
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def fixed(a: argparse.Namespace, task: str, lm: Any, shots: int) -> None:
         what="fixed",
         task=task,
         shots=shots,
-        prefix_tokens=plan.prefixes[0].ids.__len__() if plan.prefixes else 0,
+        prefix_tokens=lm.count_tokens(commonprefix(prompts)),
         tokens_shared=plan.tokens_computed,
         tokens_apart=alone,
         cpu_seconds={k: round(v, 2) for k, v in best.items()},
