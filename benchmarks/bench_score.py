@@ -151,7 +151,7 @@ def fixed(a: argparse.Namespace, task: str, lm: Any, shots: int) -> None:
         what="fixed",
         task=task,
         shots=shots,
-        prefix_tokens=lm.count_tokens(commonprefix(prompts)),
+        prefix_tokens=lm.count_tokens(commonprefix(prompts)),  # noqa: RUF071 (by characters is what is meant)
         tokens_shared=plan.tokens_computed,
         tokens_apart=alone,
         cpu_seconds={k: round(v, 2) for k, v in best.items()},
