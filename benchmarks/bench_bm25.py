@@ -59,7 +59,7 @@ def main() -> None:
     start = clock()
     reference = BM25Okapi([words(t) for t in texts], k1=1.5, b=0.75)
     reference_build = clock() - start
-    view = Pool.of(Example(t, "") for t in texts).view()
+    view = Pool.of(Example(t, "-") for t in texts).view()
     assert len(view) == len(texts)
     start = clock()
     selector = make_selector("bm25").fit(view, Kit())
