@@ -71,7 +71,8 @@ def search_alone(rows: int, count: int, k: int, repeats: int) -> None:
     queries = vectors[rng.choice(rows, count, replace=False)] + 0.05 * rng.standard_normal((count, 384))
     queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
     ours, faiss = FlatIndex.of(vectors), faiss_module()
-    flat = ours._flat
+    flat = faiss.IndexFlatIP(vectors.shape[1])
+    flat.add(vectors)
     own = faiss.cvar.distance_compute_blas_threshold
     free, excluding = [Scope()] * count, [Scope(frozenset(range(n, rows, 1000))) for n in range(count)]
 

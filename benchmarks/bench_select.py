@@ -95,7 +95,7 @@ def bench_path(pool: list[str], queries: list[str], k: int, turns: int) -> dict[
     from iclkit.embed import load_embedder
 
     embedder = load_embedder("all-minilm-l6-v2", threads=1)
-    view = Pool.of(Example(t, "") for t in pool).view()
+    view = Pool.of(Example(t, "-") for t in pool).view()
     vectors = view.vectors(embedder)
     model = SentenceTransformer(str(models.resolve("all-minilm-l6-v2", "embedder")), device="cpu")
     index = faiss.IndexFlatIP(embedder.dim)
