@@ -25,6 +25,13 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system says so; else those of the machine."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class WorkerProcess:
     """One worker and the pipes to it. ``loader`` is "module:function": it makes, of settings, what computes a job."""
 

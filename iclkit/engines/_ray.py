@@ -17,6 +17,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
+from iclkit.engines._processes import usable_cores
 from iclkit.engines._protocol import JobFailed, Result, WorkerFailed, answer, in_a_line, load_compute
 from iclkit.errors import NeedError, RunError, UsageError
 from iclkit.extras import install_command
@@ -206,8 +207,7 @@ def connect(address: str | None, workers: int | None = None) -> Any:
         return ray
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     if address is None:
-        cores = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers
-        quiet |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": 1 << 28}
+        quiet |= {"num_cpus": workers or usable_cores(), "include_dashboard": False, "object_store_memory": 1 << 28}
     else:
         quiet["address"] = address
     for tries_left in (0,) if address else (2, 1, 0):  # on a busy machine its start takes longer than Ray waits

@@ -167,13 +167,14 @@ def load_torch(
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import torch
 
+    from iclkit.engines import usable_cores
     from iclkit.lm._torch import TorchLM, estimated_tokens
 
     places = models.find_devices(device, gpus)
     where = places[0]
     if split and (engine or (workers or 1) * len(places if device or gpus else [where]) > 1):
         raise UsageError("device_map spreads one copy of the model: leave out other devices, gpus, workers and engine")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     cluster_workers = workers
     if engine is not None:
         workers = 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from iclkit.engines import _ray
+
 
 class Lost(Exception):
     """What a call of a worker gives that is gone."""
@@ -77,3 +79,11 @@ class _Call:
 class _Ref:
     def __init__(self, value):
         self.value = value
+
+
+def use_fake_ray(monkeypatch, mortal=()):
+    """The stand-in, which engines then use in the place of Ray."""
+    ray = FakeRay(mortal)
+    monkeypatch.setattr(_ray, "connect", lambda address, workers: ray)
+    monkeypatch.setattr(_ray, "check_reachable", lambda address: None)
+    return ray

@@ -9,13 +9,14 @@ import os
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from iclkit.engines import RayEngine, _ray, ray_address
 from iclkit.engines._ray import Worker, connect
 from iclkit.errors import DataError, NeedError, RunError, UsageError
-from tests.engines.fake_ray import FakeRay
+from tests.engines.fake_ray import use_fake_ray
 
 LOADER = "tests_of_ray:load"
 WORK = """
@@ -53,13 +54,7 @@ def settings(tmp_path, monkeypatch):
 def fake(monkeypatch):
     """``fake(mortal)`` -> the stand-in, which engines then use."""
 
-    def make(mortal=()):
-        ray = FakeRay(mortal)
-        monkeypatch.setattr(_ray, "connect", lambda address, workers: ray)
-        monkeypatch.setattr(_ray, "check_reachable", lambda address: None)
-        return ray
-
-    return make
+    return partial(use_fake_ray, monkeypatch)
 
 
 def here(job):

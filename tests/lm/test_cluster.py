@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from iclkit.embed import embedding_engine, load_embedder
-from iclkit.engines import _ray
 from iclkit.errors import RunError, UsageError
 from iclkit.lm import ScoreRequest, load_lm
 from iclkit.pool import Pool
 from iclkit.records import Example
-from tests.engines.fake_ray import FakeRay
+from tests.engines.fake_ray import use_fake_ray
 
 REQUESTS = [
     ScoreRequest(f"the film {n} was {'very ' * (n % 7)}fine", label) for n in range(40) for label in (" good", " bad")
@@ -24,13 +24,7 @@ REQUESTS = [
 
 @pytest.fixture
 def fake(monkeypatch):
-    def make(mortal=()):
-        ray = FakeRay(mortal)
-        monkeypatch.setattr(_ray, "connect", lambda address, workers: ray)
-        monkeypatch.setattr(_ray, "check_reachable", lambda address: None)
-        return ray
-
-    return make
+    return partial(use_fake_ray, monkeypatch)
 
 
 def test_scores_of_a_cluster_are_those_of_this_process_and_go_to_its_cache(tiny_folder, tmp_path, fake):

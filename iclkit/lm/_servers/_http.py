@@ -206,7 +206,7 @@ class Client:
         self._pace = threading.Lock()
         self._next = 0.0  # when the next request may start, on the monotonic clock
         self._gap = 0.0  # seconds from one start to the next
-        self._local = threading.local()
+        self._local = _Local()
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
         end = weakref.finalize(self, _shut, self._loop, self._connections)
@@ -367,7 +367,7 @@ class Client:
     def _exchange(self, method: str, address: str, content: bytes | None, kind: str, most: int) -> _Answer:
         """One request and its answer, given up when ``timeout`` is over or nobody waits for it any more."""
         self._start()
-        stop: _Stop | None = getattr(self._local, "stop", None)
+        stop = self._local.stop
         address += f"?{self._query}" if self._query else ""
         task = asyncio.run_coroutine_threadsafe(
             _read(self._connections, method, address, content, kind, self.config.timeout, most), self._loop
@@ -385,7 +385,7 @@ class Client:
 
     def _enter(self) -> float:
         """Wait until fewer requests are under way than may be; the time at which this one begins."""
-        stop: _Stop | None = getattr(self._local, "stop", None)
+        stop = self._local.stop
         begun = self.width.enter() if stop is None else self.width.enter(stop.is_set)
         if begun is None:
             raise Cancelled
@@ -415,7 +415,7 @@ class Client:
             self._next = max(self._next, time.monotonic() + seconds)
 
     def _sleep(self, seconds: float) -> None:
-        stop: _Stop | None = getattr(self._local, "stop", None)
+        stop = self._local.stop
         if stop is None:
             time.sleep(max(seconds, 0))
         elif stop.wait(max(seconds, 0)):
@@ -477,6 +477,12 @@ class _Connections:
         """Close all."""
         for client in self._clients:
             await client.aclose()
+
+
+class _Local(threading.local):
+    """What a thread knows: ``stop`` is that of the ``map`` whose worker it is."""
+
+    stop: _Stop | None = None
 
 
 async def _read(
