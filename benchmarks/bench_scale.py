@@ -1,6 +1,7 @@
 """How pools grow: every operation at several sizes beside what is used elsewhere on the same rows, and its exponent.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_scale.py [--smoke] [--rows 10000 100000] [--dim 384] [--vectors clustered]
+        [--parts file pool rivals]
 
 Rows have 15 words with natural frequencies and a unit vector, in clusters (``--vectors random``: without structure,
 the worst case of approximate indexes). The pool is written by one process; what is measured runs in a fresh one, so
@@ -48,13 +49,12 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--vectors", choices=["clustered", "random"], default="clustered")
     parser.add_argument("--folder", type=Path, help="Where pools are kept; a temporary folder when not said.")
+    parser.add_argument("--parts", nargs="+", choices=[*PARTS], default=[*PARTS], help="What is measured.")
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.measure:
-        {"file": measure_file, "pool": measure_pool, "rivals": measure_rivals}[a.measure](
-            a.folder, a.rows[0], a.dim, a.vectors
-        )
+        PARTS[a.measure](a.folder, a.rows[0], a.dim, a.vectors)
         return
     if a.smoke:
         a.rows, a.dim = [4000, 8000], 64
@@ -64,7 +64,7 @@ def main() -> None:
         for rows in a.rows:
             place = Path(a.folder or folder, str(rows))
             place.mkdir(parents=True, exist_ok=True)
-            for what in ("file", "pool", "rivals"):
+            for what in a.parts:
                 command = [sys.executable, __file__, "--measure", what, "--rows", str(rows), "--dim", str(a.dim),
                            "--vectors", a.vectors, "--folder", str(place)]  # fmt: skip
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -75,7 +75,8 @@ def main() -> None:
                     found.setdefault(name, {})[rows] = value
     for name, values in found.items():
         emit(what=name, **{str(rows): float(f"{v:.3g}") for rows, v in values.items()}, exponent=exponent(values))
-    on_paper(found)
+    if "pool" in a.parts:
+        on_paper(found)
 
 
 def exponent(values: dict[int, float]) -> float | None:
@@ -290,10 +291,11 @@ def measure_faiss(vectors: FloatArray, queries: FloatArray) -> None:
         ivf.add(vectors)
 
     told("FAISS IVF build, s", cpu(build_ivf))
-    for probes in (16, 64):
+    for probes in (1, 16, 64):
         ivf.nprobe = probes
         told(f"FAISS IVF recall at {probes} lists", recall(ivf.search(queries, K)[1]))
-    told("FAISS IVF single, ms", 1e3 * cpu(lambda: [ivf.search(q[None], K) for q in queries[:100]]) / 100)
+        single = 1e3 * cpu(lambda: [ivf.search(q[None], K) for q in queries[:100]]) / 100
+        told(f"FAISS IVF single at {probes} lists, ms", single)
     told("FAISS IVF batch of 128, ms", 1e3 * cpu(lambda: ivf.search(queries[:128], K)) / 128)
     if rows <= HNSW_ROWS:
         graph = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
@@ -314,26 +316,46 @@ def measure_bm25s(texts: Sequence[str]) -> None:
 
 
 def measure_lance(folder: Path, vectors: FloatArray, queries: FloatArray) -> None:
+    """A table on disk: flat, then with an IVF-PQ index whose finds are compared again by their whole vectors."""
     import lancedb
     import pyarrow as pa
+    from lancedb.index import IvfPq
 
-    kind = pa.list_(pa.float32(), vectors.shape[1])
+    rows, dim = vectors.shape
+    kind = pa.list_(pa.float32(), dim)
+
+    def batches(first: int, part: FloatArray) -> Any:
+        for at in range(0, len(part), 1 << 14):
+            some = part[at : at + (1 << 14)]
+            flat = pa.FixedSizeListArray.from_arrays(pa.array(some.reshape(-1)), type=kind)
+            numbers = pa.array(range(first + at, first + at + len(some)))
+            yield pa.record_batch([numbers, flat], names=["id", "vector"])
 
     def table(first: int, part: FloatArray) -> Any:
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), type=kind)
-        return pa.table({"id": pa.array(range(first, first + len(part))), "vector": flat})
+        schema = pa.schema({"id": pa.int64(), "vector": kind})
+        return pa.RecordBatchReader.from_batches(schema, batches(first, part))
 
-    def ask(query: FloatArray) -> Any:
-        return store.search(query).distance_type("dot").limit(K).select(["id", "_distance"]).to_arrow()
+    def ask(query: FloatArray, *, exact: bool = False, probes: int = 1) -> list[int]:
+        asked = store.search(query).distance_type("dot").limit(K).select(["id", "_distance"])
+        asked = asked.bypass_vector_index() if exact else asked.nprobes(probes).refine_factor(10)
+        return list(asked.to_arrow()["id"].to_pylist())
 
     database, start = lancedb.connect(str(folder / "lance")), time.process_time()
     store = database.create_table("pool", table(0, vectors))
     told("LanceDB add, s", time.process_time() - start)
-    told("LanceDB flat single, ms", 1e3 * cpu(lambda: [ask(q) for q in queries[:10]]) / 10)
-    told(
-        "LanceDB add one, then a query, s", cpu(lambda: (store.add(table(len(vectors), vectors[:1])), ask(queries[0])))
-    )
+    told("LanceDB flat single, ms", 1e3 * cpu(lambda: [ask(q, exact=True) for q in queries[:10]]) / 10)
+    lists = max(16, int(math.sqrt(rows)))
+    config = IvfPq(distance_type="dot", num_partitions=lists, num_sub_vectors=dim // 8)
+    told("LanceDB index built, s", cpu(lambda: store.create_index("vector", config=config)))
+    exact = [{*ask(q, exact=True)} for q in queries[:50]]
+    for probes in (1, 16, 64):
+        found = [ask(q, probes=probes) for q in queries[:50]]
+        told(f"LanceDB recall at {probes} lists", float(np.mean([len({*a} & b) / K for a, b in zip(found, exact)])))
+        single = 1e3 * cpu(lambda probes=probes: [ask(q, probes=probes) for q in queries[:50]]) / 50
+        told(f"LanceDB single at {probes} lists, ms", single)
+    told("LanceDB add one, then a query, s", cpu(lambda: (store.add(table(rows, vectors[:1])), ask(queries[0]))))
     told("LanceDB 1,000 rows removed, s", cpu(lambda: store.delete("id < 1000")))
+    told("LanceDB memory, MB", memory())
 
 
 def measure_tantivy(texts: Sequence[str]) -> None:
@@ -354,6 +376,8 @@ def measure_tantivy(texts: Sequence[str]) -> None:
     asked = [index.parse_query(t, ["text"]) for t in texts[:128]]
     told("tantivy single, ms", 1e3 * cpu(lambda: [searcher.search(q, K) for q in asked]) / len(asked))
 
+
+PARTS = {"file": measure_file, "pool": measure_pool, "rivals": measure_rivals}
 
 if __name__ == "__main__":
     main()

@@ -81,7 +81,7 @@ def add(
     there = pool.exists()
     try:
         with Pool.open(pool) as store:
-            report = store.add(examples())
+            report = store.add(examples(), keep_ids=False)
             total = len(store)
     except DataError:
         if not there:  # a pool that was made for rows that are none

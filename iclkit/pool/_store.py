@@ -35,7 +35,8 @@ from iclkit.records import Example, Json, Progress, Query, clean_text, digest, s
 
 @dataclass(frozen=True, slots=True)
 class AddReport:
-    """``ids`` are those of the examples given, in order; ``revived`` of the ``added`` had been removed earlier."""
+    """``ids`` are those of the examples given, in order, where they were to be kept; ``revived`` of the ``added`` had
+    been removed earlier."""
 
     added: int
     known: int
@@ -349,18 +350,18 @@ class Pool:
 
     # ---- writing
 
-    def add(self, examples: Iterable[Example]) -> AddReport:
+    def add(self, examples: Iterable[Example], *, keep_ids: bool = True) -> AddReport:
         """Add what is not there yet, in one transaction: all or nothing. DataError names the example at fault.
 
-        An example whose id is known is left as it is, its metadata too; see ``update``.
+        An example whose id is known is left as it is, its metadata too; see ``update``. Examples are taken a few
+        thousand at a time; with ``keep_ids=False`` nothing is held that grows with their number.
         """
         ids: list[str] = []
-        added = revived = revision = 0
+        given = added = revived = revision = 0
         rows = (_ExampleRow.of(e, n) for n, e in enumerate(examples, start=1))
         with self._writing() as connection:
             if not connection.execute("SELECT 1 FROM log LIMIT 1").fetchone():  # the first rows ever
                 connection.execute(_NOTE_SPELLING, (SPELLED,))
-            # a part at a time: a file of any length takes the memory of one part, and of the ids
             while part := [*itertools.islice(rows, _ADDED_AT_ONCE)]:
                 before = _known(connection, [r.id for r in part], "examples")
                 revived += len(_known(connection, [r.id for r in part if r.id not in before], "tombstones"))
@@ -374,9 +375,11 @@ class Pool:
                         new.setdefault(row.id, row)
                 if new:
                     revision = self._insert(connection, list(new.values()), "add", revision)
-                ids += [row.id for row in part]
+                if keep_ids:
+                    ids += [row.id for row in part]
+                given += len(part)
                 added += len(new)
-        return AddReport(added, len(ids) - added, tuple(ids), revived)
+        return AddReport(added, given - added, tuple(ids), revived)
 
     def update(
         self,

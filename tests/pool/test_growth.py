@@ -6,6 +6,7 @@ Work is counted in steps of SQLite's virtual machine: a statement that looks at 
 from __future__ import annotations
 
 import sqlite3
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,3 +162,18 @@ def test_rows_scored_again_do_not_grow_with_the_pool(scope: str, monkeypatch: py
         scored.append(sum(work))
     assert scored[1] <= 2 * scored[0]
     assert scored[1] <= 10 * 2048
+
+
+def test_what_is_held_while_adding_does_not_grow_with_what_is_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iclkit.pool._store._ADDED_AT_ONCE", 100)
+    held = []
+    for rows in (500, 500, 4000):  # the first fills caches that stay
+        with Pool.open(tmp_path / f"{len(held)}.db") as pool:
+            tracemalloc.start()
+            report = pool.add((Example(f"text {n}", "x") for n in range(rows)), keep_ids=False)
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+        assert (report.added, report.ids) == (rows, ())
+    assert held[2] < 1.5 * held[1]  # the ids alone would be twice that
