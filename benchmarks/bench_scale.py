@@ -350,7 +350,10 @@ def measure_lance(folder: Path, vectors: FloatArray, queries: FloatArray) -> Non
     exact = [{*ask(q, exact=True)} for q in queries[:50]]
     for probes in (1, 16, 64):
         found = [ask(q, probes=probes) for q in queries[:50]]
-        told(f"LanceDB recall at {probes} lists", float(np.mean([len({*a} & b) / K for a, b in zip(found, exact)])))
+        told(
+            f"LanceDB recall at {probes} lists",
+            float(np.mean([len({*a} & b) / K for a, b in zip(found, exact, strict=True)])),
+        )
         single = 1e3 * cpu(lambda probes=probes: [ask(q, probes=probes) for q in queries[:50]]) / 50
         told(f"LanceDB single at {probes} lists, ms", single)
     told("LanceDB add one, then a query, s", cpu(lambda: (store.add(table(rows, vectors[:1])), ask(queries[0]))))
