@@ -25,9 +25,11 @@ class RetrieverBatch:
     """The numbers of a batch of b training rows with m documents each.
 
     ``columns`` (b, m) int64: each row's documents among the batch's distinct ones. ``values`` (b, v) float32: the
-    numbers of the rows. ``mask`` (b, b m) bool: documents that are no negatives for the row.
+    numbers of the rows. ``mask`` (b, b m) bool: documents that are no negatives for the row. ``rows`` (b, 1 + m) int64:
+    the rows of the pool that each query and its documents are.
     """
 
     columns: Tensor
     values: Tensor
     mask: Tensor
+    rows: Tensor

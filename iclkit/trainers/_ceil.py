@@ -46,7 +46,7 @@ _TIED = 1e-9
 _SHARED_WITH_EPR = (
     "preset", "seed", "queries", "held_out", "report", "candidates", "cross_task", "value", "normalize", "base",
     "pooling", "max_tokens", "document", "instruct", "evaluate_every", "evaluations", "patience", "keep",
-    "checkpoints", "dtype", "clip", "mini_batch",
+    "checkpoints", "dtype", "clip", "mini_batch", "gather_across_devices",
 )  # fmt: skip
 
 

@@ -76,7 +76,10 @@ class TrainConfig:
     instruct: Literal["none", "both", "document"] = setting("none", "which texts begin with the task's instruction")
     freeze_documents: bool = setting(False, "no gradient through documents")
     # optimization
-    batch_size: int = setting(16, "training rows per step", ge=1)
+    batch_size: int = setting(16, "training rows per step, of each process", ge=1)
+    gather_across_devices: bool = setting(
+        False, "of several processes: the documents of all are negatives for each, with their gradients"
+    )
     mini_batch: int = setting(
         0, "texts that a step reads at a time, so that a large batch fits the memory (GradCache); 0: all", ge=0
     )
@@ -131,7 +134,8 @@ class TrainConfig:
             "batch_size": self.batch_size, "learning_rate": self.learning_rate, "epochs": self.epochs,
             "max_steps": self.max_steps, "warmup": self.warmup, "weight_decay": self.weight_decay, "clip": self.clip,
             "evaluate_every": self.evaluate_every, "evaluations": self.evaluations, "patience": self.patience,
-            "keep": self.keep, "dtype": self.dtype, **beyond(self, warmup_steps=0, mini_batch=0),
+            "keep": self.keep, "dtype": self.dtype,
+            **beyond(self, warmup_steps=0, mini_batch=0, gather_across_devices=False),
         }  # fmt: skip
 
 

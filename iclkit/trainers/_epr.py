@@ -75,7 +75,7 @@ class EPRConfig(CandidateConfig):
     paper: ClassVar[Mapping[str, Any]] = {
         **BERT, "queries": 44_000, "candidates": "bm25@output:50", "value": "gold", "positives": 5, "negatives": 5,
         "batch_size": 120, "learning_rate": 1e-4, "epochs": 30.0, "max_tokens": 256, "patience": 0, "keep": "last",
-        "checkpoints": 10, "warmup_steps": 1237, "mini_batch": 128,
+        "checkpoints": 10, "warmup_steps": 1237, "mini_batch": 128, "gather_across_devices": True,
     }  # fmt: skip
 
     hard_negatives: int = setting(1, "negatives of each training row", ge=0)

@@ -79,8 +79,8 @@ def load_encoder(config: TrainConfig, base: str | Path) -> SentenceTransformer:
     """The bi-encoder that training starts from, in fp32: a folder, or what ``load_training_base`` takes. Its
     ``prompts`` stand in front of texts, in training and for good.
 
-    ModelError when the base is no encoder or lacks weights, UsageError for one of two towers that was trained for
-    another similarity."""
+    ModelError when the base is no encoder or lacks weights, UsageError for a base with two towers where the settings
+    ask for one, or for another similarity or pooling."""
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Router, Transformer
 
     def tower() -> list[Any]:
@@ -95,20 +95,33 @@ def load_encoder(config: TrainConfig, base: str | Path) -> SentenceTransformer:
     model = load_training_base(str(base))
     prompts = model.prompts
     with load_errors(f"cannot train from {base}"):
-        if routed := any(isinstance(m, Router) for m in model):
-            pass  # a retriever of ours with two towers: go on with it
+        if any(isinstance(m, Router) for m in model):
+            _check_towers(config, model, base)  # a retriever of ours with two towers: go on with it
         elif config.towers == 2:
             towers = Router.for_query_document(tower(), tower())
             model = SentenceTransformer(modules=[towers], device="cpu", prompts=prompts)
         else:
             model = SentenceTransformer(modules=tower(), device="cpu", prompts=prompts)
-    found = "cos" if any(isinstance(m, Normalize) for m in model.modules()) else "dot"
-    if routed and found != config.similarity:
-        raise UsageError(f"base {base} has two towers trained for similarity={found}; set similarity={found}")
     for part in model.modules():
         if isinstance(part, Transformer):
             part.max_seq_length = min(config.max_tokens, part.max_seq_length or config.max_tokens)
     return model
+
+
+def _check_towers(config: TrainConfig, model: SentenceTransformer, base: str | Path) -> None:
+    """UsageError for settings that say otherwise than a base with two towers, which is trained on as it is."""
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
+
+    parts = [*model.modules()]
+    pooling = next((p.pooling_mode for p in parts if isinstance(p, Pooling)), config.pooling)
+    found = {
+        "towers": 2,
+        "similarity": "cos" if any(isinstance(p, Normalize) for p in parts) else "dot",
+        "pooling": config.pooling if config.pooling == "own" else pooling,
+    }
+    wrong = [f"{name}={value}" for name, value in found.items() if value != getattr(config, name)]
+    if wrong:
+        raise UsageError(f"base {base} has two towers and goes on as they are; set {', '.join(wrong)}")
 
 
 KEPT = 2  # checkpoints that are on disk at a time, for the case that the newer one is damaged
@@ -118,17 +131,28 @@ _BEST, _ROWS = "best.safetensors", "rows.txt"
 class RetrieverLoss(CachedLossMixin, torch.nn.Module):
     """The loss of what the model makes of a batch from ``Collator``. ``freeze``: no gradient through documents.
 
+    ``gather``: of several processes, each takes the loss of the batches of all (the texts say what is no negative
+    across them): with the mean of their gradients that is the gradient of one process with so large a batch.
+
     ``mini_batch``: with a number above 0 so many texts are read at a time, first for the loss of the whole batch and
     then again for the gradient (GradCache, Gao et al. 2021): the memory of a step is that of so many texts.
     """
 
     model: SentenceTransformer
 
-    def __init__(self, model: SentenceTransformer, loss: Loss, *, freeze: bool, mini_batch: int = 0) -> None:
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        loss: Loss,
+        *,
+        freeze: bool,
+        mini_batch: int = 0,
+        gather: TrainingTexts | None = None,
+    ) -> None:
         super().__init__()
         # a table of word vectors is read whole: it needs no memory to speak of, and its input has no single texts
         self.model, self.mini_batch_size = model, 0 if has_static_embedding_input(model) else mini_batch
-        self._loss, self._frozen = loss, freeze
+        self._loss, self._frozen, self._gather = loss, freeze, gather
         self._documents: list[Tensor] | None = None
 
     def forward(self, features: Sequence[dict[str, Tensor]], labels: Mapping[str, Tensor]) -> Tensor:
@@ -157,16 +181,52 @@ class RetrieverLoss(CachedLossMixin, torch.nn.Module):
 
     def _of(self, queries: Tensor, unique: Tensor, labels: Mapping[str, Tensor]) -> Tensor:
         batch = RetrieverBatch(**labels)
-        loss = self._loss(queries.float(), unique.float()[batch.columns], batch)
+        queries, documents = queries.float(), unique.float()[batch.columns]
+        if self._gather is not None:
+            queries, documents, batch = gather_batches(queries, documents, batch, self._gather)
+        loss = self._loss(queries, documents, batch)
         if not bool(loss.isfinite()):
             raise diverged(f"a loss of {float(loss)}")
         return loss
 
 
+def gather_batches(
+    queries: Tensor, documents: Tensor, batch: RetrieverBatch, texts: TrainingTexts
+) -> tuple[Tensor, Tensor, RetrieverBatch]:
+    """Vectors and batches of all processes, one behind the other; gradients reach the process that each is from.
+
+    queries (b, d), documents (b, m, d), the same shapes everywhere; without other processes they stay as they are.
+    ``columns`` is meaningless afterwards: the documents are chosen already.
+    """
+    if processes().num_processes == 1:
+        return queries, documents, batch
+    from sentence_transformers.util import all_gather
+
+    rows = all_gather(batch.rows)
+    return (
+        all_gather(queries, with_grad=queries.requires_grad),
+        all_gather(documents, with_grad=documents.requires_grad),
+        RetrieverBatch(
+            columns=all_gather(batch.columns),
+            values=all_gather(batch.values),
+            mask=no_negatives(rows.tolist(), texts).to(batch.mask.device),
+            rows=rows,
+        ),
+    )
+
+
+def no_negatives(rows: Sequence[Sequence[int]], texts: TrainingTexts) -> Tensor:
+    """(b, b m) bool: which documents of a batch are no negatives for which row; rows: (query, its m documents)."""
+    present = {d for _, *documents in rows for d in documents}
+    return false_negatives(
+        [documents for _, *documents in rows], [texts.no_negatives(query, present) for query, *_ in rows]
+    )
+
+
 class Collator:
     """Rows of a batch to token ids. Equal documents of a batch are encoded once.
 
-    ``label``: the three tensors of a ``RetrieverBatch`` by name, since the trainer moves tensors and mappings only.
+    ``label``: the tensors of a ``RetrieverBatch`` by name, since the trainer moves tensors and mappings only.
     """
 
     valid_label_columns = ("label",)
@@ -176,12 +236,12 @@ class Collator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         number = {d: n for n, d in enumerate(dict.fromkeys(d for row in rows for d in row["documents"]))}
+        numbers = [[row["query"], *row["documents"]] for row in rows]
         label = {
             "columns": torch.tensor([[number[d] for d in row["documents"]] for row in rows]),
             "values": torch.tensor([[*row["values"]] for row in rows], dtype=torch.float32),
-            "mask": false_negatives(
-                [row["documents"] for row in rows], [self._texts.no_negatives(row["query"], number) for row in rows]
-            ),
+            "mask": no_negatives(numbers, self._texts),
+            "rows": torch.tensor(numbers),
         }
         batch: dict[str, Any] = {"label": label}
         queries = [self._texts.query(row["query"], row["chosen"]) for row in rows]
@@ -382,7 +442,13 @@ def fit_retriever(
         model=model,
         args=args,
         train_dataset=data,
-        loss=RetrieverLoss(model, partial(loss, config), freeze=config.freeze_documents, mini_batch=config.mini_batch),
+        loss=RetrieverLoss(
+            model,
+            partial(loss, config),
+            freeze=config.freeze_documents,
+            mini_batch=config.mini_batch,
+            gather=texts if config.gather_across_devices else None,
+        ),
         evaluator=evaluator,
         data_collator=Collator(model, texts, routed=routed),
         callbacks=[Progressing(progress), Guard(), keeper],

@@ -39,6 +39,7 @@ class LLMRConfig(CandidateConfig):
         "reward_negatives": 7, "reward_learning_rate": 1e-5, "reward_max_steps": 3000, "reward_batch_size": 128,
         "patience": 0, "instruct": "none", "keep": "last", "checkpoints": 10, "refill": True,
         "mini_batch": 128, "dtype": "bf16", "warmup_steps": 400, "reward_warmup_steps": 400,
+        "gather_across_devices": True,
     }  # fmt: skip
 
     negatives: int = other_default(CandidateConfig, "negatives", 8)

@@ -121,7 +121,7 @@ def test_a_batchs_loss_is_the_mean_of_a_naive_one_and_padding_is_left_out(small_
     asked = {r: np.random.default_rng([seed, r, 1]).standard_normal(dim) for r in rows.tolist()}
     queries = torch.tensor(np.stack([asked[x.query] for x in lessons]), requires_grad=True)
     documents = torch.tensor(np.stack([[vector[d] for d in x.documents] for x in lessons]))
-    batch = RetrieverBatch(torch.zeros(0), torch.tensor([x.values for x in lessons]), torch.zeros(0))
+    batch = RetrieverBatch(torch.zeros(0), torch.tensor([x.values for x in lessons]), *2 * [torch.zeros(0)])
     loss = CEIL().loss(s.config, queries, documents, batch)
     expected = []
     for one in used:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -469,6 +472,60 @@ def test_texts_read_a_few_at_a_time_give_the_loss_and_the_gradient_of_the_whole_
     assert gradient.keys() == again.keys()
     for name, value in gradient.items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=1e-5)
+
+
+def gathered_gradient(rank: int, many: int, method: str, mini_batch: int, bert: Path, meet: str, out: Path) -> None:
+    """One of ``many`` processes: the mean gradient of their losses, each of its share of the rows, goes to a file."""
+    import torch.distributed as dist
+
+    if many > 1:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(many), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "1"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=many, timeout=timedelta(seconds=60))
+    config = preset(method, max_tokens=16, gather_across_devices=True)
+    texts = TrainingTexts(lambda q, c: TOPIC[q], lambda d: f"{TOPIC[d]} {TOPIC[-d]}", lambda q: [(q + 3) % 8])
+    values = {"udr": (1.0, 2.0, 3.0), "llm-r": (2.0, 0.5, -1.0)}.get(method, ())
+    rows = [{"query": q, "chosen": (), "documents": (q + 1, q + 2, q + 4), "values": values} for q in range(4)]
+    model = load_encoder(config, bert).eval()
+    batch = Collator(model, texts, routed=False)(rows[rank * 4 // many : (rank + 1) * 4 // many])
+    parts = [
+        {k.removeprefix(f"{side}_"): v for k, v in batch.items() if k.startswith(f"{side}_")}
+        for side in ("query", "document")
+    ]
+    of_batch = partial(METHODS[method]().loss, config)
+    loss = RetrieverLoss(model, of_batch, freeze=False, mini_batch=mini_batch, gather=texts)(parts, batch["label"])
+    loss.backward()
+    found = {"loss": loss.detach()} | {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    if many > 1:
+        for name in sorted(found):
+            dist.all_reduce(found[name])
+            found[name] /= many
+        dist.destroy_process_group()
+    if rank == 0:
+        torch.save(found, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "mini_batch"), [("epr", 0), ("epr", 2), ("udr", 0), ("llm-r", 0)])
+def test_gathered_batches_of_two_processes_give_the_gradient_of_one_batch_as_large(
+    method, mini_batch, bert, tmp_path
+) -> None:
+    gathered_gradient(0, 1, method, 0, bert, "", tmp_path / "one.pt")
+    args = [(rank, 2, method, mini_batch, bert, f"file://{tmp_path}/meet", tmp_path / "two.pt") for rank in range(2)]
+    started = [multiprocessing.get_context("spawn").Process(target=gathered_gradient, args=a) for a in args]
+    try:
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(timeout=180)
+        assert [process.exitcode for process in started] == [0, 0]
+    finally:
+        for process in started:
+            process.kill()
+    one, two = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-4, msg=lambda why, name=name: f"{name}: {why}")
 
 
 def test_a_table_of_word_vectors_is_read_whole(bag) -> None:

@@ -260,9 +260,22 @@ def test_a_base_that_reads_documents_otherwise_is_found_in_a_dry_run(mode_task, 
         with pytest.raises(UsageError, match=r"reads documents as 'input'.*set document=input"):
             prepared("ceil", task, FakeLM(), tmp_path / "ceil", epr.folder, bert, dry=dry)
     two = prepared("epr", task, judge, tmp_path / "two", bag, bert, towers=2).run()
-    with pytest.raises(UsageError, match="two towers trained for similarity=cos; set similarity=cos"):
-        prepared("epr", task, FakeLM(), tmp_path / "next", two.folder, bert, similarity="dot")
-    assert not list(tmp_path.glob("ceil*"))
+    for other, remedy in (
+        ({"similarity": "dot", "towers": 2}, "similarity=cos"),
+        ({"towers": 1}, "towers=2"),
+        ({"similarity": "dot"}, "towers=2, similarity=cos"),
+    ):
+        with pytest.raises(UsageError, match=f"has two towers and goes on as they are; set {remedy}$"):
+            prepared("epr", task, FakeLM(), tmp_path / "next", two.folder, bert, **other)
+    assert not [*tmp_path.glob("ceil*"), *tmp_path.glob("next*")]
+
+
+def test_two_towers_of_one_pooling_are_not_trained_as_if_they_had_another(bert, tmp_path) -> None:
+    load_encoder(preset("epr", towers=2, pooling="cls"), bert).save_pretrained(str(tmp_path / "two"))
+    for same in ("own", "cls"):
+        load_encoder(preset("epr", towers=2, pooling=same), tmp_path / "two")
+    with pytest.raises(UsageError, match=r"goes on as they are; set pooling=cls$"):
+        load_encoder(preset("epr", towers=2, pooling="mean"), tmp_path / "two")
 
 
 # -- the base --
