@@ -55,8 +55,7 @@ test-floors: models
 	$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv venv -q --clear --python $(FLOORS_PYTHON) $(FLOORS)
 	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python --resolution lowest-direct --only-binary :all: \
-	  --no-binary iclkit -e '.[langchain,serve]'
-	$(BIN)/uv pip install -q --python $(FLOORS)/bin/python pytest hypothesis pandas datasets
+	  --no-binary iclkit -e '.[datasets,langchain,pandas,serve]' 'pytest>=8.2' 'hypothesis>=6.100'
 	OMP_NUM_THREADS=1 $(FLOORS)/bin/python -m pytest -m "not slow" $(FLOORS_TESTS)
 
 lint: $(READY)
