@@ -39,7 +39,7 @@ test: models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 test-slow: models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -o faulthandler_timeout=3600 $(PYTEST_ARGS)
 
 FAULTS ?=
 test-faults: models

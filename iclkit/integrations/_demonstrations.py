@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -46,12 +46,11 @@ def settings_of(
 ) -> tuple[str, Kit]:
     """A selector's spec and what to fit it with, for a tool that brings the examples.
 
-    ``selector``: a name with settings, or the folder of a saved one, whose settings and embedder are used.
+    ``selector``: a name with settings, or the folder of a saved one, whose settings and models are used.
     """
     if Path(selector).is_dir():
         kept = load_selector(selector)
-        kit = kept.kit
-        return str(kept.spec), Kit(embedder=kit.embedder, template=kit.template, seed=kit.seed, order=kit.order)
+        return str(kept.spec), replace(kept.kit, labels=())  # those of its own pool
     needs = make_selector(selector).needs
     model = load_embedder(embedder) if isinstance(embedder, str) and needs.embedder else embedder
     return selector, Kit(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import weakref
@@ -17,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import IO
 
+from iclkit.engines import usable_cores
 from iclkit.errors import ModelError, UnknownName, UsageError
 from iclkit.lm._servers import OpenAILM, connect
 from iclkit.records import Json
@@ -63,7 +63,7 @@ def open_gguf(spec: str) -> OpenAILM:
         )
     settings = dict(parsed.settings)
     context = _whole(settings, "context", min(LONGEST_CONTEXT, _trained_context(path)))
-    threads = _whole(settings, "threads", os.cpu_count() or 1)
+    threads = _whole(settings, "threads", usable_cores())
     layers = _whole(settings, "gpu_layers", -1) if "gpu_layers" in settings else None
     process = subprocess.Popen(
         [sys.executable, "-c", _SERVE, json.dumps([str(path), context, threads, layers])],

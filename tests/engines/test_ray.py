@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from functools import partial
 
@@ -17,6 +16,7 @@ from iclkit.engines import RayEngine, _ray, ray_address
 from iclkit.engines._ray import Worker, connect
 from iclkit.errors import DataError, NeedError, RunError, UsageError
 from tests.engines.fake_ray import use_fake_ray
+from tests.subprocesses import run_python
 
 LOADER = "tests_of_ray:load"
 WORK = """
@@ -161,10 +161,8 @@ engine = RayEngine(lambda job: job * job, "tests_of_ray:load", settings, workers
 print(sorted(engine.run(range(40))), engine.notes)
 engine.close()
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)])},
-    )  # fmt: skip
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = run_python(program, timeout=300, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{[(n, n * n) for n in range(40)]} ()"
     assert done.stderr == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from functools import partial
 
@@ -16,6 +15,7 @@ from iclkit.lm import ScoreRequest, load_lm
 from iclkit.pool import Pool
 from iclkit.records import Example
 from tests.engines.fake_ray import use_fake_ray
+from tests.subprocesses import run_python
 
 REQUESTS = [
     ScoreRequest(f"the film {n} was {'very ' * (n % 7)}fine", label) for n in range(40) for label in (" good", " bad")
@@ -108,8 +108,8 @@ for engine in (None, "ray"):
     if engine:
         assert lm.inner.engine.workers, lm.inner.engine.notes
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip
+    path = os.pathsep.join(filter(None, sys.path))
+    done = run_python(program, timeout=300, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     alone, shared = done.stdout.splitlines()
     assert alone == shared

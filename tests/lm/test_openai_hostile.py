@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -308,6 +309,28 @@ def test_interim_answers_without_end_are_given_up_too(serve: Serve):
 
     with pytest.raises(HttpError, match=r"did not answer within 0\.4 s"):
         client(serve(always(write)), timeout=0.4).get("/x")
+
+
+def test_who_asks_while_the_connections_are_closed_is_told_and_nobody_waits_for_ever(serve: Serve):
+    server = serve(always(drip(HEAD + b"Content-Length: 100000\r\n\r\n{")))
+    asked = client(server, timeout=60.0)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(asked.get, "/x")
+        while not server.asked:
+            time.sleep(0.01)
+        asked.close()
+        with pytest.raises(HttpError, match="closed while it was asked"):
+            waiting.result(20)
+    with pytest.raises(HttpError, match="are closed; load the LM again"):
+        asked.get("/x")
+
+
+def test_a_map_that_another_thread_collects_does_not_wait_there(serve: Serve):
+    asked = client(serve(always(drip(HEAD + b"Content-Length: 100000\r\n\r\n{"))), timeout=60.0)
+    answers = asked.map(lambda path: asked.get(path) if path == "/x" else {}, ["", "/x"])
+    assert next(answers) == (0, {})
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(answers.close).result(20)  # as a collector of garbage does
 
 
 def endless(start: bytes, piece: bytes) -> Callable[[], Iterator[bytes]]:

@@ -127,9 +127,11 @@ def test_a_client_that_goes_away_is_no_fault_of_the_service(
         host, port = address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(b"POST /select HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
-        answered = urllib.request.urlopen(f"{address}/metrics").read().decode()
-        while 'path="/select",status="400"' not in answered:
-            answered = urllib.request.urlopen(f"{address}/metrics").read().decode()
+        for _ in range(1000):
+            answered = urllib.request.urlopen(f"{address}/metrics", timeout=30).read().decode()
+            if counted := 'path="/select",status="400"' in answered:
+                break
+        assert counted, answered
     assert "Traceback" not in caplog.text
 
 

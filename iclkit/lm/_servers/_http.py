@@ -209,6 +209,7 @@ class Client:
         self._local = _Local()
         self._loop = asyncio.new_event_loop()
         self._thread: threading.Thread | None = None
+        self._closed = False
         end = weakref.finalize(self, _shut, self._loop, self._connections)
         end.atexit = False  # the thread ends with the interpreter
 
@@ -224,7 +225,9 @@ class Client:
         return {"Authorization": f"Bearer {key}"}
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; requests under way are given up, and there can be no more."""
+        with self._pace:
+            self._closed = True
         _shut(self._loop, self._connections)
 
     def get(self, path: str, root: str | None = None) -> dict[str, Any]:
@@ -261,9 +264,10 @@ class Client:
         """(index, ``work(item)``) in the order of completion, ``width`` at a time, yielded to this thread.
 
         The first failure stops the rest: what was yielded is kept, waiting workers are woken, requests under way are
-        given up, the error is raised.
+        given up, the error is raised. The same where the caller stops early.
         """
         stop = _Stop(self.width.wake)
+        caller = threading.get_ident()
 
         def enter() -> None:
             self._local.stop = stop
@@ -289,7 +293,8 @@ class Client:
                     raise failed
         finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
+            # a generator that is only garbage ends in whichever thread collects it, which may be one of the workers
+            pool.shutdown(wait=threading.get_ident() == caller, cancel_futures=True)
 
     def _ask(
         self,
@@ -366,17 +371,20 @@ class Client:
 
     def _exchange(self, method: str, address: str, content: bytes | None, kind: str, most: int) -> _Answer:
         """One request and its answer, given up when ``timeout`` is over or nobody waits for it any more."""
-        self._start()
         stop = self._local.stop
         address += f"?{self._query}" if self._query else ""
-        task = asyncio.run_coroutine_threadsafe(
-            _read(self._connections, method, address, content, kind, self.config.timeout, most), self._loop
-        )
+        with self._pace:
+            self._start()
+            task = asyncio.run_coroutine_threadsafe(
+                _read(self._connections, method, address, content, kind, self.config.timeout, most), self._loop
+            )
         if stop is not None:
             stop.watch(task)
         try:
             return task.result()
         except concurrent.futures.CancelledError:
+            if stop is None:
+                raise HttpError(f"the connections to {self.url} were closed while it was asked") from None
             raise Cancelled from None
         finally:
             task.cancel()  # of no effect on a finished one; an interrupt leaves nothing under way
@@ -399,10 +407,11 @@ class Client:
             self._hold(min(hold, self.config.longest_wait))
 
     def _start(self) -> None:
-        with self._pace:
-            if self._thread is None:
-                self._thread = threading.Thread(target=_run, args=(self._loop,), name="iclkit-http-loop", daemon=True)
-                self._thread.start()
+        if self._closed:
+            raise HttpError(f"the connections to {self.url} are closed; load the LM again")
+        if self._thread is None:
+            self._thread = threading.Thread(target=_run, args=(self._loop,), name="iclkit-http-loop", daemon=True)
+            self._thread.start()
 
     def _wait_turn(self) -> None:
         with self._pace:
@@ -530,6 +539,10 @@ def _shut(loop: asyncio.AbstractEventLoop, connections: _Connections) -> None:
         return
 
     async def end() -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:  # whoever waits for one would wait for ever
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
         await connections.aclose()
         loop.stop()
 
