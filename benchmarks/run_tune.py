@@ -22,7 +22,7 @@ from _common import default_data
 from iclkit import evaluate
 from iclkit.datasets import Task, load_task
 from iclkit.embed import load_embedder
-from iclkit.eval import Bench, difference, estimate, make_bench
+from iclkit.eval import Bench, difference, estimate, holm, make_bench
 from iclkit.lm import load_lm
 from iclkit.pool import Pool, PoolView
 from iclkit.records import Example
@@ -51,13 +51,14 @@ def problem_of(task: Task, lm: Any, args: argparse.Namespace, share: float, seed
 def search(problem: TuneProblem, label: str, embedder: Any, args: argparse.Namespace, file: Path, seed: int) -> None:
     start = time.process_time()
     sampler = SEARCHES[label]
-    settings = TuneSettings(args.k, args.trials, sampler, seed, args.validation, args.confirm, top=2)
+    settings = TuneSettings(args.k, args.trials, sampler, seed, args.validation, args.confirm, args.top)
     eyes = embedder if sampler.startswith("ease") else None
     found = tune(problem, settings, embedder=eyes, storage=f"journal:{file.with_suffix('.journal')}")
     found.file.write(file)
     file.with_suffix(".cost").write_text(
         json.dumps({"cpu": time.process_time() - start, "asked": found.usage.get("tokens_asked", 0),
-                    "computed": found.usage.get("tokens_computed", 0)})
+                    "computed": found.usage.get("tokens_computed", 0),
+                    "prompts": len(found.trials) * args.validation + len(found.finalists) * args.confirm})
     )  # fmt: skip
 
 
@@ -71,11 +72,12 @@ def main() -> None:
     ap.add_argument("--plain", nargs="*", default=["random", "knn"], help="selectors that cost nothing to find")
     ap.add_argument("--lm", default="smollm2-135m")
     ap.add_argument("-k", type=int, default=4)
-    ap.add_argument("--trials", type=int, default=20)
+    ap.add_argument("--trials", type=int, default=60)
     ap.add_argument("--validation", type=int, default=20)
-    ap.add_argument("--confirm", type=int, default=20)
+    ap.add_argument("--confirm", type=int, default=60)
+    ap.add_argument("--top", type=int, default=3, help="how many of the best lists are confirmed")
     ap.add_argument("--seeds", type=int, default=3)
-    ap.add_argument("--test", type=int, default=50)
+    ap.add_argument("--test", type=int, default=200)
     ap.add_argument("--table", action="store_true", help="only print what is there")
     args = ap.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -108,39 +110,35 @@ def one(name: str, share: float, seed: int, lm: Any, embedder: Any, args: argpar
 
 
 def table(args: argparse.Namespace) -> None:
+    """Accuracy of every way, and what the first one is ahead of each other by, over the seeds that all have."""
     labels = (*args.samplers, *args.plain)
-    print(
-        "| set | wrong, % | seeds | "
-        + " | ".join(labels)
-        + " | "
-        + " | ".join(f"ease − {x}" for x in labels[1:])
-        + " |"
-    )
+    first, *others = labels
+    rows = dict[tuple[str, float], tuple[list[str], list[Any]]]()
+    for name, share in ((n, s) for n in args.sets for s in args.noise):
+        files = {x: [args.out / f"{name}-{share:g}-{x}-{seed}.rows" for seed in range(args.seeds)] for x in labels}
+        seeds = [s for s in range(args.seeds) if all(of[s].exists() for of in files.values())]
+        if seeds:
+            got = {x: np.array([json.loads(of[s].read_text()) for s in seeds]) for x, of in files.items()}
+            means = [estimate(values) for values in got.values()]
+            figures = [f"{100 * e.value:.1f} ({100 * e.low:.0f}–{100 * e.high:.0f})" for e in means]
+            gaps = [difference(got[first], got[x]) for x in others]
+            rows[name, share] = ([name, f"{100 * share:.0f}", str(len(seeds)), *figures], gaps)
+    corrected = iter(holm([gap.p for _, gaps in rows.values() for gap in gaps]))
+    print(f"| set | wrong, % | seeds | {' | '.join(labels)} | {' | '.join(f'{first} − {x}, p' for x in others)} |")
     print("|---|---:|---:|" + "---:|" * (2 * len(labels) - 1))
-    for name in args.sets:
-        for share in args.noise:
-            seeds = [s for s in range(args.seeds)
-                     if all((args.out / f"{name}-{share:g}-{x}-{s}.rows").exists() for x in labels)]  # fmt: skip
-            if not seeds:
-                continue
-            got = {x: np.array([json.loads((args.out / f"{name}-{share:g}-{x}-{s}.rows").read_text()) for s in seeds])
-                   for x in labels}  # fmt: skip
-            cells = []
-            for x in labels:
-                e = estimate(got[x])
-                cells.append(f"{100 * e.value:.1f} ({100 * e.low:.0f}–{100 * e.high:.0f})")
-            for x in labels[1:]:
-                d = difference(got["ease"], got[x])
-                cells.append(f"{100 * d.value:+.1f} ({100 * d.low:+.1f} … {100 * d.high:+.1f})")
-            print(f"| {name} | {100 * share:.0f} | {len(seeds)} | " + " | ".join(cells) + " |")
-    for label in args.samplers:
-        files = [args.out / f"{name}-{share:g}-{label}-{seed}.cost"
-                 for name in args.sets for share in args.noise for seed in range(args.seeds)]  # fmt: skip
-        rows = [json.loads(file.read_text()) for file in files if file.exists()]
-        if rows:
-            mean = {key: np.mean([r[key] for r in rows]) for key in rows[0]}
-            print(f"- a search of {label}: {mean['asked']:,.0f} tokens asked, {mean['computed']:,.0f} computed, "
-                  f"{mean['cpu']:.0f} CPU seconds; {len(rows)} searches")  # fmt: skip
+    for cells, gaps in rows.values():
+        apart = [f"{100 * d.value:+.1f} ({100 * d.low:+.1f} … {100 * d.high:+.1f}), {p:.3f}"
+                 for d, p in zip(gaps, corrected, strict=False)]  # fmt: skip
+        print(f"| {' | '.join((*cells, *apart))} |")
+    for name, label in ((n, x) for n in args.sets for x in args.samplers):
+        files_of = [args.out / f"{name}-{share:g}-{label}-{s}.cost" for share in args.noise for s in range(args.seeds)]
+        costs = [json.loads(file.read_text()) for file in files_of if file.exists()]
+        if costs:
+            mean = {key: np.mean([c[key] for c in costs]) for key in costs[0]}
+            print(
+                f"- {name}, a search of {label}: {mean['prompts']:,.0f} prompts of {mean['asked']:,.0f} tokens in all, "
+                f"of which {mean['computed']:,.0f} were computed, {mean['cpu']:.0f} CPU seconds; {len(costs)} searches"
+            )
 
 
 if __name__ == "__main__":

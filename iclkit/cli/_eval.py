@@ -12,6 +12,7 @@ import click
 
 from iclkit.cli._kit import (
     EMBEDDER_SETTINGS,
+    PRESET,
     SELECTOR,
     LMOptions,
     Numbers,
@@ -22,9 +23,12 @@ from iclkit.cli._kit import (
     lm_options,
     load_lm,
     load_task,
+    of_paper,
     open_pool,
     reranker_for,
+    stand_in_loader,
     tell_language,
+    typed_names,
     unescape,
 )
 from iclkit.cli._runs import (
@@ -78,6 +82,7 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
               callback=read_sweep, help="A TOML file with these settings; the command line goes first.")  # fmt: skip
 @click.option("--selector", "-s", "selectors", multiple=True, type=SELECTOR, help="See iclkit selectors "
               "ls; or my_module:MyClass. May repeat.")  # fmt: skip
+@PRESET
 @click.option("--predictor", "predictors", multiple=True, metavar="NAME[,KEY=VALUE...]", help="What answers without "
               "an LM: knn-vote, logreg, majority, or none; repeat for several.  [default: majority where there "
               "are labels, and the others where an embedder is used anyway]")  # fmt: skip
@@ -136,11 +141,12 @@ def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -
               "one page for a browser.")  # fmt: skip
 @click.option("--batch", is_flag=True, help="Have what the cache lacks answered by the server's batch API: half the "
               "price, up to a day; the same command goes on.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop.")
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, and stop; no model is needed.")
 @click.option("--json", "as_json", is_flag=True, help="Print the leaderboard as JSON.")
 def command(
     tasks: tuple[str, ...],
     selectors: tuple[str, ...],
+    preset: str,
     predictors: tuple[str, ...],
     lms: tuple[str, ...],
     ks: tuple[tuple[int, ...], ...],
@@ -185,6 +191,10 @@ def command(
     predictors = tuple(name for name in predictors if name != "none")
     if not selectors and not predictors:
         raise UsageError("nothing to run: give at least one --selector, or a --predictor")
+    if preset == "paper":
+        chosen, settled = of_paper(selectors, {"k" if name == "ks" else name for name in typed_names()})
+        selectors, embedder = tuple(chosen), settled.get("embedder", embedder)
+        ks = ((settled["k"],),) if "k" in settled else ks
     grid = Grid(
         dedupe(selectors),
         dedupe(k for part in ks for k in part),
@@ -208,7 +218,7 @@ def command(
     for bench in benches:
         if bench.leaks["queries"]:
             say(f"note: {bench.task.name}: {bench.leaks['queries']} test rows stand in the pool; {on_leak}d")
-    vectors = embedder_for(grid.needs, embedder, lm_options.device)
+    vectors = embedder_for(grid.needs, embedder, lm_options.device, dry=dry_run)
     for bench in benches if vectors else ():
         tell_language(bench.view.examples, embedder)
     for task in loaded:
@@ -225,11 +235,10 @@ def command(
     if predictors and not dry_run:
         jobs = plan_with_estimate(benches, Tools(None, vectors, reranker), replace(grid, selectors=()), out)
         runs += run_jobs(jobs, out, on_error, lost)
+    second = stand_in_loader(lm_options) if dry_run else lm_loader(lm_options)
     for name in dedupe(lms) if selectors else ():
-        lm = load_lm(name, lm_options)
-        jobs = plan_with_estimate(
-            benches, Tools(lm, vectors, reranker, lm_loader(lm_options)), replace(grid, predictors=()), out
-        )
+        lm = second(name) if dry_run else load_lm(name, lm_options)
+        jobs = plan_with_estimate(benches, Tools(lm, vectors, reranker, second), replace(grid, predictors=()), out)
         if dry_run:
             prices[redact(name)] = estimate_cost([job for job in jobs if not job.finished(out)]), break_evens(jobs)
         else:

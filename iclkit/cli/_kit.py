@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from iclkit.cli._progress import download_bar
 from iclkit.cli._tables import say
@@ -378,6 +379,23 @@ def lm_loader(options: LMOptions) -> Callable[[str], LM]:
     return functools.cache(functools.partial(load_lm, options=options))
 
 
+def stand_in_loader(options: LMOptions) -> Callable[[str], LM]:
+    """As ``lm_loader``, for a dry run: an LM that is not here is not fetched, and what is assumed of it is said."""
+    from iclkit.models import must_be_fetched
+
+    return functools.cache(lambda name: assumed_lm(name) if must_be_fetched(name) else load_lm(name, options))
+
+
+def assumed_lm(name: str) -> LM:
+    """A stand-in for an LM that is not here, for a dry run; what it assumes is said."""
+    from iclkit.trainers import AssumedLM
+
+    lm = AssumedLM(name)
+    for note in lm.notes:
+        say(f"assumed: {note}")
+    return lm
+
+
 def tell_notes(lm: LM, said: Collection[str] = ()) -> None:
     """Say what the user should know about how the LM is asked, but for what was said before."""
     for note in lm.notes:
@@ -424,15 +442,69 @@ def load_reranker(name: str, device: str | None = None) -> Reranker:
 
 
 def embedder_for(
-    needs: Iterable[Needs], name: str, device: str | None = None, *, always: bool = False
+    needs: Iterable[Needs], name: str, device: str | None = None, *, always: bool = False, dry: bool = False
 ) -> Embedder | None:
-    """The embedder, if anything that is run needs one, or ``always``."""
-    return load_embedder(name, device) if always or any(n.embedder for n in needs) else None
+    """The embedder, if anything that is run needs one, or ``always``.
+
+    ``dry``: one that is not here is not fetched; a stand-in draws neighbors, and that is said.
+    """
+    if not always and not any(n.embedder for n in needs):
+        return None
+    if dry:
+        from iclkit.trainers import Assumed, is_absent
+
+        if is_absent(name):
+            assumed = Assumed(lambda note: say(f"assumed: {note}"))
+            return assumed.embedder(name)
+    return load_embedder(name, device)
 
 
 def reranker_for(needs: Iterable[Needs], name: str | None, device: str | None = None) -> Reranker | None:
     """The reranker, if one was named and anything that is run needs one."""
     return load_reranker(name, device) if name is not None and any(n.reranker for n in needs) else None
+
+
+PRESET = click.option(
+    "--preset",
+    type=click.Choice(["small", "paper"]),
+    default="small",
+    show_default=True,
+    help="paper: settings, -k and --embedder as in the selector's paper, where you give none (skill-knn, se2, ceil).",
+)
+
+
+def of_paper(selectors: Sequence[str], typed: Collection[str]) -> tuple[list[str], dict[str, Any]]:
+    """The selectors of ``--preset paper``, and of the options ``k`` and ``embedder`` those that it settles.
+
+    ``typed``: names of the options that the user gave. UsageError where no selector has a paper's set-up, and where
+    those of several differ.
+    """
+    from iclkit.selectors import paper_setup
+
+    pairs = [paper_setup(text) for text in selectors]
+    setups = [setup for _, setup in pairs if setup is not None]
+    if not setups:
+        raise UsageError(
+            f"--preset paper is for skill-knn, se2 and ceil, and no selector here is one of them (given: "
+            f"{', '.join(selectors) or 'none'}); trained retrievers have it in iclkit train, ease in iclkit tune"
+        )
+    found: dict[str, Any] = {}
+    for name, values in (("k", {s.k for s in setups}), ("embedder", {s.embedder for s in setups} - {""})):
+        if name in typed or not values:
+            continue
+        if len(values) > 1:
+            flag = "-k" if name == "k" else "--embedder"
+            raise UsageError(f"--preset paper: the selectors' papers have {flag} {sorted(values)}; give one")
+        found[name] = values.pop()
+    for note in dict.fromkeys(note for setup in setups for note in setup.notes):
+        say(f"note: {note}")
+    return [text for text, _ in pairs], found
+
+
+def typed_names() -> set[str]:
+    """Names of the options that the user gave, on the command line or in a file of settings."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) is not ParameterSource.DEFAULT}
 
 
 def open_pool(path: Path) -> Pool:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from iclkit.cli._kit import (
     COLUMN_OPTIONS,
     EMBEDDER_SETTINGS,
     FILE_OPTIONS,
     JUDGE_OPTIONS,
+    PRESET,
     QUERY_OPTIONS,
     SELECTOR,
     SPLIT_OPTIONS,
@@ -30,9 +30,11 @@ from iclkit.cli._kit import (
     load_lm,
     load_queries,
     load_task,
+    of_paper,
     open_pool,
     parse_template,
     reranker_for,
+    typed_names,
 )
 from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
@@ -90,6 +92,7 @@ class _Shots(click.ParamType[int | None]):
     type=SELECTOR,
     help="See iclkit selectors ls; or my_module:MyClass.",
 )
+@PRESET
 @click.option("-k", "--num_fewshot", "-f", "k", type=_Shots(), default="8", show_default=True, help="How many; or max.")
 @click.option("--embedder", default="all-minilm-l6-v2", show_default=True, help="For selectors that need one. "
               f"{EMBEDDER_SETTINGS}.")  # fmt: skip
@@ -118,6 +121,7 @@ def command(
     pool: Path,
     texts: tuple[str, ...],
     queries: Path | None,
+    preset: str,
     k: int | None,
     lm: str | None,
     where: tuple[str, ...],
@@ -153,6 +157,9 @@ def command(
         raise UsageError("a kept selector has a number: give -k N" if save else
                          "-k max fills an LM's context; give one with --lm")  # fmt: skip
     if not kept:  # what is wrong is said before anything is loaded
+        if preset == "paper":
+            (settings["selector"],), settled = of_paper([settings["selector"]], typed_names())
+            k, settings["embedder"] = settled.get("k", k), settled.get("embedder", settings["embedder"])
         selector, given = _checked(settings)
         if of_pool:
             store = ctx.with_resource(open_pool(pool))
@@ -163,7 +170,7 @@ def command(
             store, given = ctx.with_resource(task_pool(task)), given or task.template
     model = load_lm(lm, lm_options) if lm else None
     if kept:
-        typed = {name for name in ctx.params if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT}
+        typed = typed_names()
         chooser = _kept(pool, typed, model, settings, lm_options.device, len(asked))
         shots = k if "k" in typed else chooser.k
         conditions_of_each = conditions(where)
@@ -197,6 +204,7 @@ def command(
 
 KEPT = {
     "selector": "--selector",
+    "preset": "--preset",
     "order": "--order",
     "seed": "--seed",
     "template_text": "--template",

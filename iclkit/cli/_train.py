@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 from iclkit.cli._kit import (
     LMOptions,
+    assumed_lm,
     conditions,
     data_options,
     dedupe,
@@ -28,7 +29,6 @@ from iclkit.cli._terminal import console, emit_json
 from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from iclkit.lm import LM
     from iclkit.trainers import TrainConfig, Trained, TrainingData
 
 A100_FLOPS = 312e12
@@ -38,8 +38,23 @@ _FIRST = os.environ.get("RANK", "0") == "0"
 """Whether this is the first of several processes (``torchrun``, ``accelerate launch``), or alone."""
 
 
+class MethodName(click.Choice[str]):
+    """A training method. Of a method that nothing is trained for, the command that runs it is named."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "ease": "is a search: iclkit tune ease",
+        "skill-knn": "is not trained: iclkit eval TASK -s skill-knn",
+    }
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name."""
+        if value in self.elsewhere:
+            self.fail(f"{value} {self.elsewhere[value]}; both have --preset paper and --dry-run", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 @click.command()
-@click.argument("method", type=click.Choice(["epr", "udr", "llm-r", "se2", "ceil"]))
+@click.argument("method", type=MethodName(["epr", "udr", "llm-r", "se2", "ceil"]))
 @click.argument("sources", nargs=-1, required=True, metavar="POOL|TASK...")
 @click.option("--lm", "lm_name", default="smollm2-135m", show_default=True, help="The LM whose feedback is "
               "learned from.")  # fmt: skip
@@ -172,16 +187,6 @@ def command(
         f"{out} is ready after {time.monotonic() - start:,.0f} s: iclkit eval TASK -s {selector} --embedder {out}"
         + (" --chat" if chat else "")
     )
-
-
-def assumed_lm(name: str) -> LM:
-    """A stand-in for an LM that is not here, for a dry run; what it assumes is said."""
-    from iclkit.trainers import AssumedLM
-
-    lm = AssumedLM(name)
-    for note in lm.notes:
-        say(f"assumed: {note}")
-    return lm
 
 
 def reading_time(name: str, tokens: int) -> str:

@@ -11,6 +11,7 @@ from iclkit.selectors._base import (
     IntArray,
     Kit,
     Needs,
+    PaperSetup,
     PoolLike,
     Selector,
     SelectorCost,
@@ -29,6 +30,7 @@ from iclkit.selectors._registry import (
     import_selectors,
     make_selector,
     move_files,
+    paper_setup,
     selectors_table,
 )
 from iclkit.selectors._saved import Chooser, is_saved_selector, load_selector
@@ -46,6 +48,7 @@ __all__ = [
     "IntArray",
     "Kit",
     "Needs",
+    "PaperSetup",
     "PoolLike",
     "Selector",
     "SelectorCost",
@@ -58,6 +61,7 @@ __all__ = [
     "load_selector",
     "make_selector",
     "move_files",
+    "paper_setup",
     "pvi",
     "selector_help",
     "selector_info",

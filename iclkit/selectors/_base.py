@@ -98,6 +98,17 @@ class SelectorCost:
 
 
 @dataclass(frozen=True, slots=True)
+class PaperSetup:
+    """How a selector is run in its paper: settings, number of demonstrations, and the embedder where it is no trained
+    one. ``notes``: what this does not say and the user should know."""
+
+    settings: Mapping[str, Json]
+    k: int
+    embedder: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Kit:
     """What a selector may use: handed to ``fit``; a missing part that is needed raises NeedError there.
 
@@ -234,6 +245,8 @@ class BaseSelector:
     """Raised when the same settings pick others than before: runs of before are then not taken for those of now."""
     example: ClassVar[str] = ""
     """How to name it on the command line, with a setting that matters and the flags that it needs."""
+    paper: ClassVar[PaperSetup | None] = None
+    """What ``--preset paper`` means for it; None where there is no such set-up."""
 
     pool_: PoolView = field(init=False, repr=False, compare=False)
     kit_: Kit = field(init=False, repr=False, compare=False)

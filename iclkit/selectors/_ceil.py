@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from iclkit.records import Query
-from iclkit.selectors._base import FloatArray
+from iclkit.selectors._base import FloatArray, PaperSetup
 from iclkit.selectors._dpp import dpp_order, dpp_steps
 from iclkit.selectors._maths import SCORE_DECIMALS, argmax_row
 from iclkit.selectors._nearest_reorder import NearestReorderSelector
@@ -32,6 +32,7 @@ class CEILSelector(NearestReorderSelector):
     summary: ClassVar[str] = "relevance against volume, by greedy MAP of a DPP, with a retriever of `iclkit train ceil`"
     source: ClassVar[str] = "CEIL; Ye et al. 2023, ICML, arXiv 2302.05698"
     example: ClassVar[str] = "ceil --embedder retrievers/ceil"
+    paper: ClassVar[PaperSetup | None] = PaperSetup({"candidates": 100}, 50)
 
     trade_off: float = setting(0.1, "lambda; small: relevance only, large: diversity only; best as in training", gt=0)
     candidates: int = setting(100, "how many of the nearest are looked at; k when k is larger", ge=1)

@@ -12,7 +12,7 @@ from iclkit.errors import UnknownName, UsageError
 from iclkit.records import Json, Spec
 from iclkit.registry import Registry, parse_spec, parse_specs
 from iclkit.selectors._adapt import adapt
-from iclkit.selectors._base import BaseSelector, Selector, selector_help
+from iclkit.selectors._base import BaseSelector, PaperSetup, Selector, selector_help
 from iclkit.settings import describe_settings, read_settings
 
 _BUILTINS = {
@@ -79,6 +79,21 @@ def make_selector(spec: str | Spec | object) -> Selector:
     except SystemExit as error:  # a plug-in must not end the program, nor with what exit code
         raise UsageError(f"selector {spec.name!r} ends the program when it is made (exit {error.code})") from error
     return adapt(selector, spec)
+
+
+def paper_setup(text: str) -> tuple[str, PaperSetup | None]:
+    """A spec with its paper's settings where it has none of its own, and the rest of that set-up.
+
+    Settings that are the defaults anyway are not named. The spec as it is, and None, for a selector without a set-up.
+    Errors as for ``make_selector``.
+    """
+    selector = make_selector(text)
+    setup = selector.paper if isinstance(selector, BaseSelector) else None
+    if setup is None:
+        return text, None
+    spec, there = parse_spec(text), selector.spec.settings
+    new = {key: value for key, value in setup.settings.items() if there.get(key) != value}
+    return str(Spec(spec.name, {**new, **spec.settings}, spec.version)), setup
 
 
 def import_selectors(text: str) -> str:

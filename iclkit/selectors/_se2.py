@@ -11,7 +11,7 @@ import numpy as np
 from iclkit.embed import encode_checked
 from iclkit.pool import CandidateBatch, Candidates, Scope
 from iclkit.records import Query
-from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, PaperSetup
 from iclkit.selectors._maths import SCORE_DECIMALS, top_rows
 from iclkit.settings import setting
 
@@ -111,6 +111,7 @@ class Se2Selector(BaseSelector):
     needs: ClassVar[Needs] = Needs(embedder=True)
     source: ClassVar[str] = "Se²; Liu et al. 2024, Findings of ACL, arXiv 2402.13874"
     example: ClassVar[str] = "se2,width=1 --embedder retrievers/se2"
+    paper: ClassVar[PaperSetup | None] = PaperSetup({"width": 3, "normalize": "none"}, 3)
 
     width: int = setting(3, "beams; 1 is greedy", ge=1)
     normalize: str = setting(

@@ -17,7 +17,7 @@ from iclkit.files import read_jsonl
 from iclkit.lm import as_lm
 from iclkit.pool import CandidateBatch, FieldKey, KeyTransform, RetrievalKeys
 from iclkit.records import Spec, digest
-from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, SelectorCost
+from iclkit.selectors._base import BaseSelector, Choice, FloatArray, IntArray, Needs, PaperSetup, SelectorCost
 from iclkit.selectors._maths import SCORE_DECIMALS
 from iclkit.selectors._rewriter import LMRewriter, RewriteStyle, second_lm
 from iclkit.settings import setting
@@ -181,6 +181,12 @@ class SkillKNNSelector(_KeyedSelector):
         "the nearest by what an LM writes about the inputs: the skills they need, a rewriting, a translation"
     )
     example: ClassVar[str] = "skill-knn,style=parsing --lm smollm2-135m"
+    paper: ClassVar[PaperSetup | None] = PaperSetup(
+        {"variant": "distinctiveness", "rewrites": 5},
+        4,
+        "all-mpnet-base-v2",
+        ("in the paper a stronger LM writes the keys than the one that answers: skill-knn,rewriter=NAME",),
+    )
 
     style: str = setting(
         "classification",

@@ -5,7 +5,7 @@ sentence-transformers folder that ``iclkit.embed.load_embedder`` reads. ``METHOD
 config class of its own. Importing this room loads no torch.
 """
 
-from iclkit.trainers._assumed import AssumedLM, named_parameters
+from iclkit.trainers._assumed import Assumed, AssumedLM, is_absent, named_parameters
 from iclkit.trainers._batch import RetrieverBatch, TrainingRow
 from iclkit.trainers._card import headline, interval, percent
 from iclkit.trainers._ceil import CEIL, CEILConfig
@@ -33,6 +33,7 @@ __all__ = [
     "METHODS",
     "PRESETS",
     "UDR",
+    "Assumed",
     "AssumedLM",
     "CEILConfig",
     "Disk",
@@ -67,6 +68,7 @@ __all__ = [
     "headline",
     "import_scores",
     "interval",
+    "is_absent",
     "is_correct",
     "make_method",
     "named_parameters",

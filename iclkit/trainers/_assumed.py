@@ -29,10 +29,10 @@ PARAMETERS: Mapping[str, int] = {
 
 
 class Assumed:
-    """What is assumed about models that are not here; ``notes`` says it, each once."""
+    """What is assumed about models that are not here; ``notes`` says it, each once, and so does ``tell`` at once."""
 
-    def __init__(self) -> None:
-        self._notes = dict[str, None]()
+    def __init__(self, tell: Callable[[str], None] = lambda note: None) -> None:  # noqa: ARG005
+        self._notes, self._tell = dict[str, None](), tell
 
     @property
     def notes(self) -> list[str]:
@@ -53,7 +53,9 @@ class Assumed:
         return count
 
     def _note(self, text: str) -> None:
-        self._notes[text] = None
+        if text not in self._notes:
+            self._notes[text] = None
+            self._tell(text)
 
 
 def is_absent(name: str) -> bool:
@@ -108,6 +110,8 @@ class AssumedLM(BaseLM):
 class AssumedEmbedder(BaseEmbedder):
     """Stands for an encoder that is not here: neighbors are drawn by hash, as many as there would be."""
 
+    gives_token_vectors = True
+
     def __init__(self, name: str, note: Callable[[str], None]) -> None:
         self.name, self.fingerprint, self.dim = name, f"assumed:{name}", _DIM
         self._note = note
@@ -118,6 +122,10 @@ class AssumedEmbedder(BaseEmbedder):
         vectors = np.array(rows, dtype=np.float32).reshape(-1, _DIM)
         made: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return made
+
+    def encode_tokens(self, texts: Sequence[str]) -> list[tuple[list[str], NDArray[np.float32]]]:
+        """A unit row for each word."""
+        return [(words, self._encode(words)) for words in (text.split() for text in texts)]
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> NDArray[np.float32]:  # noqa: ARG002
         """(n, dim) float32, unit rows."""

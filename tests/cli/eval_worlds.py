@@ -46,8 +46,9 @@ class VotingLM(ScriptedLM):
 
 @pytest.fixture
 def fakes(monkeypatch: pytest.MonkeyPatch, home: Path) -> VotingLM:
-    """Model names answer with fakes; nothing is fetched or loaded."""
+    """Model names answer with fakes, as if all were here; nothing is fetched or loaded."""
     lm = VotingLM()
+    monkeypatch.setattr("iclkit.models.must_be_fetched", lambda name: False)
     monkeypatch.setattr("iclkit.lm.load_lm", lambda *a, **k: lm)
     monkeypatch.setattr("iclkit.embed.load_embedder", lambda *a, **k: HashEmbedder())
     monkeypatch.setattr("iclkit.models.resolve", lambda *a, **k: home)

@@ -82,8 +82,9 @@ def test_skill_knn_with_another_lm_as_rewriter_starts_and_ends_as_in_the_paper(t
     answerer, _ = tiny_models(tmp_path / "again")
     task = write_task(tmp_path / "things", train=10, test=4)
     best, base = (f"skill-knn,rewriter={rewriter}{more}" for more in ("", ",variant=base,order=-1"))
-    command = ["eval", str(task), "-s", "knn", "-s", best, "-s", base, "-k", "4", "--lm", str(answerer), "--embedder",
-               str(encoder), "--seeds", "5", "--dtype", "fp32", "--out", str(tmp_path / "runs"), "--json"]  # fmt: skip
+    command = ["eval", str(task), "-s", "knn", "-s", best, "-s", base, "--preset", "paper", "--lm", str(answerer),
+               "--embedder", str(encoder), "--seeds", "5", "--dtype", "fp32", "--out", str(tmp_path / "runs"),
+               "--json"]  # fmt: skip
     for _ in range(2):  # the second time everything is there
         with pytest.raises(SystemExit) as stop:
             main(command)
