@@ -59,7 +59,7 @@ def main() -> None:
                 client = http.Client(url, None, http.HttpConfig(concurrency=width))
                 bodies = [{"prompt": f"{number} " + "word " * 100} for number in range(a.requests)]
                 begun, cpu = time.perf_counter(), time.process_time()
-                for _ in client.map(lambda body, client=client: client.post("/completions", body), bodies):  # type: ignore[misc]
+                for _ in client.map(lambda body, client=client: client.post("/completions", body), bodies):
                     pass
                 seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
                 used = width or f"found out: {client.width.found}"

@@ -109,7 +109,9 @@ def load(a: argparse.Namespace) -> TorchLM:
     if a.model:
         return load_torch(a.model, dtype=a.dtype, device=a.device, batch_tokens=a.batch_tokens)
     module = random_model(a.shape, a.family, a.device, {"bf16": torch.bfloat16, "fp32": torch.float32}[a.dtype])
-    packed = PackedForward(describe(module))
+    described = describe(module)
+    assert described is not None
+    packed = PackedForward(described)
     if not matches_module(module, packed):
         raise SystemExit("the packed pass does not agree with the module: not timing a wrong answer")
     codec: Any = NoText()
@@ -211,7 +213,7 @@ def best_of(repeats: int, call: Callable[[], Any], device: str) -> tuple[float, 
 
 def measure(a: argparse.Namespace, lm: TorchLM, peaks: dict[str, float]) -> list[dict[str, Any]]:
     vocabulary, parameters = lm.model.module.config.vocab_size, matrix_parameters(lm.model.module.config)
-    rows = []
+    rows = list[dict[str, Any]]()
     for name, pairs in workloads(a.queries, vocabulary).items():
         plan = lm.plan_encoded(pairs)
         seconds, scores = best_of(a.repeats, lambda pairs=pairs: dict(lm.score_encoded(pairs)), a.device)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from _common import LABELS, ROOT, default_data, emit, few_shot_prompts
 
@@ -44,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["ICLKIT_HOME"] = folder
         paths = {w: convert_to_gguf(a.model, Path(folder) / f"{w}.gguf", w) for w in a.weights}
-        one = {"workers": 1, "threads": 1, "dtype": "fp32", "cache": False}
+        one: dict[str, Any] = {"workers": 1, "threads": 1, "dtype": "fp32", "cache": False}
         ways: dict[str, Callable[[], LM]] = {"own engine, float32": lambda: load_lm(str(a.model), **one)}
         if a.converted:
             ways["own engine, GGUF converted"] = lambda: load_lm(str(paths["F32"]), **one)

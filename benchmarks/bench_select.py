@@ -22,6 +22,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from iclkit.embed import Embedder, as_embedder
 from iclkit.pool import Pool, PoolView, Scope
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
@@ -64,7 +65,7 @@ class Given:
     encode_documents = encode_queries
 
 
-def bench_search(view: PoolView, embedder: Given, queries: list[str], k: int, turns: int) -> dict[str, Any]:
+def bench_search(view: PoolView, embedder: Embedder, queries: list[str], k: int, turns: int) -> dict[str, Any]:
     vectors, targets = view.vectors(embedder), embedder.encode_queries(queries)
     plain = faiss.IndexFlatIP(embedder.dim)
     plain.add(np.ascontiguousarray(vectors))
@@ -139,7 +140,7 @@ def langchain_selector(pool: list[str], vectors: np.ndarray, model: Any, k: int)
     return SemanticSimilarityExampleSelector(vectorstore=store, k=k, input_keys=["input"]).select_examples
 
 
-def bench_strategies(view: PoolView, embedder: Given, queries: list[str], k: int, turns: int) -> dict[str, Any]:
+def bench_strategies(view: PoolView, embedder: Embedder, queries: list[str], k: int, turns: int) -> dict[str, Any]:
     names = ["random", "random-fixed", "balanced", "bm25", "knn", "mmr", "dpp", "cosine-coverage", "bm25-coverage"]
     names += ["many-labels,min_labels=4", "vote-k", "rrf", "hybrid"]
     asked, kit = [Query(t) for t in queries], Kit(embedder=embedder)
@@ -149,7 +150,7 @@ def bench_strategies(view: PoolView, embedder: Given, queries: list[str], k: int
         one = make_selector(name).fit(view, kit)
         one.select(asked[0], k)
         ready = clock() - start
-        (seconds,) = fastest(turns, lambda one=one: one.select_many(asked, k))  # type: ignore[misc]
+        (seconds,) = fastest(turns, lambda one=one: one.select_many(asked, k))
         result[name] = {"us_per_query": us(seconds, queries), "ready_s": round(ready, 2)}
     return result
 
@@ -171,7 +172,7 @@ def main() -> None:
     faiss.omp_set_num_threads(1)
     pool = texts_of(a.data, ["banking77", "trec", "sst2"], "train", a.rows)
     queries = texts_of(a.data, ["banking77"], "test", a.queries)
-    given = Given([*pool, *queries], 384)
+    given = as_embedder(Given([*pool, *queries], 384))
     view = Pool.of(Example(t, f"label {n % 20}") for n, t in enumerate(pool)).view()
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "search": lambda: bench_search(view, given, queries, a.k, a.turns),

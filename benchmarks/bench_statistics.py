@@ -170,7 +170,7 @@ def seeds(study: Study, boards: int) -> None:
                         ) -> list[float]:  # fmt: skip
                     world = World(rng, n, 0.40)
                     a, better = (world.line(gain, count, by_task=by_task) for gain in (0.0, 0.15))
-                    base, found = world.line(0.0, 1), []
+                    base, found = world.line(0.0, 1), list[float]()
                     for scope in ("query", "task"):
                         d, up = (difference(x, base, scopes=(scope, "none")) for x in (a, better))
                         e = estimate(a, scope=scope)
@@ -221,7 +221,7 @@ def declared(study: Study, boards: int, queries: int, gain: float) -> None:
     def one(rng: np.random.Generator) -> list[float]:
         world = World(rng, queries, 0.40)
         p = difference(world.line(gain, 1), world.line(0.0, 3), scopes=("none", "query")).p
-        rest, found = rng.random(max(numbers)).tolist(), []
+        rest, found = rng.random(max(numbers)).tolist(), list[float]()
         for others in numbers:
             every = [p, *rest[:others]]
             found += [p <= ALPHA, holm(every)[0] <= ALPHA, false_discovery(every)[0] <= ALPHA]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import numpy as np
 from _common import emit
@@ -30,15 +31,17 @@ def main() -> None:
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         costs = 1 - vectors[: args.candidates] @ vectors[args.candidates :].T
         lists = distinct_lists(args.candidates, k, domain, rng)
-        space, seconds = SearchSpace(args.candidates, k, costs=costs), {}
+        space, seconds = SearchSpace(args.candidates, k, costs=costs), dict[str, float]()
 
         def every_list(lists: np.ndarray = lists, costs: np.ndarray = costs, keep: int = keep) -> np.ndarray:
             found = [transports(costs[np.sort(part)]) for part in np.array_split(lists, max(1, len(lists) // 1000))]
             return lists[np.argsort(np.round(np.concatenate(found), 9), kind="stable")[:keep]]
 
-        ways = {"with bounds": lambda space=space, lists=lists, keep=keep: space.nearest(lists, keep),
-                "every list": every_list}  # fmt: skip
-        found = {}
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            "with bounds": lambda space=space, lists=lists, keep=keep: space.nearest(lists, keep),
+            "every list": every_list,
+        }
+        found = dict[str, np.ndarray]()
         for way, run in ways.items():
             took = []
             for _ in range(args.rounds):

@@ -141,7 +141,7 @@ def main() -> None:
             if way in rows or args.table:
                 continue
             kit = Kit(embedder, lm_of(rewriter) if rewriter else None)
-            selector = make_selector(spec).fit(view, kit)
+            selector: Any = make_selector(spec).fit(view, kit)
             picked = selector.select_many([Query(e.input) for e in test], args.k)
             shown = [tuple(p.examples) for p in picked]
             overlap = [float(np.mean([kind_of(e) == kind_of(q) for e in s])) for q, s in zip(test, shown, strict=True)]

@@ -246,8 +246,8 @@ class ToyServer:
         lines = []
         for line in self.files["file-1"].splitlines():
             asked = json.loads(line)
-            status, answer = self.answer(asked["url"], asked["body"]) if "bad" not in line else (500, {})
-            reply = {"custom_id": asked["custom_id"], "response": {"status_code": status, "body": answer}}
+            code, answer = self.answer(asked["url"], asked["body"]) if "bad" not in line else (500, {})
+            reply = {"custom_id": asked["custom_id"], "response": {"status_code": code, "body": answer}}
             lines.append(json.dumps(reply))
         return 200, "\n".join(lines[::-1]).encode()
 
