@@ -284,7 +284,7 @@ def measure_faiss(vectors: FloatArray, queries: FloatArray) -> None:
         return float(np.mean([len({*a} & {*b}) / K for a, b in zip(found.tolist(), exact.tolist(), strict=True)]))
 
     lists = max(16, int(4 * math.sqrt(rows)))
-    ivf = faiss.index_factory(dim, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    ivf: Any = faiss.index_factory(dim, f"IVF{lists},SQfp16", faiss.METRIC_INNER_PRODUCT)
 
     def build_ivf() -> None:
         ivf.train(vectors[np.random.default_rng(3).permutation(rows)[: 40 * lists]])
@@ -336,7 +336,8 @@ def measure_lance(folder: Path, vectors: FloatArray, queries: FloatArray) -> Non
         return pa.RecordBatchReader.from_batches(schema, batches(first, part))
 
     def ask(query: FloatArray, *, exact: bool = False, probes: int = 1) -> list[int]:
-        asked = store.search(query).distance_type("dot").limit(K).select(["id", "_distance"])
+        found: Any = store.search(query)  # typed as what searches words, too
+        asked = found.distance_type("dot").limit(K).select(["id", "_distance"])
         asked = asked.bypass_vector_index() if exact else asked.nprobes(probes).refine_factor(10)
         return list(asked.to_arrow()["id"].to_pylist())
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-from functools import partial
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
             best[mode] = min(best.get(mode, seconds), seconds)
         if turn == 0 and naive is not None:
             some = prompts[: a.naive_queries or len(prompts)]
-            seconds, values = timed(partial(openicl_loop, *naive, some, labels))
+            seconds, values = timed(lambda some=some: openicl_loop(*naive, some, labels))
             best["naive"] = seconds * padded_tokens(naive[1], prompts) / padded_tokens(naive[1], some)
             scores["naive"] = np.concatenate([values, scores["fp32"][len(some) :]])
     reference = scores.get("naive", scores["fp32"]).argmax(1)
@@ -167,7 +166,7 @@ def apart(lm: Any, prompts: list[str], labels: list[str]) -> np.ndarray:
 
     keep = planning.common_length
     try:  # two sequences share only when they are equal: the labels of one prompt
-        planning.common_length = lambda x, y: len(x) if x == y else 0
+        planning.common_length = lambda a, b: len(a) if a == b else 0
         return table(lm, requests_of(prompts, labels), len(labels))
     finally:
         planning.common_length = keep
@@ -197,10 +196,11 @@ def main() -> None:
             rivals(a, task, lm, module, tokenizer, peak)
         return
     fp32, bf16 = (load_torch(a.model, dtype=d, device="cpu", threads=1) for d in ("fp32", "bf16"))
-    engines = {"fp32": fp32, "bf16": bf16, "bf16-verified": VerifiedLM(bf16, fp32)}
+    verified = VerifiedLM(bf16, fp32)
+    engines = {"fp32": fp32, "bf16": bf16, "bf16-verified": verified}
     peaks = {d: matmul_peak(dtype=d) for d in ("fp32", "bf16")}
     emit(what="machine", name=machine(), peak_gflops={d: round(p / 1e9) for d, p in peaks.items()})
-    emit(what="error", deviation=engines["bf16-verified"].deviation())
+    emit(what="error", deviation=verified.deviation())
     if not a.only_fixed:
         naive = None if a.skip_naive else load_module(a.model, "fp32")
         for task in a.tasks:
