@@ -1,8 +1,9 @@
 """Trained retrievers beside what needs no training: accuracy of finished runs, and paired differences.
 
-RUNS holds runs of ``iclkit eval`` with retrievers whose folders are named METHOD-TASK-SEED, and runs of random, bm25,
-knn with the untrained encoder, and of the predictors without an LM. The training seeds of a method are a sample: where
-there are several, the interval is over queries and seeds. p-values are corrected (Holm) over the lines of one table.
+RUNS holds runs of ``iclkit eval`` with retrievers whose folders are named METHOD-TASK-SEED (of several tasks:
+METHOD-TASK+TASK-SEED), and runs of random, bm25, knn with the untrained encoder, and of the predictors without an LM.
+A table for each task and LM. The training seeds of a method are a sample: where there are several, the interval is over
+queries and seeds. p-values are corrected (Holm) over the lines of one table.
 
     python benchmarks/compare_retrievers.py RUNS -k 8
 """
@@ -10,6 +11,7 @@ there are several, the interval is over queries and seeds. p-values are correcte
 from __future__ import annotations
 
 import argparse
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -19,8 +21,10 @@ from numpy.typing import NDArray
 from iclkit.eval import difference, estimate, holm, load_runs
 from iclkit.records import SeedScope
 
-TRAINED = ("epr", "udr", "llm-r", "se2", "ceil")
+RETRIEVER = re.compile(r"(?P<method>(epr|udr|llm-r|se2|ceil)(-[a-z-]+?)??)-(?P<tasks>[a-z0-9_+]+)-(?P<seed>\d+)")
 NO_LM = ("knn-vote", "logreg", "majority")
+Lines = dict[str, dict[int, dict[str, float]]]
+"""What chose -> seed -> query -> metric."""
 
 
 def main() -> None:
@@ -28,7 +32,8 @@ def main() -> None:
     ap.add_argument("runs", type=Path)
     ap.add_argument("-k", type=int, default=8)
     args = ap.parse_args()
-    tables: dict[str, dict[str, dict[int, dict[str, float]]]] = defaultdict(lambda: defaultdict(dict))
+    tables: dict[str, dict[str, Lines]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    alone: dict[str, Lines] = defaultdict(lambda: defaultdict(dict))
     scopes: dict[str, SeedScope] = {}
     for run in load_runs(args.runs):
         spec, selector, task = run.spec, run.spec.selector.name, run.spec.task.name
@@ -37,25 +42,30 @@ def main() -> None:
             continue
         name, seed, trained = predictor or selector, spec.seed, False
         folder = Path(spec.embedder.name if spec.embedder else "").name
-        method, _, rest = folder.partition(f"-{task}-")
-        if method.startswith(TRAINED) and rest.isdigit():
-            name, seed, trained = f"{selector} with {method}", int(rest), True
+        if not predictor and (found := RETRIEVER.fullmatch(folder)):
+            name, seed, trained = f"{selector} with {found['method']}", int(found["seed"]), True
+            if found["tasks"] != task:
+                name += f" of {found['tasks']}"
         elif selector == "knn" and not predictor:
             name = "knn, untrained"
-        tables[task][name][seed] = {row.query_id: float(row.metrics[spec.task.metric]) for row in run.rows}
+        lines = alone[task] if predictor else tables[task][Path(spec.lm.name if spec.lm else "").name]
+        lines[name][seed] = {row.query_id: float(row.metrics[spec.task.metric]) for row in run.rows}
         scopes[name] = "task" if trained else "query"
-    for task, lines in sorted(tables.items()):
-        print_table(task, args.k, lines, scopes)
+    for task, by_lm in sorted(tables.items()):
+        for lm, lines in sorted(by_lm.items()):
+            print_table(f"**{task}**, {lm}", args.k, {**lines, **alone[task]}, scopes)
 
 
-def print_table(task: str, k: int, lines: dict[str, dict[int, dict[str, float]]], scopes: dict[str, SeedScope]) -> None:
-    """One task's lines, best first."""
+def print_table(
+    title: str, k: int, lines: dict[str, dict[int, dict[str, float]]], scopes: dict[str, SeedScope]
+) -> None:
+    """The lines of one task and LM, best first."""
     queries = sorted(set.intersection(*(set(values) for seeds in lines.values() for values in seeds.values())))
     values = {
         name: np.array([[seeds[s][q] for q in queries] for s in sorted(seeds)], float) for name, seeds in lines.items()
     }
     rivals = [r for r in ("knn, untrained", "logreg") if r in values]
-    print(f"**{task}**, k = {k}, {len(queries)} queries\n")
+    print(f"{title}, k = {k}, {len(queries)} queries\n")
     print("| chosen by | seeds | accuracy, % |" + "".join(f" minus {r} |" for r in rivals))
     print("|---|---:|---:|" + "---:|" * len(rivals))
     columns = [differences(values, r, scopes) for r in rivals]
