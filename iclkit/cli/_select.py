@@ -77,7 +77,7 @@ class _Shots(click.ParamType[int | None]):
 
 
 @click.command()
-@click.argument("pool", type=click.Path(path_type=Path), metavar="POOL|TASK")
+@click.argument("named", type=click.Path(), metavar="POOL|TASK")  # as typed: as a Path, ./sst2 is sst2, another task
 @click.argument("texts", nargs=-1, metavar="[QUERY]...")
 @click.option(
     "--queries",
@@ -118,7 +118,7 @@ class _Shots(click.ParamType[int | None]):
 def command(
     ctx: click.Context,
     /,
-    pool: Path,
+    named: str,
     texts: tuple[str, ...],
     queries: Path | None,
     preset: str,
@@ -144,6 +144,7 @@ def command(
     from iclkit.predictors import pool_context
     from iclkit.selectors import Chooser, is_saved_selector
 
+    pool = Path(named)
     kept = is_saved_selector(pool)
     of_pool = kept or is_pool(pool) or pool.suffix in (".db", ".sqlite")
     if of_pool and (others := [key for key in data if key not in QUERY_OPTIONS or not queries]):
@@ -166,7 +167,7 @@ def command(
         else:
             from iclkit.eval import task_pool
 
-            task = load_task(str(pool), data, need_test=False)
+            task = load_task(named, data, need_test=False)
             store, given = ctx.with_resource(task_pool(task)), given or task.template
     model = load_lm(lm, lm_options) if lm else None
     if kept:

@@ -210,6 +210,17 @@ def test_a_missing_and_an_empty_pool_are_told_apart(iclkit, tmp_path):
     assert (code, "pool is empty" in err) == (1, True)
 
 
+@pytest.mark.parametrize("typed", ["sst2/", "./sst2"])
+def test_a_folder_named_like_a_set_of_the_catalogue_is_the_folder_where_its_name_says_so(
+    iclkit, tmp_path, monkeypatch, typed
+):
+    (tmp_path / "sst2").mkdir()
+    (tmp_path / "sst2" / "train.jsonl").write_text('{"input": "from the folder", "output": "a"}\n' * 2)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = iclkit("select", typed, "from where", "-s", "bm25", "-k", "1")
+    assert (code, "from the folder" in out) == (0, True), err
+
+
 def test_selectors_ls_lists_every_built_in_with_needs_and_source(iclkit):
     code, out, _ = iclkit("selectors", "ls", "--json")
     rows = {r["name"]: r for r in json.loads(out)}
