@@ -197,7 +197,7 @@ class Reader:
         self.servers: list[Server] = []
 
     def type(self, command: Command) -> tuple[str, ...]:
-        """What a command prints: data, talk, or both. It has to end well; a server is left running."""
+        """What a command prints: data, talk, or one before the other. It has to end well; a server is left running."""
         text = command.text.replace("\\\n", " ")
         for named, own in self.in_the_place_of().items():
             text = re.sub(named, own, text)
@@ -212,7 +212,7 @@ class Reader:
         assert ended.value.code in ((0, None) if " check " not in text else (0, 1, None)), f"{text}\n{err}"
         if file:
             (self.folder / file).write_text(out, encoding="utf-8")
-        return out, err, err + out
+        return out, err, err + out, out + err
 
     def in_the_place_of(self) -> dict[str, str]:
         """What a page names -> what stands here in its place."""
