@@ -70,7 +70,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
             best[mode] = min(best.get(mode, seconds), seconds)
         if turn == 0 and naive is not None:
             some = prompts[: a.naive_queries or len(prompts)]
-            seconds, values = timed(lambda some=some: openicl_loop(*naive, some, labels))
+            seconds, values = timed(lambda some=some: openicl_loop(naive[0], naive[1], some, labels))
             best["naive"] = seconds * padded_tokens(naive[1], prompts) / padded_tokens(naive[1], some)
             scores["naive"] = np.concatenate([values, scores["fp32"][len(some) :]])
     reference = scores.get("naive", scores["fp32"]).argmax(1)
