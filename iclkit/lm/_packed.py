@@ -9,7 +9,7 @@ loaded module, with which this pass is compared when it is loaded (``_forward.ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from iclkit.lm._plan import Layout
 
 BLOCK = 128
 """Queries per attention block on CPU. Larger blocks multiply better; smaller ones compute less above the diagonal."""
+ROWS = 512
+"""Rows of a part: on CPU what stands between two attentions is done part by part, which stays in a core's cache."""
 ROUND = 32
 """Flat batches are padded to a multiple of this: oneDNN keeps a compiled kernel per shape, about a megabyte each."""
 HEAD_ROWS = 128
@@ -35,7 +37,7 @@ KV = list[tuple[Tensor, Tensor]]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (T, heads, size), keys and values (kv heads, T, size)) -> what is seen (T, heads * size)."""
 Angles = tuple[Tensor, Tensor]
-"""cos, sin."""
+"""cos, sin (T, 1, half of what is turned); in parts: both as one complex number, scaled for queries, and for keys."""
 
 
 class _Linear:
@@ -44,9 +46,11 @@ class _Linear:
     oneDNN is asked for by name in float32 too: on AMD it is more than twice as fast as the MKL that F.linear uses.
     """
 
-    def __init__(self, weights: Weights, packed: bool) -> None:
-        self.bias, self.packed = weights.bias, packed
-        matrix = weights.matrix
+    def __init__(self, weights: Weights, packed: bool, order: Tensor | None = None) -> None:
+        """``order``: of the numbers that come out, where it is not that of the rows of W."""
+        matrix, self.bias, self.packed = weights.matrix, weights.bias, packed
+        if order is not None:
+            matrix, self.bias = matrix[order], None if self.bias is None else self.bias[order]
         self.weight = torch.ops.mkldnn._reorder_linear_weight(matrix.contiguous()) if packed else matrix
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -80,22 +84,48 @@ def can_pack(device: torch.device) -> bool:
     return bool(device.type == "cpu" and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
 
 
-class _Layer:
-    """A layer whose products are ready to multiply."""
+def flash_is_faster(dtype: torch.dtype) -> bool:
+    """Whether torch's own attention beats two batched products and a softmax on this CPU.
 
-    def __init__(self, layer: LayerWeights, packed: bool) -> None:
-        self.says = layer
-        self.qkv, self.out, self.up, self.down = (
-            _Linear(w, packed) for w in (layer.qkv, layer.out, layer.up, layer.down)
-        )
+    In float32 it does. In bf16 it multiplies by AMX tiles where there are any, and is slow elsewhere.
+    """
+    return dtype == torch.float32 or bool(torch.cpu._is_amx_tile_supported())
+
+
+class _Layer:
+    """A layer whose products are ready to multiply.
+
+    ``order`` (size,): of the columns of queries and keys, where it is not that of their weights. Products of queries
+    and keys do not depend on it.
+    """
+
+    def __init__(self, layer: LayerWeights, packed: bool, kv_heads: int, size: int, order: Tensor | None) -> None:
+        self.says, self.q_norm, self.k_norm = layer, layer.q_norm, layer.k_norm
+        of_qkv = None
+        if order is not None:
+            self.q_norm, self.k_norm = (_reordered(norm, order) for norm in (layer.q_norm, layer.k_norm))
+            of_qkv = torch.arange(layer.qkv.rows, device=order.device).view(-1, size)
+            of_qkv = torch.cat([of_qkv[:-kv_heads, order], of_qkv[-kv_heads:]]).flatten()
+        self.qkv = _Linear(layer.qkv, packed, of_qkv)
+        self.out, self.up, self.down = (_Linear(w, packed) for w in (layer.out, layer.up, layer.down))
         self.gate = None if layer.gate is None else _Linear(layer.gate, packed)
+
+
+def _reordered(norm: Norm | None, order: Tensor) -> Norm | None:
+    """The norm of heads whose columns stand in another order."""
+    if norm is None:
+        return None
+    weight, bias = (None if t is None else t.view(-1, len(order))[:, order].flatten() for t in (norm.weight, norm.bias))
+    assert weight is not None
+    return Norm(weight, bias, norm.eps, norm.centered)
 
 
 class PackedForward:
     """The forward pass of an architecture (weights are used as they are; packed copies of them on CPU).
 
-    ``attention``: "blocks", "rows", or the kernel of a cascade; None takes what suits the device. ``fused``: whether
-    ``_fused`` does the element-wise work; None: where it works.
+    ``attention``: "flash", "blocks", "rows", or the kernel of a cascade; None takes what suits the device. ``fused``:
+    whether ``_fused`` does the element-wise work; None: where it works. On CPU, where it does not, ``in_parts`` of
+    ``ROWS`` rows, and with the columns of queries and keys in the order in which complex numbers stand.
     """
 
     def __init__(
@@ -115,13 +145,19 @@ class PackedForward:
         self._tables: dict[tuple[str, bool], tuple[Tensor, Tensor]] = {}
         if attention is None:
             kernel = _cascade.kernel_for(self.device, self.dtype, self.size)
-            attention = kernel or ("blocks" if self.device.type == "cpu" else "rows")
+            blocks = "flash" if flash_is_faster(self.dtype) else "blocks"
+            attention = kernel or (blocks if self.device.type == "cpu" else "rows")
         self.attention = attention
         self.fused = _fused.works(self.device) if fused is None else fused
-        packed = can_pack(self.device)
-        self.layers = [_Layer(layer, packed) for layer in architecture.layers]
+        packed, on_cpu = can_pack(self.device), self.device.type == "cpu"
+        self.in_parts = on_cpu and not self.fused
+        orders = {rope: self._order(rope) if self.in_parts else None for rope in architecture.ropes}
+        self.layers = [
+            _Layer(layer, packed, self.kv_heads, self.size, None if layer.rope is None else orders[layer.rope])
+            for layer in architecture.layers
+        ]
         head = architecture.head
-        if self.device.type == "cpu":  # float32 logits: a packed float32 copy of the head
+        if on_cpu:  # float32 logits: a packed float32 copy of the head
             wide = Weights(tuple(p.float() for p in head.parts), tuple(b.float() for b in head.biases))
             self._head: _Linear | Tensor = _Linear(wide, packed)
             self.head_rows = HEAD_ROWS
@@ -134,16 +170,29 @@ class PackedForward:
         """Ask the rotary module again: its settings have changed."""
         self._tables = {}
 
-    def _angles(self, positions: Tensor, long: bool) -> dict[str | None, Angles]:
-        """cos, sin (T, 1, half of what is turned) of each rotary table, as the model's own rotary module gives them."""
+    def _order(self, rope: str) -> Tensor:
+        """The columns of a head so that the two which are turned together are neighbours: one complex number."""
+        half = self._table(rope, 1, False)[0].shape[-1]
+        columns = torch.arange(self.size)
+        return torch.cat([columns[: 2 * half].view(2, half).T.flatten(), columns[2 * half :]])
+
+    def _angles(self, positions: Tensor, long: bool) -> list[Angles | None]:
+        """How each layer turns queries and keys, by what the model's own rotary module gives."""
         need = int(positions.max()) + 1
-        out: dict[str | None, Angles] = {}
-        for rope in self.architecture.ropes:
-            table = self._tables.get((rope, long))
+        out: dict[tuple[str, float], Angles] = {}
+        for says in self.architecture.layers:
+            if says.rope is None or (says.rope, says.scale) in out:
+                continue
+            table = self._tables.get((says.rope, long))
             if table is None or len(table[0]) < need:
-                table = self._tables[rope, long] = self._table(rope, max(1024, 1 << (need - 1).bit_length()), long)
-            out[rope] = table[0][positions], table[1][positions]
-        return out
+                table = self._table(says.rope, max(1024, 1 << (need - 1).bit_length()), long)
+                self._tables[says.rope, long] = table
+            cos, sin = table[0][positions], table[1][positions]
+            if self.in_parts:
+                turn = torch.complex(cos, sin)
+                cos, sin = turn * says.scale, turn
+            out[says.rope, says.scale] = cos, sin
+        return [None if says.rope is None else out[says.rope, says.scale] for says in self.architecture.layers]
 
     def _table(self, rope: str, count: int, long: bool) -> Angles:
         if self.long_from is not None:  # the module goes by the last position that it is given
@@ -189,7 +238,10 @@ class PackedForward:
         def attend_and_keep(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             keys, values = keys[:, :real], values[:, :real]
             old = prefix[number] if prefix else None
-            kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)) if old else (keys, values))
+            if old:
+                kept.append((torch.cat([old[0], keys], 1), torch.cat([old[1], values], 1)))
+            else:  # without the queries beside them
+                kept.append((keys.contiguous(), values.contiguous()))
             return attend(number, q, keys, values)
 
         hidden = self._layers(tokens, positions, attend_and_keep if keep else attend, rows, long)
@@ -206,30 +258,44 @@ class PackedForward:
         return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device), long)[:real]
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor, long: bool) -> Tensor:
-        angles = self._angles(positions, long)
+        angles, parts = self._angles(positions, long), self._parts(len(tokens))
         x = self.embedding[tokens].float()
         if self.architecture.embedding_scale != 1:
             x *= self.architecture.embedding_scale
         if self.architecture.positions is not None:
             x += self.architecture.positions[positions]
-        more: Tensor | None = None  # what the layer before adds to x
+        more: list[Tensor | None] = [None] * len(parts)  # what the layer before adds to x
         for number, layer in enumerate(self.layers):
-            says = layer.says
-            y = self._add_norm(x, more, says.before_attention)
-            q, keys, values = self._heads(layer, y, angles.get(says.rope))
+            normed = (
+                self._add_norm(x[part], added, layer.says.before_attention)
+                for part, added in zip(parts, more, strict=True)
+            )
+            q, keys, values = self._heads(layer, normed, parts, angles[number])
             seen = attend(number, q, keys, values)
             if number == len(self.layers) - 1:  # nobody reads the other rows any more
                 x, seen = x[rows], seen[rows]
-            attended = _normed(layer.out(seen), says.after_attention)
-            if says.parallel:
-                y = self._add_norm(x, None, says.before_mlp)
-                x += attended
-            else:
-                y = self._add_norm(x, attended, says.before_mlp)
-            more = _normed(layer.down(self._inner(layer, y)), says.after_mlp)
-        if more is not None:
-            x += more
+                parts = self._parts(len(rows))
+            more = [self._rest(layer, x[part], seen[part]) for part in parts]
+        for part, added in zip(parts, more, strict=True):
+            if added is not None:
+                x[part] += added
         return self.architecture.final_norm(x)
+
+    def _parts(self, rows: int) -> list[slice]:
+        """Which rows go through a layer at a time, but for attention."""
+        step = ROWS if self.in_parts else rows
+        return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
+
+    def _rest(self, layer: _Layer, x: Tensor, seen: Tensor) -> Tensor:
+        """Add to rows of x what attention has seen; what the MLP adds to them."""
+        says = layer.says
+        attended = _normed(layer.out(seen), says.after_attention)
+        if says.parallel:
+            y = self._add_norm(x, None, says.before_mlp)
+            x += attended
+        else:
+            y = self._add_norm(x, attended, says.before_mlp)
+        return _normed(layer.down(self._inner(layer, y)), says.after_mlp)
 
     def _add_norm(self, x: Tensor, more: Tensor | None, norm: Norm | None) -> Tensor:
         """Add ``more`` to x; the norm of x in the dtype of the products."""
@@ -239,19 +305,49 @@ class PackedForward:
             x += more
         return (x if norm is None else norm(x)).to(self.dtype)
 
-    def _heads(self, layer: _Layer, y: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, layer: _Layer, normed: Iterable[Tensor], parts: Sequence[slice], angles: Angles | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, heads, d), rotated and scaled; keys, rotated, and values (kv heads, T, d)."""
         h, g, d, says = self.heads, self.kv_heads, self.size, layer.says
+        if self.in_parts:
+            all_heads = torch.empty(parts[-1].stop, h + 2 * g, d, dtype=self.dtype)
+            for part, y in zip(parts, normed, strict=True):
+                turns = None if angles is None else (angles[0][part], angles[1][part])
+                self._write_heads(layer, y, turns, all_heads[part])
+            return all_heads[:, :h], all_heads[:, h : h + g].transpose(0, 1), all_heads[:, h + g :].transpose(0, 1)
+        (y,) = normed
         qkv = layer.qkv(y).view(len(y), h + 2 * g, d)
         if self.fused and says.q_norm is None and angles is not None and 2 * angles[0].shape[-1] == d:
             return _fused.rotate(qkv, *angles, h, g, says.scale)
         q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
-        q, k = self._norm_heads(q, says.q_norm), self._norm_heads(k, says.k_norm)
+        q, k = self._norm_heads(q, layer.q_norm), self._norm_heads(k, layer.k_norm)
         if angles is not None:
             q, k = self._rotate(q, *angles, says.scale), self._rotate(k, *angles, 1.0)
         elif says.scale != 1:
             q = q * says.scale
         return q, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
+
+    def _write_heads(self, layer: _Layer, y: Tensor, angles: Angles | None, out: Tensor) -> None:
+        """Queries, rotated and scaled, keys, rotated, and values of normed rows into ``out`` (T, all heads, d)."""
+        h, turned, scale = self.heads, self.heads + self.kv_heads, layer.says.scale
+        qkv = layer.qkv(y).view(out.shape)
+        out[:, turned:] = qkv[:, turned:]
+        both = qkv[:, :turned].float()
+        q, k = both[:, :h], both[:, h:]
+        if layer.q_norm is not None:
+            q.copy_(self._norm_heads(q, layer.q_norm))
+        if layer.k_norm is not None:
+            k.copy_(self._norm_heads(k, layer.k_norm))
+        if angles is not None:
+            columns = 2 * angles[0].shape[-1]
+            for heads, turn in zip((q, k), angles, strict=True):
+                torch.view_as_complex(heads[..., :columns].view(*heads.shape[:2], -1, 2)).mul_(turn)
+            if columns < self.size:
+                q[..., columns:] *= scale
+        elif scale != 1:
+            q *= scale
+        out[:, :turned] = both
 
     def _norm_heads(self, x: Tensor, norm: Norm | None) -> Tensor:
         """The norm of each head of x (T, heads, d), or of all together, whichever it has weights for."""
@@ -281,7 +377,9 @@ class PackedForward:
 
         ways: dict[int | None, Attend] = {}
         for window in {window_of(layer) for layer in self.layers}:
-            if self.attention == "blocks":
+            if self.attention == "flash" and softcap is None:
+                ways[window] = self._flash(layout, prefix, window)
+            elif self.attention in ("flash", "blocks"):
                 ways[window] = self._blocks(layout, prefix, window, softcap)
             elif callable(self.attention) and window is None and softcap is None:
                 ways[window] = self._cascade(layout, prefix, self.attention)
@@ -305,12 +403,52 @@ class PackedForward:
 
         return attend
 
+    def _flash(self, layout: Layout, prefix: KV | None, window: int | None) -> Attend:
+        """Attention by torch's own kernel for CPUs, which holds no scores in full: a call for each block."""
+        past = prefix[0][0].shape[1] if prefix else 0
+        blocks = _cut_blocks(layout, past, window, whole=True)
+        masks: dict[tuple[bytes | int, int], Tensor] = {}
+
+        def mask_of(block: _Block) -> Tensor | None:
+            """Over all of its keys; None for a causal one."""
+            columns = past - block.past_from + sum(b - a for a, b in block.spans)
+            if columns == block.high - block.low == block.mask_key:
+                return None
+            key = block.mask_key, columns
+            if key not in masks:
+                mask = torch.zeros(block.high - block.low, columns, dtype=self.dtype)
+                mask[:, columns - block.mask.shape[1] :].masked_fill_(~block.mask, float("-inf"))
+                masks[key] = mask
+            return masks[key]
+
+        with_masks = [(block, mask_of(block)) for block in blocks]
+
+        def attend(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            n, h, d = q.shape
+            out = torch.empty(n, h * d, dtype=q.dtype)
+            out[blocks[-1].high :] = 0  # padding rows
+            queries, before = q.transpose(0, 1)[None], prefix[number] if prefix else None
+            for block, mask in with_masks:
+                low, high = block.low, block.high
+                ks, vs = block.keys_and_values(keys, values, before)
+                seen = F.scaled_dot_product_attention(
+                    queries[:, :, low:high],
+                    ks[None],
+                    vs[None],
+                    attn_mask=mask,
+                    is_causal=mask is None,
+                    scale=1.0,
+                    enable_gqa=len(ks) != h,
+                )
+                out[low:high] = seen[0].transpose(0, 1).flatten(1)
+            return out
+
+        return attend
+
     def _blocks(self, layout: Layout, prefix: KV | None, window: int | None, softcap: float | None) -> Attend:
         """Attention by blocks of neighbouring segments: a block's queries see its ancestors whole and itself masked."""
         past = prefix[0][0].shape[1] if prefix else 0
-        blocks = _make_blocks(layout)
-        if window is not None:
-            blocks = [_in_window(block, layout, past, window) for block in blocks]
+        blocks = _cut_blocks(layout, past, window)
         h, g, d = self.heads, self.kv_heads, self.size
         dtype = self.dtype if softcap is None else torch.float32
         masks: dict[bytes | int, Tensor] = {}
@@ -322,23 +460,15 @@ class PackedForward:
 
         def attend(number: int, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             n = q.shape[0]
+            keys, values = keys.contiguous(), values.contiguous()
+            before = prefix[number] if prefix else None
             out = torch.zeros(n, h * d, dtype=q.dtype)  # padding rows stay zero
             grouped = q.view(n, g, h // g, d).permute(1, 2, 0, 3)  # (g, h/g, n, d)
             target = out.view(n, g, h // g, d).permute(1, 2, 0, 3)
             for block in blocks:
                 low, high = block.low, block.high
                 size = high - low
-                from_prefix = prefix is not None and block.past_from < past
-                if not from_prefix and len(block.spans) == 1:
-                    a, b = block.spans[0]
-                    ks, vs = keys[:, a:b], values[:, a:b]
-                else:
-                    parts = [(keys[:, a:b], values[:, a:b]) for a, b in block.spans]
-                    if prefix is not None and from_prefix:
-                        parts.insert(
-                            0, (prefix[number][0][:, block.past_from :], prefix[number][1][:, block.past_from :])
-                        )
-                    ks, vs = torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+                ks, vs = block.keys_and_values(keys, values, before)
                 scores = torch.bmm(grouped[:, :, low:high].reshape(g, -1, d), ks.transpose(1, 2))
                 if softcap is not None:
                     scores = scores.float().div_(softcap).tanh_().mul_(softcap)
@@ -428,8 +558,27 @@ class _Block:
     high: int
     spans: list[tuple[int, int]]  # key rows: the ancestors' and, last, the block's own
     mask: Tensor  # (high - low, K) bool: which of the last K keys a query sees; it sees all before them
-    mask_key: bytes | int
+    mask_key: bytes | int  # equal for equal masks; a number for a causal mask of so many rows
     past_from: int = 0  # from which token on the kept prefix is seen
+
+    def keys_and_values(
+        self, keys: Tensor, values: Tensor, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Those that the block sees of (kv heads, T, d), those of the kept prefix in front."""
+        from_prefix = before is not None and self.past_from < before[0].shape[1]
+        if not from_prefix and len(self.spans) == 1:
+            a, b = self.spans[0]
+            return keys[:, a:b], values[:, a:b]
+        parts = [(keys[:, a:b], values[:, a:b]) for a, b in self.spans]
+        if before is not None and from_prefix:
+            parts.insert(0, (before[0][:, self.past_from :], before[1][:, self.past_from :]))
+        return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+
+
+def _cut_blocks(layout: Layout, past: int, window: int | None, *, whole: bool = False) -> list[_Block]:
+    """The blocks of a batch behind ``past`` kept tokens. ``whole``: a segment that sees only itself is one block."""
+    blocks = _make_blocks(layout, whole=whole and not past and window is None)
+    return blocks if window is None else [_in_window(block, layout, past, window) for block in blocks]
 
 
 def _in_window(block: _Block, layout: Layout, past: int, window: int) -> _Block:
@@ -477,8 +626,11 @@ def _ancestor_spans(layout: Layout, segment: int) -> list[tuple[int, int]]:
     return spans[::-1]
 
 
-def _make_blocks(layout: Layout) -> list[_Block]:
-    """Cut the flat rows into blocks: a long segment into causal pieces, runs of short relatives into masked ones."""
+def _make_blocks(layout: Layout, *, whole: bool) -> list[_Block]:
+    """Cut the flat rows into blocks: a long segment into causal pieces, runs of short relatives into masked ones.
+
+    ``whole``: a long segment without ancestors is not cut.
+    """
     blocks: list[_Block] = []
     causal: dict[int, Tensor] = {}
     segments = layout.segments
@@ -498,8 +650,9 @@ def _make_blocks(layout: Layout) -> list[_Block]:
                 j += 1
         end = segments[j - 1].at + len(segments[j - 1].ids)
         if j == i + 1:
-            for low in range(s.at, end, BLOCK):
-                high = min(low + BLOCK, end)
+            step = BLOCK if ancestors or not whole else size
+            for low in range(s.at, end, step):
+                high = min(low + step, end)
                 if high - low not in causal:
                     causal[high - low] = torch.ones(high - low, high - low, dtype=torch.bool).tril_()
                 spans = _merge([*ancestors, (s.at, low), (low, high)])

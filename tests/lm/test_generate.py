@@ -35,7 +35,7 @@ def test_greedy_batches_equal_the_plain_loop(lm):
     assert [g.text for g in got] == [plain_greedy(lm, c, 12) for c in CONTEXTS]
 
 
-@pytest.mark.parametrize("attention", ["blocks", "rows", plain], ids=["blocks", "rows", "cascade"])
+@pytest.mark.parametrize("attention", ["flash", "rows", plain], ids=["flash", "rows", "cascade"])
 @pytest.mark.parametrize("batch_tokens", [8, 24, 2048])
 def test_shared_beginnings_and_rows_that_end_early_change_nothing(tiny_folder, batch_tokens, attention):
     lm = load_torch(str(tiny_folder(initializer_range=0.6)), dtype="fp32", device="cpu", batch_tokens=batch_tokens)

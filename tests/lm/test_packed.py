@@ -111,7 +111,7 @@ def test_scores_and_texts_are_those_of_the_module(case, codec):
     asks = [GenerateRequest(" ".join(CONTEXTS[:n]), 6 + 9 * (n % 2)) for n in (1, 2, 3)]
     assert [g.text for g in lm.generate(asks)] == [plain_greedy(lm, a.context, a.max_tokens) for a in asks]
     some = slice(0, 6)
-    for attention in ("rows", plain):
+    for attention in ("blocks", "rows", plain):
         lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
         assert scores_of(lm, pairs[some]) == pytest.approx(want[some], abs=1e-4)
 

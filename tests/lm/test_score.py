@@ -3,6 +3,7 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from iclkit.errors import ModelError, RequestError, UsageError
 from iclkit.lm import LM, ModelShape, ScoreRequest, load_lm
 from iclkit.lm._cascade import plain
-from iclkit.lm._forward import default_batch_tokens
+from iclkit.lm._forward import ScoreReader, default_batch_tokens
 from iclkit.lm._load import load_torch
 from iclkit.lm._packed import PackedForward
 from iclkit.lm._tokens import TokenPair
@@ -83,13 +84,41 @@ def test_any_other_model_runs_through_its_module_and_equals_the_reference(arch, 
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["rows", plain], ids=["rows", "cascade"])
-def test_attention_as_on_a_gpu_equals_the_reference(attention, tiny_folder, naive):
+@pytest.mark.parametrize("attention", ["blocks", "rows", plain], ids=["blocks", "rows", "cascade"])
+def test_every_other_way_of_attention_equals_the_reference(attention, tiny_folder, naive):
     folder = tiny_folder()
     lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
     lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
     pairs = branching_pairs(vocabulary=lm.model.module.config.vocab_size)
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
+
+
+def test_a_prompt_of_several_parts_and_blocks_equals_the_reference(tiny_folder, naive, monkeypatch):
+    monkeypatch.setattr("iclkit.lm._packed.ROWS", 32)
+    monkeypatch.setattr("iclkit.lm._packed.BLOCK", 16)
+    folder = tiny_folder()
+    pairs = branching_pairs()
+    want = naive(folder, pairs)
+    for attention in ("flash", "blocks"):
+        lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
+        lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
+        assert scores_of(lm, pairs) == pytest.approx(want, abs=1e-4)
+
+
+def test_logits_are_read_as_torch_reads_them_with_ties_and_without_some_tokens():
+    logits = torch.randn(5, 11, generator=torch.Generator().manual_seed(0)) * 30
+    logits[1, 3] = logits[1, 7] = 200.0
+    logits[2] = -torch.inf
+    logits[2, 4] = 1.0
+    row, token = np.array([4, 1, 1, 2, 3, 0, 0]), np.array([6, 7, 3, 4, 2, int(logits[0].argmax()), 1])
+    want = torch.log_softmax(logits.double(), -1)[row, token]
+    best = logits.argmax(-1)[row] == torch.from_numpy(token)
+    reader = ScoreReader(row, token, np.arange(7), 7)
+    for at in (0, 3):
+        reader.take(at, logits[at : at + 3].clone())
+    got = reader.scores()
+    assert [s.logprob for s in got] == pytest.approx(want.tolist(), abs=1e-4)
+    assert [s.greedy for s in got] == best.tolist()
 
 
 @settings(max_examples=40, deadline=None)
