@@ -61,6 +61,7 @@ DOORS = {
     "wandb": {"integrations"},
     "trackio": {"integrations"},
     "ray": {"engines"},
+    "lancedb": {"pool"},
     "click": {"cli"},
     "rich": {"cli"},
 }

@@ -40,6 +40,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "pool check": ("iclkit pool check demos.db",),
     "pool export": ("iclkit pool export demos.db demos.csv", "iclkit pool export demos.db - | head"),
+    "pool compact": ("iclkit pool compact demos.lance",),
+    "pool migrate": ("iclkit pool migrate demos.db demos.lance", "iclkit pool migrate demos.lance back.db"),
     "keys export": ("iclkit keys export demos.db > keys.jsonl",),
     "keys annotate": ("iclkit keys annotate demos.db --out skills.toml -n 16",),
     "augment": (

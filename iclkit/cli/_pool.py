@@ -26,7 +26,7 @@ from iclkit.cli._progress import bar
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import console, echo, emit_json
 from iclkit.errors import DataError, PoolError, UsageError
-from iclkit.pool import EXACT_UP_TO, RECALL, Pool, example_dict
+from iclkit.pool import EXACT_UP_TO, RECALL, Pool, as_place, discard, example_dict, is_there
 from iclkit.records import Example
 from iclkit.text import visible
 
@@ -37,7 +37,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def command() -> None:
-    """Keep demonstrations in a pool: one SQLite file."""
+    """Keep demonstrations in a pool: one SQLite file, or LanceDB tables where its name ends in .lance."""
 
 
 @command.command()
@@ -78,15 +78,14 @@ def add(
                     yield replace(example, meta={**example.meta, **extra}) if extra else example
                 progress(n, len(files))
 
-    there = pool.exists()
+    there = is_there(as_place(pool))
     try:
         with Pool.open(pool) as store:
             report = store.add(examples(), keep_ids=False)
             total = len(store)
     except DataError:
         if not there:  # a pool that was made for rows that are none
-            for end in ("", "-wal", "-shm"):
-                pool.with_name(pool.name + end).unlink(missing_ok=True)
+            discard(as_place(pool))
         raise
     for file, reading in zip(files, readings, strict=True):
         for note in reading.notes:
@@ -458,6 +457,43 @@ def export(pool: Path, file: Path, format_: str | None, as_json: bool) -> None:
         print_json({"examples": count, "path": str(file)})
     else:
         echo(f"wrote {count:,} examples to {file}")
+
+
+@command.command()
+@POOL
+@JSON
+def compact(pool: Path, as_json: bool) -> None:
+    """Give back the room of what was removed from POOL; in LanceDB its content stays for a week otherwise."""
+    with Pool.open(pool, create=False) as store:
+        before = store.stats().size
+        store.compact()
+        after = store.stats().size
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        echo(f"{pool} takes {after / 1e6:,.1f} MB; before: {before / 1e6:,.1f}")
+
+
+@command.command()
+@click.argument("source", type=click.Path(path_type=Path), metavar="FROM")
+@click.argument("target", type=click.Path(path_type=Path), metavar="TO")
+@JSON
+def migrate(source: Path, target: Path, as_json: bool) -> None:
+    """Write all that pool FROM holds to a new pool TO: from a file to LanceDB, or back.
+
+    A name that ends in .lance, or a URI such as s3://bucket/demos.lance, is in LanceDB. Ids, order, metadata, what was
+    removed, vectors and keys are kept, so selections and runs stay the same; FROM stays too. A call that was killed
+    leaves no pool TO and is begun again.
+    """
+    from iclkit.pool import migrate
+
+    report = migrate(source, target)
+    if as_json:
+        print_json(asdict(report))
+        return
+    vectors = "".join(f", {count:,} vectors of {name}" for name, count in report.vectors.items())
+    keys = f", {report.keys:,} keys" if report.keys else ""
+    echo(f"{target} holds {report.examples:,} examples{vectors}{keys}; {source} is as it was")
 
 
 def print_json(value: object) -> None:

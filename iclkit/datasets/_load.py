@@ -368,7 +368,11 @@ def _from_file(path: Path, described: TaskFile, columns: Columns) -> _Loaded:
 
 
 def is_pool(path: Path) -> bool:
-    """Whether a file is an SQLite file."""
+    """Whether a file is an SQLite file, or a name is that of a pool in LanceDB."""
+    from iclkit.pool import as_place, in_lance
+
+    if in_lance(as_place(path)):
+        return True
     if path_kind(path) != "file":
         return False
     with path.open("rb") as file:

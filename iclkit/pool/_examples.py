@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,8 +31,36 @@ def example_of(row: tuple[Any, ...]) -> Example:
     )
 
 
+class ExampleReader(Protocol):
+    """Examples by row handle, as they were at a revision. PoolError where that is not known any more."""
+
+    def at(self, rows: IntArray, revision: int) -> list[Example]:
+        """The examples of these handles."""
+        ...
+
+    def each(self, rows: IntArray, revision: int) -> Iterator[Example]:
+        """The examples of these handles, some at a time."""
+        ...
+
+    def row_of(self, example_id: str, revision: int) -> int | None:
+        """The handle of an example id."""
+        ...
+
+    def of_task(self, task: str, revision: int) -> IntArray:
+        """Handles of the examples that have this task, ascending."""
+        ...
+
+    def traces(self, rows: IntArray, revision: int) -> list[tuple[int, Example]]:
+        """Those of the examples with provenance (``generated_from``), by handle."""
+        ...
+
+    def unlabeled(self, rows: IntArray, revision: int) -> list[tuple[int, Example]]:
+        """Those of the examples with an empty output, by handle."""
+        ...
+
+
 class StoredExamples:
-    """Examples by row handle, as they were at a revision.
+    """Examples of an SQLite file by row handle, as they were at a revision.
 
     What this process changes or removes is kept in memory for the views that were taken before (``keep``). What another
     process has changed since is refused.
@@ -82,7 +110,7 @@ class StoredExamples:
         found = self._db.read("SELECT seq FROM examples WHERE id = ?", (example_id,))
         return int(found[0][0]) if found else None
 
-    def of_task(self, task: str) -> IntArray:
+    def of_task(self, task: str, revision: int) -> IntArray:  # noqa: ARG002
         """Handles of the examples that have this task now, ascending."""
         found = self._db.read("SELECT seq FROM examples WHERE task = ? ORDER BY seq", (task,))
         return np.array([row for (row,) in found], dtype=np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,22 @@ class ExamplePage:
     revision: int
 
 
+def words_filter(text: str) -> Callable[[str, str, str], bool] | None:
+    """Whether an example holds every word of a text: of what is stored as JSON, what is stored as it is, and its id.
+
+    None for a text without words.
+    """
+    words = clean_text(text).casefold().split()
+    # inputs and metadata are stored as JSON, where a quotation mark has a backslash before it
+    needles = [(word, json.dumps(word, ensure_ascii=False)[1:-1]) for word in words]
+
+    def holds(stored: str, plain: str, example_id: str) -> bool:
+        stored, plain = stored.casefold(), plain.casefold()
+        return all(w in plain or escaped in stored or example_id.startswith(w) for w, escaped in needles)
+
+    return holds if words else None
+
+
 def find_examples(
     connection: Connection,
     revision: int,
@@ -36,14 +53,7 @@ def find_examples(
     """See ``Pool.find``."""
     values = {"task": task, "output": output}
     conditions = [_FILTERS[name] for name, value in values.items() if value is not None]
-    if words := clean_text(text).casefold().split():
-        # inputs and metadata are stored as JSON, where a quotation mark has a backslash before it
-        needles = [(word, json.dumps(word, ensure_ascii=False)[1:-1]) for word in words]
-
-        def holds(stored: str, plain: str, example_id: str) -> bool:
-            stored, plain = stored.casefold(), plain.casefold()
-            return all(w in plain or escaped in stored or example_id.startswith(w) for w, escaped in needles)
-
+    if holds := words_filter(text):
         connection.create_function("holds", 3, holds, deterministic=True)
         conditions.append("holds(input || meta || choices, output || char(10) || task, id)")
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""

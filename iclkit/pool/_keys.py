@@ -1,9 +1,11 @@
-"""Retrieval keys, kept in the pool's file: what a transform wrote of an input is written once."""
+"""Retrieval keys, kept in the pool: what a transform wrote of an input is written once."""
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from iclkit.database import Database
 from iclkit.errors import DataError
@@ -12,22 +14,38 @@ from iclkit.records import Fields, Progress
 
 BATCH = 32  # keys written per commit
 
-_Keys = dict[tuple[str, int], tuple[str, bool]]
+StoredKeys = dict[tuple[str, int], tuple[str, bool]]
 """{(hash of the input, number of the key): (text, whether the input stands in)}"""
 
 
-class KeyStore:
-    """Stored keys of one pool. One that does not write keeps what is written in memory."""
+class KeyStore(ABC):
+    """Stored keys of one pool. One that does not write keeps what is written in memory.
 
-    def __init__(self, database: Database, writes: bool) -> None:
-        self.writes, self._db = writes, database
-        self._made: dict[str, _Keys] = {}
+    Where they are kept is a back end's.
+    """
 
-    def in_memory(self) -> KeyStore:
+    def __init__(self, writes: bool) -> None:
+        self.writes = writes
+        self._made: dict[str, StoredKeys] = {}
+
+    def in_memory(self) -> Self:
         """One that reads the same keys and does not write."""
-        store = KeyStore(self._db, writes=False)
+        store = self._read_only()
         store._made.update((fingerprint, dict(keys)) for fingerprint, keys in self._made.items())
         return store
+
+    @abstractmethod
+    def _read_only(self) -> Self: ...
+
+    @abstractmethod
+    def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
+        """(transform, number, key) of all keys that are stored for an input."""
+
+    @abstractmethod
+    def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> StoredKeys: ...
+
+    @abstractmethod
+    def _store(self, transform: KeyTransform, keys: StoredKeys) -> None: ...
 
     def keys(
         self,
@@ -68,15 +86,26 @@ class KeyStore:
         texts = tuple(tuple(known[h, n][0] for n in numbers) for h in hashes)
         return RetrievalKeys(texts, tuple(sum(known[h, n][1] for n in numbers) for h in hashes))
 
+
+class FileKeys(KeyStore):
+    """Keys in a pool's file."""
+
+    def __init__(self, database: Database, writes: bool) -> None:
+        super().__init__(writes)
+        self._db = database
+
+    def _read_only(self) -> Self:
+        return type(self)(self._db, writes=False)
+
     def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
-        """(transform, number, key) of all keys that are stored for an input."""
+        """See ``KeyStore``."""
         return self._db.read(
             "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
             "WHERE k.source = ? ORDER BY t.number, k.number",
             (input_hash(given),),
         )
 
-    def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> _Keys:
+    def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> StoredKeys:
         rows = self._db.read(
             "SELECT k.source, k.number, k.text, k.fallback FROM json_each(?) AS s CROSS JOIN keys AS k "
             "ON k.source = s.value AND k.transform = (SELECT number FROM transforms WHERE fingerprint = ?)",
@@ -84,7 +113,7 @@ class KeyStore:
         )
         return {(source, number): (text, bool(fallback)) for source, number, text, fallback in rows}
 
-    def _store(self, transform: KeyTransform, keys: _Keys) -> None:
+    def _store(self, transform: KeyTransform, keys: StoredKeys) -> None:
         with self._db.writing() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO transforms (fingerprint, name) VALUES (?, ?)",

@@ -35,8 +35,8 @@ RECALL = 0.99
 FEWEST = 256
 """Rows below which lists save nothing."""
 MAGIC = b"iclkit lists 1\n"
-_DEPTHS = (10, 100)  # k for which recall is measured; selectors that rerank ask for a hundred
-_SAMPLE = 256  # rows that recall is measured on
+DEPTHS = (10, 100)  # k for which recall is measured; selectors that rerank ask for a hundred
+SAMPLE = 256  # rows that recall is measured on
 _PER_LIST = 39  # rows per center that k-means learns from (FAISS warns below)
 _PASSES = 10
 _ASSIGNED_AT_ONCE = 1 << 13
@@ -129,12 +129,12 @@ class Lists:
         centers = _centers(index.raw[learnt_from], count, seed)
         assigned = assign(FlatIndex.of(centers), index.raw)
         info = ApproximateIndex(
-            embedder, len(alive), count, min(_SAMPLE, len(alive)), (Level(_DEPTHS[0], 1, math.nan),), seed,
+            embedder, len(alive), count, min(SAMPLE, len(alive)), (Level(DEPTHS[0], 1, math.nan),), seed,
             str(faiss_module().__version__), digest([centers.astype("<f4").tobytes().hex()], 8),
         )  # fmt: skip
         made = cls(info, centers, index.handles, texts, assigned, by_list(assigned))
         sample = np.sort(rng.permutation(alive)[: info.sample])
-        levels = tuple(_measured(ListIndex.of(index, made), index.handles[sample], k, recall) for k in _DEPTHS)
+        levels = tuple(_measured(ListIndex.of(index, made), index.handles[sample], k, recall) for k in DEPTHS)
         return cls(replace(info, levels=levels), centers, index.handles, texts, assigned, made.order)
 
     def _arrays(self) -> list[NDArray[Any]]:
@@ -168,7 +168,7 @@ class Lists:
             handles, texts, order, assigned, centers = (
                 body[first:last].view(t) for first, last, t in zip(ends[:-1], ends[1:], _TYPES, strict=True)
             )
-            return cls(_info(told["info"]), centers.reshape(-1, told["dim"]), handles, texts, assigned, order)
+            return cls(info_of(told["info"]), centers.reshape(-1, told["dim"]), handles, texts, assigned, order)
         except (KeyError, TypeError) as error:
             raise ValueError("is damaged") from error
 
@@ -184,7 +184,7 @@ _TYPES: tuple[np.dtype[Any], ...] = (
 
 def read_info(path: Path) -> ApproximateIndex:
     """What a file says of its index. ValueError and OSError as ``Lists.read``."""
-    return _info(_header(path)[0]["info"])
+    return info_of(_header(path)[0]["info"])
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -199,7 +199,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             raise ValueError("is damaged") from error
 
 
-def _info(told: Any) -> ApproximateIndex:
+def info_of(told: Any) -> ApproximateIndex:
+    """Of what was written of it. ValueError for anything else."""
     try:
         return ApproximateIndex(**{**told, "levels": tuple(Level(**level) for level in told["levels"])})
     except (KeyError, TypeError) as error:

@@ -21,7 +21,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from iclkit.database import MEMORY, Database
 from iclkit.errors import UsageError
 from iclkit.pool._arrays import begins_with
 from iclkit.pool._candidates import IntArray
@@ -288,16 +287,16 @@ class TermIndex:
 
 
 class TermStore:
-    """Terms of one pool, kept in files beside it."""
+    """Terms of one pool, kept in files beside ``beside``; None for a pool in memory. ``uid`` gives the pool's."""
 
-    def __init__(self, database: Database, writes: bool) -> None:
-        self._db, self._writes = database, writes
+    def __init__(self, beside: Path | None, uid: Callable[[], str], writes: bool) -> None:
+        self._beside, self._uid, self._writes = beside, uid, writes
         # what was read of a file, and what the file was then
         self._read: dict[Path, tuple[tuple[int, int], _KeptTerms]] = {}
 
     def in_memory(self) -> TermStore:
         """One that reads the same files and does not write."""
-        return TermStore(self._db, writes=False)
+        return TermStore(self._beside, self._uid, writes=False)
 
     def terms(
         self, rows: IntArray, texts: IntArray, text_at: Callable[[int], str], name: str, stemmer: str, *, whole: bool
@@ -351,7 +350,7 @@ class TermStore:
 
     def _file(self, name: str, stemmer: str) -> Path | None:
         """None for a pool in memory, and for a tokenizer of another package, whose changes cannot be seen."""
-        if self._db.path == MEMORY or name not in OWN:
+        if self._beside is None or name not in OWN:
             return None
         version = ""
         if stemmer:
@@ -359,11 +358,7 @@ class TermStore:
 
             version = Stemmer.version()
         key = digest([VERSION, name, stemmer, version, unicodedata.unidata_version, self._uid()], 4)
-        return Path(self._db.path).with_suffix(f".{key}.terms")
-
-    def _uid(self) -> str:
-        ((uid,),) = self._db.read("SELECT value FROM facts WHERE name = 'uid'")
-        return str(uid)
+        return self._beside.with_suffix(f".{key}.terms")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

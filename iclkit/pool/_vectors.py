@@ -10,9 +10,11 @@ import glob
 import hashlib
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,37 +75,92 @@ class _Listed:
     index: ListIndex | None = None
 
 
-class VectorStore:
-    """Stored vectors of one pool. One that does not write keeps what it makes in memory."""
+class VectorStore(ABC):
+    """Stored vectors of one pool. One that does not write keeps what it makes in memory.
 
-    def __init__(self, database: Database, writes: bool) -> None:
-        self.writes, self.database, self._db = writes, database, database
+    Where they are kept, and how they are searched, is a back end's.
+    """
+
+    def __init__(self, writes: bool) -> None:
+        self.writes = writes
         self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
-        self._kept: dict[str, _Kept] = {}
-        self._listed: dict[str, _Listed] = {}
 
-    def in_memory(self) -> VectorStore:
+    def in_memory(self) -> Self:
         """One that reads the same vectors and does not write."""
-        store = VectorStore(self._db, writes=False)
+        store = self._read_only()
         store._made.update(self._made)
         return store
 
+    @abstractmethod
+    def _read_only(self) -> Self: ...
+
+    @abstractmethod
     def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
         """How many of the texts (by number) have no stored vector of this embedder."""
-        numbers = np.unique(texts)
-        ((stored,),) = self._db.read(f"SELECT count(*) {_STORED}", self._values(embedder, numbers))
-        return len(numbers) - int(stored)
 
+    @abstractmethod
     def of_texts(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """(len(texts), dim): document vectors of any texts; those not stored yet are made and stored."""
-        hashes = {t: text_hash(t) for t in texts}
-        if self.writes:
-            with self._db.writing() as connection:
-                connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in hashes.values()))
-        numbers = dict(self._db.read_each("SELECT hash, number FROM texts WHERE hash IN ({values})", hashes.values()))
-        number_of = {t: numbers.get(h, -1 - n) for n, (t, h) in enumerate(hashes.items())}  # below 0: not numbered
-        of_each = np.array([number_of[t] for t in texts], dtype=np.int64)
-        return self.of_numbers(of_each, lambda at: texts[at], embedder, progress)
+
+    @abstractmethod
+    def index(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        *,
+        whole: bool,
+        progress: Progress | None = None,
+    ) -> VectorIndex:
+        """Search over the vectors of these texts, known by these row handles; vectors that are missing are made.
+
+        ``whole``: they are all of the pool's. An approximate index that was built is then used; PoolError for one that
+        cannot be.
+        """
+
+    @abstractmethod
+    def approximate(self, embedder: Embedder) -> ApproximateIndex | None:
+        """What is approximate about search in the whole pool. PoolError for an index that cannot be used."""
+
+    @abstractmethod
+    def approximations(self) -> list[ApproximateIndex]:
+        """Of all embedders; those that cannot be used are left out."""
+
+    @abstractmethod
+    def build_lists(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        *,
+        recall: float,
+        lists: int | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> ApproximateIndex:
+        """Sort the rows of the whole pool into lists, and keep them. PoolError where that cannot be done."""
+
+    @abstractmethod
+    def drop_lists(self, embedder: Embedder) -> bool:
+        """Search exactly again; whether there were lists. PoolError where they cannot be removed."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, int]:
+        """Stored vectors per embedder, by a description of it."""
+
+    @abstractmethod
+    def problems(self) -> list[str]:
+        """A line for each embedder with damaged vectors."""
+
+    @abstractmethod
+    def _stored(self, embedder: Embedder, texts: IntArray) -> list[tuple[int, bytes]]:
+        """(number, little-endian float32) of those of the texts that have a vector."""
+
+    @abstractmethod
+    def _store(self, embedder: Embedder, texts: IntArray, hashes: Sequence[bytes], vectors: FloatArray) -> None:
+        """Keep the vectors (n, dim) of texts with these numbers and hashes."""
 
     def of_numbers(
         self, texts: IntArray, text_at: Callable[[int], str], embedder: Embedder, progress: Progress | None = None
@@ -133,7 +190,7 @@ class VectorStore:
             batch = order[done : done + BATCH]
             vectors[batch] = encode_checked(embedder, [text[n] for n in batch], "document")
             if self.writes:
-                self._store(embedder, numbers[batch], vectors[batch])
+                self._store(embedder, numbers[batch], [text_hash(text[n]) for n in batch], vectors[batch])
             else:
                 self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
             if progress:
@@ -161,10 +218,41 @@ class VectorStore:
         made = 0
         for job, vectors in engine.run(jobs):
             check_rows(embedder.name, vectors, jobs[job], embedder.dim)
-            self._store(embedder, np.array(batches[job], dtype=np.int64), vectors)
+            numbers_of = np.array(batches[job], dtype=np.int64)
+            self._store(embedder, numbers_of, [text_hash(t) for t in jobs[job]], vectors)
             made += len(jobs[job])
             if progress:
                 progress(made, len(order))
+
+
+class FileVectors(VectorStore):
+    """Vectors in a pool's file, and in files beside it that are mapped into memory."""
+
+    def __init__(self, database: Database, writes: bool) -> None:
+        super().__init__(writes)
+        self._db = database
+        self._kept: dict[str, _Kept] = {}
+        self._listed: dict[str, _Listed] = {}
+
+    def _read_only(self) -> Self:
+        return type(self)(self._db, writes=False)
+
+    def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
+        """See ``VectorStore``."""
+        numbers = np.unique(texts)
+        ((stored,),) = self._db.read(f"SELECT count(*) {_STORED}", self._values(embedder, numbers))
+        return len(numbers) - int(stored)
+
+    def of_texts(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None = None) -> FloatArray:
+        """See ``VectorStore``."""
+        hashes = {t: text_hash(t) for t in texts}
+        if self.writes:
+            with self._db.writing() as connection:
+                connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h in hashes.values()))
+        numbers = dict(self._db.read_each("SELECT hash, number FROM texts WHERE hash IN ({values})", hashes.values()))
+        number_of = {t: numbers.get(h, -1 - n) for n, (t, h) in enumerate(hashes.items())}  # below 0: not numbered
+        of_each = np.array([number_of[t] for t in texts], dtype=np.int64)
+        return self.of_numbers(of_each, lambda at: texts[at], embedder, progress)
 
     def index(
         self,
@@ -176,11 +264,8 @@ class VectorStore:
         whole: bool,
         progress: Progress | None = None,
     ) -> VectorIndex:
-        """Search over the vectors of these texts, known by these row handles.
-
-        ``whole``: they are all of the pool's, so vectors are kept in a file beside it, to which later ones are
+        """See ``VectorStore``. Vectors of the whole pool are kept in a file beside it, to which later ones are
         appended, and the index of an earlier state of the pool is extended. Neither is believed over the database.
-        Search is then in lists, where some have been built; PoolError for lists that cannot be used.
         """
         if not whole:
             return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
@@ -215,12 +300,12 @@ class VectorStore:
     # ---- approximate search
 
     def approximate(self, embedder: Embedder) -> ApproximateIndex | None:
-        """What is approximate about search in the whole pool. PoolError for lists that cannot be used."""
+        """See ``VectorStore``."""
         listed = self._read_lists(embedder)
         return listed.lists.info if listed else None
 
     def approximations(self) -> list[ApproximateIndex]:
-        """Of all embedders; files that cannot be used are left out."""
+        """See ``VectorStore``."""
         if self._db.path == MEMORY:
             return []
         found = list[ApproximateIndex]()
@@ -243,7 +328,7 @@ class VectorStore:
         seed: int,
         progress: Progress | None = None,
     ) -> ApproximateIndex:
-        """Sort the rows of the whole pool into lists, and keep them beside it. PoolError where that cannot be done."""
+        """See ``VectorStore``."""
         path = self._lists_file(embedder)
         if path is None:
             raise PoolError("an approximate index is kept beside the file of a pool, and this pool is in memory")
@@ -257,7 +342,7 @@ class VectorStore:
         return made.info
 
     def drop_lists(self, embedder: Embedder) -> bool:
-        """Search exactly again; whether there were lists. PoolError where the file cannot be removed."""
+        """See ``VectorStore``."""
         path = self._lists_file(embedder)
         self._listed.pop(vector_key(embedder, "document"), None)
         if path is None or not path.exists():
@@ -391,7 +476,7 @@ class VectorStore:
     def _values(embedder: Embedder, texts: IntArray) -> tuple[str, str, int]:
         return json.dumps(texts.tolist()), vector_key(embedder, "document"), 4 * embedder.dim
 
-    def _store(self, embedder: Embedder, texts: IntArray, vectors: FloatArray) -> None:
+    def _store(self, embedder: Embedder, texts: IntArray, hashes: Sequence[bytes], vectors: FloatArray) -> None:  # noqa: ARG002
         key = vector_key(embedder, "document")
         with self._db.writing() as connection:
             connection.execute(
@@ -406,7 +491,7 @@ class VectorStore:
             )
 
     def counts(self) -> dict[str, int]:
-        """Stored vectors per embedder, by a description of it."""
+        """See ``VectorStore``."""
         return {
             f"{name} ({side}, {dim}-d, {key[:8]})": count
             for name, side, dim, key, count in self._db.read(
@@ -416,7 +501,7 @@ class VectorStore:
         }
 
     def problems(self) -> list[str]:
-        """A line for each embedder with damaged vectors."""
+        """See ``VectorStore``."""
         lines = []
         for number, name, dim in self._db.read("SELECT number, name, dim FROM embedders"):
             damaged = 0

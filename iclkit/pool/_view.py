@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -15,7 +15,7 @@ from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
 from iclkit.engines import Engine
 from iclkit.errors import DataError, UsageError
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, is_member, positions_of
-from iclkit.pool._examples import READ, StoredExamples
+from iclkit.pool._examples import READ, ExampleReader
 from iclkit.pool._index import FlatIndex, VectorIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
@@ -37,11 +37,13 @@ class PoolReader:
     vectors: VectorStore
     keys: KeyStore
     terms: TermStore
-    examples: StoredExamples
+    examples: ExampleReader
+    save_copy: Callable[[Path], None]
+    """Write all that the pool holds to a new SQLite file."""
 
     def in_memory(self) -> PoolReader:
         """One that reads the same and keeps what is made in memory."""
-        return PoolReader(self.vectors.in_memory(), self.keys.in_memory(), self.terms.in_memory(), self.examples)
+        return replace(self, vectors=self.vectors.in_memory(), keys=self.keys.in_memory(), terms=self.terms.in_memory())
 
 
 @dataclass(frozen=True, slots=True)

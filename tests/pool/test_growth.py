@@ -41,12 +41,12 @@ def steps(pool: Pool, work: Callable[[Pool], object]) -> int:
         count += 1
         return 0
 
-    with pool._db.reading() as connection:
+    with pool._table.database.reading() as connection:
         connection.set_progress_handler(step, 10)
     try:
         work(pool)
     finally:
-        with pool._db.reading() as connection:
+        with pool._table.database.reading() as connection:
             connection.set_progress_handler(None, 0)
     return count
 

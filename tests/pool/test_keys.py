@@ -122,7 +122,7 @@ def test_removing_an_example_removes_its_keys_unless_another_has_its_input() -> 
         pool.remove([first, third])
         assert pool.stored_keys(second) == [("shout", 0, "0 SAME")]
         pool.remove([second])
-        assert pool._read("SELECT count(*) FROM keys") == [(0,)]
+        assert pool._table.database.read("SELECT count(*) FROM keys") == [(0,)]
 
 
 def test_texts_are_embedded_once_and_share_vectors_with_examples(tmp_path: Path) -> None:

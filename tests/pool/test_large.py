@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclkit.errors import DataError, PoolError
-from iclkit.pool import Pool, PoolView, _store
+from iclkit.pool import Pool, PoolView, _sqlite
 from iclkit.pool._examples import StoredExamples
 from iclkit.pool._index import FlatIndex
 from iclkit.records import Example, Query
@@ -32,7 +32,7 @@ def examples(*numbers: int) -> list[Example]:
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_store, "LARGE", 5)
+    monkeypatch.setattr(_sqlite, "LARGE", 5)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_view_of_a_large_pool_is_as_one_of_a_small_pool(path: Path, monkeypatc
             lazy = pool.view(**options)  # type: ignore[arg-type]
             assert lazy._held is None
             with monkeypatch.context() as patch, Pool.open(path) as other:
-                patch.setattr(_store, "LARGE", 10**6)
+                patch.setattr(_sqlite, "LARGE", 10**6)
                 same(lazy, other.view(**options))  # type: ignore[arg-type]
 
 
@@ -92,7 +92,7 @@ def test_every_selector_picks_the_same(path: Path, name: str, monkeypatch: pytes
     kit = Kit(EMBEDDER, labels=("x", "y"))
     chosen = []
     for size in (5, 10**6):
-        monkeypatch.setattr(_store, "LARGE", size)
+        monkeypatch.setattr(_sqlite, "LARGE", size)
         with Pool.open(path) as pool:
             view = pool.view()
             excluded = frozenset(i for i in pool.ids[:3])
@@ -134,7 +134,7 @@ CHANGE = st.tuples(
 def test_earlier_views_still_show_what_they_showed(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, list[int]]]
 ) -> None:
-    before, _store.LARGE = _store.LARGE, 1
+    before, _sqlite.LARGE = _sqlite.LARGE, 1
     try:
         pool, views = Pool.open(tmp_path_factory.mktemp("pool") / "demos.db"), []
         pool.add([*examples(*range(10)), Example("waits", "")])
@@ -159,7 +159,7 @@ def test_earlier_views_still_show_what_they_showed(
             assert fresh.examples_at(view.rows) == [*fresh.examples]
             assert sorted(fresh.ids) == sorted(e.id for e in expected)
     finally:
-        _store.LARGE = before
+        _sqlite.LARGE = before
 
 
 def test_inputs_that_wait_for_a_label_do_not_keep_files_from_being_used(path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_handle_or_id_that_is_not_in_the_view_is_refused(path: Path) -> None:
 @pytest.mark.usefixtures("large")
 def test_a_pool_whose_texts_were_spelled_otherwise_is_looked_through_once(path: Path) -> None:
     with sqlite3.connect(path) as raw:
-        raw.execute("DELETE FROM facts WHERE name = ?", (_store.SPELLED,))
+        raw.execute("DELETE FROM facts WHERE name = ?", (_sqlite.SPELLED,))
         (text,) = raw.execute("SELECT max(number) + 1 FROM texts").fetchone()
         raw.execute("INSERT INTO texts VALUES (?, x'00')", (text,))
         raw.execute("UPDATE examples SET text = ?, input = '\"  red   \"' WHERE seq = 3", (text,))
