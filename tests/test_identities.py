@@ -148,6 +148,7 @@ BY_FIELD_NAME = {
     "models/_store": "manifest",
     "datasets/_task_file": "a task file: names as a user types them",
     "embed/_quick": "a note of a folder, which is read again by the same names",
+    "pool/_lance_vectors": "a row of a table of indexes",
     "pool/_lists": "header of an index file",
     "report/_text": "a board as JSON",
     "trainers/_config": "settings as a user types them",

@@ -97,7 +97,7 @@ def add(
         return
     again = f" ({report.revived} of them had been removed before)" if report.revived else ""
     known = f"; {report.known:,} were there already" if report.known else ""
-    echo(f"added {report.added:,} examples{again}{known}; {pool} holds {total:,}")
+    echo(f"added {report.added:,} examples{again}{known}; {as_place(pool)} holds {total:,}")
 
 
 @command.command()
@@ -204,7 +204,7 @@ def rm(
     if as_json:
         print_json({"removed": 0 if dry_run else len(gone), "ids": gone, "examples": left})
     else:
-        echo(f"{'would remove' if dry_run else 'removed'} {len(gone):,} examples; {pool} holds {left:,}")
+        echo(f"{'would remove' if dry_run else 'removed'} {len(gone):,} examples; {as_place(pool)} holds {left:,}")
 
 
 @command.command()
@@ -232,7 +232,7 @@ def dedupe(pool: Path, near: float | None, dry_run: bool, as_json: bool) -> None
     if rows:
         print_table(("", "id", "input"), rows)
     many = sum(len(g) - 1 for g in report.groups)
-    echo(f"{'would remove' if dry_run else 'removed'} {many:,} duplicates; {pool} holds {left:,}")
+    echo(f"{'would remove' if dry_run else 'removed'} {many:,} duplicates; {as_place(pool)} holds {left:,}")
 
 
 @command.command()
@@ -287,7 +287,7 @@ def index(pool: Path, embedder: str, kind: str, recall: float, lists: int | None
         print_json({"index": asdict(built) if built else None, "removed": gone, "examples": total})
     elif built is None:
         now = "; the approximate index is gone" if gone else ""
-        echo(f"search by {embedder} looks at all {total:,} examples of {pool}{now}")
+        echo(f"search by {embedder} looks at all {total:,} examples of {as_place(pool)}{now}")
     else:
         echo(f"built: {built}")
         if built.probes_share > SLOW_SHARE:
@@ -327,7 +327,7 @@ def embed(
     if as_json:
         print_json({"embedded": made, "examples": total, "dim": model.dim, "fingerprint": model.fingerprint})
     else:
-        echo(f"embedded {made:,} texts; all {total:,} examples of {pool} have vectors of {embedder}")
+        echo(f"embedded {made:,} texts; all {total:,} examples of {as_place(pool)} have vectors of {embedder}")
         if total > EXACT_UP_TO and indexed is None:
             say(f"search looks at all {total:,}; to look at part: iclkit pool index {pool} --embedder {embedder}")
 
@@ -360,7 +360,7 @@ def label(pool: Path, sheet: Path | None, write: Path | None, count: int, embedd
     if as_json:
         print_json({"labeled": done, "unlabeled": left})
     else:
-        echo(f"labeled {done:,} inputs; {left:,} of {pool} wait for a label")
+        echo(f"labeled {done:,} inputs; {left:,} of {as_place(pool)} wait for a label")
 
 
 _SHEET = ("id", "output", "input", "choices")
@@ -380,7 +380,9 @@ def _write_sheet(pool: Path, path: Path, count: int, embedder: str, as_json: boo
         view = store.view(labeled=None)
         waiting = [e for e in view.examples if not e.output][:count]
         if not waiting:
-            raise DataError(f"no input of {pool} waits for a label; add some: iclkit pool add {pool} FILE --unlabeled")
+            raise DataError(
+                f"no input of {as_place(pool)} waits for a label; add some: iclkit pool add {pool} FILE --unlabeled"
+            )
         if embedder != "none":
             model = load_embedder(embedder)
             with bar("embedding") as progress:
@@ -471,7 +473,7 @@ def compact(pool: Path, as_json: bool) -> None:
     if as_json:
         print_json({"before": before, "after": after})
     else:
-        echo(f"{pool} takes {after / 1e6:,.1f} MB; before: {before / 1e6:,.1f}")
+        echo(f"{as_place(pool)} takes {after / 1e6:,.1f} MB; before: {before / 1e6:,.1f}")
 
 
 @command.command()
@@ -493,7 +495,7 @@ def migrate(source: Path, target: Path, as_json: bool) -> None:
         return
     vectors = "".join(f", {count:,} vectors of {name}" for name, count in report.vectors.items())
     keys = f", {report.keys:,} keys" if report.keys else ""
-    echo(f"{target} holds {report.examples:,} examples{vectors}{keys}; {source} is as it was")
+    echo(f"{as_place(target)} holds {report.examples:,} examples{vectors}{keys}; {as_place(source)} is as it was")
 
 
 def print_json(value: object) -> None:
