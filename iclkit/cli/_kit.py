@@ -479,13 +479,14 @@ def of_paper(selectors: Sequence[str], typed: Collection[str]) -> tuple[list[str
     ``typed``: names of the options that the user gave. UsageError where no selector has a paper's set-up, and where
     those of several differ.
     """
-    from iclkit.selectors import paper_setup
+    from iclkit.selectors import BUILTINS, paper_setup
 
     pairs = [paper_setup(text) for text in selectors]
     setups = [setup for _, setup in pairs if setup is not None]
     if not setups:
+        known = [name for name in BUILTINS if paper_setup(name)[1] is not None]
         raise UsageError(
-            f"--preset paper is for skill-knn, se2 and ceil, and no selector here is one of them (given: "
+            f"--preset paper is for {', '.join(known)}, and no selector here is one of them (given: "
             f"{', '.join(selectors) or 'none'}); trained retrievers have it in iclkit train, ease in iclkit tune"
         )
     found: dict[str, Any] = {}

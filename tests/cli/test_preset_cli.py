@@ -63,7 +63,7 @@ def test_select_takes_the_preset_too(tmp_path, fakes, capsys):
 @pytest.mark.parametrize(
     ("selectors", "says"),
     [
-        (["knn"], "--preset paper is for skill-knn, se2 and ceil, and no selector here is one of them (given: knn)"),
+        (["knn"], "--preset paper is for skill-knn, ceil, se2, and no selector here is one of them (given: knn)"),
         (["skill-knn", "se2"], "the selectors' papers have -k [3, 4]; give one"),
     ],
 )
