@@ -1,8 +1,8 @@
 """What each family of selectors chooses, as pictures: ``python docs/_build/draw_selectors.py NAME...``.
 
 NAME is one of PICTURES; ``docs/images/selectors-NAME.svg`` is written. The selectors are the real ones. Most pictures show
-an invented pool in a plane, whose points are as near in meaning as they lie; ``words`` is of the bundled set, and
-``model`` too, with all-minilm-l6-v2 and SmolLM2-135M.
+an invented pool in a plane, whose points are as near in meaning as they lie; ``words`` is of the bundled set, and so are
+``meaning``, with all-minilm-l6-v2, and ``model``, with that and SmolLM2-135M.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def points(*specs: str, k: int = 6, queries: Sequence[tuple[float, float]] = (QU
     return _svg(len(specs) * (WIDE + GAP) - GAP, y + 8, body)
 
 
-def words(query: str, *specs: str, k: int = 6) -> str:
+def words(query: str, *specs: str, k: int = 6, embedder: str | None = None) -> str:
     """For each selector its picks, a line each, and which words of the query each holds, the darker the weightier."""
     task = load_task("support")
     pool = Pool.of(task.train)
@@ -110,7 +110,7 @@ def words(query: str, *specs: str, k: int = 6) -> str:
     body: list[str] = []
     y = 0
     for spec in specs:
-        picks = chooser(pool, selector=spec, k=k, embedder=None).select(query).examples
+        picks = chooser(pool, selector=spec, k=k, embedder=embedder).select(query).examples
         rows = np.array([view.row_of(e.id) for e in picks], dtype=np.int64)
         weights = index.weights(known, view.positions(rows))
         body.append(f'<text x="0" y="{y + 70}" fill="{INK}" font-size="14" font-weight="600">{escape(spec)}</text>')
@@ -173,6 +173,9 @@ PICTURES: dict[str, Callable[[], str]] = {
         "hybrid,near=3,fixed=kmeans", "rrf,of=[knn,kmeans]", 'filter,where={"team":"refunds"}'
     ),
     "words": lambda: words("I was charged twice and the second parcel never came", "bm25", "r-bm25", "bm25-coverage"),
+    "meaning": lambda: words(
+        "still no parcel and nobody can tell me why", "bm25", "knn", k=5, embedder="all-minilm-l6-v2"
+    ),
     "model": lambda: model("I was charged twice and the second parcel never came"),
 }
 

@@ -11,9 +11,14 @@ ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("draw_selectors", ROOT / "docs" / "_build" / "draw_selectors.py")
 drawing = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(drawing)
+DRAWN = [
+    pytest.param(name, marks=[pytest.mark.slow, pytest.mark.models] if name == "meaning" else [])
+    for name in drawing.PICTURES
+    if name != "model"
+]
 
 
-@pytest.mark.parametrize("name", [name for name in drawing.PICTURES if name != "model"])
+@pytest.mark.parametrize("name", DRAWN)
 def test_a_picture_of_the_docs_is_what_its_selectors_choose(name):
     committed = (ROOT / "docs" / "images" / f"selectors-{name}.svg").read_text(encoding="utf-8")
     assert drawing.PICTURES[name]() == committed, f"run: python docs/_build/draw_selectors.py {name}"
