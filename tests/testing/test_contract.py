@@ -95,9 +95,7 @@ def run(selector: Base, test: str) -> None:
         material[name] = inspect.unwrap(getattr(SelectorContract, name)._get_wrapped_function())(contract)
     method = getattr(contract, test)
     if "fitted" in inspect.signature(method).parameters:
-        from iclkit.testing._contract import _view
-
-        material["fitted"] = selector.fit(_view(material["examples"]), material["kit"])
+        material["fitted"] = selector.fit(contract.make_pool(material["examples"]).view(), material["kit"])
     method(**{name: material[name] for name in inspect.signature(method).parameters})
 
 

@@ -362,7 +362,7 @@ def test_equal_documents_of_a_batch_are_read_once() -> None:
     assert batch["document_texts"] == ["d5", "d6", "d7"]
     label = batch["label"]
     assert {name: tuple(tensor.shape) for name, tensor in label.items()} == {
-        "columns": (2, 2), "values": (2, 2), "mask": (2, 4),
+        "columns": (2, 2), "values": (2, 2), "mask": (2, 4), "rows": (2, 3),
     }  # fmt: skip
     assert label["columns"].tolist() == [[0, 1], [1, 2]]
     assert label["values"].tolist() == [[1.0, 2.0], [1.0, 2.0]]

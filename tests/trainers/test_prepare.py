@@ -135,7 +135,9 @@ def test_a_ledger_of_another_lm_template_or_pool_is_named_as_such(mode_task, bag
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_presets_of_papers_are_priced_without_a_model(method, mode_task, tmp_path) -> None:
+def test_the_presets_of_papers_are_priced_without_a_model(method, mode_task, tmp_path, monkeypatch) -> None:
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr("iclkit.trainers._prepare.shutil.disk_usage", lambda _: usage(10**12, 0, 10**12))
     lm = AssumedLM("EleutherAI/gpt-neo-2.7B")
     config = preset(method, "paper", queries=4, held_out=1, report=2)
     with Training(corpus_of_tasks([mode_task[0]], config), lm, tmp_path / "out", config, dry=True) as training:
@@ -465,6 +467,7 @@ def test_the_papers_warm_up_holds_unless_it_is_most_of_the_training() -> None:
 def test_what_decides_a_training_stands_in_its_identity_and_a_rename_does_not_change_it() -> None:
     others: dict[str, Any] = {"warmup_steps": 5, "mini_batch": 4, "refill": True, "reward_warmup_steps": 5}
     others |= {"mask_labels": True, "random_from": "middle", "rounds": "apart", "weights": "spread"}
+    others |= {"gather_across_devices": True}
     for method in METHODS:
         config = preset(method)
         assert config.identity().items() <= config.as_dict().items()
