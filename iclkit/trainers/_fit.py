@@ -428,6 +428,9 @@ def fit_retriever(
     )
     evaluator = GainEvaluator(gain) if gain else None
     steps = len(batches) // processes().num_processes
+    routed = any(isinstance(m, Router) for m in model)
+    # each pass leaves one of two towers out, whose gradients torch takes for done unless all steps are said to be alike
+    alike = {"ddp_static_graph": True} if routed and processes().num_processes > 1 else {}
     args = SentenceTransformerTrainingArguments(
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
@@ -435,9 +438,9 @@ def fit_retriever(
         eval_strategy="steps" if evaluator else "no",
         eval_steps=evaluation_interval(config, steps),
         **common_arguments(config, work, steps, tracker, warmup_steps=config.warmup_steps),
+        **alike,
     )
     keeper = Keeper(model, config, evaluator is not None)
-    routed = any(isinstance(m, Router) for m in model)
     trainer = _Trainer(
         model=model,
         args=args,
