@@ -81,6 +81,16 @@ class VectorIndex(Protocol):
         ...
 
 
+def checked(queries: FloatArray, scopes: Sequence[Scope], dim: int) -> FloatArray:
+    """Queries as they are searched for. DataError for a wrong shape, or not one scope per query."""
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if queries.ndim != 2 or queries.shape[1] != dim:
+        raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {dim})")
+    if len(scopes) != len(queries):
+        raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
+    return queries
+
+
 class FlatIndex:
     """Exact search. Row n of ``matrix`` is the vector of row handle ``handles[n]``; handles ascend.
 
@@ -164,7 +174,7 @@ class FlatIndex:
         Scores are rounded to 1e-6 and ties go to the lower row, so a result depends on nothing but its own query and
         scope. Queries whose scopes share one ``within`` array are searched together.
         """
-        queries = self.checked(queries, scopes)
+        queries = checked(queries, scopes, self.dim)
         ranked = [NOTHING] * len(queries)
         if not len(self) or k <= 0:
             return ranked
@@ -177,15 +187,6 @@ class FlatIndex:
             for number, best in zip(numbers, self._search(space, queries[numbers], k, excluded), strict=True):
                 ranked[number] = Ranked(self.handles[best[0]], best[1]) if best is not None else NOTHING
         return ranked
-
-    def checked(self, queries: FloatArray, scopes: Sequence[Scope]) -> FloatArray:
-        """Queries as they are searched for. DataError for a wrong shape, or not one scope per query."""
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self.dim})")
-        if len(scopes) != len(queries):
-            raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
-        return queries
 
     def space(self, within: IntArray | None) -> Space:
         """What is to be searched. Filters are arrays that many searches have in common: the last few are kept ready."""

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -34,13 +34,13 @@ from iclkit.pool._find import ExamplePage, words_filter
 from iclkit.pool._key_transforms import KeyTransform, input_hash
 from iclkit.pool._keys import KeyStore, StoredKeys
 from iclkit.pool._lance_io import (
+    ASKED,
     batches,
     connect,
     explained,
     facts_of,
     number_of,
     one_of,
-    parts,
     quoted,
     reason,
     rows_of,
@@ -57,6 +57,7 @@ from iclkit.pool._table import (
     StoredExample,
     StoredKey,
     content_id,
+    in_parts,
 )
 from iclkit.pool._terms import TermStore
 from iclkit.pool._view import PoolReader
@@ -134,11 +135,18 @@ class LanceTable:
     @contextmanager
     def reading(self) -> Iterator[Any]:
         """See ``Table``: gives the table at its last version."""
-        with self._lock, explained(self.place):
+        with self._latest() as table, explained(self.place):
+            yield table
+
+    @contextmanager
+    def _latest(self) -> Iterator[Any]:
+        """The same for others, whose errors are their own."""
+        with self._lock:
             if not self._open:
                 raise PoolError(f"the pool {self.place} is closed")
             if not self._depth:
-                self._table.checkout_latest()
+                with explained(self.place):
+                    self._table.checkout_latest()
             self._depth += 1
             try:
                 yield self._table
@@ -155,7 +163,7 @@ class LanceTable:
                 table = self.database.open_table(EXAMPLES)
                 try:
                     table.checkout(revision - self._base)
-                except (ValueError, RuntimeError, OSError) as error:
+                except ValueError as error:
                     raise PoolError(
                         f"revision {revision} of {self.place} is not kept any more ({reason(error)}); run it again"
                     ) from error
@@ -184,7 +192,11 @@ class LanceTable:
 
     @staticmethod
     def _known(table: Any, ids: Iterable[str], state: str = "NOT removed") -> set[str]:
-        return {row["id"] for part in parts(ids) for row in rows_of(table, ["id"], f"{one_of('id', part)} AND {state}")}
+        return {
+            row["id"]
+            for part in in_parts(ids, ASKED)
+            for row in rows_of(table, ["id"], f"{one_of('id', part)} AND {state}")
+        }
 
     def example(self, example_id: str) -> Example | None:
         """See ``Table``."""
@@ -226,7 +238,7 @@ class LanceTable:
             ]
             found.sort(reverse=newest_first)
             shown = found[start : start + limit]
-            rows = {r["seq"]: r for p in parts(shown) for r in rows_of(table, _STORED, one_of("seq", p))}
+            rows = {r["seq"]: r for p in in_parts(shown, ASKED) for r in rows_of(table, _STORED, one_of("seq", p))}
             return ExamplePage(tuple(_example(rows[s]) for s in shown), len(found), start, self.revision())
 
     def count_values(self, column: Column, limit: int) -> list[tuple[str, int]]:
@@ -291,20 +303,22 @@ class LanceTable:
     @contextmanager
     def writing(self, action: str) -> Iterator[_Changes]:  # noqa: ARG002
         """See ``Table``."""
-        with self._locked(), self.reading() as table, tempfile.TemporaryDirectory() as folder:
-            changes = _Changes(self, table, Path(folder))
-            try:
-                yield changes
+        with self._locked(), self._latest() as table, ExitStack() as stack:
+            with explained(self.place):
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+            changes = stack.enter_context(closing(_Changes(self, table, Path(folder))))
+            yield changes
+            with explained(self.place):
                 self._commit(table, changes)
-            finally:
-                changes.close()
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
         if not isinstance(self.place, Path) or self._depth:
             yield
             return
-        with explained(self.place), (self.place / ".lock").open("a") as file:
+        with explained(self.place):
+            file = (self.place / ".lock").open("a")
+        with file:
             until = time.monotonic() + _WAIT
             while not try_lock(file):
                 if time.monotonic() > until:
@@ -351,7 +365,7 @@ class LanceTable:
             return None, [], {}
         columns = [*_STORED, "text"]
         state = "NOT removed"
-        old = [r for p in parts(ids) for r in rows_of(table, columns, f"{one_of('id', p)} AND {state}")]
+        old = [r for p in in_parts(ids, ASKED) for r in rows_of(table, columns, f"{one_of('id', p)} AND {state}")]
         rows, texts, sources = list[dict[str, Any]](), list[int](), dict[str, int]()
         for stored in old:
             texts.append(int(stored["text"]))
@@ -367,7 +381,7 @@ class LanceTable:
         """Drop vectors and keys of those of the texts that no example has any more."""
         live = {
             int(r["text"])
-            for p in parts(texts)
+            for p in in_parts(texts, ASKED)
             for r in rows_of(table, ["text"], f"{one_of('text', p)} AND NOT removed")
         }
         gone = [t for t in dict.fromkeys(texts) if t not in live]
@@ -375,7 +389,7 @@ class LanceTable:
         keys = [source for source, text in sources.items() if text not in live]
         if keys and KEYS in table_names(self.database):
             stored = self.database.open_table(KEYS)
-            for part in parts(keys):
+            for part in in_parts(keys, ASKED):
                 stored.delete(one_of("source", part))
 
     def _tidy(self, table: Any) -> None:
@@ -405,30 +419,31 @@ class LanceTable:
     @contextmanager
     def contents(self) -> Iterator[Contents]:
         """See ``Table``."""
-        with self.reading() as table:
-            rows, _ = _numbers(table)
-            names = table_names(self.database)
-            removals = sorted(
-                (r["revision"], r["id"], r["reason"], r["replaced_by"])
-                for r in rows_of(table, ["revision", "id", "reason", "replaced_by"], "removed")
-            )
+        with self._latest() as table:
+            with explained(self.place):
+                rows, _ = _numbers(table)
+                names = table_names(self.database)
+                removals = sorted(
+                    (r["revision"], r["id"], r["reason"], r["replaced_by"])
+                    for r in rows_of(table, ["revision", "id", "reason", "replaced_by"], "removed")
+                )
             yield Contents(
                 self.uid,
                 self.revision(),
                 self.vectors.contents(),
-                _keys_of(self.database) if KEYS in names else [],
+                _keys_of(self.place, self.database) if KEYS in names else [],
                 ((Removal(i, why, by or None), int(revision)) for revision, i, why, by in removals),
                 self._stored(table, rows),
             )
 
-    @staticmethod
-    def _stored(table: Any, rows: IntArray) -> Iterator[StoredExample]:
+    def _stored(self, table: Any, rows: IntArray) -> Iterator[StoredExample]:
         columns = [*_STORED, "hash", "revision"]
         for start in range(0, len(rows), _AT_ONCE):
             some = rows[start : start + _AT_ONCE]
             between = f"seq >= {int(some[0])} AND seq <= {int(some[-1])} AND NOT removed"
-            for r in sorted(rows_of(table, columns, between), key=lambda row: int(row["seq"])):
-                yield StoredExample(*(r[c] for c in columns))
+            with explained(self.place):
+                found = sorted(rows_of(table, columns, between), key=lambda row: int(row["seq"]))
+            yield from (StoredExample(*(r[c] for c in columns)) for r in found)
 
     @classmethod
     def make(cls, place: Path | str, contents: Contents) -> LanceTable:
@@ -471,7 +486,8 @@ class _Changes:
 
     def known(self, ids: Sequence[str]) -> set[str]:
         """See ``Changes``."""
-        found = self._owner._known(self._table, ids)
+        with explained(self._owner.place):
+            found = self._owner._known(self._table, ids)
         if self._waiting is not None:
             with self._waiting.writing("add") as waiting:
                 found |= waiting.known(ids)
@@ -479,7 +495,8 @@ class _Changes:
 
     def removed(self, ids: Sequence[str]) -> set[str]:
         """See ``Changes``."""
-        return self._owner._known(self._table, ids, "removed")
+        with explained(self._owner.place):
+            return self._owner._known(self._table, ids, "removed")
 
     def example(self, example_id: str) -> Example | None:
         """See ``Changes``."""
@@ -522,7 +539,7 @@ class LanceExamples:
         """See ``ExampleReader``."""
         found: dict[int, Example] = {}
         with self._owner.at(revision) as table:
-            for part in parts(dict.fromkeys(rows.tolist())):
+            for part in in_parts(dict.fromkeys(rows.tolist()), ASKED):
                 where = f"{one_of('seq', part)} AND NOT removed"
                 found.update((int(r["seq"]), _example(r)) for r in rows_of(table, _STORED, where))
         for row in rows.tolist():
@@ -596,7 +613,7 @@ class LanceKeys(KeyStore):
         with explained(self._place):
             if (table := self._table()) is None:
                 return found
-            for part in parts(input_of):
+            for part in in_parts(input_of, ASKED):
                 where = f"fingerprint = {quoted(transform.fingerprint)} AND {one_of('source', part)}"
                 for r in rows_of(table, ["source", "number", "text", "fallback"], where):
                     found[r["source"], r["number"]] = r["text"], r["fallback"]
@@ -631,17 +648,17 @@ def _key_schema() -> Any:
     )
 
 
-def _keys_of(database: Any) -> Iterator[StoredKey]:
+def _keys_of(place: Path | str, database: Any) -> Iterator[StoredKey]:
     names = ("fingerprint", "name", "source", "number", "text", "fallback")
-    for batch in batches(database.open_table(KEYS), names):
-        for r in batch.to_pylist():
-            yield StoredKey(*(r[n] for n in names))
+    with explained(place):
+        for batch in batches(database.open_table(KEYS), names):
+            yield from (StoredKey(*(r[n] for n in names)) for r in batch.to_pylist())
 
 
 def _fill_keys(database: Any, keys: Iterable[StoredKey]) -> None:
     import pyarrow as pa
 
-    made = (pa.RecordBatch.from_pylist([_key_row(k) for k in p], _key_schema()) for p in _streamed(keys))
+    made = (pa.RecordBatch.from_pylist([_key_row(k) for k in p], _key_schema()) for p in in_parts(keys, _AT_ONCE))
     if KEYS in table_names(database):
         database.drop_table(KEYS)
     database.create_table(KEYS, pa.RecordBatchReader.from_batches(_key_schema(), made), mode="create")
@@ -681,14 +698,14 @@ def _new(database: Any, uid: str, base: int, rows: Iterable[Iterable[dict[str, A
     import pyarrow as pa
 
     schema = _schema({"format": FORMAT, "uid": uid, "base": base})
-    made = (pa.RecordBatch.from_pylist(part, schema) for several in rows for part in _streamed(several))
+    made = (pa.RecordBatch.from_pylist(part, schema) for several in rows for part in in_parts(several, _AT_ONCE))
     return database.create_table(EXAMPLES, pa.RecordBatchReader.from_batches(schema, made), mode="create")
 
 
 def _added(rows: Iterator[StoredExample], last: int, revision: int, mark: int, schema: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    for part in _streamed(rows):
+    for part in in_parts(rows, _AT_ONCE):
         made = [_live(row, mark) | {"seq": last + row.row, "revision": revision} for row in part]
         yield pa.RecordBatch.from_pylist(made, schema)
 
@@ -723,14 +740,3 @@ def _numbers(table: Any) -> tuple[IntArray, IntArray]:
 def _last(table: Any) -> int:
     """The highest handle ever given."""
     return max([0, *(int(b["seq"].to_numpy().max()) for b in batches(table, ["seq"]) if b.num_rows)])
-
-
-def _streamed(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    some = list[Any]()
-    for row in rows:
-        some.append(row)
-        if len(some) == _AT_ONCE:
-            yield some
-            some = []
-    if some:
-        yield some

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from iclkit.errors import IclkitError, NeedError, PoolError
 from iclkit.extras import install_command
 
-_ASKED = 500  # values in a filter
+ASKED = 500  # values in a filter
 
 
 def connect(place: Path | str) -> Any:
@@ -32,10 +32,11 @@ def connect(place: Path | str) -> Any:
 
 @contextmanager
 def explained(place: Path | str) -> Iterator[None]:
-    """Whatever LanceDB or Arrow says, as one line."""
+    """Whatever LanceDB or Arrow says inside, as one line. What a caller does between its calls does not belong there:
+    its errors would be taken for the pool's."""
     try:
         yield
-    except (IclkitError, NotImplementedError):
+    except IclkitError:
         raise
     except (ValueError, RuntimeError, OSError, TypeError) as error:  # all of LanceDB's and Arrow's are one of these
         raise PoolError(f"the pool {place} cannot be used: {reason(error)}") from error
@@ -69,12 +70,6 @@ def one_of(column: str, values: Sequence[Any]) -> str:
     """A filter: the column has one of some texts or numbers."""
     listed = ",".join(quoted(v) if isinstance(v, str) else str(int(v)) for v in values)
     return f"{column} IN ({listed})" if values else "false"
-
-
-def parts(values: Iterable[Any], size: int = _ASKED) -> Iterator[list[Any]]:
-    """Some at a time."""
-    every = [*values]
-    return (every[n : n + size] for n in range(0, len(every), size))
 
 
 def batches(table: Any, columns: Sequence[str], where: str = "") -> Iterator[Any]:

@@ -7,18 +7,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from iclkit.embed import Embedder, FloatArray, are_unit, vector_key
-from iclkit.errors import DataError, PoolError, UsageError
+from iclkit.errors import DataError, PoolError
 from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
-from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, SCORE_DECIMALS, FlatIndex, VectorIndex
-from iclkit.pool._lance_io import batches, explained, facts_of, number_of, one_of, parts, quoted, rows_of, table_names
-from iclkit.pool._lists import DEPTHS, FEWEST, SAMPLE, ApproximateIndex, Level, info_of
-from iclkit.pool._table import StoredVectors
+from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, SCORE_DECIMALS, FlatIndex, VectorIndex, checked
+from iclkit.pool._lance_io import ASKED, batches, explained, facts_of, number_of, one_of, quoted, rows_of, table_names
+from iclkit.pool._lists import PER_LIST, SAMPLE, UNMEASURED, ApproximateIndex, count_lists, info_of, measured
+from iclkit.pool._table import StoredVectors, in_parts
 from iclkit.pool._vectors import VectorStore, text_hash
 from iclkit.records import Progress
 
@@ -29,7 +30,6 @@ _INDEX = "vector_idx"
 _READ = 1 << 13  # vectors read at a time
 _TIDY = 64  # commits after which small fragments are put together
 _PUSHED = 2_000  # excluded texts that LanceDB leaves out itself
-_SAMPLE_RATE = 39  # rows per center that k-means learns from, as for a pool in a file
 
 
 def schema_of(dim: int, facts: dict[str, Any] | None = None) -> Any:
@@ -111,9 +111,9 @@ class LanceVectors(VectorStore):
             if table is None or not len(texts):
                 return []
             found = list[tuple[int, bytes]]()
-            for part in parts(np.unique(texts).tolist(), _READ):
+            for part in in_parts(np.unique(texts).tolist(), _READ):
                 # numbers are spread evenly, so between two of many there is little else
-                few = len(part) <= 500
+                few = len(part) <= ASKED
                 where = one_of("text", part) if few else f"text >= {part[0]} AND text <= {part[-1]}"
                 for batch in batches(table, ["text", "vector"], where):
                     numbers = batch["text"].to_numpy()
@@ -156,7 +156,7 @@ class LanceVectors(VectorStore):
         """Drop the vectors of texts that no example has any more."""
         for name in self._names() if texts else ():
             if (table := self._table(name)) is not None:
-                for part in parts(texts):
+                for part in in_parts(texts, ASKED):
                     table.delete(one_of("text", part))
 
     # ---- search
@@ -242,28 +242,24 @@ class LanceVectors(VectorStore):
         import lancedb
         from lancedb.index import IvfFlat
 
-        if not 0 < recall <= 1:
-            raise UsageError(f"recall is {recall}; give a share above 0 and up to 1, e.g. 0.99")
-        if len(rows) < FEWEST:
-            raise DataError(f"{len(rows)} rows are searched exactly at once; an approximate index needs {FEWEST}")
-        count = int(4 * math.sqrt(len(rows))) if lists is None else lists
-        if not 1 < count <= len(rows):
-            raise UsageError(f"lists is {lists}; give 2 or more, and no more than there are rows ({len(rows):,})")
+        count = count_lists(len(rows), recall, lists)
         key = vector_key(embedder, "document")
         self._complete(texts, text_at, embedder, progress)
         with explained(self.place):
             self._forget(key)
             table = self._of(embedder)
-            config = IvfFlat(distance_type="dot", num_partitions=count, sample_rate=_SAMPLE_RATE)
+            config = IvfFlat(distance_type="dot", num_partitions=count, sample_rate=PER_LIST)
             table.create_index("vector", config=config, replace=True)
             (made,) = (i for i in table.list_indices() if i.name == _INDEX)
         sample = np.sort(np.random.default_rng(seed).permutation(len(rows))[: min(SAMPLE, len(rows))])
         info = ApproximateIndex(
-            embedder.name, len(rows), count, len(sample), (Level(DEPTHS[0], 1, math.nan),), seed,
+            embedder.name, len(rows), count, len(sample), UNMEASURED, seed,
             f"lancedb {lancedb.__version__}", str(made.index_uuid),
         )  # fmt: skip
         index = LanceIndex(self, embedder, rows, texts, info)
-        info = replace(info, levels=tuple(_measured(index, rows[sample], k, recall) for k in DEPTHS))
+        exact = partial(index.search, probes=0)
+        vectors = index.vectors(rows[sample])
+        info = replace(info, levels=measured(exact, index.search, vectors, rows[sample], count, recall))
         with explained(self.place):
             import pyarrow as pa
 
@@ -321,10 +317,11 @@ class LanceVectors(VectorStore):
 
     def contents(self) -> Iterator[StoredVectors]:
         """The vectors of all embedders."""
-        for name in self._names():
-            table = self._table(name)
-            facts = facts_of(table)
-            yield StoredVectors(facts["key"], facts["name"], facts["dim"], _pairs(table))
+        with explained(self.place):
+            for name in self._names():
+                table = self._table(name)
+                facts = facts_of(table)
+                yield StoredVectors(facts["key"], facts["name"], facts["dim"], _pairs(self.place, table))
 
     def take_in(self, contents: Iterable[StoredVectors]) -> None:
         """Take in the vectors of another pool, in the place of what a killed move has left."""
@@ -350,41 +347,17 @@ def _at(text_at: Callable[[int], str], positions: IntArray) -> Callable[[int], s
     return lambda at: text_at(int(positions[at]))
 
 
-def _pairs(table: Any) -> Iterator[tuple[bytes, bytes]]:
-    for batch in batches(table, ["hash", "vector"]):
-        hashes, vectors = batch["hash"].to_pylist(), matrix_of(batch)
-        yield from ((h, v.astype("<f4").tobytes()) for h, v in zip(hashes, vectors, strict=True))
+def _pairs(place: Path | str, table: Any) -> Iterator[tuple[bytes, bytes]]:
+    with explained(place):
+        for batch in batches(table, ["hash", "vector"]):
+            hashes, vectors = batch["hash"].to_pylist(), matrix_of(batch)
+            yield from ((h, v.astype("<f4").tobytes()) for h, v in zip(hashes, vectors, strict=True))
 
 
 def _made(pairs: Iterable[tuple[bytes, bytes]], dim: int) -> Iterator[Any]:
-    some = list[tuple[bytes, bytes]]()
-
-    def batch() -> Any:
+    for some in in_parts(pairs, _READ):
         vectors = np.frombuffer(b"".join(v for _, v in some), "<f4").reshape(len(some), dim)
-        return batch_of([h for h, _ in some], vectors)
-
-    for pair in pairs:
-        some.append(pair)
-        if len(some) == _READ:
-            yield batch()
-            some = []
-    if some:
-        yield batch()
-
-
-def _measured(index: LanceIndex, sample: IntArray, k: int, wanted: float) -> Level:
-    """The fewest lists, in powers of two, that find the wanted share of the k nearest of rows of the pool."""
-    queries, scopes = index.vectors(sample), [Scope(frozenset({int(row)})) for row in sample]
-    exact = index.search(queries, k, scopes, 0)
-    probes, lists = 1, index.lists
-    while True:
-        found = index.search(queries, k, scopes, probes)
-        # what scores as the k-th does is as good as it
-        shares = [float((f.scores >= e.scores[-1]).sum()) / len(e) for f, e in zip(found, exact, strict=True) if len(e)]
-        recall = float(np.mean(shares))
-        if recall >= wanted or probes >= lists:
-            return Level(k, probes, round(recall, 4))
-        probes = min(2 * probes, lists)
+        yield batch_of([h for h, _ in some], vectors)
 
 
 class LanceIndex:
@@ -435,8 +408,8 @@ class LanceIndex:
         numbers, of_each = np.unique(texts, return_inverse=True)
         vectors, found = np.zeros((len(numbers), self._dim), np.float32), np.zeros(len(numbers), dtype=np.bool_)
         with explained(self._store.place):
-            for part in parts(numbers.tolist(), _READ):
-                where = one_of("text", part) if len(part) <= 500 else f"text >= {part[0]} AND text <= {part[-1]}"
+            for part in in_parts(numbers.tolist(), _READ):
+                where = one_of("text", part) if len(part) <= ASKED else f"text >= {part[0]} AND text <= {part[-1]}"
                 for batch in batches(self._table, ["text", "vector"], where):
                     known = batch["text"].to_numpy()
                     inside = is_member(known, numbers)
@@ -456,11 +429,7 @@ class LanceIndex:
 
     def search(self, queries: FloatArray, k: int, scopes: Sequence[Scope], probes: int) -> list[Ranked]:
         """The same in that many lists; 0: exactly."""
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self._dim:
-            raise DataError(f"query vectors have shape {queries.shape}; the index holds (n, {self._dim})")
-        if len(scopes) != len(queries):
-            raise DataError(f"give one scope per query: {len(scopes)} for {len(queries)} queries")
+        queries = checked(queries, scopes, self._dim)
         if k <= 0 or not len(self):
             return [NOTHING] * len(queries)
         return [self._nearest(q, k, scope, probes) for q, scope in zip(queries, scopes, strict=True)]

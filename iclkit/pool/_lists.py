@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from iclkit.errors import DataError, UsageError
 from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import EVERYTHING, BoolArray, IntArray, Ranked, Scope, is_member
 from iclkit.pool._export import write_whole
-from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, FlatIndex, faiss_module
+from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, FlatIndex, checked, faiss_module
 from iclkit.records import Json, digest
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ FEWEST = 256
 MAGIC = b"iclkit lists 1\n"
 DEPTHS = (10, 100)  # k for which recall is measured; selectors that rerank ask for a hundred
 SAMPLE = 256  # rows that recall is measured on
-_PER_LIST = 39  # rows per center that k-means learns from (FAISS warns below)
+PER_LIST = 39  # rows per center that k-means learns from (FAISS warns below)
 _PASSES = 10
 _ASSIGNED_AT_ONCE = 1 << 13
 _TAIL = 1024  # rows that lists may lack before they are written anew
@@ -60,7 +60,7 @@ class ApproximateIndex:
     """What an approximate index is, for run records and for people.
 
     ``sample``: rows of the pool that recall was measured on, each as a query that does not find itself. ``digest``: of
-    the centers. ``faiss``: the version that made them.
+    the centers. ``faiss``: the version that made them; of an index in LanceDB, its name and version.
     """
 
     embedder: str
@@ -96,6 +96,10 @@ class ApproximateIndex:
         return f"approximate index of {self.lists:,} lists: {recall}, measured on {self.sample:,} rows of the pool"
 
 
+UNMEASURED = (Level(DEPTHS[0], 1, math.nan),)
+"""What is known of an index that was not searched yet."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Lists:
     """Which list each row of a pool is in. ``centers`` (lists, dim), unit rows; ``handles``, ``texts`` and ``assigned``
@@ -114,27 +118,22 @@ class Lists:
     ) -> Lists:
         """Of an exact index whose rows have these text numbers, dead ones included.
 
-        UsageError for a recall or number of lists that makes no sense, DataError for too few rows.
+        Errors as of ``count_lists``.
         """
-        if not 0 < recall <= 1:
-            raise UsageError(f"recall is {recall}; give a share above 0 and up to 1, e.g. 0.99")
         alive = np.delete(np.arange(len(index.handles)), index.dead)
-        if len(alive) < FEWEST:
-            raise DataError(f"{len(alive)} rows are searched exactly at once; an approximate index needs {FEWEST}")
-        count = int(4 * math.sqrt(len(alive))) if lists is None else lists
-        if lists is not None and not 1 < lists <= len(alive):
-            raise UsageError(f"lists is {lists}; give 2 or more, and no more than there are rows ({len(alive):,})")
+        count = count_lists(len(alive), recall, lists)
         rng = np.random.default_rng(seed)
-        learnt_from = np.sort(rng.permutation(alive)[: _PER_LIST * count])
+        learnt_from = np.sort(rng.permutation(alive)[: PER_LIST * count])
         centers = _centers(index.raw[learnt_from], count, seed)
         assigned = assign(FlatIndex.of(centers), index.raw)
         info = ApproximateIndex(
-            embedder, len(alive), count, min(SAMPLE, len(alive)), (Level(DEPTHS[0], 1, math.nan),), seed,
+            embedder, len(alive), count, min(SAMPLE, len(alive)), UNMEASURED, seed,
             str(faiss_module().__version__), digest([centers.astype("<f4").tobytes().hex()], 8),
         )  # fmt: skip
         made = cls(info, centers, index.handles, texts, assigned, by_list(assigned))
-        sample = np.sort(rng.permutation(alive)[: info.sample])
-        levels = tuple(_measured(ListIndex.of(index, made), index.handles[sample], k, recall) for k in DEPTHS)
+        sample, listed = np.sort(rng.permutation(alive)[: info.sample]), ListIndex.of(index, made)
+        rows = index.handles[sample]
+        levels = measured(index.nearest, listed.search, listed.vectors(rows), rows, count, recall)
         return cls(replace(info, levels=levels), centers, index.handles, texts, assigned, made.order)
 
     def _arrays(self) -> list[NDArray[Any]]:
@@ -214,7 +213,7 @@ def _centers(vectors: FloatArray, count: int, seed: int) -> FloatArray:
     faiss.omp_set_num_threads(1)
     try:
         means = faiss.Kmeans(vectors.shape[1], count, niter=_PASSES, spherical=True, seed=seed,
-                             min_points_per_centroid=1, max_points_per_centroid=_PER_LIST)  # fmt: skip
+                             min_points_per_centroid=1, max_points_per_centroid=PER_LIST)  # fmt: skip
         means.train(np.ascontiguousarray(vectors))
     finally:
         faiss.omp_set_num_threads(threads)
@@ -237,19 +236,47 @@ def by_list(assigned: _Lists) -> IntArray:
     return np.argsort(assigned, kind="stable")
 
 
-def _measured(index: ListIndex, sample: IntArray, k: int, wanted: float) -> Level:
-    """The fewest lists, in powers of two, that find the wanted share of the k nearest of rows of the pool."""
-    queries, scopes = index.vectors(sample), [Scope(frozenset({int(row)})) for row in sample]
-    exact = index.exact.nearest(queries, k, scopes)
-    probes = 1
-    while True:
-        found = index.search(queries, k, scopes, probes)
-        # what scores as the k-th does is as good as it
-        shares = [float((f.scores >= e.scores[-1]).sum()) / len(e) for f, e in zip(found, exact, strict=True) if len(e)]
-        recall = float(np.mean(shares))
-        if recall >= wanted or probes >= index.info.lists:
-            return Level(k, probes, round(recall, 4))
-        probes = min(2 * probes, index.info.lists)
+def count_lists(rows: int, recall: float, lists: int | None) -> int:
+    """How many lists so many rows are sorted into, 4 times their root where None is asked for.
+
+    UsageError for a recall or a number that makes no sense, DataError for too few rows.
+    """
+    if not 0 < recall <= 1:
+        raise UsageError(f"recall is {recall}; give a share above 0 and up to 1, e.g. 0.99")
+    if rows < FEWEST:
+        raise DataError(f"{rows} rows are searched exactly at once; an approximate index needs {FEWEST}")
+    if lists is not None and not 1 < lists <= rows:
+        raise UsageError(f"lists is {lists}; give 2 or more, and no more than there are rows ({rows:,})")
+    return int(4 * math.sqrt(rows)) if lists is None else lists
+
+
+def measured(
+    exact: Callable[[FloatArray, int, Sequence[Scope]], list[Ranked]],
+    search: Callable[[FloatArray, int, Sequence[Scope], int], list[Ranked]],
+    vectors: FloatArray,
+    rows: IntArray,
+    lists: int,
+    wanted: float,
+) -> tuple[Level, ...]:
+    """The fewest lists, in powers of two, that find the wanted share of the nearest to rows of the pool, at each depth.
+
+    ``search`` takes the number of lists to look at last. ``vectors`` are those of ``rows``, of which none finds itself.
+    """
+    scopes, levels = [Scope(frozenset({int(row)})) for row in rows], list[Level]()
+    for k in DEPTHS:
+        nearest, probes = exact(vectors, k, scopes), 1
+        while True:
+            found = search(vectors, k, scopes, probes)
+            # what scores as the k-th does is as good as it
+            shares = [
+                float((f.scores >= e.scores[-1]).sum()) / len(e) for f, e in zip(found, nearest, strict=True) if len(e)
+            ]
+            recall = float(np.mean(shares))
+            if recall >= wanted or probes >= lists:
+                levels.append(Level(k, probes, round(recall, 4)))
+                break
+            probes = min(2 * probes, lists)
+    return tuple(levels)
 
 
 class ListIndex:
@@ -344,7 +371,7 @@ class ListIndex:
 
     def search(self, queries: FloatArray, k: int, scopes: Sequence[Scope], probes: int) -> list[Ranked]:
         """The same with the number of lists to look at."""
-        queries = self.exact.checked(queries, scopes)
+        queries = checked(queries, scopes, self.dim)
         found = [NOTHING] * len(queries)
         if not len(self) or k <= 0:
             return found

@@ -7,11 +7,14 @@ import shutil
 from pathlib import Path
 
 from iclkit.database import MEMORY
+from iclkit.errors import UsageError
 from iclkit.pool._sqlite import SQLiteTable
 from iclkit.pool._table import Table
 
 SUFFIX = ".lance"
-_URI = re.compile(r"([a-z][a-z0-9+]+):/+(.+)")
+_URI = re.compile(r"(s3|s3\+ddb|gs|az|abfss|oss):/+(.+)")
+"""Places that LanceDB reads and writes; any other address is no pool."""
+_ADDRESS = re.compile(r"[a-z][a-z0-9+]+:/")
 
 
 def as_place(path: str | Path) -> Path | str:
@@ -61,7 +64,12 @@ def discard(place: Path | str) -> None:
 
 
 def open_table(place: Path | str, *, create: bool, read_only: bool) -> Table:
-    """See ``Pool.open``."""
+    """See ``Pool.open``. UsageError for an address where no pool can be."""
+    if isinstance(place, Path) and _ADDRESS.match(str(place)) and not place.exists():
+        raise UsageError(
+            f"{place} is an address where no pool can be; give a file, a folder that ends in .lance, or a URI of a "
+            "store (s3://, gs://, az://, abfss://, oss://)"
+        )
     if in_lance(place):
         from iclkit.pool._lance import LanceTable
 

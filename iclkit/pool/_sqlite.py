@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -27,13 +26,12 @@ from iclkit.pool._table import (
     StoredExample,
     StoredKey,
     StoredVectors,
+    in_parts,
 )
 from iclkit.pool._terms import TermStore
 from iclkit.pool._vectors import FileVectors, text_hash
 from iclkit.pool._view import PoolReader
 from iclkit.records import Example, Query, clean_text, digest
-
-T = TypeVar("T")
 
 
 class SQLiteTable:
@@ -300,7 +298,7 @@ class SQLiteTable:
                     "RETURNING number",
                     (embedder.key, embedder.name, embedder.dim),
                 )
-                for part in _parts(embedder.vectors):
+                for part in in_parts(embedder.vectors, _AT_ONCE):
                     connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((h,) for h, _ in part))
                     connection.executemany(
                         "INSERT INTO vectors (embedder, text, vector) SELECT ?, number, ? FROM texts WHERE hash = ?",
@@ -320,7 +318,7 @@ class SQLiteTable:
                 ((r.id, revision, r.reason, r.replaced_by) for r, revision in contents.removals),
             )
             count = 0
-            for rows in _parts(contents.examples):
+            for rows in in_parts(contents.examples, _AT_ONCE):
                 count += len(rows)
                 connection.executemany("INSERT OR IGNORE INTO texts (hash) VALUES (?)", ((r.text_hash,) for r in rows))
                 connection.executemany(
@@ -457,13 +455,6 @@ def _vectors_of(connection: Connection) -> Iterator[StoredVectors]:
             (number, 4 * dim),
         )
         yield StoredVectors(key, name, dim, stored)
-
-
-def _parts(rows: Iterable[T]) -> Iterator[list[T]]:
-    """Some thousands at a time."""
-    rest = iter(rows)
-    while part := [*itertools.islice(rest, _AT_ONCE)]:
-        yield part
 
 
 _AT_ONCE = 5_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from iclkit.pool._find import ExamplePage
 from iclkit.pool._lists import RECALL, ApproximateIndex
 from iclkit.pool._place import as_place, open_table
 from iclkit.pool._rows import examples_of
-from iclkit.pool._table import Changes, ExampleRow, Removal, Snapshot, Table, content_id
+from iclkit.pool._table import Changes, ExampleRow, Removal, Snapshot, Table, content_id, in_parts
 from iclkit.pool._view import IntArray, MadeBy, PoolOrigin, PoolView
 from iclkit.records import Example, Json, Progress, clean_text, set_meta
 
@@ -251,7 +250,7 @@ class Pool:
         given = added = revived = 0
         rows = (ExampleRow.of(e, n) for n, e in enumerate(examples, start=1))
         with self._writing("add") as changes:
-            while part := [*itertools.islice(rows, _ADDED_AT_ONCE)]:
+            for part in in_parts(rows, _ADDED_AT_ONCE):
                 before = changes.known([r.id for r in part])
                 revived += len(changes.removed([r.id for r in part if r.id not in before]))
                 new: dict[str, ExampleRow] = {}

@@ -6,12 +6,13 @@ What the operations of a pool mean stands in ``Pool``; a back end finds, stores 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, TypeVar
 
 from iclkit.errors import DataError
 from iclkit.pool._candidates import IntArray
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from iclkit.pool._view import PoolReader
 
 Column: TypeAlias = Literal["task", "output"]
+T = TypeVar("T")
+
+
+def in_parts(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """So many values at a time; no more are taken than are asked for."""
+    rest = iter(values)
+    while part := [*itertools.islice(rest, size)]:
+        yield part
 
 
 @dataclass(frozen=True, slots=True)

@@ -278,7 +278,7 @@ def test_a_move_that_fails_leaves_no_pool_and_is_begun_again(
         before = state(pool)
     with monkeypatch.context() as patch:
         patch.setattr(_lance, "_new", fail)
-        patch.setattr(_sqlite, "_parts", fail)
+        patch.setattr(_sqlite, "in_parts", fail)
         with pytest.raises(KeyboardInterrupt):
             migrate(source, target)
     with pytest.raises(PoolError, match="no pool at"):
@@ -293,7 +293,7 @@ import os, sys
 from iclkit.pool import migrate, _lance, _sqlite
 def stop(*_, **__): os._exit(9)
 _lance._new = stop
-_sqlite._parts = stop
+_sqlite.in_parts = stop
 migrate(*sys.argv[1:])
 """
 
@@ -320,6 +320,22 @@ def test_a_copy_for_a_kept_selector_is_a_file(tmp_path: Path) -> None:
             assert copied.view().ids == view.ids
             assert copied.view().rows.tolist() == view.rows.tolist()
             assert copied.stats().vectors == {k: len({*view._texts.tolist()}) for k in pool.stats().vectors}
+
+
+@pytest.mark.parametrize("error", [ValueError("of the caller"), OSError("of its disk"), NotImplementedError("of its")])
+def test_an_error_of_whoever_gives_the_examples_is_not_taken_for_the_pools(error: Exception, tmp_path: Path) -> None:
+    def given() -> Iterator[Example]:
+        yield from examples(1, 2)
+        raise error
+
+    for name in ("a.db", "b.lance"):
+        with Pool.open(tmp_path / name) as pool:
+            pool.add(examples(0))
+            with pytest.raises(type(error)) as caught:
+                pool.add(given())
+            assert caught.value is error
+            assert pool.ids == (FISH[0],)
+            assert pool.add(examples(1)).added == 1
 
 
 def test_what_is_read_only_is_not_changed(tmp_path: Path) -> None:
@@ -405,9 +421,12 @@ def test_without_the_extra_the_command_that_installs_it_is_named(
 
 def test_names_say_where_a_pool_is() -> None:
     assert as_place(Path("gs://a/b.lance")) == "gs://a/b.lance"
-    assert [in_lance(as_place(p)) for p in ("a.db", ":memory:", "a.lance", "s3://b/c", "dir.lance/a.db")] == [
-        False, False, True, True, False,
-    ]  # fmt: skip
+    files = ("a.db", ":memory:", "dir.lance/a.db", "https://example.org/a.db", "hf://datasets/a/b", "file:///tmp/a.db")
+    assert not any(in_lance(as_place(p)) for p in files)
+    for address in files[3:]:
+        with pytest.raises(UsageError, match="is an address where no pool can be; give a file, a folder"):
+            Pool.open(address)
+    assert all(in_lance(as_place(p)) for p in ("a.lance", "s3://b/c", "s3+ddb://b/c", "az://b/c"))
 
 
 def test_the_commands_work_as_on_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
