@@ -30,13 +30,15 @@ VARIANTS = [
 ]
 
 
-class TestBuiltins(SelectorContract):
-    @pytest.fixture(params=[*(b for b in BUILTINS if b != "fixed"), *VARIANTS])  # test_fixed.py
-    def selector(self, request: pytest.FixtureRequest) -> Any:
-        return make_selector(request.param)
-
+class BuiltinContract(SelectorContract):
     def expected_size(self, selector: Any, k: int, allowed: int) -> int:
         if selector.name == "zero":
             return 0
         gone = len(selector.dropped()) if selector.name == "pvi-filter" else 0
         return min(k, allowed - gone, getattr(selector, "budget", allowed))
+
+
+class TestBuiltins(BuiltinContract):
+    @pytest.fixture(params=[*(b for b in BUILTINS if b != "fixed"), *VARIANTS])  # test_fixed.py
+    def selector(self, request: pytest.FixtureRequest) -> Any:
+        return make_selector(request.param)

@@ -11,13 +11,14 @@ import pytest
 from iclkit.pool import Pool, _lance, _lance_vectors
 from iclkit.records import Example
 from iclkit.selectors import BUILTINS, make_selector
-from iclkit.testing import SelectorContract
+
+from .test_contract import BuiltinContract
 
 pytest.importorskip("lancedb", reason="needs the extra lance")
 
 
 @pytest.mark.slow
-class TestOnLance(SelectorContract):
+class TestOnLance(BuiltinContract):
     @pytest.fixture(autouse=True)
     def pools(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(_lance, "LARGE", 1)
@@ -34,9 +35,3 @@ class TestOnLance(SelectorContract):
     @pytest.fixture(params=[b for b in BUILTINS if b != "fixed"])
     def selector(self, request: pytest.FixtureRequest) -> Any:
         return make_selector(request.param)
-
-    def expected_size(self, selector: Any, k: int, allowed: int) -> int:
-        if selector.name == "zero":
-            return 0
-        gone = len(selector.dropped()) if selector.name == "pvi-filter" else 0
-        return min(k, allowed - gone, getattr(selector, "budget", allowed))
