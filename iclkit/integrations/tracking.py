@@ -19,6 +19,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,7 @@ from iclkit.selectors import is_saved_selector
 TRACKERS = ("mlflow", "wandb", "trackio")
 """What runs can be exported to."""
 _LONGEST = 500  # characters of a setting; the whole stands in run.json
+_BLOCK = 32768  # bytes of a block in W&B's files
 _BATCH = 100  # settings of one request to MLflow, which takes no more
 
 
@@ -334,6 +336,10 @@ class _MLflow:
         return any(run.info.status == "FINISHED" for run in self._found(entry_id))
 
     def write(self, entry: _Entry) -> None:
+        with _environment("MLFLOW_ENABLE_ASYNC_LOGGING", "false"):  # or a run is marked FINISHED before it is written
+            self._write(entry)
+
+    def _write(self, entry: _Entry) -> None:
         from mlflow.entities import Metric, Param
 
         client = self.client
@@ -365,6 +371,19 @@ class _MLflow:
         return found
 
 
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
 def _mlflow_name(name: str) -> str:
     """What MLflow takes as the name of a parameter or metric."""
     return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)[:250]
@@ -378,9 +397,14 @@ def _check_local(uri: str, online: bool) -> None:
 
 
 class _WandB:
-    """A folder ``wandb/offline-run-…`` for each entry, as ``wandb sync`` reads it; a mark in it says it is whole."""
+    """A folder ``wandb/offline-run-…`` for each entry, as ``wandb sync`` reads it; a mark in it says it is whole.
+
+    A process of W&B's own writes the file, and may still be at it when ``finish`` returns: the mark waits for the
+    file's last record.
+    """
 
     _MARK = "iclkit-exported"
+    _PATIENCE = 60.0  # seconds for W&B to write what it was given
 
     def __init__(self, project: str, at: Path, online: bool) -> None:
         self.project, self.at, self.online = project, at, online
@@ -395,6 +419,7 @@ class _WandB:
         for folder in self._folders(entry.id):
             shutil.rmtree(folder)
         self.at.mkdir(parents=True, exist_ok=True)
+        place = self.at.absolute()  # W&B's process stays in the folder in which it was started
         import wandb
 
         quiet = wandb.Settings(
@@ -402,7 +427,7 @@ class _WandB:
             x_disable_stats=True, x_save_requirements=False,
         )  # fmt: skip
         run = wandb.init(
-            project=self.project, id=entry.id, name=entry.name, group=entry.group, dir=str(self.at), mode="offline",
+            project=self.project, id=entry.id, name=entry.name, group=entry.group, dir=str(place), mode="offline",
             config={**entry.config, **{f"iclkit.{n}": v for n, v in entry.tags.items()}}, settings=quiet,
             reinit="create_new",
         )  # fmt: skip
@@ -427,7 +452,18 @@ class _WandB:
             run.finish(exit_code=1)
             raise
         for folder in self._folders(entry.id):
+            self._wait_for_end(folder)
             (folder / self._MARK).touch()
+
+    def _wait_for_end(self, folder: Path) -> None:
+        until = time.monotonic() + self._PATIENCE
+        while not any(_wandb_ended(file) for file in folder.glob("*.wandb")):
+            if time.monotonic() > until:
+                raise RunError(
+                    f"W&B has not written {folder} to its end within {self._PATIENCE:g} s; the same command writes "
+                    "it anew"
+                )
+            time.sleep(0.01)
 
     def upload(self) -> None:
         if not self.online:
@@ -447,6 +483,32 @@ class _WandB:
 
     def _folders(self, entry_id: str) -> list[Path]:
         return sorted((self.at / "wandb").glob(f"offline-run-*-{entry_id}"))
+
+
+def _wandb_ended(file: Path) -> bool:
+    """Whether a W&B file has its last record, which says how the run ended.
+
+    The file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7
+    bytes, which count in the first block: parts of at most 32 KiB, each after (checksum, length, kind).
+    """
+    from wandb.proto import wandb_internal_pb2
+
+    data, at, record = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = _BLOCK - at % _BLOCK
+        if left < 7:  # no room for a part's header: zeros
+            at += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", data, at)
+        record += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if at > len(data):  # a part that is still being written
+            return False
+        if kind in (1, 4):  # a whole record, or the last part of one
+            if wandb_internal_pb2.Record.FromString(record).HasField("exit"):
+                return True
+            record = b""
+    return False
 
 
 class _Trackio:

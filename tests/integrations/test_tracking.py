@@ -159,6 +159,53 @@ def test_a_run_its_board_and_its_selector_are_written_once(to: str, place: Path,
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), f"a key in {file}"
 
 
+def test_files_of_wandb_stand_where_it_was_asked_after_a_change_of_folder(
+    place: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_runs(runs[:1], "wandb")  # W&B's process starts here at the latest
+    (place / "other").mkdir()
+    monkeypatch.chdir(place / "other")
+    export_runs(runs[1:], "wandb")
+    assert len(in_wandb(place / "other", "toy knn,key=input@2")[2]) == 4
+
+
+def test_the_mark_waits_for_the_end_of_the_file_of_wandb(
+    place: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W&B's own process writes the file, and was seen to be late: a kill in between left an empty run marked whole."""
+    long = replace(runs[0], facts={**runs[0].facts, "source": {"command": "x" * 100_000}})
+    export_runs([long], "wandb")
+    (file,) = (place / "wandb").glob(f"offline-run-*{long.id}*/*.wandb")
+    data = file.read_bytes()
+    assert tracking._wandb_ended(file)
+    bounds = [0, 7]
+    for record in records_of(file):
+        bounds.append(bounds[-1] + len(record))
+    for size in {*bounds, *range(0, len(data), 997), *range(len(data) - 50, len(data))}:
+        file.write_bytes(data[:size])
+        assert not tracking._wandb_ended(file), size
+
+    monkeypatch.setattr(tracking, "_wandb_ended", lambda file: False)
+    monkeypatch.setattr(tracking._WandB, "_PATIENCE", 0.05)
+    with pytest.raises(RunError, match=r"W&B has not written .* to its end within 0\.05 s; the same command"):
+        export_runs(runs, "wandb")
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert all(e.new for e in export_runs(runs, "wandb"))
+
+
+def test_mlflow_has_all_before_a_run_is_marked_finished(
+    place: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def later(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("written later, in a thread")
+
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "true")
+    monkeypatch.setattr("mlflow.store.tracking.abstract_store.AbstractStore.log_batch_async", later)
+    export_runs(runs[:1], "mlflow", project="at once")
+    assert in_mlflow(place, "toy random@2", "at once")[1]["accuracy"] == 0.5
+
+
 def test_what_an_interrupted_export_left_is_made_whole(
     place: Path, runs: list[Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
