@@ -47,9 +47,24 @@ from iclkit.files import parse_json, read_json
 from iclkit.secrets import redact
 
 if TYPE_CHECKING:
+    from iclkit.embed import Embedder
     from iclkit.eval import Grid
     from iclkit.records import CostEstimate, Run
     from iclkit.report import Primary
+
+
+def tell_training(vectors: Embedder, folder: str, tasks: Sequence[str]) -> None:
+    """Say of a trained retriever which of the tasks it has seen, and which it has no instruction for."""
+    from iclkit.embed import CARD, Retriever
+
+    for task in tasks:
+        if task in vectors.trained_on:
+            say(f"note: {folder} was trained on {task}; its figures there say nothing of tasks it has not seen")
+        if isinstance(vectors, Retriever) and vectors.lacks_instruction(task):
+            say(
+                f"note: {folder} was trained with an instruction for each task and has none for {task}, whose texts it "
+                f"reads without; add one to rendering.instructions in {folder}/{CARD}"
+            )
 
 
 def read_sweep(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
@@ -221,9 +236,8 @@ def command(
     vectors = embedder_for(grid.needs, embedder, lm_options.device, dry=dry_run)
     for bench in benches if vectors else ():
         tell_language(bench.view.examples, embedder)
-    for task in loaded:
-        if vectors and task.name in vectors.trained_on:
-            say(f"note: {embedder} was trained on {task.name}; its figures there say nothing of tasks it has not seen")
+    if vectors:
+        tell_training(vectors, embedder, [task.name for task in loaded])
     reranker = reranker_for(grid.needs, reranker_name, lm_options.device)
     if unknown := sorted({q.task for q in questions} - {"", *(task.name for task in loaded)}):
         raise UnknownName("task of --primary", unknown[0], [task.name for task in loaded])

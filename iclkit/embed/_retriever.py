@@ -105,6 +105,12 @@ class Retriever(BaseEmbedder):
         config = self.card.get("config")
         return config if isinstance(config, Mapping) else {}
 
+    def lacks_instruction(self, task: str) -> bool:
+        """Whether it learned with an instruction for each task and has none for this one, whose texts then stand
+        bare."""
+        told = bool(self.rendering.instruct) and any(self.rendering.instructions.values())
+        return told and not self.rendering.instructions.get(task)
+
     def for_task(self, task: str) -> Retriever:
         """The retriever as it reads the texts of one task."""
         return Retriever(self.inner, self.rendering, self.card, task)

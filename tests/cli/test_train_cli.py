@@ -161,6 +161,21 @@ def test_one_retriever_is_trained_on_all_tasks_of_a_pool(lm, pool, bag, tmp_path
     assert retriever.document_text(example) == "Say what it is: 0 owl\tanimal"
     assert not (retriever.for_task("first").encode_queries(["owl"]) == retriever.encode_queries(["owl"])).all()
 
+    file = tmp_path / "out" / "iclkit.json"
+    words = ("eval", str(write_task(tmp_path / "third")), "-s", "knn", "-k", "1", "--embedder", str(tmp_path / "out"))
+    bare = (
+        f"note: {tmp_path / 'out'} was trained with an instruction for each task and has none for third, whose texts "
+        f"it reads without; add one to rendering.instructions in {file}"
+    )
+    code, _, stderr = call(*words, "--out", str(tmp_path / "bare"), capsys=capsys)
+    assert code == 0, stderr
+    assert bare in stderr.splitlines()
+    card["rendering"]["instructions"]["third"] = "Name the kind:"
+    file.write_text(json.dumps(card))
+    code, _, stderr = call(*words, "--out", str(tmp_path / "told"), capsys=capsys)
+    assert code == 0, stderr
+    assert "has none for third" not in stderr
+
 
 # -- nothing is changed --
 

@@ -122,6 +122,14 @@ def test_the_task_of_an_example_goes_before_the_one_asked_about() -> None:
     assert rendering.example(BARE) == "some words"
 
 
+def test_a_retriever_that_learned_with_instructions_says_for_which_tasks_it_has_none() -> None:
+    told = Retriever(HashEmbedder(), RetrieverFormat(instructions=TOLD), {})
+    assert not told.lacks_instruction("weather")
+    assert told.lacks_instruction("unheard of")
+    silent = (RetrieverFormat(), RetrieverFormat(instructions=TOLD, instruct=()))
+    assert not any(Retriever(HashEmbedder(), r, {}).lacks_instruction("unheard of") for r in silent)
+
+
 # -- fingerprints --
 
 
