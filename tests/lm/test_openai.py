@@ -295,7 +295,8 @@ def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: St
     with pytest.raises(RequestRejected):
         lm.score(requests, lambda done: finished.extend(i for i, _ in done))
     assert time.monotonic() - begun < 5
-    assert len(finished) == len({*finished}) == 2  # which two came first is chance
+    # Which came first is chance, and a third or fourth may have been sent before the failure was seen.
+    assert 2 <= len(finished) == len({*finished}) <= 4
 
 
 def test_a_run_that_died_repeats_no_finished_request(start: Start, tmp_path):
