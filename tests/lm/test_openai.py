@@ -266,12 +266,12 @@ def test_trouble_that_stays_is_one_clear_line_without_the_key(start: Start, monk
 
 def test_a_server_that_hangs_is_given_up_after_the_timeout(start: Start):
     server = start("completions", "echo", "tokenize")
-    lm = opened(server, timeout=0.2, retries=6)
+    lm = opened(server, timeout=0.7, retries=6)
     server.trouble = ["hang"] * 50
     begun = time.monotonic()
-    with pytest.raises(ModelError, match=r"did not answer within 0\.2 s, 3 times"):
+    with pytest.raises(ModelError, match=r"did not answer within 0\.7 s, 3 times"):
         lm.score(REQUESTS[:1])
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
 
 
 def test_a_refused_connection_is_one_clear_line_at_once():
@@ -281,7 +281,7 @@ def test_a_refused_connection_is_one_clear_line_at_once():
     ) as caught:
         open_openai("openai:toy@http://127.0.0.1:9")
     assert "\n" not in str(caught.value)
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
 
 
 def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: Start):
@@ -294,7 +294,7 @@ def test_one_failure_wakes_waiting_workers_and_keeps_what_was_finished(start: St
     begun = time.monotonic()
     with pytest.raises(RequestRejected):
         lm.score(requests, lambda done: finished.extend(i for i, _ in done))
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 9
     # Which came first is chance, and a third or fourth may have been sent before the failure was seen.
     assert 2 <= len(finished) == len({*finished}) <= 4
 

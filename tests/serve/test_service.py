@@ -183,18 +183,19 @@ def test_requests_are_counted(client: TestClient) -> None:
 
 def test_queries_that_come_in_while_others_are_answered_are_asked_together(chooser: Chooser) -> None:
     asked: list[int] = []
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
 
     class Slow(Chooser):
         def select_many(self, queries: Any, k: int | None = None) -> Any:
-            go.wait(10)
+            begun.set()
+            assert go.wait(60)
             asked.append(len(queries))
             return chooser.select_many(queries, k)
 
     async def ask() -> list[Any]:
         batcher = Batcher(Slow(chooser.selector, chooser.view, chooser.kit))
         first = asyncio.create_task(batcher.select(Query("parcel"), 2))
-        await asyncio.sleep(0.05)  # the first is being computed
+        assert await asyncio.to_thread(begun.wait, 60)
         more = [asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1 + n % 2)) for n in range(10)]
         more += [asyncio.create_task(batcher.select(Query("invoice 0"), 1)) for _ in range(3)]  # asked once
         more.append(asyncio.create_task(batcher.select(Query("invoice 0", where={"tenant": "acme"}), 1)))
