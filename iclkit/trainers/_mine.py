@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from iclkit.embed import Embedder
 from iclkit.pool import Pool, PoolView
 from iclkit.predictors import TaskContext, Tools
-from iclkit.records import Example, Query, digest, fold_text
+from iclkit.records import Example, Progress, Query, digest, fold_text
 from iclkit.selectors import make_selector
 from iclkit.trainers._config import Source
 from iclkit.trainers._data import IntArray, TaskData, TrainingData
@@ -18,10 +18,19 @@ QUERY = "query"  # a training query is also a row; its Query gets an id of its o
 
 
 class Miner:
-    """Finds candidates with selectors. The query's own row, and whatever repeats its input, is never among them."""
+    """Finds candidates with selectors. The query's own row, and whatever repeats its input, is never among them.
 
-    def __init__(self, corpus: TrainingData, seed: int, embedder: Embedder | None = None) -> None:
-        self.corpus, self.seed, self.embedder = corpus, seed, embedder
+    ``bar``: begins a progress for a step with a title; asked for where demonstrations must be encoded.
+    """
+
+    def __init__(
+        self,
+        corpus: TrainingData,
+        seed: int,
+        embedder: Embedder | None = None,
+        bar: Callable[[str], Progress | None] = lambda title: None,  # noqa: ARG005
+    ) -> None:
+        self.corpus, self.seed, self.embedder, self._bar = corpus, seed, embedder, bar
         self._rows_by_input: dict[str, list[int]] = {}
         for row, text in enumerate(corpus.inputs()):
             self._rows_by_input.setdefault(text, []).append(row)
@@ -80,6 +89,8 @@ class Miner:
         selector = make_selector(source.spec)
         seed = int(digest([self.seed, draw], 4), 16) if draw else self.seed
         context = TaskContext(task.name, "", task.labels, task.template, view)
+        if selector.needs.embedder and embedder:
+            view.index(embedder.for_task(task.name), self._encoding(task))
         selector.fit(view, Tools(embedder=embedder).kit(context, seed=seed))
         searched = [
             Query(q.output if source.output else q.input, q.choices, ids, f"{QUERY}:{q.id}")
@@ -87,3 +98,14 @@ class Miner:
         ]
         rows: Mapping[str, int] = {i: n for n, i in enumerate(view.ids)}
         return [[rows[i] for i in s.ids] for s in selector.select_many(searched, source.count)]
+
+    def _encoding(self, task: TaskData) -> Progress:
+        """Progress of encoding a task's demonstrations, whose bar begins with the first that must be."""
+        begun: list[Progress | None] = []
+
+        def report(done: int, total: int) -> None:
+            begun[:] = begun or [self._bar(f"{task.name}: demonstrations encoded")]
+            if begun[0]:
+                begun[0](done, total)
+
+        return report

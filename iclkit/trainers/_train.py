@@ -117,7 +117,7 @@ class Training:
             self.config,
             self.corpus,
             self._feedback(Ledger.copy(self._ledger_file) if self._dry else Ledger(":memory:")),
-            Miner(self.corpus, self.config.data_seed, self.base),
+            Miner(self.corpus, self.config.data_seed, self.base, self._bar),
             self._text_format(),
             self.work,
             self.say,

@@ -211,6 +211,20 @@ def test_mining_does_not_depend_on_what_else_is_asked() -> None:
     assert all(np.array_equal(x, y) for x, y in zip(together, alone, strict=True))
 
 
+def test_encoding_demonstrations_is_told_once_and_by_task() -> None:
+    corpus = corpus_of_tasks([make_task(60, "a"), make_task(60, "b", ("left", "right"))], preset("epr", **SMALL))
+    told: dict[str, list[tuple[int, int]]] = {}
+    miner = Miner(corpus, 0, HashEmbedder(), lambda title: lambda *at: told.setdefault(title, []).append(at))
+    for course in corpus.tasks:
+        queries = [corpus.examples[int(r)] for r in course.queries]
+        miner.mine(course, queries, sources("bm25:4+random:3"))
+        assert f"{course.name}: demonstrations encoded" not in told  # nothing looks at a vector
+        for _ in range(2):
+            miner.mine(course, queries, sources("knn:3"))
+        texts = len({corpus.examples[int(r)].text for r in course.rows})
+        assert told[f"{course.name}: demonstrations encoded"] == [(texts, texts)]
+
+
 def test_searching_outputs_finds_what_is_answered_alike() -> None:
     rows = [Example(f"input {i}", f"SELECT name FROM table{i % 6} WHERE x = {i}") for i in range(60)]
     corpus = corpus_of_pool(Pool.of(rows).view(), preset("epr", queries=10, held_out=2, report=2))
