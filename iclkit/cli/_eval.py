@@ -55,12 +55,12 @@ if TYPE_CHECKING:
 
 def tell_training(vectors: Embedder, folder: str, tasks: Sequence[str]) -> None:
     """Say of a trained retriever which of the tasks it has seen, and which it has no instruction for."""
-    from iclkit.embed import CARD, Retriever
+    from iclkit.embed import CARD
 
     for task in tasks:
         if task in vectors.trained_on:
             say(f"note: {folder} was trained on {task}; its figures there say nothing of tasks it has not seen")
-        if isinstance(vectors, Retriever) and vectors.lacks_instruction(task):
+        if vectors.lacks_instruction(task):
             say(
                 f"note: {folder} was trained with an instruction for each task and has none for {task}, whose texts it "
                 f"reads without; add one to rendering.instructions in {folder}/{CARD}"

@@ -94,6 +94,10 @@ class Embedder(EmbedderLike, Protocol):
         """Whether ``encode_tokens`` can be called."""
         ...
 
+    def lacks_instruction(self, task: str) -> bool:
+        """Whether it learned with an instruction for each task and has none for this one."""
+        ...
+
     def for_task(self, task: str) -> Embedder:
         """The embedder as it reads the texts of one task."""
         ...
@@ -166,6 +170,10 @@ class BaseEmbedder(ABC):
     def training(self) -> Mapping[str, Json]:
         """Nothing that is known of."""
         return {}
+
+    def lacks_instruction(self, task: str) -> bool:  # noqa: ARG002
+        """False: it reads every task alike."""
+        return False
 
     def for_task(self, task: str) -> Embedder:  # noqa: ARG002
         """Itself."""

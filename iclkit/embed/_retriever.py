@@ -108,8 +108,8 @@ class Retriever(BaseEmbedder):
     def lacks_instruction(self, task: str) -> bool:
         """Whether it learned with an instruction for each task and has none for this one, whose texts then stand
         bare."""
-        told = bool(self.rendering.instruct) and any(self.rendering.instructions.values())
-        return told and not self.rendering.instructions.get(task)
+        instructed = bool(self.rendering.instruct) and any(self.rendering.instructions.values())
+        return instructed and not self.rendering.instructions.get(task)
 
     def for_task(self, task: str) -> Retriever:
         """The retriever as it reads the texts of one task."""
