@@ -12,7 +12,8 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -163,6 +164,62 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
     """(line number from 1, value) of each line that is not blank. DataError naming file and line for a bad one."""
     for number, line in split_lines(read_text(path)):
         yield number, parse_json(line, f"{path}, line {number}")
+
+
+class LineFile:
+    """A file of lines that was read once, for reading single lines again: only where they begin is held.
+
+    What is read again is what was there at first: DataError where the file was written to or replaced since.
+    """
+
+    def __init__(self, path: Path, starts: array[int], state: tuple[int, ...]) -> None:
+        self.path = path
+        self._starts, self._state = starts, state
+
+    @classmethod
+    def read(cls, path: Path, *, torn: bool = True) -> tuple[LineFile, list[bytes]]:
+        """The file, and its lines without their ends. DataError when it cannot be read.
+
+        ``torn``: a last line without an end is what a kill left of one, and left out.
+        """
+        try:
+            with path.open("rb") as file:
+                state = _state(file)
+                *lines, last = file.read().split(b"\n")
+        except OSError as error:
+            raise DataError(f"cannot read {path} ({error.strerror})") from error
+        if last and not torn:
+            lines.append(last)
+        starts = array("q", [0])
+        for line in lines:
+            starts.append(starts[-1] + len(line) + 1)
+        return cls(path, starts, state), lines
+
+    @classmethod
+    def none(cls, path: Path) -> LineFile:
+        """A file that is not there, as one without lines."""
+        return cls(path, array("q", [0]), ())
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def lines(self, numbers: Iterable[int]) -> Iterator[bytes]:
+        """The lines of these numbers, from 0, without their ends."""
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                if _state(file) != self._state:
+                    raise DataError(f"{self.path} was changed while it was read; give the command again")
+                for number in numbers:
+                    file.seek(self._starts[number])
+                    yield file.read(self._starts[number + 1] - self._starts[number] - 1)
+        except OSError as error:
+            raise DataError(f"cannot read {self.path} ({error.strerror})") from error
+
+
+def _state(file: IO[bytes]) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced."""
+    now = os.fstat(file.fileno())
+    return now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def replace_file(path: Path, content: str | bytes) -> None:

@@ -700,11 +700,12 @@ class Run:
     """Everything that determines a result (``spec``), its rows, and what it cost (``usage``).
 
     ``usage`` holds calls, tokens, seconds and is not part of the identity (``run.json`` calls it ``spent``). ``stored``
-    is the id under which the run was read from a folder, "" for one that was just made.
+    is the id under which the run was read from a folder, "" for one that was just made. ``rows`` are a tuple, or a
+    sequence that reads them from their file when they are asked for.
     """
 
     spec: RunSpec
-    rows: tuple[Row, ...] = ()
+    rows: Sequence[Row] = ()
     usage: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     stored: str = ""

@@ -135,15 +135,17 @@ def _literal(known: tuple[Any, ...]) -> Reader:
 
 
 def _union(kinds: tuple[Any, ...]) -> Reader:
-    readers = [_reader(kind) for kind in kinds]
+    readers, nullable = [_reader(kind) for kind in kinds], type(None) in kinds
 
     def read(value: Any) -> Any:
+        if value is None and nullable:
+            return None
         wrongs = []
         for one in readers:
             try:
                 return one(value)
             except _Wrong as wrong:
-                wrongs.append(wrong)
+                wrongs.append(wrong.with_traceback(None))  # else it holds this frame, and all rows read so far
         # the alternative that went deepest into the value is the one that was meant
         deepest = max(wrongs, key=lambda w: len(w.path))
         if deepest.path:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,19 +16,7 @@ from iclkit.errors import UsageError
 
 if TYPE_CHECKING:
     from iclkit.records import Run
-    from iclkit.report import Board
-
-
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection: rows by the hundred thousand hold no cycles, and looking for them doubles the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+    from iclkit.report import Board, Texts
 
 
 @click.command()
@@ -58,7 +44,6 @@ def _uncollected() -> Iterator[None]:
 @click.option("--title", default="", help="The page's title.")
 @click.option("--harness", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Also write results "
               "and samples in lm-evaluation-harness's layout.")  # fmt: skip
-@_uncollected()
 def command(
     runs: tuple[Path, ...],
     baseline: str | None,
@@ -116,7 +101,7 @@ def command(
 
 
 def _write(
-    board: Board, runs: Sequence[Run], texts: Mapping[str, Any], html: Path | None, title: str, harness: Path | None
+    board: Board, runs: Sequence[Run], texts: Texts, html: Path | None, title: str, harness: Path | None
 ) -> None:
     from iclkit.report import write_harness
 

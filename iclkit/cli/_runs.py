@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from iclkit.eval import Bench, Grid, LeftOut, PlannedRun
     from iclkit.predictors import Tools
     from iclkit.records import CostEstimate, Run
-    from iclkit.report import Board
+    from iclkit.report import Board, Texts
 
 
 def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -37,17 +37,22 @@ def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | Non
     return places | ({"pool": str(pool.resolve())} if pool else {})
 
 
-def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut], dict[str, str]]:
+def read_runs(folders: Sequence[Path], *, whole: bool = False) -> tuple[list[Run], list[LeftOut], dict[str, str]]:
     """The runs in these folders, those that cannot be read, and the questions declared there, each at its first time.
 
-    DataError when no run can be read.
+    ``whole``: with all rows in memory, as they were recorded; else with what a board needs of them. DataError when no
+    run can be read.
     """
     from iclkit.eval import RunStore
     from iclkit.report import declared_questions, distinct_runs
+    from iclkit.report import read_runs as read_stored
 
     stores = [RunStore(folder) for folder in folders]
-    found = distinct_runs(run for store in stores for run in store.runs())
-    lost = [problem for store in stores for problem in store.problems]
+    if whole:
+        found = distinct_runs(run for store in stores for run in store.runs())
+        lost = [problem for store in stores for problem in store.problems]
+    else:
+        found, lost = read_stored(stores)
     if not found:
         for one in lost[1:]:
             say(f"note: run {one.run} cannot be used: {one.reason}")
@@ -55,7 +60,7 @@ def read_runs(folders: Sequence[Path]) -> tuple[list[Run], list[LeftOut], dict[s
     return found, lost, declared_questions(stores)
 
 
-def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Mapping[str, Any], title: str = "") -> None:
+def write_page(path: Path, board: Board, runs: Sequence[Run], texts: Texts, title: str = "") -> None:
     """Write the board as a page for a browser, and say so. UsageError when it cannot be written."""
     from iclkit.report import to_html
 

@@ -52,7 +52,7 @@ def export(
     from iclkit.integrations.tracking import export_runs
     from iclkit.report import board_with_questions, run_texts
 
-    found, lost, declared = read_runs(runs)
+    found, lost, declared = read_runs(runs, whole=True)
     board = board_with_questions(found, baseline, left_out=lost, primary=(), declared=declared, note=note)
     for one in board.left_out:
         note(f"run {one.run} is left out: {one.reason}")

@@ -36,7 +36,17 @@ from iclkit.eval._pooled import (
     pooled_difference,
     rank_estimates,
 )
-from iclkit.eval._runs import LeftOut, RunStore, RunWriter, load_run, load_runs, load_texts, upgrade_spec
+from iclkit.eval._runs import (
+    LeftOut,
+    RowFile,
+    RunStore,
+    RunWriter,
+    StoredTexts,
+    load_run,
+    load_runs,
+    load_texts,
+    upgrade_spec,
+)
 from iclkit.eval._stats import (
     Difference,
     Estimate,
@@ -70,8 +80,10 @@ __all__ = [
     "PlanEstimate",
     "PlannedRun",
     "PooledDifference",
+    "RowFile",
     "RunStore",
     "RunWriter",
+    "StoredTexts",
     "Suspect",
     "TaskPair",
     "advise",

@@ -10,15 +10,16 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, overload
 
 from iclkit.errors import DataError, RunBusy, RunError, UsageError
-from iclkit.files import parse_json, read_json, read_jsonl, replace_file, try_lock
+from iclkit.files import LineFile, parse_json, read_json, read_jsonl, replace_file, try_lock
 from iclkit.prompts import Template
 from iclkit.records import (
     RUN_FORMAT,
@@ -303,14 +304,22 @@ class RunStore:
         A run that is damaged is put into ``problems`` and left out, so that it does not hide the others. DataError when
         there is no run at all.
         """
+        return [run for run, _ in self.each()]
+
+    def each(self) -> Iterator[tuple[Run, RowFile]]:
+        """``runs`` one at a time, each with its rows and with the file to read them from again.
+
+        Who drops the rows before asking for the next run holds those of one run, however many there are.
+        """
         self.problems = []
-        runs = []
         for folder in self._folders():
             try:
-                runs.append(load_run(folder))
+                found = _load(folder)
             except DataError as error:
                 self.problems.append(LeftOut(folder.name, str(error)))
-        return runs
+            else:
+                yield found
+                del found
 
     def _folders(self) -> list[Path]:
         out = self.out
@@ -402,7 +411,7 @@ class RunWriter:
         if not _there(file):
             self.done = False
             return
-        lines = _whole_lines(file)
+        lines = LineFile.read(file)[1]
         if len(lines) > len(self.asked):
             raise DataError(f"{file} has {len(lines)} rows and the run {len(self.asked)} queries; {_ROWS_REMEDY}")
         whole = max(n for n in {0, *(c.stop for c in batches(len(self.asked)))} if n <= len(lines))
@@ -419,22 +428,52 @@ class RunWriter:
                 os.fsync(handle.fileno())
 
 
+class RowFile(Sequence[Row]):
+    """The rows of ``rows.jsonl``, each read when it is asked for."""
+
+    def __init__(self, file: LineFile) -> None:
+        self._file = file
+
+    def read(self, numbers: Iterable[int]) -> Iterator[Row]:
+        """The rows of these numbers, from 0. DataError where the file is not what it was."""
+        for line in self._file.lines(numbers):
+            yield _row(line, str(self._file.path))
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read(range(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, at: int | slice) -> Row | tuple[Row, ...]:
+        numbers = range(len(self))[at]
+        return tuple(self.read(numbers)) if isinstance(numbers, range) else next(self.read([numbers]))
+
+
 def load_run(folder: str | Path) -> Run:
     """The run of a folder, finished or not (``facts["done"]`` says). DataError when it is none or is damaged."""
-    folder = Path(folder)
+    return _load(Path(folder))[0]
+
+
+def _load(folder: Path) -> tuple[Run, RowFile]:
     if not _there(folder / "run.json"):
         more = f", though it has rows; {_GO_ON}" if _there(folder / "rows.jsonl") else ""
         raise DataError(f"{folder} is no run: it has no run.json{more}")
     state = _read_state(folder / "run.json")
     file = folder / "rows.jsonl"
-    rows = _rows(file, _whole_lines(file) if _there(file) else [])
+    kept, lines = LineFile.read(file) if _there(file) else (LineFile.none(file), [])
+    rows = _rows(file, lines)
     queries = state.spec.task.queries
     if len(rows) > queries or (state.done and len(rows) < queries):
         raise DataError(
             f"{file} has {len(rows)} rows and the run {queries} queries; "
             f"{_GO_ON if len(rows) < queries else _ROWS_REMEDY}"
         )
-    return Run(state.spec, tuple(rows), state.spent, {**state.facts, "done": state.done}, state.id)
+    return Run(state.spec, tuple(rows), state.spent, {**state.facts, "done": state.done}, state.id), RowFile(kept)
 
 
 def load_runs(out: str | Path) -> list[Run]:
@@ -448,17 +487,56 @@ def load_runs(out: str | Path) -> list[Run]:
 
 def load_texts(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Inputs (and outputs) of the queries and shown examples of a finished run, by id. DataError when damaged."""
-    file = Path(folder) / "texts.jsonl"
-    texts: dict[str, dict[str, Any]] = {}
-    if not _there(file):
-        return texts
-    try:
-        for number, value in read_jsonl(file):
-            text = read_as(StoredText, value, f"{file}, line {number}")
-            texts[text["id"]] = dict(text)
-    except DataError as error:
-        raise DataError(f"{error}; {_ROWS_REMEDY}") from error
-    return texts
+    return {text["id"]: dict(text) for _, text in _texts(_text_lines(Path(folder))[1], Path(folder))}
+
+
+class StoredTexts(Mapping[str, Mapping[str, Any]]):
+    """``load_texts`` of several runs, each text read from its file when it is asked for: only its place is held.
+
+    Of a text that stands in several runs the one that was added last counts.
+    """
+
+    def __init__(self) -> None:
+        self._files: list[tuple[LineFile, Path]] = []
+        self._places: dict[str, int] = {}  # file and line as one number, which takes a third of the memory of a pair
+
+    def add(self, folder: Path) -> None:
+        """The texts of a finished run. DataError, and nothing is added, when they are damaged."""
+        file, lines = _text_lines(folder)
+        base = len(self._files) << 32
+        found = {sys.intern(text["id"]): base | number for number, text in _texts(lines, folder)}
+        self._files.append((file, folder))
+        self._places |= found
+
+    def __getitem__(self, text_id: str) -> Mapping[str, Any]:
+        place = self._places[text_id]
+        file, folder = self._files[place >> 32]
+        ((_, text),) = _texts(file.lines([place & 0xFFFFFFFF]), folder)
+        return dict(text)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _text_lines(folder: Path) -> tuple[LineFile, Iterable[bytes]]:
+    file = folder / "texts.jsonl"
+    return LineFile.read(file, torn=False) if _there(file) else (LineFile.none(file), ())
+
+
+def _texts(lines: Iterable[bytes], folder: Path) -> Iterator[tuple[int, StoredText]]:
+    """The number from 0 and the text of each line that is not blank. DataError for a damaged one."""
+    file = folder / "texts.jsonl"
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number + 1}"
+        try:
+            yield number, read_as(StoredText, parse_json(line, where), where)
+        except DataError as error:
+            raise DataError(f"{error}; {_ROWS_REMEDY}") from error
 
 
 _GO_ON = "give the same iclkit eval command again: it goes on from what is there"
@@ -580,14 +658,6 @@ def _american(value: Any) -> Any:
     if isinstance(value, str):
         return re.sub(rf"\b({'|'.join(_AMERICAN)})=", lambda found: f"{_AMERICAN[found[1]]}=", value)
     return value
-
-
-def _whole_lines(file: Path) -> list[bytes]:
-    """The lines that end: what a kill cut short in the last one is no row."""
-    try:
-        return file.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise DataError(f"cannot read {file} ({error.strerror})") from error
 
 
 def _rows(file: Path, lines: Sequence[bytes]) -> list[Row]:

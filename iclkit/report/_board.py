@@ -11,6 +11,7 @@ from iclkit.eval import LeftOut
 from iclkit.records import Run
 from iclkit.report._axes import check_axes
 from iclkit.report._checks import same_queries, usable_runs
+from iclkit.report._condensed import condensed
 from iclkit.report._drafts import (
     Draft,
     Pair,
@@ -66,8 +67,9 @@ def leaderboard(
 
     Runs that are not finished are left out and noted, and so are those of ``left_out``, which could not be read, and
     those whose values are not what their answers are worth (see ``usable_runs``). DataError when nothing is left.
+    ``read_runs`` gives the runs of folders without holding their rows.
     """
-    runs, lost = distinct_runs(runs), list(left_out)
+    runs, lost = distinct_runs(map(condensed, runs)), list(left_out)
     compared, questions = check_axes(compare, runs), [Primary.parse(text) for text in primary]
     base_name = baseline or BASELINES.get(compared[0], "")
     done = [r for r in runs if r.facts.get("done", True) and r.rows]

@@ -25,7 +25,7 @@ from iclkit.eval import (
 )
 from iclkit.records import Run, RunSpec, canonical_json, digest
 from iclkit.report._axes import AXES, USUAL, Axis, axes, axis_word, seed_scope
-from iclkit.report._checks import made_by, metric_of
+from iclkit.report._condensed import condensed, made_by, metric_of, rows_of
 from iclkit.report._questions import Answer
 from iclkit.report._records import ALPHA, Group, Line
 
@@ -164,11 +164,11 @@ def make_draft(table: Table, tag: str) -> Draft:
     newest, repeated = _newest(table.runs, table.compared)
     newest, failed = answered(newest)
     spec = max(newest, key=lambda r: r.spec.k).spec
-    metric, _ = metric_of(newest[0])
+    metric = metric_of(newest[0])
     lines: dict[str, list[Run]] = {}
     for run in newest:
         lines.setdefault(_line_key(run, table.compared), []).append(run)
-    golds = [r.gold for r in newest[0].rows]
+    golds = [*rows_of(newest[0]).answers.golds]
     names = _names([axes(members[0]) for members in lines.values()], table.compared)
     drafts = [] if not golds else [
         _draft_line(name, members, metric, golds)
@@ -192,10 +192,14 @@ def answered(runs: Sequence[Run]) -> tuple[list[Run], int]:
 
     Figures that are compared are of the same queries: what one run failed at is neither right nor wrong in the others.
     """
-    failed = {row.query_id for run in runs for row in run.rows if row.failure}
+    own = [rows_of(run) for run in runs]
+    failed = {rows.answers.queries[at] for rows in own for at in np.flatnonzero(rows.answers.failed)}
     if not failed:
-        return [*runs], 0
-    kept = [replace(run, rows=tuple(row for row in run.rows if row.query_id not in failed)) for run in runs]
+        return [*map(condensed, runs)], 0
+    kept = [
+        replace(run, rows=rows.only([at for at, query in enumerate(rows.answers.queries) if query not in failed]))
+        for run, rows in zip(runs, own, strict=True)
+    ]
     return kept, len(failed)
 
 
@@ -240,18 +244,19 @@ def _marks(place: Mapping[str, Axis], compared: Sequence[str]) -> str:
 
 def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]) -> DraftLine:
     runs = sorted(runs, key=lambda run: run.spec.seed)
-    ids = [r.query_id for r in runs[0].rows]
-    for run in runs:
-        if [r.query_id for r in run.rows] != ids:
+    answers = [rows_of(run).answers for run in runs]
+    first = answers[0]
+    for run, own in zip(runs, answers, strict=True):
+        if own.queries != first.queries:
             raise DataError(f"runs {runs[0].id} and {run.id} should have the same queries and have not; run them again")
     values, outputs = np.empty((len(runs), 0)), list[list[str]]()
     labels, scope = runs[0].spec.task.labels, seed_scope(runs[0])
     calibrate = axes(runs[0])["calibrate"].label if "calibrate" in axes(runs[0]) else "none"
     notes = [*_line_notes(runs), *cautions(runs)]
     if metric.whole is not None or labels:
-        outputs = [[r.output for r in run.rows] for run in runs]
+        outputs = [[*own.outputs] for own in answers]
     if metric.whole is None:
-        values = np.array([[r.metrics[metric.name] for r in run.rows] for run in runs], dtype=np.float64)
+        values = np.array([own.metrics[metric.name] for own in answers])
         figure = estimate(values, bounded=metric.bounded, scope=scope)
         notes += _scope_notes(values, scope)
     else:
@@ -260,14 +265,14 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
     if labels:
         if metric.name != "macro_f1":
             others["macro_f1"] = bootstrap_macro_f1(outputs, golds, labels)
-        if all("gold_logprob" in r.metrics for r in runs[0].rows):
-            logs = np.array([[r.metrics["gold_logprob"] for r in run.rows] for run in runs])
+        if all(own.has("gold_logprob") for own in answers):
+            logs = np.array([own.metrics["gold_logprob"] for own in answers])
             others["gold_logprob"] = estimate(logs, bounded=False, scope=scope)
     raw = f"{metric.name}_raw"
-    if calibrate != "none" and all(raw in r.metrics for r in runs[0].rows):
-        before = np.array([[r.metrics[raw] for r in run.rows] for run in runs])
+    if calibrate != "none" and all(own.has(raw) for own in answers):
+        before = np.array([own.metrics[raw] for own in answers])
         others[raw] = estimate(before, bounded=metric.bounded, scope=scope)
-    queries = len(runs) * len(ids)
+    queries = len(runs) * len(first.queries)
     spent, asked, known = (sum(r.usage.get(k, 0.0) for r in runs) for k in ("cost", "tokens_asked", "tokens_cached"))
     if spent and known:
         notes.append(f"the cache knew {100 * known / max(asked, known):.0f} % of its tokens, which cost nothing")
@@ -279,7 +284,7 @@ def _draft_line(name: str, runs: Sequence[Run], metric: Metric, golds: list[str]
         figure=figure,
         seeds=tuple(r.spec.seed for r in runs),
         runs=tuple(r.id for r in runs),
-        tokens=sum(r.prompt_tokens for run in runs for r in run.rows) / queries,
+        tokens=sum(int(own.tokens.sum()) for own in answers) / queries,
         calls=sum(r.usage.get("calls", 0) for r in runs) / queries,
         seconds=sum(r.usage.get(k, 0) for r in runs for k in ("select_s", "assemble_s", "score_s")) / queries,
         name=name,

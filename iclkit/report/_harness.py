@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from iclkit import __version__
 from iclkit.errors import DataError
 from iclkit.prompts import Template, assemble, template_of
 from iclkit.records import Example, Message, Query, Run, digest
-from iclkit.report._checks import metric_of
+from iclkit.report._condensed import metric_of
 from iclkit.report._drafts import answered
 from iclkit.report._rows import Texts, prompt_parts, values_of
 
@@ -47,21 +47,32 @@ def write_harness(runs: Iterable[Run], folder: str | Path, texts: Texts | None =
         models.setdefault(name, {})[task] = run
     written = []
     for name, tasks in sorted(models.items()):
-        samples = {task: _samples(run, (texts or {}).get(run.spec.task.hash, {})) for task, run in tasks.items()}
-        files = {
-            f"results_{stamp}.json": json.dumps(_results(name, tasks, samples, date), indent=2, ensure_ascii=False)
-        }
-        for task, rows in samples.items():
-            files[f"samples_{task}_{stamp}.jsonl"] = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-        for file, text in files.items():
-            path = Path(folder) / name / file
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text, encoding="utf-8", newline="\n")
-            except OSError as error:
-                raise DataError(f"cannot write {path} ({error.strerror}); give another folder") from error
-            written.append(path)
+        place, hashes, files = Path(folder) / name, dict[str, str](), list[Path]()
+        for task, run in tasks.items():
+            samples, seen = _samples(run, (texts or {}).get(run.spec.task.hash, {})), hashlib.sha256()
+            files.append(place / f"samples_{task}_{stamp}.jsonl")
+            _write(files[-1], (_line(sample, seen) for sample in samples))
+            hashes[task] = seen.hexdigest()
+        results = place / f"results_{stamp}.json"
+        _write(results, [json.dumps(_results(name, tasks, hashes, date), indent=2, ensure_ascii=False)])
+        written += [results, *files]
     return written
+
+
+def _line(sample: Mapping[str, Any], seen: hashlib._Hash) -> str:
+    """A sample as a line; ``seen`` is the hash of a task's samples, taken as they are written."""
+    seen.update("".join(sample[part] for part in ("doc_hash", "prompt_hash", "target_hash")).encode())
+    return json.dumps(sample, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
+    """Write a file part by part: the samples of a run, with their prompts, are never held together."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(parts)
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error.strerror}); give another folder") from error
 
 
 def _safe(text: str) -> str:
@@ -103,10 +114,9 @@ def _render(messages: Sequence[Message]) -> str:
     return json.dumps([{"role": m.role, "content": m.content} for m in messages], ensure_ascii=False)
 
 
-def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     metric, kind = _metric(run), _kind(run)
-    found = []
-    values = values_of(run.rows, metric_of(run)[0].name)
+    values = values_of(run.rows, metric_of(run).name)
     for number, (row, value) in enumerate(zip(run.rows, values, strict=True)):
         template, query, demos = prompt_parts(run, row, texts)
         prompt, prefix = _prompt(template, query, demos), template.answer_prefix
@@ -133,14 +143,13 @@ def _samples(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> list[dict[str,
             stops = template.stop_strings if run.spec.stop is None else run.spec.stop
             arguments = [{"arg_0": prompt, "arg_1": {"until": [*stops]}}]
             resps, filtered, target = [[row.output]], [row.output], row.gold
-        found.append({
+        yield {
             "doc_id": number, "doc": doc, "target": target,
             "arguments": {f"gen_args_{i}": a for i, a in enumerate(arguments)},
             "resps": resps, "filtered_resps": filtered, "filter": "none", "metrics": [metric],
             "doc_hash": _sha(json.dumps(doc, indent=2, ensure_ascii=False)), "prompt_hash": _sha(prompt),
             "target_hash": _sha(target), metric: value,
-        })  # fmt: skip
-    return found
+        }  # fmt: skip
 
 
 def _prompt(template: Template, query: Query | None, demos: Sequence[Example | None]) -> str:
@@ -152,7 +161,7 @@ def _prompt(template: Template, query: Query | None, demos: Sequence[Example | N
 
 def _figure(run: Run) -> tuple[float, float | str]:
     """The task's metric and its standard error as that harness takes it: over queries, "N/A" for whole-run metrics."""
-    metric, _ = metric_of(run)
+    metric = metric_of(run)
     if metric.whole is not None:
         return metric.figure([r.output for r in run.rows], [r.gold for r in run.rows]), "N/A"
     values = values_of(run.rows, metric.name)
@@ -163,9 +172,7 @@ def _figure(run: Run) -> tuple[float, float | str]:
     return mean, math.sqrt(spread / len(values))
 
 
-def _results(
-    name: str, tasks: Mapping[str, Run], samples: Mapping[str, Sequence[Mapping[str, Any]]], date: datetime
-) -> dict[str, Any]:
+def _results(name: str, tasks: Mapping[str, Run], hashes: Mapping[str, str], date: datetime) -> dict[str, Any]:
     first = next(iter(tasks.values())).spec
     results, configs = {}, {}
     for task, run in tasks.items():
@@ -205,10 +212,7 @@ def _results(
         "git_hash": None,
         "date": date.timestamp(),
         "iclkit_version": __version__,
-        "task_hashes": {
-            task: _sha("".join(r["doc_hash"] + r["prompt_hash"] + r["target_hash"] for r in rows))
-            for task, rows in samples.items()
-        },
+        "task_hashes": dict(hashes),
         "model_source": "iclkit",
         "model_name": name,
         "model_name_sanitized": name,

@@ -10,6 +10,7 @@ from typing import Any
 
 from iclkit.eval import Difference, Estimate
 from iclkit.records import Run
+from iclkit.report._condensed import condensed
 from iclkit.report._methods import methods
 from iclkit.report._page import fill_page, page_script, page_style, policy_hash
 from iclkit.report._records import BETTER, INCONCLUSIVE, WORSE, Board, Group, Line, Overall, baseline_of
@@ -46,7 +47,7 @@ def to_html(
     what is not there is shown by id. ``limit`` bounds the rows' share of the page in characters: where they do not fit,
     evenly spaced queries are kept, and the page says how many. The same runs give the same bytes.
     """
-    known = {run.id: run for run in runs}
+    known = {run.id: condensed(run) for run in runs}
     groups, sheets = pack(board, known, texts or {}, limit)
     data = {
         "title": title, "baseline": board.baseline, "headline": headline(board), "legend": legend(board),

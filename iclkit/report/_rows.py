@@ -15,6 +15,7 @@ from typing import Any
 
 from iclkit.prompts import Template, template_of
 from iclkit.records import Example, Query, Row, Run, canonical_json
+from iclkit.report._condensed import rows_of
 from iclkit.report._drafts import answered
 from iclkit.report._records import Board, Group
 
@@ -107,15 +108,15 @@ class _TextTable:
 
 def _pack(board: Board, runs: Mapping[str, Run], texts: Texts, count: int) -> tuple[list[str], list[str]]:
     sheets: dict[str, _TextTable] = {}
-    packages = []
+    packages = list[str]()  # compressed one by one: those of all groups are many times the page
     for group in board.groups:
         members = [runs[i] for line in group.lines for i in line.runs]
         run = next((run for run in members if run.spec.lm is not None), members[0])  # one whose template an LM read
         key = canonical_json([run.spec.task.hash, template_of(run).identity()])
         sheet = sheets.setdefault(key, _TextTable(template_of(run), texts.get(run.spec.task.hash, {})))
         kept = _spaced(group.queries, count)
-        packages.append({"sheet": [*sheets].index(key)} | _group(group, runs, sheet, kept))
-    return [_compress(p) for p in packages], [_compress(s.content()) for s in sheets.values()]
+        packages.append(_compress(_group(group, runs, sheet, [*sheets].index(key), kept)))
+    return packages, [_compress(_json(s.content())) for s in sheets.values()]
 
 
 def _spaced(total: int, count: int) -> list[int]:
@@ -123,33 +124,35 @@ def _spaced(total: int, count: int) -> list[int]:
     return [*range(total)] if count >= total else [i * total // count for i in range(count)]
 
 
-def _group(group: Group, runs: Mapping[str, Run], sheet: _TextTable, kept: Sequence[int]) -> dict[str, Any]:
+def _group(group: Group, runs: Mapping[str, Run], sheet: _TextTable, number: int, kept: Sequence[int]) -> str:
+    """The package of a group as JSON, made a run at a time, so that the rows of one run are held."""
     answers: dict[str, int] = {}
 
-    def number(text: str) -> int:
+    def answer(text: str) -> int:
         return answers.setdefault(text, len(answers))
 
     names = [i for line in group.lines for i in line.runs]
     runs = dict(zip(names, answered([runs[i] for i in names])[0], strict=True))  # as the board counts them
-    first = [runs[group.lines[0].runs[0]].rows[i] for i in kept]
-    return {
-        "queries": [sheet.query(row.query_id) for row in first],
-        "gold": [number(row.gold) for row in first],
-        "lines": [
-            [_columns(runs[i], [runs[i].rows[at] for at in kept], group.metric, sheet, number) for i in line.runs]
-            for line in group.lines
-        ],
-        "answers": [*answers],
-    }
+    first = rows_of(runs[group.lines[0].runs[0]]).answers
+    queries, gold = [sheet.query(first.queries[i]) for i in kept], [answer(first.golds[i]) for i in kept]
+
+    def columns(run: Run) -> str:
+        return _json(_columns(run, [*rows_of(run).read(kept)], group.metric, sheet, answer))
+
+    lines = [",".join(columns(runs[i]) for i in line.runs) for line in group.lines]
+    return (
+        f'{{"sheet":{number},"queries":{_json(queries)},"gold":{_json(gold)},'
+        f'"lines":[{",".join(f"[{line}]" for line in lines)}],"answers":{_json([*answers])}}}'
+    )
 
 
-def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _TextTable, number: Any) -> dict[str, Any]:
+def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _TextTable, answer: Any) -> dict[str, Any]:
     ranks = [{i: n for n, (i, _) in enumerate(row.picks, 1)} for row in rows]
     scores = [dict(row.picks) for row in rows]
     return {
         "id": run.id,
         "seed": run.spec.seed,
-        "output": [number(row.output) for row in rows],
+        "output": [answer(row.output) for row in rows],
         "value": [_short(value) for value in values_of(rows, metric)],
         "tokens": [row.prompt_tokens for row in rows],
         "chance": [
@@ -159,7 +162,7 @@ def _columns(run: Run, rows: Sequence[Row], metric: str, sheet: _TextTable, numb
         "rank": [[rank.get(i, 0) for i in row.shown] for row, rank in zip(rows, ranks, strict=True)],
         "score": [[_short(score.get(i, 0.0)) for i in row.shown] for row, score in zip(rows, scores, strict=True)],
         "dropped": [len(row.dropped) for row in rows],
-        "notes": [number("; ".join(row.notes)) if row.notes else -1 for row in rows],
+        "notes": [answer("; ".join(row.notes)) if row.notes else -1 for row in rows],
     }
 
 
@@ -170,9 +173,12 @@ def _short(value: float) -> float | int | None:
     return int(value) if value in (0, 1) else round(value, 3)
 
 
-def _compress(value: object) -> str:
-    raw = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode("utf-8", "replace")
-    return base64.b64encode(gzip.compress(raw, 6, mtime=0)).decode("ascii")
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _compress(text: str) -> str:
+    return base64.b64encode(gzip.compress(text.encode("utf-8", "replace"), 6, mtime=0)).decode("ascii")
 
 
 def _size(packed: tuple[list[str], list[str]]) -> int:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.eval import Difference, Estimate, difference, estimate, false_discovery
-from iclkit.records import Row, Run, input_text
-from iclkit.report._checks import metric_of
+from iclkit.records import Run, input_text
+from iclkit.report._condensed import Answers, metric_of, rows_of
 from iclkit.report._drafts import answered
 from iclkit.report._records import BETTER, INCONCLUSIVE, NONE, WORSE, Board, Group, Line, baseline_of
 
@@ -50,17 +50,16 @@ def slices(board: Board, group: Group, runs: Mapping[str, Run], texts: Mapping[s
     """
     ids = [i for line in group.lines for i in line.runs]
     known = dict(zip(ids, answered([runs[i] for i in ids])[0], strict=True))
-    metric, _ = metric_of(known[ids[0]])
+    metric = metric_of(known[ids[0]])
     if metric.whole is not None:
         return []
-    rows = known[ids[0]].rows
+    first = rows_of(known[ids[0]]).answers
     values = {
-        line.name: np.array([[row.metrics[metric.name] for row in known[i].rows] for i in line.runs])
-        for line in group.lines
+        line.name: np.array([rows_of(known[i]).answers.metrics[metric.name] for i in line.runs]) for line in group.lines
     }
     has_labels = bool(known[ids[0]].spec.task.labels)
     found: list[tuple[str, str, int, list[tuple[Line, Estimate, Difference | None]]]] = []
-    for kind, of_row in _kinds(rows, texts, has_labels).items():
+    for kind, of_row in _kinds(first, texts, has_labels).items():
         for value in dict.fromkeys(sorted(of_row, key=_natural)):
             at = np.array([v == value for v in of_row])
             lines = []
@@ -95,15 +94,18 @@ def _natural(value: str) -> tuple[int, str]:
             ("short", "middle", "long") and "words" in value else 0, value)  # fmt: skip
 
 
-def _kinds(rows: Sequence[Row], texts: Mapping[str, Mapping[str, Any]], labels: bool) -> dict[str, list[str]]:
+def _kinds(answers: Answers, texts: Mapping[str, Mapping[str, Any]], labels: bool) -> dict[str, list[str]]:
     """What to part the queries by: a value for each row."""
     kinds: dict[str, list[str]] = {}
     if labels:
-        kinds["label"] = [row.gold for row in rows]
-    about = [texts.get(row.query_id, {}) for row in rows]
-    if all("input" in one for one in about):
-        kinds["length"] = _thirds([len(input_text(one["input"]).split()) for one in about])
-    metas = [one.get("meta", {}) for one in about]
+        kinds["label"] = [*answers.golds]
+    words, metas = list[int](), list[Mapping[str, Any]]()
+    for query in answers.queries:
+        about = texts.get(query, {})
+        words += [len(input_text(about["input"]).split())] if "input" in about else []
+        metas.append(about.get("meta", {}))
+    if len(words) == len(metas):
+        kinds["length"] = _thirds(words)
     for field in dict.fromkeys(name for meta in metas for name in meta):
         given = [meta.get(field) for meta in metas]
         if all(value is None or isinstance(value, str | int | bool) for value in given):

@@ -16,8 +16,8 @@ from iclkit.records import Run
 from iclkit.report import (
     board_with_questions,
     declared_questions,
-    distinct_runs,
     format_figure,
+    read_runs,
     run_texts,
     to_html,
     usable_runs,
@@ -36,10 +36,10 @@ class Boards:
         """A line per run, and addresses of their boards. Why there is none is said in ``note``."""
         store = RunStore(self.folder)
         try:
-            found = distinct_runs(store.runs())
+            found, problems = read_runs([store])
         except DataError as error:
             return {"folder": str(self.folder), "runs": [], "boards": [], "notes": [str(error)]}
-        notes = [f"run {one.run} cannot be used: {one.reason}" for one in store.problems]
+        notes = [f"run {one.run} cannot be used: {one.reason}" for one in problems]
         tasks = sorted({run.spec.task.name for run in found})
         boards = [{"title": "Board of all runs", "path": self._path(None)}] if found else []
         if len(tasks) > 1:
@@ -52,11 +52,10 @@ class Boards:
             raise DataError("there is no such board; open one from the list of runs")
         task = self._tasks[ticket]
         store = RunStore(self.folder)
-        runs = [run for run in distinct_runs(store.runs()) if task is None or run.spec.task.name == task]
+        found, problems = read_runs([store])
+        runs = [run for run in found if task is None or run.spec.task.name == task]
         notes: list[str] = []
-        board = board_with_questions(
-            runs, declared=declared_questions([store]), note=notes.append, left_out=store.problems
-        )
+        board = board_with_questions(runs, declared=declared_questions([store]), note=notes.append, left_out=problems)
         kept = _kept(runs, {one.run for one in board.left_out})
         return to_html(board, kept, run_texts([self.folder], kept, notes.append), title=task or "")
 
