@@ -190,7 +190,8 @@ def command(
 
 
 def reading_time(name: str, tokens: int) -> str:
-    """What reading so many tokens takes on a known card, for an LM whose name tells its size; "" for another."""
+    """What reading so many tokens takes on a known card, for an LM whose name tells its size; "" for another, and for
+    less than a minute."""
     from iclkit.trainers import named_parameters
 
     parameters = named_parameters(name)
@@ -198,6 +199,8 @@ def reading_time(name: str, tokens: int) -> str:
         return ""
     flops = 2.0 * parameters * tokens
     hours = flops / (A100_FLOPS * A100_SHARE) / 3600
+    if hours < 1 / 60:
+        return ""
     return (
         f"to read them takes {flops / 1e18:.2g} EFLOP ({parameters / 1e9:g} billion weights by its name): about "
         f"{hours:.2g} hours of an A100 at {100 * A100_SHARE:.0f} % of its peak in bf16, not measured"

@@ -177,6 +177,14 @@ def test_one_retriever_is_trained_on_all_tasks_of_a_pool(lm, pool, bag, tmp_path
     assert "has none for third" not in stderr
 
 
+def test_the_time_on_a_known_card_is_said_where_it_is_a_minute_or_more() -> None:
+    from iclkit.cli._train import reading_time
+
+    long = reading_time("gpt-neo-2.7b", 944_000_000)
+    assert long.endswith("about 11 hours of an A100 at 40 % of its peak in bf16, not measured")
+    assert reading_time("smollm2-135m", 44_000) == ""
+
+
 # -- nothing is changed --
 
 
