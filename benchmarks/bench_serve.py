@@ -1,6 +1,7 @@
 """Latency of ``iclkit serve`` on loopback, beside the endpoint that one writes with sentence-transformers and numpy.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000] [--embedder NAME]
+    OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000] [--workers 1 2]
+        [--embedder NAME] [--alone]
 
 kNN, k = 4, over a pool of ``--rows`` questions and reviews; every request is another text, so that no cache
 answers. Each client sends its next request when it has its answer (closed loop). Milliseconds at the 50th, 95th and
@@ -59,6 +60,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 10, 50])
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[1, 2], help="iclkit serve --workers, one after the other"
+    )
+    parser.add_argument("--alone", action="store_true", help="without the endpoint beside it")
     parser.add_argument("--embedder", default=EMBEDDER, help="with settings behind it, such as ,dtype=bf16")
     parser.add_argument("--data", type=Path, default=default_data())
     parser.add_argument("--smoke", action="store_true")
@@ -69,10 +74,16 @@ def main() -> None:
     texts = [r["input"] for r in mixed(a.data, "test", 3000)]
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), a.data, a.rows, a.embedder)
+        emit(what="encoder alone, one thread", texts=50, ms=round(encoder_alone(a.embedder, texts[:50]) * 1e3))
         commands = {
-            "iclkit serve": [sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--port"],
-            "sentence-transformers, numpy, starlette": [sys.executable, "-c", OWN, folder, a.embedder.split(",")[0]],
-        }
+            f"iclkit serve --workers {n}": [
+                sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--workers", str(n), "--port",
+            ]
+            for n in a.workers
+        }  # fmt: skip
+        if not a.alone:
+            own = [sys.executable, "-c", OWN, folder, a.embedder.split(",")[0]]
+            commands["sentence-transformers, numpy, starlette"] = own
         for name, command in commands.items():
             port = free_port()
             command.append(str(port))
@@ -113,6 +124,20 @@ def prepare(folder: Path, data: Path, rows: int, name: str) -> None:
         make_selector("knn").fit(view, Kit(embedder=embedder)).save(folder / "kept", k=4)
         np.save(folder / "vectors.npy", view.vectors(embedder))
         (folder / "texts.json").write_text(json.dumps([e.text for e in view.examples]))
+
+
+def encoder_alone(name: str, texts: list[str]) -> float:
+    """Seconds to encode these texts at once with one thread: the best of ten."""
+    from iclkit import load_embedder
+
+    embedder = load_embedder(name, threads=1)
+
+    def timed() -> float:
+        start = time.perf_counter()
+        embedder.encode_queries(texts)
+        return time.perf_counter() - start
+
+    return min(timed() for _ in range(10))
 
 
 def free_port() -> int:

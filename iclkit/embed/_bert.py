@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from iclkit.embed._torch import row_products
+from iclkit.embed._torch import BLOCK, row_products
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +34,7 @@ class PackedBert:
         self.words, self.norm = words.word_embeddings.weight, (words.LayerNorm.weight, words.LayerNorm.bias)
         # kept apart: transformers adds word and type first, then position, and sums of bf16 depend on the order
         self.kind, self.places = words.token_type_embeddings.weight[0], words.position_embeddings.weight
+        self.sizes = 3 * int(config.hidden_size), int(config.intermediate_size)
         self.layers = []
         for layer in model.encoder.layer:
             own, out = layer.attention.self, layer.attention.output
@@ -81,7 +82,7 @@ class PackedBert:
     def __call__(self, texts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """texts: token ids (n, t), one tensor per length -> last hidden states (n, t, d), one tensor per length."""
         import torch
-        from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+        from torch.nn.functional import layer_norm, pad, scaled_dot_product_attention
 
         sizes = [x.numel() for x in texts]
         ids = torch.cat([x.flatten() for x in texts])
@@ -89,16 +90,25 @@ class PackedBert:
         h = self.words[ids] + self.kind + self.places[where]
         width = h.shape[1:]
         h = layer_norm(h, width, *self.norm, self.eps)
+        h = pad(h, (0, 0, 0, -len(h) % BLOCK))  # so that no product has to
+        mixed, added, three, wide = (h.new_zeros(len(h), size) for size in (h.shape[1], h.shape[1], *self.sizes))
+
+        def by_length(of: torch.Tensor) -> list[torch.Tensor]:
+            """Of each length the rows of its texts: (n, t, …, heads, d)."""
+            parts = torch.split(of[: len(ids)], sizes)
+            return [part.view(*x.shape, -1, self.heads, d) for x, part in zip(texts, parts, strict=True)]
+
+        d = h.shape[1] // self.heads
+        attended = [  # all layers work in the same places
+            (part.permute(2, 0, 3, 1, 4).unbind(), place[:, :, 0].transpose(1, 2))
+            for part, place in zip(by_length(three), by_length(mixed), strict=True)
+        ]
         for weight, bias, out, norm, up, down, last in self.layers:
-            mixed = torch.zeros_like(h)
-            parts = row_products(h, weight, bias)
-            start = 0
-            for x, size in zip(texts, sizes, strict=True):
-                n, t = x.shape
-                q, k, v = parts[start : start + size].view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-                mixed[start : start + size] = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(size, -1)
-                start += size
-            h = layer_norm(row_products(mixed, *out) + h, width, *norm, self.eps)
-            h = layer_norm(row_products(gelu(row_products(h, *up)), *down) + h, width, *last, self.eps)
-        found = torch.split(h, sizes)
+            row_products(h, weight, bias, room=three)
+            for (q, k, v), place in attended:
+                place.copy_(scaled_dot_product_attention(q, k, v))
+            h = layer_norm(row_products(mixed, *out, room=added).add_(h), width, *norm, self.eps)
+            torch.ops.aten.gelu_(row_products(h, *up, room=wide))  # in its place, which nn.functional does not offer
+            h = layer_norm(row_products(wide, *down, room=added).add_(h), width, *last, self.eps)
+        found = torch.split(h[: len(ids)], sizes)
         return [states.view(*x.shape, -1) for states, x in zip(found, texts, strict=True)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +66,7 @@ class EncoderBackbone:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.vocabulary, self.name = tuple(vocabulary), name
         self._rows = int(model.get_input_embeddings().weight.shape[0])
+        self._tokenizing = threading.Lock()
         self.causal = self._is_causal()
         self.bos, self.eos = self._special_tokens()
         self.packed = PackedBert.of(model)
@@ -101,7 +103,9 @@ class EncoderBackbone:
         if not texts:
             return []
         cut = {"truncation": True, "max_length": limit} if limit else {}
-        found: list[list[int]] = self.tokenizer([*texts], add_special_tokens=special, verbose=False, **cut)["input_ids"]
+        with self._tokenizing:  # where it is to cut is a state of the tokenizer, which two threads would take in turn
+            done = self.tokenizer([*texts], add_special_tokens=special, verbose=False, **cut)
+        found: list[list[int]] = done["input_ids"]
         check_ids(found, self._rows, self.name)
         return found
 
@@ -388,11 +392,12 @@ class TextEmbedder(BaseEmbedder):
         if not front:
             return [model.model(input_ids=x, attention_mask=torch.ones_like(x)).last_hidden_state[:rows]]
         key = tuple(x[0, :front].tolist())
-        if key not in self._fronts:
+        known = self._fronts.get(key)
+        if known is None:
             head = model.model(input_ids=x[:1, :front], use_cache=True)
-            self._fronts = {key: (head.past_key_values, head.last_hidden_state)}
-        past, before = self._fronts[key]
-        past = copy.deepcopy(past)  # a forward pass appends to it
+            known = head.past_key_values, head.last_hidden_state
+            self._fronts = {key: known}
+        past, before = copy.deepcopy(known[0]), known[1]  # a forward pass appends to the past
         past.batch_repeat_interleave(len(x))
         after = model.model(
             input_ids=x[:, front:], attention_mask=torch.ones_like(x), past_key_values=past, use_cache=True

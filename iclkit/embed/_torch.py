@@ -17,36 +17,77 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 MIN_ROWS = 8  # tokens per forward pass below which rows are repeated
 BLOCK = 32  # rows of a product of matrices on a CPU
+STEP, MOST_ROWS = 256, 1024  # rows are taken in multiples of STEP up to MOST_ROWS, and what is left by itself
+SIZES = (*range(2 * BLOCK, STEP, BLOCK), *range(STEP, MOST_ROWS + 1, STEP))
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32768}  # per forward pass; beyond about 1k a CPU falls out of its cache
 
 
-def row_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def row_products(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, room: torch.Tensor | None = None
+) -> torch.Tensor:
     """``x @ weight.T + bias`` for x (…, in), weight (out, in); on a CPU a row's bits do not depend on the other rows.
 
     The libraries below choose how to add up by the number of rows, and each way has other last bits. So what counts is
-    always the product of 32 rows. More rows go together where that has been seen to give the same bits: looked at once
-    for each shape.
+    always the product of 32 rows. More rows go together, in few sizes, where that has been seen to give the same bits.
+    Not for tensors that gradients are wanted of.
+
+    ``room``: (rows, out) to put the result in, as new memory takes time of its own; for a multiple of 32 rows.
     """
     import torch
     from torch.nn.functional import linear, pad
 
     if x.device.type != "cpu":
-        return linear(x, weight, bias)
+        return linear(x, weight, bias) if room is None else room.copy_(linear(x, weight, bias))
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)
     if count % BLOCK:
         rows = pad(rows, (0, 0, 0, -count % BLOCK))
-    key = (len(rows), *weight.shape, str(x.dtype), bias is None, torch.get_num_threads())
-    if len(rows) == BLOCK or _TOGETHER.get(key):
-        found = linear(rows, weight, bias)
-    else:
-        found = torch.cat([linear(part, weight, bias) for part in torch.split(rows, BLOCK)])
-        if key not in _TOGETHER:
-            _TOGETHER[key] = torch.equal(found, linear(rows, weight, bias))
+    found = torch.empty((len(rows), len(weight)), dtype=rows.dtype) if room is None else room
+    together = _sizes_together(weight, bias) if len(rows) > BLOCK else frozenset()
+    start = 0
+    while start < len(rows):
+        left = len(rows) - start
+        size = min(left, MOST_ROWS) // STEP * STEP or left
+        part = slice(start, start + size)
+        _put_products(rows[part], weight, bias, found[part], size if size in together else BLOCK)
+        start += size
     return found[:count].view(*x.shape[:-1], -1)
 
 
-_TOGETHER: dict[tuple[object, ...], bool] = {}
+def _put_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, at: int) -> None:
+    """``x @ weight.T + bias`` into ``out``, ``at`` so many rows a time."""
+    import torch
+
+    for rows, place in zip(torch.split(x, at), torch.split(out, at), strict=True):
+        if bias is None:
+            torch.mm(rows, weight.t(), out=place)
+        else:
+            torch.addmm(bias, rows, weight.t(), out=place)
+
+
+def _sizes_together(weight: torch.Tensor, bias: torch.Tensor | None) -> frozenset[int]:
+    """Which of ``SIZES`` rows may be multiplied at once; looked at once for each shape of a weight, with random rows.
+
+    All sizes at once, which takes less time than a batch does: else a service would be slow until it has met them all.
+    """
+    import torch
+
+    key = (*weight.shape, *weight.stride(), str(weight.dtype), bias is None, torch.get_num_threads())
+    known = _TOGETHER.get(key)
+    if known is None:
+        rows = torch.randn((MOST_ROWS, weight.shape[1]), generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+        right, whole = (torch.empty((MOST_ROWS, len(weight)), dtype=weight.dtype) for _ in range(2))
+        _put_products(rows, weight, bias, right, BLOCK)
+        same = set()
+        for size in SIZES:
+            _put_products(rows[:size], weight, bias, whole[:size], size)
+            if torch.equal(whole[:size], right[:size]):
+                same.add(size)
+        known = _TOGETHER[key] = frozenset(same)
+    return known
+
+
+_TOGETHER: dict[tuple[object, ...], frozenset[int]] = {}
 
 
 def steady(model: Any) -> Any:

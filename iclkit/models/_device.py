@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -128,6 +129,13 @@ def torch_threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def share_threads(workers: int) -> None:
+    """torch, where it is loaded, with no more threads per call than keep each of ``workers`` threads of ours busy."""
+    torch = sys.modules.get("torch")
+    if torch is not None and workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 
 @contextmanager

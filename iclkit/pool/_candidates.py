@@ -26,7 +26,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -169,6 +168,7 @@ class CandidateBatch:
     ) -> None:
         self.view, self.queries, self.whole_pool = view, queries, whole_pool
         self._embedder, self._scopes = embedder, scopes
+        self._vectors: FloatArray | None = None
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -186,10 +186,13 @@ class CandidateBatch:
             raise UsageError("a selector asked for vectors without declaring it; give it needs = Needs(embedder=True)")
         return self._embedder
 
-    @cached_property
+    @property
     def query_vectors(self) -> FloatArray:
         """(queries, dim) float32, unit rows; made when first asked for."""
-        return encode_checked(self.embedder, [q.text for q in self.queries], "query")
+        # not a cached_property: that of Python 3.11 makes threads wait for each other, whatever their batches
+        if self._vectors is None:
+            self._vectors = encode_checked(self.embedder, [q.text for q in self.queries], "query")
+        return self._vectors
 
     def nearest(self, k: int) -> list[Ranked]:
         """For each query what ``Candidates.nearest`` gives."""

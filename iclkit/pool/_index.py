@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -102,6 +103,7 @@ class FlatIndex:
         self._matrix, self.handles, self.dead = matrix, handles, _NONE if dead is None else dead
         self._rough = _RoughCopy(len(handles))
         self._spaces: dict[int, tuple[IntArray, Space]] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
@@ -192,11 +194,12 @@ class FlatIndex:
         """What is to be searched. Filters are arrays that many searches have in common: the last few are kept ready."""
         if within is None:
             return Space(self)
-        kept = self._spaces.pop(id(within), None)
-        space = kept[1] if kept is not None and kept[0] is within else Space(self, within)
-        self._spaces[id(within)] = within, space  # with the array, so that no other has its id
-        if len(self._spaces) > KEPT_SPACES:
-            self._spaces.pop(next(iter(self._spaces)))
+        with self._lock:
+            kept = self._spaces.pop(id(within), None)
+            space = kept[1] if kept is not None and kept[0] is within else Space(self, within)
+            self._spaces[id(within)] = within, space  # with the array, so that no other has its id
+            if len(self._spaces) > KEPT_SPACES:
+                self._spaces.pop(next(iter(self._spaces)))
         return space
 
     def _search(self, space: Space, queries: FloatArray, k: int, excluded: Sequence[IntArray]) -> list[_Best | None]:
@@ -271,6 +274,7 @@ class _RoughCopy:
         self.length = length
         self._rows: Any = None
         self._used, self._norm, self._lost = 0, 0.0, 0.0
+        self._lock = threading.Lock()
 
     def of(self, matrix: FloatArray) -> tuple[Any, float, float] | None:
         """The rows in bf16, a bound of their norms, and one of the norms of what they lost; None where no gain."""
@@ -280,23 +284,24 @@ class _RoughCopy:
 
         if not supports_bf16(torch.device("cpu")):
             return None
-        if self._rows is None or len(self._rows) < len(matrix):
-            # exact at first, since most pools do not grow while they are searched
-            room = len(matrix) if self._rows is None else len(matrix) + len(matrix) // 4
-            rows = torch.empty((room, matrix.shape[1]), dtype=torch.bfloat16)
-            if self._used:
-                rows[: self._used] = self._rows[: self._used]
-            self._rows = rows
-        for start in range(self._used, len(matrix), ROUGH_BLOCK):
-            exact = torch.tensor(matrix[start : start + ROUGH_BLOCK])
-            rough = exact.bfloat16()
-            self._rows[start : start + len(exact)] = rough
-            self._norm, self._lost = (
-                max(bound, float(torch.linalg.norm(x, dim=1).max()))
-                for bound, x in ((self._norm, exact), (self._lost, exact - rough.float()))
-            )
-        self._used = max(self._used, len(matrix))
-        return self._rows[: len(matrix)], self._norm, self._lost
+        with self._lock:
+            if self._rows is None or len(self._rows) < len(matrix):
+                # exact at first, since most pools do not grow while they are searched
+                room = len(matrix) if self._rows is None else len(matrix) + len(matrix) // 4
+                rows = torch.empty((room, matrix.shape[1]), dtype=torch.bfloat16)
+                if self._used:
+                    rows[: self._used] = self._rows[: self._used]
+                self._rows = rows
+            for start in range(self._used, len(matrix), ROUGH_BLOCK):
+                exact = torch.tensor(matrix[start : start + ROUGH_BLOCK])
+                rough = exact.bfloat16()
+                self._rows[start : start + len(exact)] = rough
+                self._norm, self._lost = (
+                    max(bound, float(torch.linalg.norm(x, dim=1).max()))
+                    for bound, x in ((self._norm, exact), (self._lost, exact - rough.float()))
+                )
+            self._used = max(self._used, len(matrix))
+            return self._rows[: len(matrix)], self._norm, self._lost
 
 
 class Space:

@@ -239,7 +239,7 @@ class PoolView:
         change it.
         """
         if key not in self._derived:
-            self._derived[key] = make()
+            self._derived.setdefault(key, make())  # where two threads have made it, all use the first
         made: T = self._derived[key]
         return made
 
@@ -336,7 +336,7 @@ class PoolView:
         embedder = as_embedder(embedder)
         key = vector_key(embedder, "document")
         if key not in self._indexes:
-            self._indexes[key] = self._new_index(embedder, progress)
+            self._indexes.setdefault(key, self._new_index(embedder, progress))
         return self._indexes[key]
 
     def _new_index(self, embedder: Embedder, progress: Progress | None) -> VectorIndex:

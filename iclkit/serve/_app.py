@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from iclkit.engines import usable_cores
 from iclkit.errors import IclkitError
 from iclkit.records import Example, Selection
 from iclkit.secrets import remember
@@ -27,24 +28,32 @@ from iclkit.serve._openapi import openapi
 from iclkit.serve._proxy import Proxy
 from iclkit.serve._requests import MAX_K, HttpError, read_body, read_question, refusal, refusal_of
 
-__all__ = ["MAX_BODY", "MAX_K", "ServeSettings", "make_app"]
+__all__ = ["MAX_BODY", "MAX_K", "MOST_WORKERS", "ServeSettings", "make_app", "usual_workers"]
 
 MAX_BODY = 1_048_576
 """Bytes of a request's body that are taken."""
+MOST_WORKERS = 4
+"""Threads that a selector works in, unless another number is asked for: a Python process gets little from more."""
 _OPEN = ("/healthz", "/openapi.json")  # answered without a key
 
 log = logging.getLogger("iclkit.serve")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+def usual_workers() -> int:
+    """A worker for each core, up to ``MOST_WORKERS``."""
+    return min(usable_cores(), MOST_WORKERS)
+
+
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
     """``key``: what the header X-API-Key must be, "" for no key. ``proxy``: the base URL of a chat API to pass
-    ``/v1/…`` on to, "" for none. ``max_body`` in bytes."""
+    ``/v1/…`` on to, "" for none. ``max_body`` in bytes. ``workers``: threads that the selector works in."""
 
     key: str = field(default="", repr=False)
     max_body: int = MAX_BODY
     proxy: str = ""
+    workers: int = field(default_factory=usual_workers)
 
 
 def make_app(chooser: Chooser, settings: ServeSettings | None = None, *, transport: Any = None) -> Starlette:
@@ -72,7 +81,7 @@ def make_app(chooser: Chooser, settings: ServeSettings | None = None, *, transpo
 class _Service:
     def __init__(self, chooser: Chooser, settings: ServeSettings, transport: Any) -> None:
         self.chooser, self.settings = chooser, settings
-        self.batcher, self.metrics = Batcher(chooser), Metrics()
+        self.batcher, self.metrics = Batcher(chooser, settings.workers), Metrics()
         self.proxy = Proxy(settings.proxy, self.batcher, settings.max_body, transport) if settings.proxy else None
 
     @asynccontextmanager

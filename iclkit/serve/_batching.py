@@ -14,6 +14,10 @@ from iclkit.selectors import Chooser
 MOST = 64
 """Queries of one call; more wait for the next, so that none waits long."""
 
+LINGER, LONGEST_LINGER = 0.25, 0.025
+"""How long a worker waits until as many have come in as it has just answered: a part of the time that these took, and
+seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -23,49 +27,64 @@ class _Waiting:
 
 
 class Batcher:
-    """Asks a chooser from many coroutines at a time. Nobody is kept waiting for company: a batch is what has come in
-    while the one before was computed.
+    """Asks a chooser from many coroutines at a time: a batch is what has come in while the one before was computed.
 
-    The chooser works in one thread of its own. ``batches`` and ``queries`` count what was asked so far.
+    The chooser works in ``workers`` threads. None of them takes more than its share of the requests that are open, so
+    that all have something to do. Whoever has an answer often asks again at once; so that the first of them is not
+    computed alone, a worker waits a moment (``LINGER``) for as many as it has just answered, and never for company of a
+    single one. ``batches`` and ``queries`` count what was asked so far.
     """
 
-    def __init__(self, chooser: Chooser) -> None:
-        self.chooser = chooser
+    def __init__(self, chooser: Chooser, workers: int = 1) -> None:
+        self.chooser, self.workers = chooser, workers
         self.batches = self.queries = 0
+        self._open = 0
         self._waiting: asyncio.Queue[_Waiting] = asyncio.Queue()
-        self._thread = ThreadPoolExecutor(1, "iclkit-select")
-        self._worker: asyncio.Task[None] | None = None
+        self._threads = ThreadPoolExecutor(workers, "iclkit-select")
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def select(self, query: Query, k: int) -> Selection:
         """The demonstrations for one query. Whatever the selector raises for this query comes out here."""
-        if self._worker is None:
-            self._worker = asyncio.create_task(self._work())
+        if not self._tasks:
+            self._tasks = [asyncio.create_task(self._work()) for _ in range(self.workers)]
         answer: asyncio.Future[Selection] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait(_Waiting(query, k, answer))
-        return await answer
+        self._open += 1
+        try:
+            return await answer
+        finally:
+            self._open -= 1
 
     async def close(self) -> None:
-        """End the worker; what still waits is canceled."""
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
-            self._worker = None
+        """End the work; what still waits is canceled."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
         while not self._waiting.empty():
             self._waiting.get_nowait().answer.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, last, took, free = asyncio.get_running_loop(), 1, 0.0, 0.0
         while True:
             batch = [await self._waiting.get()]
-            while len(batch) < MOST and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
             try:
-                found = await loop.run_in_executor(self._thread, self._select, batch)
+                while self._waiting.qsize() + 1 < last and loop.time() < free + min(took * LINGER, LONGEST_LINGER):
+                    await asyncio.sleep(0.001)
+                share = min(MOST, -(-self._open // self.workers))
+                while len(batch) < share and not self._waiting.empty():
+                    batch.append(self._waiting.get_nowait())
+                began, last = loop.time(), len(batch)
+                self.batches += 1
+                self.queries += len(batch)
+                found = await loop.run_in_executor(self._threads, self._select, batch)
             except asyncio.CancelledError:
                 for waiting in batch:
                     waiting.answer.cancel()
                 raise
+            free = loop.time()
+            took = free - began
             for waiting, result in zip(batch, found, strict=True):
                 if waiting.answer.done():  # whoever asked has gone
                     continue
@@ -75,8 +94,6 @@ class Batcher:
                     waiting.answer.set_result(result)
 
     def _select(self, batch: list[_Waiting]) -> list[Selection | Exception]:
-        self.batches += 1
-        self.queries += len(batch)
         groups = defaultdict[int, list[int]](list)
         for at, waiting in enumerate(batch):
             groups[waiting.k].append(at)

@@ -9,8 +9,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from iclkit.errors import UsageError
+from iclkit.models import share_threads
 from iclkit.selectors import Chooser
 from iclkit.serve._app import ServeSettings, make_app
+
+LONG = 40  # words: more tokens than an embedder computes as it does those of a short query
 
 
 def run_server(
@@ -26,8 +29,11 @@ def run_server(
     UsageError for an address that cannot be had.
     """
 
+    share_threads(settings.workers)
+
     def warmed(address: str) -> None:
-        chooser.select_many(["warm"], chooser.k)  # what a selector makes with its first query is made now
+        # what a selector makes with its first query is made now, and what an embedder finds out with its first batch
+        chooser.select_many([" ".join(["warm"] * LONG)], chooser.k)
         if ready is not None:
             ready(address)
 

@@ -187,6 +187,24 @@ def test_a_row_of_a_product_has_the_same_bits_whatever_stands_around_it(dtype: s
             assert torch.equal(row_products(x.view(7, 100, wide), weight).view(700, deep), row_products(x, weight))
 
 
+def test_a_shape_of_a_product_is_looked_at_once_however_many_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from iclkit.models import torch_threads
+
+    looked_at: dict[tuple[object, ...], frozenset[int]] = {}
+    monkeypatch.setattr("iclkit.embed._torch._TOGETHER", looked_at)
+    with torch.inference_mode(), torch_threads(1):
+        torch.manual_seed(0)
+        weight, x = torch.randn(48, 32), torch.randn(2100, 32)
+        before = torch.get_rng_state()
+        whole = row_products(x, weight)
+        for rows in range(1, 2100, 53):
+            assert torch.equal(row_products(x[:rows], weight), whole[:rows])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert len(looked_at) == 1
+
+
 class Small:
     """Memory for so many rows at once."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -148,6 +150,22 @@ def test_queries_are_encoded_once_and_only_when_vectors_are_asked_for() -> None:
     batch.nearest(1)
     batch[1].nearest(2)
     assert Counting.calls == 1
+
+
+def test_threads_that_search_one_view_encode_at_the_same_time() -> None:
+    both = Barrier(2, timeout=20)  # passed only by two calls that are under way together
+
+    class Meeting(HashEmbedder):
+        def encode_queries(self, texts, progress=None):
+            both.wait()
+            return super().encode_queries(texts, progress)
+
+    view, embedder = holed(["red", "blue"]), Meeting(8)
+    view.index(embedder)
+    with ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(lambda t: view.candidates([Query(t)], embedder).nearest(1), t) for t in ("red", "blue")]
+        found = [view.ids_at(job.result(30)[0].rows) for job in asked]
+    assert found == [["e0"], ["e1"]]
 
 
 def test_a_filter_and_an_index_of_it_are_made_once_per_view() -> None:

@@ -212,6 +212,57 @@ def test_queries_that_come_in_while_others_are_answered_are_asked_together(choos
     assert found[14].ids == chooser.select("invoice 0", 1, where={"tenant": "acme"}).ids
 
 
+def test_workers_choose_at_the_same_time_and_none_takes_more_than_its_share(chooser: Chooser) -> None:
+    asked: list[int] = []
+    both = threading.Barrier(2, timeout=20)  # passed only by two calls that are under way together
+
+    class Meeting(Chooser):
+        def select_many(self, queries: Any, k: int | None = None) -> Any:
+            asked.append(len(queries))
+            both.wait()
+            return chooser.select_many(queries, k)
+
+    async def ask() -> list[Any]:
+        batcher = Batcher(Meeting(chooser.selector, chooser.view, chooser.kit), workers=2)
+        found = await asyncio.gather(*(batcher.select(Query(f"invoice {n}"), 2) for n in range(9)))
+        await batcher.close()
+        return found
+
+    found = asyncio.run(ask())
+    assert sorted(asked) == [4, 5]
+    assert [s.ids for s in found] == [chooser.select(f"invoice {n}", 2).ids for n in range(9)]
+
+
+def test_those_who_ask_again_are_waited_for_and_closing_leaves_nobody_waiting(
+    chooser: Chooser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("iclkit.serve._batching.LINGER", 1e9)  # for as long as it takes
+    monkeypatch.setattr("iclkit.serve._batching.LONGEST_LINGER", 1e9)
+    asked: list[int] = []
+
+    class Counting(Chooser):
+        def select_many(self, queries: Any, k: int | None = None) -> Any:
+            asked.append(len(queries))
+            return chooser.select_many(queries, k)
+
+    async def ask() -> None:
+        batcher = Batcher(Counting(chooser.selector, chooser.view, chooser.kit))
+        await asyncio.gather(*(batcher.select(Query(f"parcel {n}"), 1) for n in range(3)))
+        again = list[asyncio.Task[Any]]()
+        for n in range(3):  # not all at once
+            again.append(asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1)))
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.gather(*again), 20)
+        last = asyncio.create_task(batcher.select(Query("late"), 1))
+        await asyncio.sleep(0.01)
+        await batcher.close()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(last, 20)
+
+    asyncio.run(ask())
+    assert asked == [3, 3]
+
+
 def test_a_query_that_fails_costs_nobody_else_an_answer(chooser: Chooser) -> None:
     class Picky(Chooser):
         def select_many(self, queries: Any, k: int | None = None) -> Any:
