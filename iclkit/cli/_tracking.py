@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,11 +12,19 @@ from iclkit.cli._runs import note, read_runs
 from iclkit.cli._tables import say
 from iclkit.cli._terminal import echo, emit_json
 
+if TYPE_CHECKING:
+    from iclkit.records import Run
+
 _NEXT = {
     "mlflow": "look at them with: mlflow ui{at}   (of the package mlflow)",
     "wandb": "they wait in {place}; send them with: wandb sync {place}/offline-run-*",
     "trackio": "look at them with: trackio show --project {project}",
 }
+
+
+def _place(run: Run) -> tuple[str, str, int, int, str]:
+    spec = run.spec
+    return spec.task.name, str(run.facts.get("selector") or spec.selector), spec.k, spec.seed, run.id
 
 
 @click.group()
@@ -57,6 +66,7 @@ def export(
     for one in board.left_out:
         note(f"run {one.run} is left out: {one.reason}")
     usable = [run for run in found if run.id not in {one.run for one in board.left_out}]
+    usable.sort(key=_place)  # not by their dates, which are alike where runs take less than a second
     if unfinished := sum(not run.facts.get("done", True) for run in usable):
         note(f"{unfinished} unfinished runs are left out")
     with bar(f"exporting to {to}") as progress:
