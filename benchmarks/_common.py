@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -223,6 +225,26 @@ def matrix_parameters(config: Any) -> int:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.hidden_size * size * 2 * (config.num_attention_heads + config.num_key_value_heads)
     return int(config.num_hidden_layers * (attention + 3 * config.hidden_size * config.intermediate_size))
+
+
+_LAUNCHER = """
+import json, os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime, used.ru_maxrss / 1024]))
+"""
+
+
+def cost_of(command: Sequence[str | Path]) -> tuple[int, float, float]:
+    """Exit code, seconds of CPU and peak MB of a command.
+
+    A small process starts it: what Linux calls the peak of a process begins with the memory of the one that started it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _LAUNCHER, *map(str, command)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    code, seconds, peak = json.loads(done.stdout)
+    return code, seconds, peak
 
 
 def machine() -> str:

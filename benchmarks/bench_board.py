@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +22,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from _common import cost_of
 
 from iclkit.eval import RunStore
 from iclkit.records import Example, PoolPart, Query, Row, Run, RunSpec, Spec, TaskPart
@@ -103,13 +102,11 @@ def measure_memory(kept: Path | None) -> None:
             for more in ([], ["--html", str(base / "board.html")]):
                 begun = time.perf_counter()
                 command = [sys.executable, "-m", "iclkit", "leaderboard", str(base / str(count)), "--json", *more]
-                process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                _, status, used = os.wait4(process.pid, 0)
+                code, seconds, peak = cost_of(command)
                 wall = time.perf_counter() - begun
-                code = os.waitstatus_to_exitcode(status)
                 print(
                     f"{count} runs x 5,000 queries{', page' * bool(more)}: exit code {code}, "
-                    f"peak {used.ru_maxrss / 1024:,.0f} MB, {used.ru_utime:.1f} s of CPU, {wall:.1f} s",
+                    f"peak {peak:,.0f} MB, {seconds:.1f} s of CPU, {wall:.1f} s",
                     flush=True,
                 )
 

@@ -1,6 +1,6 @@
 """What ``evaluate`` costs beside the LM: milliseconds of CPU a row, with every answer in the cache.
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_eval_overhead.py [--smoke] [--profile SELECTOR]
+    OMP_NUM_THREADS=1 python benchmarks/bench_eval_overhead.py [--smoke] [--repeats N] [--profile SELECTOR]
 
 An LM of a few thousand random weights with the tokenizer of SmolLM2 answers once; then the same runs are made again
 into an empty folder, so that no forward pass is left: what is measured is selecting, assembling, tokenizing, reading
@@ -64,7 +64,10 @@ def tiny_lm(folder: Path) -> Path:
 
 @contextmanager
 def timed(owner: type, name: str) -> Iterator[list[float]]:
-    """[seconds of CPU inside a method, characters of its first argument], while the block runs."""
+    """[seconds of CPU inside a method, characters of its first argument, a text or texts], while the block runs.
+
+    What the counting itself takes is counted as inside.
+    """
     seen, inner = [0.0, 0.0], getattr(owner, name)
 
     def outer(self: Any, items: Any, *more: Any, **settings: Any) -> Any:
@@ -72,8 +75,9 @@ def timed(owner: type, name: str) -> Iterator[list[float]]:
         try:
             return inner(self, items, *more, **settings)
         finally:
+            texts = [items] if isinstance(items, str) else items
+            seen[1] += sum(len(item) for item in texts if isinstance(item, str))
             seen[0] += time.process_time() - start
-            seen[1] += sum(len(item) for item in items if isinstance(item, str))
 
     setattr(owner, name, outer)
     try:
@@ -86,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="300 rows")
     parser.add_argument("--profile", metavar="SELECTOR", help="print where the time goes")
+    parser.add_argument("--repeats", type=int, default=5, help="the one that takes least is told")
     args = parser.parse_args()
     count = 300 if args.smoke else 1000
     template = Template("Text: {input}\nTopic: {output}")
@@ -100,22 +105,26 @@ def main() -> None:
             predictor = make_predictor(name, Tools(lm, HashEmbedder()), Settings(k=0 if name == "zero" else 8))
             evaluate(bench, predictor)
             profile = cProfile.Profile(time.process_time)
-            with (
-                timed(PromptTokenizer, "count") as counting,
-                timed(PromptTokenizer, "pairs") as pairing,
-                timed(type(tokenizer), "__call__") as sent,
-                timed(PromptPredictor, "_select") as selecting,
-            ):
-                start = time.process_time()
-                if args.profile == name:
-                    profile.enable()
-                run = evaluate(bench, predictor, out=folder / "runs" / name)
-                profile.disable()
-                total = time.process_time() - start
-            assert run.usage["calls"] == 0, "the cache should know every answer"
-            parts = {"total": total, "select": selecting[0], "token ids": counting[0] + pairing[0]}
-            parts["rest"] = total - sum(parts[name] for name in ("select", "token ids"))
-            figures[name] = {part: round(1000 * seconds / count, 3) for part, seconds in parts.items()}
+            tries = []
+            for number in range(args.repeats):
+                with (
+                    timed(PromptTokenizer, "count") as counting,
+                    timed(PromptTokenizer, "pairs") as pairing,
+                    timed(type(tokenizer), "__call__") as sent,
+                    timed(PromptPredictor, "_select") as selecting,
+                ):
+                    start = time.process_time()
+                    if args.profile == name:
+                        profile.enable()
+                    run = evaluate(bench, predictor, out=folder / "runs" / name / str(number))
+                    profile.disable()
+                    total = time.process_time() - start
+                assert run.usage["calls"] == 0, "the cache should know every answer"
+                parts = {"total": total, "select": selecting[0], "token ids": counting[0] + pairing[0]}
+                parts["rest"] = total - sum(parts[name] for name in ("select", "token ids"))
+                tries.append(parts)
+            best = min(tries, key=lambda parts: parts["total"])  # what else the machine does only adds
+            figures[name] = {part: round(1000 * seconds / count, 3) for part, seconds in best.items()}
             figures[name]["characters"] = round(sent[1] / count)
             print(f"{name:8}", figures[name], flush=True)
             if args.profile == name:

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _common import emit, machine
+from _common import cost_of, emit, machine
 
 from iclkit.embed import BaseEmbedder, FloatArray
 from iclkit.pool import Pool
@@ -245,10 +244,11 @@ def measure_file(folder: Path, rows: int, dim: int, kind: str) -> None:  # noqa:
     with file.open("w") as out:
         for n, text in enumerate(texts_of(rows)):
             out.write(json.dumps({"input": text, "output": "xy"[n % 2]}) + "\n")
-    subprocess.run([sys.executable, "-m", "iclkit", "pool", "add", pool, file], check=True, stdout=subprocess.DEVNULL)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    told("pool add of a file, s", used.ru_utime + used.ru_stime)
-    told("pool add of a file, peak MB", used.ru_maxrss / 1024)
+    code, seconds, peak = cost_of([sys.executable, "-m", "iclkit", "pool", "add", pool, file])
+    if code:
+        raise SystemExit(f"iclkit pool add ended with {code}")
+    told("pool add of a file, s", seconds)
+    told("pool add of a file, peak MB", peak)
     for name in (file, pool):
         name.unlink()
 

@@ -190,7 +190,7 @@ class Template:
     @property
     def answer_prefix(self) -> str:
         """The blanks between the end of a rendered query and its answer; "" in a chat, whose turn they would begin."""
-        return "" if self.chat else self._head()[1]
+        return "" if self.chat else _head_of(self.demo)[1]
 
     @property
     def opening(self) -> str:
@@ -236,22 +236,12 @@ class Template:
         """A query as glue and query pieces up to where the answer begins, without blanks at the end."""
         return [
             Piece("glue", value) if kind == "glue" else Piece("query", self._value(value, query, "query"))
-            for kind, value in self._head()[0]
+            for kind, value in _head_of(self.demo)[0]
         ]
 
     def _parts(self) -> tuple[tuple[str, str], ...]:
         """The template as ("glue", text) and ("field", name) in order."""
         return _parts_of(self.demo)
-
-    def _head(self) -> tuple[list[tuple[str, str]], str]:
-        """The parts before the answer, and the blanks cut from their end."""
-        parts = [*self._parts()]
-        head = parts[: next(n for n, part in enumerate(parts) if part[0] == "field" and part[1] in _ANSWERS)]
-        if not head or head[-1][0] != "glue":
-            return head, ""
-        text = head[-1][1]
-        kept = text.rstrip(" \t")
-        return [*head[:-1], *([("glue", kept)] if kept else [])], text[len(kept) :]
 
     @staticmethod
     def _value(name: str, item: Example | Query, kind: str) -> str:
@@ -268,6 +258,18 @@ class Template:
         known = ["input"] if isinstance(item.input, str) else [*item.input]
         known += ["choices"] if item.choices else []
         raise DataError(f"{where} has no field {name!r}, which the template names; it has: {', '.join(known)}")
+
+
+@lru_cache
+def _head_of(demo: str) -> tuple[tuple[tuple[str, str], ...], str]:
+    """The parts before the answer, and the blanks cut from their end."""
+    parts = _parts_of(demo)
+    head = parts[: next(n for n, part in enumerate(parts) if part[0] == "field" and part[1] in _ANSWERS)]
+    if not head or head[-1][0] != "glue":
+        return head, ""
+    text = head[-1][1]
+    kept = text.rstrip(" \t")
+    return (*head[:-1], *([("glue", kept)] if kept else [])), text[len(kept) :]
 
 
 @lru_cache(maxsize=2048)  # a demonstration stands in many prompts
