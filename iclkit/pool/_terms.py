@@ -271,10 +271,12 @@ class TermIndex:
             if len(rows) * _DENSE <= self._n:
                 total[rows] += own
             else:
-                if word not in self._dense:
-                    self._dense[word] = np.zeros(self._n, np.float32)
-                    self._dense[word][rows] = own
-                total += self._dense[word]
+                dense = self._dense.get(word)
+                if dense is None:
+                    dense = np.zeros(self._n, np.float32)
+                    dense[rows] = own
+                    self._dense[word] = dense  # when it is whole: other threads look here too
+                total += dense
         return total
 
     def _column(self, word: str) -> tuple[IntArray, NDArray[np.float32]]:
