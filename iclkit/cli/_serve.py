@@ -25,7 +25,11 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 @click.option("--follow/--no-follow", default=None, help="Fit it anew whenever the pool changes.  [default: as kept]")
 @click.option("--key-env", metavar="NAME", help="Environment variable with the key that clients give in X-API-Key.")
 @click.option("--max-body", type=click.IntRange(1), default=1_048_576, show_default=True, help="Bytes of a request.")
-@click.option("--workers", type=click.IntRange(1, 64), help="Threads that choose.  [default: one per core, at most 4]")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    help="Threads that choose.  [default: one per core, at most 4; 1 with an LM]",
+)
 @click.option("--proxy", metavar="URL", help="Base URL of a chat API: /v1/... is passed on to it, with demonstrations "
               "in /v1/chat/completions.")  # fmt: skip
 def command(
@@ -44,14 +48,14 @@ def command(
     if any(find_spec(package) is None for package in ("starlette", "uvicorn")):
         raise UsageError(f"the service needs the extra: {install_command('serve')}")
     from iclkit.selectors import load_selector
-    from iclkit.serve import ServeSettings, run_server, usual_workers
+    from iclkit.serve import ServeSettings, run_server
 
     key = ""
     if key_env:
         key = os.environ.get(key_env, "")
         if not key:
             raise UsageError(f"--key-env {key_env}: the environment has no such variable, or it is empty")
-    settings = ServeSettings(key=key, max_body=max_body, proxy=proxy or "", workers=workers or usual_workers())
+    settings = ServeSettings(key=key, max_body=max_body, proxy=proxy or "", workers=workers)
     say(f"loading {folder} …")
     chooser = load_selector(folder, pool=pool, device=device, follow=follow)
     for note in chooser.notes:

@@ -3,7 +3,7 @@
 Needs the extra ``iclkit[serve]``. The selector is loaded once; requests that come together are answered together.
 """
 
-from iclkit.serve._app import MAX_BODY, MAX_K, ServeSettings, make_app, usual_workers
+from iclkit.serve._app import MAX_BODY, MAX_K, ServeSettings, make_app, workers_for
 from iclkit.serve._requests import HttpError, read_body, refusal, refusal_of
 from iclkit.serve._run import run_app, run_server
 
@@ -18,5 +18,5 @@ __all__ = [
     "refusal_of",
     "run_app",
     "run_server",
-    "usual_workers",
+    "workers_for",
 ]

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from iclkit.engines import usable_cores
-from iclkit.errors import IclkitError
+from iclkit.errors import IclkitError, UsageError
 from iclkit.records import Example, Selection
 from iclkit.secrets import remember
 from iclkit.selectors import Chooser
@@ -28,7 +28,7 @@ from iclkit.serve._openapi import openapi
 from iclkit.serve._proxy import Proxy
 from iclkit.serve._requests import MAX_K, HttpError, read_body, read_question, refusal, refusal_of
 
-__all__ = ["MAX_BODY", "MAX_K", "MOST_WORKERS", "ServeSettings", "make_app", "usual_workers"]
+__all__ = ["MAX_BODY", "MAX_K", "MOST_WORKERS", "ServeSettings", "make_app", "workers_for"]
 
 MAX_BODY = 1_048_576
 """Bytes of a request's body that are taken."""
@@ -40,20 +40,30 @@ log = logging.getLogger("iclkit.serve")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def usual_workers() -> int:
-    """A worker for each core, up to ``MOST_WORKERS``."""
-    return min(usable_cores(), MOST_WORKERS)
+def workers_for(chooser: Chooser, asked: int | None = None) -> int:
+    """The threads that a selector works in: one for each core, up to ``MOST_WORKERS``, unless another number is asked
+    for; one where it asks an LM or a reranker, which use the cores themselves and answer one thread at a time.
+    UsageError where more are asked for there."""
+    needs = chooser.selector.needs
+    if not (needs.lm or needs.reranker):
+        return asked or min(usable_cores(), MOST_WORKERS)
+    if asked is not None and asked > 1:
+        raise UsageError(
+            f"{chooser.spec} asks {'an LM' if needs.lm else 'a reranker'} and so works in one thread: leave workers out"
+        )
+    return 1
 
 
 @dataclass(frozen=True, slots=True)
 class ServeSettings:
     """``key``: what the header X-API-Key must be, "" for no key. ``proxy``: the base URL of a chat API to pass
-    ``/v1/…`` on to, "" for none. ``max_body`` in bytes. ``workers``: threads that the selector works in."""
+    ``/v1/…`` on to, "" for none. ``max_body`` in bytes. ``workers``: threads that the selector works in, None for the
+    usual number (``workers_for``)."""
 
     key: str = field(default="", repr=False)
     max_body: int = MAX_BODY
     proxy: str = ""
-    workers: int = field(default_factory=usual_workers)
+    workers: int | None = None
 
 
 def make_app(chooser: Chooser, settings: ServeSettings | None = None, *, transport: Any = None) -> Starlette:
@@ -81,7 +91,7 @@ def make_app(chooser: Chooser, settings: ServeSettings | None = None, *, transpo
 class _Service:
     def __init__(self, chooser: Chooser, settings: ServeSettings, transport: Any) -> None:
         self.chooser, self.settings = chooser, settings
-        self.batcher, self.metrics = Batcher(chooser, settings.workers), Metrics()
+        self.batcher, self.metrics = Batcher(chooser, workers_for(chooser, settings.workers)), Metrics()
         self.proxy = Proxy(settings.proxy, self.batcher, settings.max_body, transport) if settings.proxy else None
 
     @asynccontextmanager

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from iclkit.errors import UsageError
 from iclkit.models import share_threads
 from iclkit.selectors import Chooser
-from iclkit.serve._app import ServeSettings, make_app
+from iclkit.serve._app import ServeSettings, make_app, workers_for
 
 LONG = 40  # words: more tokens than an embedder computes as it does those of a short query
 
@@ -28,8 +28,7 @@ def run_server(
 
     UsageError for an address that cannot be had.
     """
-
-    share_threads(settings.workers)
+    share_threads(workers_for(chooser, settings.workers))
 
     def warmed(address: str) -> None:
         # what a selector makes with its first query is made now, and what an embedder finds out with its first batch

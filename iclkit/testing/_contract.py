@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -250,6 +252,26 @@ class SelectorContract:
         cost = fitted.cost(4)
         fitted.select_many(queries, 4)
         assert len(lm.scored) + len(lm.generated) <= cost.per_task + cost.per_query * len(queries)
+
+    def test_several_threads_get_what_one_gets(
+        self, selector: Any, queries: list[Query], examples: list[Example], kit: Kit
+    ) -> None:
+        if selector.needs.lm or selector.needs.reranker:
+            pytest.skip("iclkit serve asks it in one thread")
+        alone = copy.deepcopy(selector).fit(self._view(examples), kit)
+        expected = [alone.select(query, 3) for query in queries]
+        together = selector.fit(self._view(examples), kit)
+        before = sys.getswitchinterval()
+        with ThreadPoolExecutor(4) as pool:
+            sys.setswitchinterval(1e-6)  # seconds: threads take turns as often as can be
+            try:
+                asked = [queries[n % len(queries) :] + queries[: n % len(queries)] for n in range(8)]
+                found = [*pool.map(lambda several: together.select_many(several, 3), asked)]
+            finally:
+                sys.setswitchinterval(before)
+        for n, selections in enumerate(found):
+            at = n % len(queries)
+            assert selections == expected[at:] + expected[:at]
 
     def test_as_many_picks_as_it_says_are_the_same_for_every_query(self, fitted: Any, queries: list[Query]) -> None:
         if not any(fitted.shared(k) for k in (1, 6)):

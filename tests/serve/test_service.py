@@ -8,17 +8,19 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
-from iclkit.errors import DataError, PoolError
+from iclkit.errors import DataError, PoolError, UsageError
 from iclkit.pool import Pool
 from iclkit.records import Example, Query
-from iclkit.selectors import Chooser
-from iclkit.serve import MAX_K, ServeSettings, make_app
+from iclkit.selectors import Chooser, make_selector
+from iclkit.serve import MAX_K, ServeSettings, make_app, workers_for
 from iclkit.serve._batching import Batcher
+from iclkit.testing import FakeLM
 
 from .conftest import EXAMPLES
 
@@ -231,6 +233,15 @@ def test_workers_choose_at_the_same_time_and_none_takes_more_than_its_share(choo
     found = asyncio.run(ask())
     assert sorted(asked) == [4, 5]
     assert [s.ids for s in found] == [chooser.select(f"invoice {n}", 2).ids for n in range(9)]
+
+
+def test_a_selector_that_asks_an_lm_works_in_one_thread(chooser: Chooser) -> None:
+    kit = replace(chooser.kit, lm=FakeLM())
+    asks = Chooser(make_selector("mdl").fit(chooser.view, kit), chooser.view, kit)
+    assert workers_for(asks) == workers_for(asks, 1) == 1
+    assert workers_for(chooser, 3) == 3
+    with pytest.raises(UsageError, match=r"mdl.* asks an LM and so works in one thread"):
+        make_app(asks, ServeSettings(workers=2))
 
 
 def test_those_who_ask_again_are_waited_for_and_closing_leaves_nobody_waiting(
