@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "iclkit"
 # lower number = lower room; rooms with the same number do not import each other
 LEVEL = {
     "secrets": -1,
+    "locks": -1,
     "records": 0,
     "errors": 0,
     "registry": 1,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -41,6 +40,7 @@ from iclkit.embed._torch import (
     token_limit,
 )
 from iclkit.errors import UsageError
+from iclkit.locks import Lock
 from iclkit.models import read_object
 from iclkit.records import Json, Progress
 
@@ -66,7 +66,7 @@ class EncoderBackbone:
         self.model, self.tokenizer, self.max_tokens = model, tokenizer, max_tokens
         self.vocabulary, self.name = tuple(vocabulary), name
         self._rows = int(model.get_input_embeddings().weight.shape[0])
-        self._tokenizing = threading.Lock()
+        self._tokenizing = Lock()
         self.causal = self._is_causal()
         self.bos, self.eos = self._special_tokens()
         self.packed = PackedBert.of(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from iclkit.embed import FloatArray
 from iclkit.errors import DataError
+from iclkit.locks import Lock
 from iclkit.models import supports_bf16
 from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import BoolArray, IntArray, Ranked, Scope, is_member, positions_of
@@ -103,7 +103,7 @@ class FlatIndex:
         self._matrix, self.handles, self.dead = matrix, handles, _NONE if dead is None else dead
         self._rough = _RoughCopy(len(handles))
         self._spaces: dict[int, tuple[IntArray, Space]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @classmethod
     def of(cls, vectors: FloatArray, rows: IntArray | None = None) -> FlatIndex:
@@ -274,7 +274,7 @@ class _RoughCopy:
         self.length = length
         self._rows: Any = None
         self._used, self._norm, self._lost = 0, 0.0, 0.0
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def of(self, matrix: FloatArray) -> tuple[Any, float, float] | None:
         """The rows in bf16, a bound of their norms, and one of the norms of what they lost; None where no gain."""

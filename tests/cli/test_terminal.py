@@ -105,7 +105,10 @@ def test_half_a_surrogate_pair_in_a_name_can_be_told() -> None:
     assert printable("column a\ud800b").encode() == "column a\ufffdb".encode()
 
 
-NOT_IGNORED = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # as in a test run behind &
+NOT_IGNORED = (  # as SIGINT is in a test run behind &, and SIGHUP in one under nohup
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+)
 SLEEPER = """
 import sys, time
 from iclkit.cli import cli, main
