@@ -39,6 +39,7 @@ from iclkit.eval._pooled import (
 from iclkit.eval._runs import (
     LeftOut,
     RowFile,
+    RowReader,
     RunStore,
     RunWriter,
     StoredTexts,
@@ -81,6 +82,7 @@ __all__ = [
     "PlannedRun",
     "PooledDifference",
     "RowFile",
+    "RowReader",
     "RunStore",
     "RunWriter",
     "StoredTexts",

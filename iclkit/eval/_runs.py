@@ -11,6 +11,7 @@ import math
 import os
 import re
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -428,7 +429,26 @@ class RunWriter:
                 os.fsync(handle.fileno())
 
 
-class RowFile(Sequence[Row]):
+class RowReader(Sequence[Row], ABC):
+    """Rows that are read when they are asked for."""
+
+    @abstractmethod
+    def read(self, numbers: Iterable[int]) -> Iterator[Row]:
+        """The rows of these numbers, from 0, one after the other."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read(range(len(self)))
+
+    @overload
+    def __getitem__(self, at: int) -> Row: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, at: int | slice) -> Row | tuple[Row, ...]:
+        numbers = range(len(self))[at]
+        return tuple(self.read(numbers)) if isinstance(numbers, range) else next(self.read([numbers]))
+
+
+class RowFile(RowReader):
     """The rows of ``rows.jsonl``, each read when it is asked for."""
 
     def __init__(self, file: LineFile) -> None:
@@ -441,17 +461,6 @@ class RowFile(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._file)
-
-    def __iter__(self) -> Iterator[Row]:
-        return self.read(range(len(self)))
-
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, at: int | slice) -> Row | tuple[Row, ...]:
-        numbers = range(len(self))[at]
-        return tuple(self.read(numbers)) if isinstance(numbers, range) else next(self.read([numbers]))
 
 
 def load_run(folder: str | Path) -> Run:

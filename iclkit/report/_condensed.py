@@ -10,14 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import __version__
 from iclkit.errors import DataError, IclkitError
-from iclkit.eval import METRICS, Metric, RowFile
+from iclkit.eval import METRICS, Metric, RowFile, RowReader
 from iclkit.prompts import log_softmax
 from iclkit.records import Row, Run, RunSpec
 from iclkit.registry import parse_spec
@@ -56,7 +55,7 @@ class Answers:
         return Answers(queries, golds, outputs, self.failed[at], self.tokens[at], metrics)
 
 
-class CondensedRows(Sequence[Row]):
+class CondensedRows(RowReader):
     """A run's rows after a look at them: ``answers`` in arrays, and where the rows themselves can be read.
 
     ``wrong`` says why the values cannot be trusted, "" where they can. ``anew`` are values of the metric by position
@@ -88,17 +87,6 @@ class CondensedRows(Sequence[Row]):
 
     def __len__(self) -> int:
         return len(self._at)
-
-    def __iter__(self) -> Iterator[Row]:
-        return self.read(range(len(self)))
-
-    @overload
-    def __getitem__(self, at: int) -> Row: ...
-    @overload
-    def __getitem__(self, at: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, at: int | slice) -> Row | tuple[Row, ...]:
-        numbers = range(len(self))[at]
-        return tuple(self.read(numbers)) if isinstance(numbers, range) else next(self.read([numbers]))
 
 
 def condensed(run: Run, file: RowFile | None = None) -> Run:
