@@ -5,6 +5,10 @@ Ordered lists of 4 of 100 made-up items whose best is known and has the value 1,
 accuracy on 20 questions has; the transport costs say something of the items' worth. A way is judged by the true value
 of the list that it would hand over, the one that was told the highest. What is finished is not done again; ``--table``
 only prints.
+
+With ``--texts FILE`` the items are demonstrations of that file, 100 drawn by each seed, and what one is worth lies in
+the four main directions of the texts' embeddings. Then a list has a text, so that features of the whole block can be
+compared with the embeddings side by side.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +26,13 @@ import optuna
 from scipy.stats import t as student
 from scipy.stats import ttest_1samp
 
+from iclkit.embed import Embedder, encode_checked, load_embedder
+from iclkit.prompts import Template
+from iclkit.records import Example
 from iclkit.testing import OrderedSetProblem
 from iclkit.tuners import (
     Arm,
+    BlockFeatures,
     PositionFeatures,
     SearchSpace,
     SetSampler,
@@ -46,6 +56,7 @@ WAYS = {
         "neighbors=0.5", "neighbors=0.0"
     ),
     "network of the paper": OURS.replace("hidden=1,width=256,rate=0.01,steps=100", NETWORK),
+    "features of the block": OURS,
     "no transport": OURS.replace("domain=2000", "domain=250"),
     "confidence of the code": OURS + ",update=batch",
     "paper, warm-up 10": PAPER.replace("warmup=40", "warmup=10"),
@@ -53,13 +64,52 @@ WAYS = {
     "tpe": "tpe",
     "best-of-n": "best-of-n",
 }
-DEAR = [way for way, spec in WAYS.items() if NETWORK in spec or "steps=1000" in spec]
+BLOCK = ["features of the block"]
+DEAR = [way for way, spec in WAYS.items() if NETWORK in spec or "steps=1000" in spec] + BLOCK
 ORDERED = {"ordered": True, "order-free": False}
 
 
-def search(problem: OrderedSetProblem, way: str, trials: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TextProblem(OrderedSetProblem):
+    """Items that are demonstrations, ``seen`` (n, d) their embeddings; worth lies in the main directions of these."""
+
+    demos: tuple[Example, ...] = ()
+    seen: Any = None
+
+    @cached_property
+    def vectors(self) -> Any:
+        """(n, dim) unit rows."""
+        centered = self.seen - self.seen.mean(0)
+        made = centered @ np.linalg.svd(centered, full_matrices=False)[2][: self.dim].T
+        made = made / made.std(0)
+        return made / np.linalg.norm(made, axis=1, keepdims=True)
+
+
+def text_problem(
+    file: Path, embedder: Embedder, n: int, k: int, dim: int, seed: int, ordered: bool, noise: float
+) -> TextProblem:
+    """A problem over ``n`` demonstrations of the file."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    drawn = np.random.default_rng([seed, 3]).permutation(len(rows))[:n]
+    demos = tuple(Example(rows[i]["input"], rows[i]["output"]) for i in drawn)
+    seen = encode_checked(embedder, [Template().render_demo(e) for e in demos], "document").astype(np.float64)
+    return TextProblem(n, k, dim, seed, ordered, noise, demos, seen)
+
+
+def features_of(problem: OrderedSetProblem, way: str, embedder: Embedder | None) -> Any:
+    """What the bandit sees of a list."""
+    if not isinstance(problem, TextProblem):
+        return PositionFeatures(problem.vectors, problem.k)
+    if way not in BLOCK:
+        return PositionFeatures(problem.seen, problem.k)
+    assert embedder is not None
+    written, template = [Template().render_demo(e) for e in problem.demos], Template()
+    return BlockFeatures(embedder, lambda arm: template.separator.join(written[row] for row in arm.rows))
+
+
+def search(problem: OrderedSetProblem, way: str, trials: int, embedder: Embedder | None) -> dict[str, Any]:
     """True and told values of the lists tried, and CPU seconds of a trial."""
-    seed, features = problem.seed, PositionFeatures(problem.vectors, problem.k)
+    seed, features = problem.seed, features_of(problem, way, embedder)
     space = SearchSpace(problem.n, problem.k, features=features, costs=problem.costs())
     sampler = make_sampler(WAYS[way], space, seed)
     study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -135,24 +185,31 @@ def main() -> None:
     ap.add_argument("--noise", type=float, default=0.1, help="standard deviation of what the sampler is told")
     ap.add_argument("--ways", nargs="*", default=[w for w in WAYS if w not in DEAR], choices=[*WAYS])
     ap.add_argument("--against", default="ease")
+    ap.add_argument("--texts", type=Path, help="lines of input and output: the items are demonstrations of these")
+    ap.add_argument("--embedder", default="all-minilm-l6-v2,dtype=bf16")
     ap.add_argument("--table", action="store_true", help="only print what is there")
     args = ap.parse_args()
+    if not args.texts and {*args.ways} & {*BLOCK}:
+        ap.error("made-up items have no text whose features could be seen; give --texts")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "searches.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     done = {(r["case"], r["way"], r["seed"]) for r in rows if len(r["true"]) >= args.trials}
+    embedder = load_embedder(args.embedder) if args.texts and not args.table else None
+    of = f"{args.texts.parent.name}, " if args.texts else ""
     for seed in range(args.first, args.first if args.table else args.seeds):
         for name in args.cases:
-            problem = OrderedSetProblem(100, 4, 4, seed, ORDERED[name], args.noise)
+            made = (100, 4, 4, seed, ORDERED[name], args.noise)
+            problem = text_problem(args.texts, embedder, *made) if embedder else OrderedSetProblem(*made)
             for way in args.ways:
-                case = f"{name}, noise {args.noise:g}"
+                case = f"{of}{name}, noise {args.noise:g}"
                 if (case, way, seed) not in done:
-                    row = {"case": case, "way": way, "seed": seed, **search(problem, way, args.trials)}
+                    row = {"case": case, "way": way, "seed": seed, **search(problem, way, args.trials, embedder)}
                     rows.append(row)
                     with log.open("a") as file:
                         file.write(json.dumps(row) + "\n")
-    cases = {f"{name}, noise {args.noise:g}" for name in args.cases}
+    cases = {f"{of}{name}, noise {args.noise:g}" for name in args.cases}
     show([r for r in rows if r["case"] in cases and r["way"] in args.ways], args.against, args.trials)
 
 
