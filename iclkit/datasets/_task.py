@@ -357,7 +357,7 @@ def default_template(kind: str, example: Example) -> Template:
 
 
 def infer_template(examples: Sequence[Example]) -> tuple[Template, tuple[str, ...]]:
-    """(template, labels) that a task made of these examples, and of nothing else, would have.
+    r"""(template, labels) that a task made of these examples, and of nothing else, would have.
 
     >>> infer_template([Example("late", "delivery"), Example("refund", "billing")] * 4)[0].demo
     'Input: {input}\nLabel: {output}'

@@ -204,7 +204,7 @@ class LeftOut:
 def batches(total: int, size: int = CHUNK) -> list[range]:
     """Positions 0..total in chunks of ``size``; a last one of less than half joins the one before it.
 
-    >>> [len(c) for c in chunks(150)], [len(c) for c in chunks(200)]
+    >>> [len(c) for c in batches(150)], [len(c) for c in batches(200)]
     ([64, 86], [64, 64, 72])
     """
     starts = list(range(0, max(total, 1), size))
