@@ -4,9 +4,10 @@
         [--embedder NAME] [--alone]
 
 kNN, k = 4, over a pool of ``--rows`` questions and reviews; every request is another text, so that no cache
-answers. Each client sends its next request when it has its answer (closed loop). Milliseconds at the 50th, 95th and
-99th percentile, requests per second, and CPU milliseconds of the server per request, which depend less on what else the
-machine does.
+answers, and they are mixed, so that all numbers of clients get texts of the same lengths. Each client sends its next
+request when it has its answer (closed loop). Milliseconds at the 50th, 95th and 99th percentile of all requests, and of
+the slowest in the first round, in which all clients ask at once; requests per second; and CPU milliseconds of the
+server per request, which depend less on what else the machine does.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from itertools import count, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ import numpy as np
 from _common import default_data, emit, machine, rows_of
 
 EMBEDDER = "all-minilm-l6-v2"
+WRITTEN = (str, str.upper, str.title, str.swapcase)  # other texts of the same tokens, once all have been asked
 OWN = """
 import json, sys
 import numpy as np, uvicorn
@@ -71,10 +74,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no server is left behind
     if a.smoke:
         a.rows, a.requests, a.clients = 200, 40, [1, 10]
-    texts = [r["input"] for r in mixed(a.data, "test", 3000)]
+    texts = sorted({r["input"] for r in mixed(a.data, "test", 3000)})
+    random.Random(0).shuffle(texts)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), a.data, a.rows, a.embedder)
-        emit(what="encoder alone, one thread", texts=50, ms=round(encoder_alone(a.embedder, texts[:50]) * 1e3))
+        tokens, seconds = encoder_alone(a.embedder, texts[:50])
+        emit(what="encoder alone, one thread", texts=50, tokens=tokens, ms=round(seconds * 1e3))
         commands = {
             f"iclkit serve --workers {n}": [
                 sys.executable, "-m", "iclkit", "serve", f"{folder}/kept", "--workers", str(n), "--port",
@@ -87,19 +92,20 @@ def main() -> None:
         for name, command in commands.items():
             port = free_port()
             command.append(str(port))
-            asked = (f"{text} ({n})" for n in count() for text in texts)
+            asked = (written(text) for written in WRITTEN for text in texts)
             with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
                 try:
                     wait_for(port, server)
                     asyncio.run(load(port, [next(asked) for _ in range(50)], 5))
                     for clients in a.clients:
                         before, start = cpu_seconds(server.pid), time.perf_counter()
-                        seconds = asyncio.run(load(port, [next(asked) for _ in range(a.requests)], clients))
+                        first, later = asyncio.run(load(port, [next(asked) for _ in range(a.requests)], clients))
                         took, spent = time.perf_counter() - start, cpu_seconds(server.pid) - before
-                        p50, p95, p99 = (round(float(p), 1) for p in np.percentile(seconds, [50, 95, 99]) * 1e3)
+                        p50, p95, p99 = (round(float(p), 1) for p in np.percentile(first + later, [50, 95, 99]) * 1e3)
                         emit(
                             server=name, rows=a.rows, clients=clients, p50_ms=p50, p95_ms=p95, p99_ms=p99,
-                            per_s=round(a.requests / took), cpu_ms=round(spent / a.requests * 1e3, 2),
+                            first_round_ms=round(max(first) * 1e3, 1), per_s=round(a.requests / took),
+                            cpu_ms=round(spent / a.requests * 1e3, 2),
                         )  # fmt: skip
                 finally:
                     server.terminate()
@@ -126,8 +132,8 @@ def prepare(folder: Path, data: Path, rows: int, name: str) -> None:
         (folder / "texts.json").write_text(json.dumps([e.text for e in view.examples]))
 
 
-def encoder_alone(name: str, texts: list[str]) -> float:
-    """Seconds to encode these texts at once with one thread: the best of ten."""
+def encoder_alone(name: str, texts: list[str]) -> tuple[int, float]:
+    """Tokens of these texts, special ones apart, and seconds to encode them at once with one thread: best of ten."""
     from iclkit import load_embedder
 
     embedder = load_embedder(name, threads=1)
@@ -137,7 +143,7 @@ def encoder_alone(name: str, texts: list[str]) -> float:
         embedder.encode_queries(texts)
         return time.perf_counter() - start
 
-    return min(timed() for _ in range(10))
+    return sum(len(tokens) for tokens, _ in embedder.encode_tokens(texts)), min(timed() for _ in range(10))
 
 
 def free_port() -> int:
@@ -160,13 +166,14 @@ def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
     raise SystemExit("the server did not start")
 
 
-async def load(port: int, texts: list[str], clients: int) -> list[float]:
-    """Seconds of each request; ``clients`` connections that are kept open share the texts."""
-    left, seconds = iter(texts), list[float]()
+async def load(port: int, texts: list[str], clients: int) -> tuple[list[float], list[float]]:
+    """Seconds of the first request of each client and of all others; ``clients`` connections that are kept open share
+    the texts."""
+    left, first, later = iter(texts), list[float](), list[float]()
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for text in left:
+        for n, text in enumerate(left):
             body = json.dumps({"input": text, "k": 4}).encode()
             start = time.perf_counter()
             writer.write(b"POST /select HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -176,11 +183,11 @@ async def load(port: int, texts: list[str], clients: int) -> list[float]:
                 raise SystemExit(f"refused: {head[:200]!r}")
             size = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
             await reader.readexactly(size)
-            seconds.append(time.perf_counter() - start)
+            (later if n else first).append(time.perf_counter() - start)
         writer.close()
 
     await asyncio.gather(*(client() for _ in range(clients)))
-    return seconds
+    return first, later
 
 
 def cpu_seconds(pid: int) -> float:

@@ -28,7 +28,8 @@ def row_products(
     """``x @ weight.T + bias`` for x (…, in), weight (out, in); on a CPU a row's bits do not depend on the other rows.
 
     The libraries below choose how to add up by the number of rows, and each way has other last bits. So what counts is
-    always the product of 32 rows. More rows go together, in few sizes, where that has been seen to give the same bits.
+    always the product of 32 rows. More rows go together, in few sizes, where that has been seen to give the same bits;
+    rows that make up no such size are filled up to one, unless that would be more than twice as many.
     Not for tensors that gradients are wanted of.
 
     ``room``: (rows, out) to put the result in, as new memory takes time of its own; for a multiple of 32 rows.
@@ -46,12 +47,35 @@ def row_products(
     together = _sizes_together(weight, bias) if len(rows) > BLOCK else frozenset()
     start = 0
     while start < len(rows):
-        left = len(rows) - start
-        size = min(left, MOST_ROWS) // STEP * STEP or left
-        part = slice(start, start + size)
-        _put_products(rows[part], weight, bias, found[part], size if size in together else BLOCK)
-        start += size
+        taken, size = _next_rows(len(rows) - start, together)
+        part = slice(start, start + taken)
+        if size <= taken:
+            _put_products(rows[part], weight, bias, found[part], size)
+        else:
+            more = torch.empty((size, len(weight)), dtype=rows.dtype)
+            _put_products(pad(rows[part], (0, 0, 0, size - taken)), weight, bias, more, size)
+            found[part] = more[:taken]
+        start += taken
     return found[:count].view(*x.shape[:-1], -1)
+
+
+def _next_rows(left: int, together: frozenset[int]) -> tuple[int, int]:
+    """How many of the ``left`` rows to take next, and how many to multiply at once: more than these to fill up.
+
+    >>> _next_rows(600, frozenset({512}))
+    (512, 512)
+    >>> _next_rows(448, frozenset({512}))
+    (448, 512)
+    >>> _next_rows(448, frozenset())
+    (256, 32)
+    """
+    size = min(left, MOST_ROWS) // STEP * STEP or left
+    if size in together or size == BLOCK:
+        return size, size
+    for more in sorted(together):
+        if size < more <= 2 * min(left, more):
+            return min(left, more), more
+    return size, BLOCK
 
 
 def _put_products(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor, at: int) -> None:

@@ -18,6 +18,9 @@ LINGER, LONGEST_LINGER = 0.25, 0.025
 """How long a worker waits until as many have come in as it has just answered: a part of the time that these took, and
 seconds."""
 
+STILL = 3
+"""Turns of the event loop in which no request comes in, after which all that were under way have."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -32,7 +35,8 @@ class Batcher:
     The chooser works in ``workers`` threads. None of them takes more than its share of the requests that are open, so
     that all have something to do. Whoever has an answer often asks again at once; so that the first of them is not
     computed alone, a worker waits a moment (``LINGER``) for as many as it has just answered, and never for company of a
-    single one. ``batches`` and ``queries`` count what was asked so far.
+    single one. What has reached the machine by then is read before a batch is closed (``STILL``), so that of many that
+    come at once none has to wait for a third batch. ``batches`` and ``queries`` count what was asked so far.
     """
 
     def __init__(self, chooser: Chooser, workers: int = 1) -> None:
@@ -72,6 +76,7 @@ class Batcher:
             try:
                 while self._waiting.qsize() + 1 < last and loop.time() < free + min(took * LINGER, LONGEST_LINGER):
                     await asyncio.sleep(0.001)
+                await self._all_read()
                 share = min(MOST, -(-self._open // self.workers))
                 while len(batch) < share and not self._waiting.empty():
                     batch.append(self._waiting.get_nowait())
@@ -92,6 +97,14 @@ class Batcher:
                     waiting.answer.set_exception(result)
                 else:
                     waiting.answer.set_result(result)
+
+    async def _all_read(self) -> None:
+        """Until no more requests come in from what the event loop has at hand."""
+        still, before = 0, self._open
+        while still < STILL:
+            await asyncio.sleep(0)
+            still = still + 1 if self._open == before else 0
+            before = self._open
 
     def _select(self, batch: list[_Waiting]) -> list[Selection | Exception]:
         groups = defaultdict[int, list[int]](list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 from collections.abc import Callable
 
@@ -33,6 +34,9 @@ def run_server(
     def warmed(address: str) -> None:
         # what a selector makes with its first query is made now, and what an embedder finds out with its first batch
         chooser.select_many([" ".join(["warm"] * LONG)], chooser.k)
+        # all that stands by now stays; to look through it for garbage takes tenths of a second, and nobody is answered
+        gc.collect()
+        gc.freeze()
         if ready is not None:
             ready(address)
 

@@ -181,7 +181,7 @@ def test_a_row_of_a_product_has_the_same_bits_whatever_stands_around_it(dtype: s
             x = torch.randn(700, wide).to(weight)
             whole = row_products(x, weight, bias)
             torch.testing.assert_close(whole, torch.nn.functional.linear(x, weight, bias), rtol=2e-2, atol=2e-2)
-            for some in (slice(0, 1), slice(3, 8), slice(0, BLOCK), slice(5, 70), slice(100, 600), slice(0, 699)):
+            for some in (slice(0, 1), slice(3, 8), slice(0, BLOCK), slice(5, 70), slice(7, 455), slice(0, 699)):
                 for _ in range(2):  # the second time what was learned about the shape is used
                     assert torch.equal(row_products(x[some], weight, bias), whole[some])
             assert torch.equal(row_products(x.view(7, 100, wide), weight).view(700, deep), row_products(x, weight))

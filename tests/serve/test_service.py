@@ -235,6 +235,27 @@ def test_workers_choose_at_the_same_time_and_none_takes_more_than_its_share(choo
     assert [s.ids for s in found] == [chooser.select(f"invoice {n}", 2).ids for n in range(9)]
 
 
+def test_what_comes_in_while_a_batch_is_made_goes_along_with_it(chooser: Chooser) -> None:
+    asked: list[int] = []
+
+    class Counting(Chooser):
+        def select_many(self, queries: Any, k: int | None = None) -> Any:
+            asked.append(len(queries))
+            return chooser.select_many(queries, k)
+
+    async def ask() -> None:
+        batcher = Batcher(Counting(chooser.selector, chooser.view, chooser.kit))
+        under_way = list[asyncio.Task[Any]]()
+        for n in range(5):  # each in a turn of the event loop of its own, as requests are read
+            under_way.append(asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1)))
+            await asyncio.sleep(0)
+        await asyncio.wait_for(asyncio.gather(*under_way), 20)
+        await batcher.close()
+
+    asyncio.run(ask())
+    assert asked == [5]
+
+
 def test_a_selector_that_asks_an_lm_works_in_one_thread(chooser: Chooser) -> None:
     kit = replace(chooser.kit, lm=FakeLM())
     asks = Chooser(make_selector("mdl").fit(chooser.view, kit), chooser.view, kit)
