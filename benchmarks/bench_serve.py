@@ -1,7 +1,7 @@
 """Latency of ``iclkit serve`` on loopback, beside the endpoint that one writes with sentence-transformers and numpy.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_serve.py [--smoke] [--rows 10000] [--requests 1000] [--workers 1 2]
-        [--embedder NAME] [--alone]
+        [--embedder NAME] [--alone] [--picks]
 
 kNN, k = 4, over a pool of ``--rows`` questions and reviews; every request is another text, so that no cache
 answers, and they are mixed, so that all numbers of clients get texts of the same lengths. Each client sends its next
@@ -68,6 +68,7 @@ def main() -> None:
     )
     parser.add_argument("--alone", action="store_true", help="without the endpoint beside it")
     parser.add_argument("--embedder", default=EMBEDDER, help="with settings behind it, such as ,dtype=bf16")
+    parser.add_argument("--picks", action="store_true", help="no server: compare picks with the embedder as it is")
     parser.add_argument("--data", type=Path, default=default_data())
     parser.add_argument("--smoke", action="store_true")
     a = parser.parse_args()
@@ -78,6 +79,9 @@ def main() -> None:
     random.Random(0).shuffle(texts)
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), a.data, a.rows, a.embedder)
+        if a.picks:
+            compare_picks(Path(folder), a.embedder, texts[:500])
+            return
         tokens, seconds = encoder_alone(a.embedder, texts[:50])
         emit(what="encoder alone, one thread", texts=50, tokens=tokens, ms=round(seconds * 1e3))
         commands = {
@@ -144,6 +148,22 @@ def encoder_alone(name: str, texts: list[str]) -> tuple[int, float]:
         return time.perf_counter() - start
 
     return sum(len(tokens) for tokens, _ in embedder.encode_tokens(texts)), min(timed() for _ in range(10))
+
+
+def compare_picks(folder: Path, name: str, texts: list[str]) -> None:
+    """For how many texts the four picks are those of the embedder without its settings."""
+    from iclkit import Kit, Pool, load_embedder, make_selector
+
+    with Pool.open(folder / "demos.db") as pool:
+        one, other = (
+            [s.ids for s in make_selector("knn").fit(pool.view(), Kit(embedder=load_embedder(n))).select_many(texts, 4)]
+            for n in (name, name.split(",")[0])
+        )
+    pairs = [*zip(one, other, strict=True)]
+    emit(
+        what=f"picks with {name}", texts=len(texts), same_first=sum(a[0] == b[0] for a, b in pairs),
+        same_four=sum({*a} == {*b} for a, b in pairs), same_order=sum(a == b for a, b in pairs),
+    )  # fmt: skip
 
 
 def free_port() -> int:
