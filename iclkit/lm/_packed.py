@@ -9,7 +9,7 @@ loaded module, with which this pass is compared when it is loaded (``_forward.ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,13 @@ from iclkit.lm._plan import Layout
 
 BLOCK = 128
 """Queries per attention block on CPU. Larger blocks multiply better; smaller ones compute less above the diagonal."""
-ROWS = 512
-"""Rows of a part: on CPU what stands between two attentions is done part by part, which stays in a core's cache."""
+STRIP = 128
+"""Rows of a strip: on CPU the element-wise work between two products is done strip by strip, in a core's own cache."""
 ROUND = 32
 """Flat batches are padded to a multiple of this: oneDNN keeps a compiled kernel per shape, about a megabyte each."""
+TILE = 32
+"""In bf16, torch's attention for CPUs is given so many queries and keys, or a multiple: others take up to twice as
+long."""
 HEAD_ROWS = 128
 """Rows of the LM head computed at a time: bounds the memory of the logits."""
 HEAD_ROWS_GPU = 512
@@ -37,7 +40,7 @@ KV = list[tuple[Tensor, Tensor]]
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, queries (T, heads, size), keys and values (kv heads, T, size)) -> what is seen (T, heads * size)."""
 Angles = tuple[Tensor, Tensor]
-"""cos, sin (T, 1, half of what is turned); in parts: both as one complex number, scaled for queries, and for keys."""
+"""cos, sin (T, 1, half of what is turned); in strips: both as one complex number, scaled for queries, and for keys."""
 
 
 class _Linear:
@@ -124,8 +127,8 @@ class PackedForward:
     """The forward pass of an architecture (weights are used as they are; packed copies of them on CPU).
 
     ``attention``: "flash", "blocks", "rows", or the kernel of a cascade; None takes what suits the device. ``fused``:
-    whether ``_fused`` does the element-wise work; None: where it works. On CPU, where it does not, ``in_parts`` of
-    ``ROWS`` rows, and with the columns of queries and keys in the order in which complex numbers stand.
+    whether ``_fused`` does the element-wise work; None: where it works. On CPU, where it does not, it is done
+    ``in_strips`` of rows, and with the columns of queries and keys in the order in which complex numbers stand.
     """
 
     def __init__(
@@ -150,8 +153,9 @@ class PackedForward:
         self.attention = attention
         self.fused = _fused.works(self.device) if fused is None else fused
         packed, on_cpu = can_pack(self.device), self.device.type == "cpu"
-        self.in_parts = on_cpu and not self.fused
-        orders = {rope: self._order(rope) if self.in_parts else None for rope in architecture.ropes}
+        self.in_strips = on_cpu and not self.fused
+        self.tile = TILE if self.dtype == torch.bfloat16 else 1
+        orders = {rope: self._order(rope) if self.in_strips else None for rope in architecture.ropes}
         self.layers = [
             _Layer(layer, packed, self.kv_heads, self.size, None if layer.rope is None else orders[layer.rope])
             for layer in architecture.layers
@@ -188,7 +192,7 @@ class PackedForward:
                 table = self._table(says.rope, max(1024, 1 << (need - 1).bit_length()), long)
                 self._tables[says.rope, long] = table
             cos, sin = table[0][positions], table[1][positions]
-            if self.in_parts:
+            if self.in_strips:
                 turn = torch.complex(cos, sin)
                 cos, sin = turn * says.scale, turn
             out[says.rope, says.scale] = cos, sin
@@ -258,33 +262,21 @@ class PackedForward:
         return self._layers(tokens, positions, attend, torch.arange(len(tokens), device=self.device), long)[:real]
 
     def _layers(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor, long: bool) -> Tensor:
-        angles, parts = self._angles(positions, long), self._parts(len(tokens))
+        angles = self._angles(positions, long)
         x = self.embedding[tokens].float()
         if self.architecture.embedding_scale != 1:
             x *= self.architecture.embedding_scale
         if self.architecture.positions is not None:
             x += self.architecture.positions[positions]
-        more: list[Tensor | None] = [None] * len(parts)  # what the layer before adds to x
+        more: Tensor | None = None  # what the layer before adds to x
         for number, layer in enumerate(self.layers):
-            normed = (
-                self._add_norm(x[part], added, layer.says.before_attention)
-                for part, added in zip(parts, more, strict=True)
-            )
-            q, keys, values = self._heads(layer, normed, parts, angles[number])
+            normed = self._add_norm(x, more, layer.says.before_attention)
+            q, keys, values = self._heads(layer, normed, angles[number])
             seen = attend(number, q, keys, values)
             if number == len(self.layers) - 1:  # nobody reads the other rows any more
                 x, seen = x[rows], seen[rows]
-                parts = self._parts(len(rows))
-            more = [self._rest(layer, x[part], seen[part]) for part in parts]
-        for part, added in zip(parts, more, strict=True):
-            if added is not None:
-                x[part] += added
-        return self.architecture.final_norm(x)
-
-    def _parts(self, rows: int) -> list[slice]:
-        """Which rows go through a layer at a time, but for attention."""
-        step = ROWS if self.in_parts else rows
-        return [slice(at, min(at + step, rows)) for at in range(0, rows, step)]
+            more = self._rest(layer, x, seen)
+        return self.architecture.final_norm(x if more is None else x.add_(more))
 
     def _rest(self, layer: _Layer, x: Tensor, seen: Tensor) -> Tensor:
         """Add to rows of x what attention has seen; what the MLP adds to them."""
@@ -301,23 +293,23 @@ class PackedForward:
         """Add ``more`` to x; the norm of x in the dtype of the products."""
         if self.fused and norm is not None and not norm.centered:
             return _fused.add_norm(x, more, norm.weight, norm.eps, self.dtype)
-        if more is not None:
-            x += more
-        return (x if norm is None else norm(x)).to(self.dtype)
+        if not self.in_strips:
+            if more is not None:
+                x += more
+            return (x if norm is None else norm(x)).to(self.dtype)
+        out = torch.empty(x.shape, dtype=self.dtype)
+        for strip in _strips(len(x)):
+            rows = x[strip] if more is None else x[strip].add_(more[strip])
+            out[strip] = rows if norm is None else norm(rows)
+        return out
 
-    def _heads(
-        self, layer: _Layer, normed: Iterable[Tensor], parts: Sequence[slice], angles: Angles | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, layer: _Layer, normed: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (T, heads, d), rotated and scaled; keys, rotated, and values (kv heads, T, d)."""
         h, g, d, says = self.heads, self.kv_heads, self.size, layer.says
-        if self.in_parts:
-            all_heads = torch.empty(parts[-1].stop, h + 2 * g, d, dtype=self.dtype)
-            for part, y in zip(parts, normed, strict=True):
-                turns = None if angles is None else (angles[0][part], angles[1][part])
-                self._write_heads(layer, y, turns, all_heads[part])
-            return all_heads[:, :h], all_heads[:, h : h + g].transpose(0, 1), all_heads[:, h + g :].transpose(0, 1)
-        (y,) = normed
-        qkv = layer.qkv(y).view(len(y), h + 2 * g, d)
+        qkv = layer.qkv(normed).view(len(normed), h + 2 * g, d)
+        if self.in_strips:
+            self._turn(layer, qkv, angles)
+            return qkv[:, :h], qkv[:, h : h + g].transpose(0, 1), qkv[:, h + g :].transpose(0, 1)
         if self.fused and says.q_norm is None and angles is not None and 2 * angles[0].shape[-1] == d:
             return _fused.rotate(qkv, *angles, h, g, says.scale)
         q, k, v = qkv[:, :h], qkv[:, h : h + g], qkv[:, h + g :]
@@ -328,26 +320,25 @@ class PackedForward:
             q = q * says.scale
         return q, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()
 
-    def _write_heads(self, layer: _Layer, y: Tensor, angles: Angles | None, out: Tensor) -> None:
-        """Queries, rotated and scaled, keys, rotated, and values of normed rows into ``out`` (T, all heads, d)."""
+    def _turn(self, layer: _Layer, qkv: Tensor, angles: Angles | None) -> None:
+        """Rotate and scale the queries and rotate the keys of qkv (T, all heads, d), where they stand."""
         h, turned, scale = self.heads, self.heads + self.kv_heads, layer.says.scale
-        qkv = layer.qkv(y).view(out.shape)
-        out[:, turned:] = qkv[:, turned:]
-        both = qkv[:, :turned].float()
-        q, k = both[:, :h], both[:, h:]
-        if layer.q_norm is not None:
-            q.copy_(self._norm_heads(q, layer.q_norm))
-        if layer.k_norm is not None:
-            k.copy_(self._norm_heads(k, layer.k_norm))
-        if angles is not None:
-            columns = 2 * angles[0].shape[-1]
-            for heads, turn in zip((q, k), angles, strict=True):
-                torch.view_as_complex(heads[..., :columns].view(*heads.shape[:2], -1, 2)).mul_(turn)
-            if columns < self.size:
-                q[..., columns:] *= scale
-        elif scale != 1:
-            q *= scale
-        out[:, :turned] = both
+        for strip in _strips(len(qkv)):
+            both = qkv[strip, :turned].float()
+            q, k = both[:, :h], both[:, h:]
+            if layer.q_norm is not None:
+                q.copy_(self._norm_heads(q, layer.q_norm))
+            if layer.k_norm is not None:
+                k.copy_(self._norm_heads(k, layer.k_norm))
+            if angles is not None:
+                columns = 2 * angles[0].shape[-1]
+                for heads, turn in zip((q, k), angles, strict=True):
+                    torch.view_as_complex(heads[..., :columns].view(*heads.shape[:2], -1, 2)).mul_(turn[strip])
+                if columns < self.size:
+                    q[..., columns:] *= scale
+            elif scale != 1:
+                q *= scale
+            qkv[strip, :turned] = both
 
     def _norm_heads(self, x: Tensor, norm: Norm | None) -> Tensor:
         """The norm of each head of x (T, heads, d), or of all together, whichever it has weights for."""
@@ -404,20 +395,25 @@ class PackedForward:
         return attend
 
     def _flash(self, layout: Layout, prefix: KV | None, window: int | None) -> Attend:
-        """Attention by torch's own kernel for CPUs, which holds no scores in full: a call for each block."""
+        """Attention by torch's own kernel for CPUs, which holds no scores in full: a call for each block.
+
+        A block is made up to whole tiles: by queries that nobody reads, and keys that no other query sees.
+        """
         past = prefix[0][0].shape[1] if prefix else 0
         blocks = _cut_blocks(layout, past, window, whole=True)
+        tile = self.tile
         masks: dict[tuple[bytes | int, int], Tensor] = {}
 
         def mask_of(block: _Block) -> Tensor | None:
-            """Over all of its keys; None for a causal one."""
-            columns = past - block.past_from + sum(b - a for a, b in block.spans)
-            if columns == block.high - block.low == block.mask_key:
+            """Over all queries and keys of the block's tiles; None for a causal one."""
+            size, columns = block.high - block.low, past - block.past_from + sum(b - a for a, b in block.spans)
+            if columns == size == block.mask_key:
                 return None
             key = block.mask_key, columns
             if key not in masks:
-                mask = torch.zeros(block.high - block.low, columns, dtype=self.dtype)
-                mask[:, columns - block.mask.shape[1] :].masked_fill_(~block.mask, float("-inf"))
+                mask = torch.zeros(_whole(size, tile), _whole(columns, tile), dtype=self.dtype)
+                mask[:size, columns - block.mask.shape[1] : columns].masked_fill_(~block.mask, float("-inf"))
+                mask[:size, columns:] = float("-inf")
                 masks[key] = mask
             return masks[key]
 
@@ -427,12 +423,13 @@ class PackedForward:
             n, h, d = q.shape
             out = torch.empty(n, h * d, dtype=q.dtype)
             out[blocks[-1].high :] = 0  # padding rows
-            queries, before = q.transpose(0, 1)[None], prefix[number] if prefix else None
+            queries, before = q.transpose(0, 1), prefix[number] if prefix else None
             for block, mask in with_masks:
-                low, high = block.low, block.high
-                ks, vs = block.keys_and_values(keys, values, before)
+                low, size = block.low, block.high - block.low
+                rows = _whole(size, tile)  # those of the next block, which are not read
+                ks, vs = block.keys_and_values(keys, values, before, tile)
                 seen = F.scaled_dot_product_attention(
-                    queries[:, :, low:high],
+                    _padded(queries[:, low : low + rows], rows)[None],
                     ks[None],
                     vs[None],
                     attn_mask=mask,
@@ -440,7 +437,7 @@ class PackedForward:
                     scale=1.0,
                     enable_gqa=len(ks) != h,
                 )
-                out[low:high] = seen[0].transpose(0, 1).flatten(1)
+                out[low : low + size] = seen[0, :, :size].transpose(0, 1).flatten(1)
             return out
 
         return attend
@@ -547,6 +544,11 @@ class PackedForward:
         return total if bias is None else total.add_(bias.float())
 
 
+def _strips(rows: int) -> Iterator[slice]:
+    """The rows, a strip at a time."""
+    return (slice(at, min(at + STRIP, rows)) for at in range(0, rows, STRIP))
+
+
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:
     """The norm of x in float32; x itself without one."""
     return x if norm is None else norm(x.float())
@@ -562,17 +564,34 @@ class _Block:
     past_from: int = 0  # from which token on the kept prefix is seen
 
     def keys_and_values(
-        self, keys: Tensor, values: Tensor, before: tuple[Tensor, Tensor] | None
+        self, keys: Tensor, values: Tensor, before: tuple[Tensor, Tensor] | None, tile: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Those that the block sees of (kv heads, T, d), those of the kept prefix in front."""
+        """Those that the block sees of (kv heads, T, d), those of the kept prefix in front.
+
+        Behind them stand as many zeros as make their number a multiple of ``tile``. (The next rows would do, were they
+        surely numbers: what a mask hides is multiplied by 0.)
+        """
         from_prefix = before is not None and self.past_from < before[0].shape[1]
         if not from_prefix and len(self.spans) == 1:
             a, b = self.spans[0]
-            return keys[:, a:b], values[:, a:b]
+            return _padded(keys[:, a:b], _whole(b - a, tile)), _padded(values[:, a:b], _whole(b - a, tile))
         parts = [(keys[:, a:b], values[:, a:b]) for a, b in self.spans]
         if before is not None and from_prefix:
             parts.insert(0, (before[0][:, self.past_from :], before[1][:, self.past_from :]))
+        if missing := -sum(k.shape[1] for k, _ in parts) % tile:
+            zeros = keys.new_zeros(len(keys), missing, keys.shape[2])
+            parts.append((zeros, zeros))
         return torch.cat([p[0] for p in parts], 1), torch.cat([p[1] for p in parts], 1)
+
+
+def _whole(count: int, tile: int) -> int:
+    """The count, rounded up to whole tiles."""
+    return -(-count // tile) * tile
+
+
+def _padded(x: Tensor, rows: int) -> Tensor:
+    """x (heads, T, d) with rows of zeros behind it."""
+    return x if x.shape[1] == rows else F.pad(x, (0, 0, 0, rows - x.shape[1]))
 
 
 def _cut_blocks(layout: Layout, past: int, window: int | None, *, whole: bool = False) -> list[_Block]:

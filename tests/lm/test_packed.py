@@ -111,8 +111,9 @@ def test_scores_and_texts_are_those_of_the_module(case, codec):
     asks = [GenerateRequest(" ".join(CONTEXTS[:n]), 6 + 9 * (n % 2)) for n in (1, 2, 3)]
     assert [g.text for g in lm.generate(asks)] == [plain_greedy(lm, a.context, a.max_tokens) for a in asks]
     some = slice(0, 6)
-    for attention in ("blocks", "rows", plain):
+    for attention, tile in (("flash", 16), ("blocks", 1), ("rows", 1), (plain, 1)):
         lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
+        lm.model.packed.tile = tile
         assert scores_of(lm, pairs[some]) == pytest.approx(want[some], abs=1e-4)
 
 

@@ -15,6 +15,7 @@ from iclkit.lm._cascade import plain
 from iclkit.lm._forward import ScoreReader, default_batch_tokens
 from iclkit.lm._load import load_torch
 from iclkit.lm._packed import PackedForward
+from iclkit.lm._plan import build_layout
 from iclkit.lm._tokens import TokenPair
 
 ARCHITECTURES = {
@@ -93,16 +94,32 @@ def test_every_other_way_of_attention_equals_the_reference(attention, tiny_folde
     assert scores_of(lm, pairs) == pytest.approx(naive(folder, pairs), abs=1e-4)
 
 
-def test_a_prompt_of_several_parts_and_blocks_equals_the_reference(tiny_folder, naive, monkeypatch):
-    monkeypatch.setattr("iclkit.lm._packed.ROWS", 32)
+def test_a_prompt_of_several_strips_and_blocks_equals_the_reference(tiny_folder, naive, monkeypatch):
+    monkeypatch.setattr("iclkit.lm._packed.STRIP", 32)
     monkeypatch.setattr("iclkit.lm._packed.BLOCK", 16)
     folder = tiny_folder()
     pairs = branching_pairs()
     want = naive(folder, pairs)
-    for attention in ("flash", "blocks"):
+    for attention, tile in (("flash", 1), ("flash", 12), ("blocks", 1)):
         lm = load_torch(str(folder), dtype="fp32", device="cpu", batch_tokens=256)
         lm.model.packed = PackedForward(lm.model.packed.architecture, attention=attention)
+        lm.model.packed.tile = tile
         assert scores_of(lm, pairs) == pytest.approx(want, abs=1e-4)
+
+
+def test_a_long_prompt_that_gives_no_numbers_leaves_the_one_before_it_in_its_batch_alone(tiny_folder, monkeypatch):
+    monkeypatch.setattr("iclkit.lm._packed.BLOCK", 8)
+    lm = load_torch(str(tiny_folder()), dtype="fp32", device="cpu", batch_tokens=256)
+    good, bad = [TokenPair((*range(1, 12), n), 11) for n in (20, 21)], TokenPair((*range(30, 47), 3), 17)
+    packed = lm.model.packed = PackedForward(lm.model.packed.architecture, attention="flash")
+    packed.tile = 8
+    want = scores_of(lm, good)
+    packed.embedding[40] = float("nan")
+    layout = build_layout([*good, bad])
+    hidden, _ = packed.forward(layout)
+    finite = torch.isfinite(packed.logits(hidden)).all(-1)[torch.from_numpy(layout.read_row)]
+    assert finite.tolist() == [True, True, False]
+    assert scores_of(lm, good) == want
 
 
 def test_logits_are_read_as_torch_reads_them_with_ties_and_without_some_tokens():
