@@ -316,7 +316,7 @@ def write_task(folder: Path, labels: tuple[str, ...], train: int = 24, test: int
         write_jsonl(folder / f"{split}.jsonl", rows)
 
 
-MAKES_ITS_POOL = {"README", "look-around", "use-a-cluster", "large-pools"}
+MAKES_ITS_POOL = {"README", "look-around", "use-a-cluster", "large-pools", "serve"}
 """Pages whose reader has no pool before the first command."""
 REAL_DATA = {"many-shots": "trec", "large-pools": "sst2", "use-your-own-embedder": "trec"}
 """Pages that say what a data set gives: the slow test reads that one."""

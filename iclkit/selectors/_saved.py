@@ -484,16 +484,18 @@ def _same_pool(folder: Path, saved: _PoolFacts, given: str | Path | Pool | None,
     except PoolError as error:
         if given is not None:
             raise
-        raise PoolError(f"{error}; where it is elsewhere, say so: pool=") from error
+        raise PoolError(f"{error}; where it is elsewhere, give its path with --pool (pool=)") from error
     view = pool.view(task=saved["task"], where=saved["where"] or None)
     if view.hash == saved["hash"]:
         return pool, view
     if given is None and saved["uid"] not in ("", pool.uid):
-        raise PoolError(f"{place} is another pool than the one that the selector was saved with; give that one: pool=")
+        raise PoolError(
+            f"{place} is another pool than the one that the selector was saved with; give that one with --pool (pool=)"
+        )
     if not follow:
         raise PoolError(
             f"the pool {place} has changed since the selector was saved ({saved['examples']:,} examples then, "
-            f"{len(view):,} now); load it with follow=True (--follow) to fit it on what is there now, or save it again"
+            f"{len(view):,} now); load it with --follow (follow=True) to fit it on what is there now, or save it again"
         )
     return pool, view
 

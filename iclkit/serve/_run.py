@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import socket
 from collections.abc import Callable
@@ -55,4 +56,5 @@ def run_app(app: Starlette, *, host: str, port: int, ready: Callable[[str], None
             raise UsageError(f"cannot listen on {host}:{port} ({error}); {remedy}") from error
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        uvicorn.Server(config).run(sockets=[listening])
+        with contextlib.suppress(KeyboardInterrupt):  # once all is closed, uvicorn raises the signal that ended it again
+            uvicorn.Server(config).run(sockets=[listening])

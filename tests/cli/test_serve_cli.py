@@ -54,8 +54,8 @@ def test_it_answers_follows_the_pool_and_ends_with_ctrl_c(kept: Path) -> None:
                 pool.add([Example("drones deliver parcels on sundays", "drones")])
             assert ask(address, {"input": "drones on sundays"})["picks"][0]["output"] == "drones"
             server.send_signal(signal.SIGINT)
-            assert "Traceback" not in server.stderr.read()
-            assert server.wait(20) in (0, 130)
+            assert server.stderr.read().strip() == ""
+            assert server.wait(20) == 0
         finally:
             server.kill()
 
