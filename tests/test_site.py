@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.browser import look
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,11 +29,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_it_builds_without_a_warning_and_can_be_searched_offline(site: Path):
+def test_it_builds_without_a_warning_and_loads_nothing_from_elsewhere(site: Path):
     assert (site / "index.html").is_file()
-    assert (site / "search" / "search_index.js").is_file()  # a script: browsers do not fetch JSON from a file system
-    fonts = [page.name for page in site.rglob("*.html") if "fonts.googleapis.com" in page.read_text(encoding="utf-8")]
-    assert fonts == []
+    loads = re.compile(r'<(?:script|img|iframe)\b[^>]*\bsrc="http|<link\b[^>]*\brel="(?!canonical)[^>]*\bhref="http')
+    assert [page.name for page in site.rglob("*.html") if loads.search(page.read_text(encoding="utf-8"))] == []
+
+
+def test_it_is_searched_where_it_was_opened_from_a_file_system(site: Path, chrome: Any):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    look(chrome)
+    chrome.get((site / "index.html").as_uri())
+    wait = WebDriverWait(chrome, 30)
+    box = wait.until(lambda page: next((e for e in page.find_elements(By.NAME, "query") if e.is_displayed()), None))
+    box.send_keys("diversity")
+    found = wait.until(lambda page: page.find_elements(By.CSS_SELECTOR, ".md-search-result__item a"))
+    assert "selectors.html" in " ".join(link.get_attribute("href") for link in found)
 
 
 def test_the_reference_has_what_the_rooms_export(site: Path):
