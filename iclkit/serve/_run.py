@@ -56,5 +56,5 @@ def run_app(app: Starlette, *, host: str, port: int, ready: Callable[[str], None
             raise UsageError(f"cannot listen on {host}:{port} ({error}); {remedy}") from error
         ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}")
         config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
-        with contextlib.suppress(KeyboardInterrupt):  # once all is closed, uvicorn raises the signal that ended it again
+        with contextlib.suppress(KeyboardInterrupt):  # when all is closed, uvicorn raises the signal that ended it
             uvicorn.Server(config).run(sockets=[listening])
