@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +41,8 @@ def source_of(task: str, pool: Path | None = None, data: Mapping[str, Any] | Non
 def read_runs(folders: Sequence[Path], *, whole: bool = False) -> tuple[list[Run], list[LeftOut], dict[str, str]]:
     """The runs in these folders, those that cannot be read, and the questions declared there, each at its first time.
 
-    ``whole``: with all rows in memory, as they were recorded; else with what a board needs of them. DataError when no
-    run can be read.
+    ``whole``: with the rows as they were recorded; else with what a board needs of them. Either way they are read when
+    they are asked for. DataError when no run can be read.
     """
     from iclkit.eval import RunStore
     from iclkit.report import declared_questions, distinct_runs
@@ -49,7 +50,7 @@ def read_runs(folders: Sequence[Path], *, whole: bool = False) -> tuple[list[Run
 
     stores = [RunStore(folder) for folder in folders]
     if whole:
-        found = distinct_runs(run for store in stores for run in store.runs())
+        found = distinct_runs(replace(run, rows=rows) for store in stores for run, rows in store.each())
         lost = [problem for store in stores for problem in store.problems]
     else:
         found, lost = read_stored(stores)
@@ -151,7 +152,7 @@ def run_jobs(
     another process is making come last: two commands with one folder share the work.
     """
     from iclkit.eval import cautions
-    from iclkit.report import format_figure
+    from iclkit.report import format_figure, without_rows
 
     runs = []
     lms = {id(job.tools.lm): job.tools.lm for job in jobs if job.tools.lm is not None}
@@ -184,7 +185,7 @@ def run_jobs(
                 lost.append(error)
                 say(f"{title}: {error}")
                 continue
-            runs.append(run)
+            runs.append(run if out is None else without_rows(run, out))
             if not sys.stderr.isatty():
                 say(f"{title}: {format_figure(run)}, {time.monotonic() - begun:.1f} s{spent()}")
             for caution in cautions([run]):

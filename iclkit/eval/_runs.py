@@ -322,6 +322,17 @@ class RunStore:
                 yield found
                 del found
 
+    def rows_of(self, run: Run) -> RowFile:
+        """The rows of a run that was made here, to be read from their file when they are asked for.
+
+        DataError where the file cannot be read or has another number of rows.
+        """
+        file = self.out / run.id / "rows.jsonl"
+        found = RowFile(LineFile.read(file)[0])
+        if len(found) != len(run.rows):
+            raise DataError(f"{file} was changed after the run was made; give the command again")
+        return found
+
     def _folders(self) -> list[Path]:
         out = self.out
         make = f"make some with: iclkit eval TASK --selector NAME --lm M --out {out}"

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from iclkit.errors import DataError, RunError, UnknownName, UsageError
+from iclkit.errors import DataError, IclkitError, RunError, UnknownName, UsageError
 from iclkit.eval import METRICS
 from iclkit.integrations._extras import require
 from iclkit.records import Json, Progress, Row, Run, canonical_json, digest
@@ -128,20 +128,18 @@ def export_runs(
         raise DataError("no finished run to export; finish them with the same iclkit eval command")
     folder = _kept(selector) if selector is not None else None
     made = board or leaderboard(done)
-    entries = [_run_entry(run, (texts or {}).get(run.spec.task.hash, {})) for run in done]
-    entries.append(_board_entry(made, done, texts or {}, folder))
     exported = []
     try:
         with _tracker(to, project, at, online) as tracker:
-            for number, entry in enumerate(entries, 1):
+            for number, entry in enumerate(_entries(done, made, texts or {}, folder), 1):
                 new = not tracker.has(entry.id)
                 if new:
                     tracker.write(entry)
                 exported.append(Exported(entry.name, entry.id, new))
                 if progress is not None:
-                    progress(number, len(entries))
+                    progress(number, len(done) + 1)
             tracker.upload()
-    except (UsageError, RunError):
+    except IclkitError:
         raise
     except Exception as error:  # each tool raises its own, and those of what it is made of
         raise RunError(
@@ -154,16 +152,23 @@ def export_runs(
 # ---- what is exported
 
 
+def _entries(runs: Sequence[Run], board: Board, texts: Texts, folder: Path | None) -> Iterator[_Entry]:
+    """One after the other, so that the rows of one run are held at a time."""
+    for run in runs:
+        yield _run_entry(run, texts.get(run.spec.task.hash, {}))
+    yield _board_entry(board, runs, texts, folder)
+
+
 def _run_entry(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> _Entry:
-    spec = run.spec
-    content = digest([run.id, [row.to_json() for row in run.rows], dict(run.facts)], 4)
-    answered = [row for row in run.rows if not row.failure]
+    spec, rows = run.spec, tuple(run.rows)
+    content = digest([run.id, [row.to_json() for row in rows], dict(run.facts)], 4)
+    answered = [row for row in rows if not row.failure]
     metric = METRICS.get(spec.task.metric)
     figures = {name: _mean(answered, name) for name in sorted({m for row in answered for m in row.metrics})}
     if answered:
         golds = [row.gold for row in answered]
         figures[metric.name] = metric.figure([row.output for row in answered], golds, spec.task.labels)
-    figures |= {"queries": len(run.rows), "failed": len(run.rows) - len(answered)}
+    figures |= {"queries": len(rows), "failed": len(rows) - len(answered)}
     figures |= {f"spent {name}": float(value) for name, value in run.usage.items()}
     state = {"id": run.id, "spec": spec.identity(), "facts": dict(run.facts), "spent": dict(run.usage)}
     shots = f"@{spec.k}" if spec.k else ""
@@ -174,7 +179,7 @@ def _run_entry(run: Run, texts: Mapping[str, Mapping[str, Any]]) -> _Entry:
         group=spec.task.name,
         config=_config(run),
         figures=figures,
-        table=_rows(run.rows, texts),
+        table=_rows(rows, texts),
         table_name="rows",
         files={"run.json": json.dumps(state, ensure_ascii=False, indent=1, default=dict) + "\n"},
         date=_date(run),

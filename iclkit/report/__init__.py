@@ -3,7 +3,7 @@
 from iclkit.report._board import leaderboard
 from iclkit.report._checks import usable_runs
 from iclkit.report._drafts import distinct_runs
-from iclkit.report._folders import board_with_questions, declared_questions, read_runs, run_texts
+from iclkit.report._folders import board_with_questions, declared_questions, read_runs, run_texts, without_rows
 from iclkit.report._harness import write_harness
 from iclkit.report._html import headline, to_html
 from iclkit.report._methods import methods
@@ -82,5 +82,6 @@ __all__ = [
     "to_latex",
     "to_markdown",
     "usable_runs",
+    "without_rows",
     "write_harness",
 ]

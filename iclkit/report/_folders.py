@@ -30,6 +30,12 @@ def read_runs(stores: Sequence[RunStore]) -> tuple[list[Run], list[LeftOut]]:
     return found, [problem for store in stores for problem in store.problems]
 
 
+def without_rows(run: Run, out: Path) -> Run:
+    """A run that was just made in the folder ``out``, with what a board needs of it: its rows are not held, and read
+    from there where they are asked for."""
+    return condensed(run, RunStore(out).rows_of(run))
+
+
 def declared_questions(stores: Iterable[RunStore]) -> dict[str, str]:
     """The questions that were declared in these folders, each at its first time."""
     found: dict[str, str] = {}

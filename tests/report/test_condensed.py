@@ -5,15 +5,21 @@ from __future__ import annotations
 import gc
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from iclkit.cli._runs import read_runs as read_stored
+from iclkit.cli._runs import run_jobs
 from iclkit.errors import DataError
-from iclkit.eval import RunStore, StoredTexts, load_runs, load_texts
+from iclkit.eval import PlannedRun, RunStore, StoredTexts, load_run, load_runs, load_texts
+from iclkit.integrations import tracking
 from iclkit.records import Example, Query, Row, Run
-from iclkit.report import leaderboard, read_runs, run_texts, to_html, to_json, usable_runs
+from iclkit.report import leaderboard, read_runs, run_texts, to_html, to_json, usable_runs, without_rows
 from tests.report.worlds import make_runs, respec
 
 WORDS = "a sentence that no statistic needs, and which stands in no array; " * 20
@@ -71,6 +77,63 @@ def test_more_runs_add_their_arrays_to_what_a_board_holds_and_not_their_rows(tmp
     assert large[1] - small[1] < (of_rows(many) - of_rows(few)) / 4
     assert large[0] < of_rows(many) / 4
     assert len(found) == 12
+
+
+def rows_held() -> int:
+    gc.collect()
+    return sum(type(thing) is Row for thing in gc.get_objects())
+
+
+def test_runs_that_were_just_made_hold_no_rows_and_make_the_same_board_and_page(tmp_path: Path) -> None:
+    runs = [wordy(run) for run in make_runs(20)]
+    folder = store(tmp_path / "runs", runs)
+    board, page = leaderboard(runs), to_html(leaderboard(runs), runs)
+    others = rows_held() - sum(len(run.rows) for run in runs)
+    runs = [without_rows(run, folder) for run in runs]
+    assert rows_held() == others
+    assert to_json(leaderboard(runs)) == to_json(board)
+    assert to_html(board, runs) == page
+
+
+def test_the_command_line_holds_no_rows_of_runs_that_are_in_a_folder(tmp_path: Path) -> None:
+    folder = store(tmp_path / "runs", [wordy(run) for run in make_runs(20)])
+    before = rows_held()
+
+    @dataclass
+    class Stored:
+        id: str
+        title = "stored"
+        tools = SimpleNamespace(lm=None)
+        bench = SimpleNamespace(queries=())
+
+        def run(self, out: Path, *_: object, wait: bool) -> Run:
+            return load_run(out / self.id)
+
+    made = run_jobs([cast(PlannedRun, Stored(run.id)) for run in load_runs(folder)], folder)
+    assert len(made) == 6
+    assert rows_held() == before
+    assert [*made[0].rows] == [*load_run(folder / made[0].id).rows]
+
+
+def test_an_export_holds_the_rows_of_one_run_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = store(tmp_path / "runs", [wordy(run) for run in make_runs(20)])
+    found, _, _ = read_stored([folder], whole=True)
+    board, before, held = leaderboard(found), rows_held(), []
+
+    class Tracker:
+        def has(self, entry_id: str) -> bool:
+            held.append(rows_held() - before)
+            return False
+
+        def write(self, entry: Any) -> None:
+            assert entry.table.rows
+
+        def upload(self) -> None:
+            pass
+
+    monkeypatch.setattr(tracking, "_tracker", lambda *_: nullcontext(Tracker()))
+    assert len(tracking.export_runs(found, "mlflow", board=board)) == len(found) + 1
+    assert max(held) <= 20
 
 
 def test_a_page_reads_the_rows_and_texts_that_it_shows_from_their_files(tmp_path: Path) -> None:
