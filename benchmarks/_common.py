@@ -46,6 +46,15 @@ def labels_of(data: Path, task: str) -> list[str]:
     return LABELS.get(task) or sorted({row["output"] for row in rows_of(data, task, "train", 1 << 30)})
 
 
+def more_labels(labels: Sequence[str], count: int) -> list[str]:
+    """The labels, and others made of their words at random, ``count`` in all."""
+    words = sorted({word for label in labels for word in label.replace("_", " ").split()})
+    draw, found = random.Random(0), dict.fromkeys(labels)
+    while len(found) < count:
+        found[" ".join(draw.sample(words, 3))] = None
+    return [*found][: max(count, len(labels))]
+
+
 def demo(task: str, row: dict[str, Any]) -> str:
     name, answer = FIELDS[task]
     return f"{name}: {row['input']}\n{answer}: {row['output']}\n\n"

@@ -1,13 +1,15 @@
 """This scorer against the loop of OpenICL, on the same prompts, in one run: CPU seconds, one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_score.py MODEL [--data DATA] [--tasks sst2 trec] [--queries 64]
-        [--shots 8] [--rivals] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3] [--skip-naive]
+        [--shots 8] [--rivals [--labels 150]] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3]
+        [--skip-naive]
 
 The loop of OpenICL (``_common.openicl_loop``): one float32 forward per (label, prompt), batches of 8 in data order,
 logits of the whole vocabulary at every position. It runs once (it is long), the others --repeats times, in turn.
 --naive-queries N times it on the first N prompts and scales by its padded tokens (the result says so).
 --rivals sets a batched scorer of 30 lines and lm-evaluation-harness, both in bf16, beside this engine in bf16: in turn,
---repeats times; ``times`` are medians of the ratios of neighbors. Nothing else is run then.
+--repeats times; ``times`` are medians of the ratios of neighbors. Nothing else is run then. --labels: at least so many,
+others made of the words of the task's own.
 --fixed adds the same demonstrations for all queries, with and without sharing; --prefix-shots longer fixed prefixes.
 """
 
@@ -33,6 +35,7 @@ from _common import (
     machine,
     matmul_peak,
     matrix_parameters,
+    more_labels,
     openicl_loop,
     timed,
 )
@@ -96,7 +99,7 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
 
 def rivals(a: argparse.Namespace, task: str, lm: Any, module: Any, tokenizer: Any, peak: float) -> None:
     """bf16 beside what others do in bf16, on the same prompts, in turn."""
-    labels = labels_of(a.data, task)
+    labels = more_labels(labels_of(a.data, task), a.labels)
     prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
     requests = requests_of(prompts, labels)
     lm_eval = lm_eval_scorer(module, tokenizer)
@@ -180,6 +183,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--labels", type=int, default=0)
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--prefix-shots", nargs="*", type=int, default=[])
     parser.add_argument("--repeats", type=int, default=3)
