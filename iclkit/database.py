@@ -52,10 +52,11 @@ class Failure:
 
     ``foreign``: of another kind. ``newer``, ``older``: of a format that this version does not know, or that would have
     to be migrated and may not be written. ``damaged``; ``busy``: held by another process for too long; ``denied``: may
-    not be written; ``full``: the disk is. ``closed``: by us. ``reason`` is what SQLite, the system or this room says.
+    not be written; ``full``: the disk is. ``closed``: by us. ``gone``: while it was open, something else came to stand
+    where it was opened, or nothing. ``reason`` is what SQLite, the system or this room says.
     """
 
-    kind: Literal["foreign", "newer", "older", "damaged", "busy", "denied", "full", "closed", "other"]
+    kind: Literal["foreign", "newer", "older", "damaged", "busy", "denied", "full", "closed", "gone", "other"]
     reason: str
     opening: bool = False
 
@@ -73,6 +74,8 @@ class Database:
     """A connection to one file for all threads of a process; each transaction is one thread's.
 
     Any number of processes may use the file: readers never wait, writers wait for each other (write-ahead logging).
+    A file that is moved, removed or replaced while it is open is a ``Failure``: SQLite would go on with the old one,
+    out of everybody's sight.
     """
 
     def __init__(self, connection: Connection, path: Path | str, form: Format, explain: Explain) -> None:
@@ -80,6 +83,8 @@ class Database:
         self._explain, self._connection = explain, connection
         self._open = True
         self._lock = threading.RLock()
+        self._place = None if path == MEMORY else Path(path).absolute()  # whatever folder the process goes to later
+        self._file = _identity(self._place)
 
     @classmethod
     def open(
@@ -183,6 +188,8 @@ class Database:
     def _connected(self) -> Connection:
         if not self._open:
             raise _Failed(Failure("closed", "it is closed"))
+        if _identity(self._place) != self._file:
+            raise _Failed(Failure("gone", "it was moved, removed or replaced while it was open"))
         return self._connection
 
 
@@ -197,6 +204,17 @@ def is_writable(path: Path) -> bool:
 
 
 # ---- opening
+
+
+def _identity(path: Path | None) -> tuple[int, int]:
+    """What tells a file from another that is put in its place. Zeros where there is none, or none can be seen."""
+    if path is None:
+        return 0, 0
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_dev, found.st_ino
 
 
 def _check_header(path: Path) -> None:

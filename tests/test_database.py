@@ -144,6 +144,36 @@ def test_a_full_disk_and_a_closed_file_have_names(tmp_path: Path) -> None:
         database.read("SELECT 1")
 
 
+@pytest.mark.parametrize("what", ["moved", "removed", "replaced"])
+def test_a_file_that_is_another_while_it_is_open_is_no_longer_used(what: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "a.db", tmp_path / "b.db"
+    database = opened(path)
+    add(database, "x")
+    if what == "removed":
+        path.unlink()
+    else:
+        path.rename(tmp_path / "old.db")
+    if what == "replaced":
+        opened(other).close()
+        other.rename(path)
+    for use in (lambda: database.read("SELECT name FROM thing"), lambda: add(database, "y"), database.compact):
+        with pytest.raises(Said) as error:
+            use()
+        assert error.value.kind == "gone"
+    if what == "moved":
+        (tmp_path / "old.db").rename(path)
+        assert database.read("SELECT name FROM thing") == [("x",)]
+
+
+def test_a_process_may_go_to_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    database = opened("a.db")
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path / "deep")
+    add(database, "x")
+    assert database.read("SELECT name FROM thing") == [("x",)]
+
+
 def test_a_mistake_in_a_statement_is_no_failure_of_the_file() -> None:
     with pytest.raises(sqlite3.ProgrammingError):
         opened(MEMORY).read("SELECT ?", (1, 2))

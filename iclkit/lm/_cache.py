@@ -116,6 +116,8 @@ class Cache:
             remedy = "move the file away to begin a new one"
         elif failure.kind == "busy":
             remedy = "wait for the process that holds it"
+        elif failure.kind == "gone":
+            remedy = "put it back, or give the same command again to begin a new one"
         else:
             remedy = "free space or make it writable, set ICLKIT_HOME to another folder"
         kind = CannotWrite if failure.kind == "denied" else RunError

@@ -116,6 +116,7 @@ def _explain(path: Path | str) -> Explain:
                 "newer": f"{path} was written by a newer iclkit (pool {failure.reason}); upgrade iclkit",
                 "older": f"{path} has an older pool format; open it once for writing to bring it up to date",
                 "closed": f"the pool {path} is closed",
+                "gone": f"the pool {path} cannot be used: {failure.reason}; start again, or put it back",
             }.get(
                 failure.kind,
                 f"cannot use the pool {path}: {failure.reason}"

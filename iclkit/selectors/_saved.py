@@ -227,6 +227,10 @@ class Chooser:
             self._state = (make_selector(_spec_of(selector)).fit(new, self._kit), new)
             return True
 
+    def check(self) -> None:
+        """PoolError where the pool that it follows can no longer be read."""
+        _ = self.pool.revision
+
     @property
     def pool(self) -> Pool:
         """The pool that its examples stand in. UsageError where they were fitted on as they came, or cut by hand."""

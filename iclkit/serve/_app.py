@@ -153,6 +153,8 @@ class _Service:
         return JSONResponse({"messages": prompt.to_openai(), "shown": [*prompt.shown], "notes": notes})
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002
+        if self.chooser.follow:
+            await asyncio.to_thread(self.chooser.check)
         view = self.chooser.view
         about = {"selector": str(self.chooser.spec), "examples": len(view), "revision": view.revision}
         about |= {"source": self.chooser.source} if self.chooser.source else {}

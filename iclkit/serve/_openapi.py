@@ -112,7 +112,13 @@ def openapi() -> dict[str, Any]:
             "/select": _ask("The demonstrations for an input, best first.", _SELECTION),
             "/messages": _ask("The messages to send to a chat API, demonstrations in prompt order.", _MESSAGES),
             "/healthz": {
-                "get": {"summary": "Whether it answers.", "responses": {"200": _answer("It does.", _HEALTH)}},
+                "get": {
+                    "summary": "Whether it answers.",
+                    "responses": {
+                        "200": _answer("It does.", _HEALTH),
+                        "503": _answer("The pool that it follows cannot be read.", _ERROR),
+                    },
+                },
             },
             "/metrics": {
                 "get": {

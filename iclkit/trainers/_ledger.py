@@ -216,9 +216,10 @@ def _explain(path: Path) -> Explain:
                 f"the ledger {path} is damaged ({failure.reason}); put a copy in its place, or move it away: what it "
                 f"held is then computed again"
             )
+        remedy = "put it back" if failure.kind == "gone" else "free space or make it writable"
         return RunError(
-            f"the ledger {path} cannot be used ({failure.reason}); free space or make it writable, then give the same "
-            f"command again: what was scored is kept"
+            f"the ledger {path} cannot be used ({failure.reason}); {remedy}, then give the same command again: what "
+            f"was scored is kept"
         )
 
     return error

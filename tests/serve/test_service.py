@@ -9,6 +9,7 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +82,20 @@ def test_it_follows_the_pool_and_says_its_revision(chooser: Chooser, pool: Pool)
         after = client.get("/healthz").json()
         assert (after["examples"], after["status"]) == (6, "ok")
         assert after["revision"] > before["revision"]
+
+
+def test_a_followed_pool_that_is_another_file_is_one_line(chooser: Chooser, pool: Pool, tmp_path: Path) -> None:
+    chooser.follow = True
+    with TestClient(make_app(chooser)) as client:
+        assert client.post("/select", json={"input": "drones"}).status_code == 200
+        place, other = Path(str(pool.path)), tmp_path / "other.db"
+        with Pool.open(other) as made:
+            made.add([Example("x", "y")])
+        place.rename(tmp_path / "old.db")
+        other.rename(place)
+        for answer in (client.post("/select", json={"input": "drones"}), client.get("/healthz")):
+            assert answer.status_code == 503
+            assert "moved, removed or replaced while it was open" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
