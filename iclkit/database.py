@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 BUSY_SECONDS = 60.0
-_HEADER = b"SQLite format 3\0"
+_SMALLEST = 512  # bytes of an SQLite file
 _LOOKUP = 500  # values per statement: under SQLite's oldest limit of 999 variables
 
 
@@ -217,16 +217,33 @@ def _identity(path: Path | None) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
+def is_sqlite(path: Path) -> bool:
+    """Whether a file that is there is an SQLite file.
+
+    SQLite itself is asked: when a process closes a file that it has opened by hand, the system drops all locks that the
+    process holds on it, those of its open ``Database`` too, and another process may then take its log away.
+    """
+    if path.stat().st_size < _SMALLEST:
+        return False
+    try:
+        with closing(_connect(path, "mode=ro&immutable=1")) as connection:
+            connection.execute("PRAGMA application_id").fetchone()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN:
+            path.open("rb").close()  # fails as well, and says why
+        return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
+    return True
+
+
 def _check_header(path: Path) -> None:
-    if path.exists():
-        with path.open("rb") as file:
-            if file.read(len(_HEADER)) not in (b"", _HEADER):
-                raise _Failed(Failure("foreign", "it is not an SQLite file", opening=True))
+    if path.exists() and path.stat().st_size and not is_sqlite(path):
+        raise _Failed(Failure("foreign", "it is not an SQLite file", opening=True))
 
 
 def _make_private(path: Path) -> None:
     """Make the file, readable by its owner alone, or take an older one's away from strangers; SQLite's log follows."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with suppress(FileExistsError):  # which may be open here: see ``is_sqlite``
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     mode = path.stat().st_mode
     if mode & stat.S_IRWXO:
         with suppress(PermissionError):  # another user's file, who shares it

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from iclkit.database import MEMORY, Database, Failure, Format, is_damage
+from iclkit.database import MEMORY, Database, Failure, Format, is_damage, is_sqlite
 
 ONE = Format((("CREATE TABLE thing (name TEXT PRIMARY KEY)",),), tables={"thing": ("name",)})
 TWO = Format(
@@ -142,6 +142,41 @@ def test_a_full_disk_and_a_closed_file_have_names(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(Said, match="closed"):
         database.read("SELECT 1")
+
+
+def _use_and_leave(path: Path) -> None:
+    database = opened(path)
+    add(database, "other")
+    database.close()
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_what_is_looked_at_again_keeps_its_log_from_other_processes(private: bool, tmp_path: Path) -> None:
+    # a process that closes a file which it opened by hand loses its locks, and who leaves last takes the log away
+    path = tmp_path / "a.db"
+    first = opened(path, private=private)
+    add(first, "x")
+    again = opened(path, private=private)
+    assert is_sqlite(path)
+    other = multiprocessing.get_context("spawn").Process(target=_use_and_leave, args=(path,))
+    other.start()
+    other.join(60)
+    assert other.exitcode == 0
+    add(first, "y")
+    with sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True) as stranger:
+        assert stranger.execute("SELECT name FROM thing ORDER BY name").fetchall() == [("other",), ("x",), ("y",)]
+    assert len(again.read("SELECT name FROM thing")) == 3
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"SQLite", b"a,b\n1,2\n" * 1000, b"\0" * 4096, b"SQLite format 3 is a format"]
+)
+def test_other_files_are_no_sqlite_files_and_stay_as_they_are(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    file.write_bytes(content)
+    assert not is_sqlite(file)
+    assert [*tmp_path.iterdir()] == [file]
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("what", ["moved", "removed", "replaced"])

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from iclkit.database import is_sqlite
 from iclkit.datasets import _catalogue, _hub
 from iclkit.datasets._formats import PACKED, STDIN, SUFFIXES
 from iclkit.datasets._readers import Columns, Reading, Skipped, read_rows
@@ -373,10 +374,7 @@ def is_pool(path: Path) -> bool:
 
     if in_lance(as_place(path)):
         return True
-    if path_kind(path) != "file":
-        return False
-    with path.open("rb") as file:
-        return file.read(15) == b"SQLite format 3"
+    return path_kind(path) == "file" and is_sqlite(path)
 
 
 def _pool_rows(path: Path) -> list[Located]:
