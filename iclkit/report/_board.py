@@ -73,7 +73,8 @@ def leaderboard(
     compared, questions = check_axes(compare, runs), [Primary.parse(text) for text in primary]
     base_name = baseline or BASELINES.get(compared[0], "")
     done = [r for r in runs if r.facts.get("done", True) and r.rows]
-    notes = [f"{len(runs) - len(done)} unfinished runs are left out"] if len(done) < len(runs) else []
+    left = len(runs) - len(done)
+    notes = [f"{count(left, 'unfinished run')} {'is' if left == 1 else 'are'} left out"] if left else []
     trusted, wrong, more = usable_runs(done)
     lost += wrong
     tables = list[Table]()

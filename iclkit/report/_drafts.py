@@ -215,6 +215,7 @@ def _leak_notes(spec: RunSpec, runs: Sequence[Run]) -> tuple[str, ...]:
 def _names(places: Sequence[Mapping[str, Axis]], compared: Sequence[str]) -> list[str]:
     """A name for each line: its first compared axis, and the others where they are not the usual.
 
+    A line that has none of these axes, as one that shows nothing has no k, is called by what chooses or predicts.
     Lines of one name get what else tells them apart: the models of a selector, a hash.
     """
     names = []
@@ -222,9 +223,9 @@ def _names(places: Sequence[Mapping[str, Axis]], compared: Sequence[str]) -> lis
         labels = [place[a].label if i == 0 or a not in _USUAL_LABELS else
                   "" if place[a].label == _USUAL_LABELS[a] else place[a].label
                   for i, a in enumerate(compared) if a in place]  # fmt: skip
-        if compared[0] == "k":
+        if compared[0] == "k" and "k" in place:
             labels[0] = f"k = {labels[0]}"
-        names.append(" + ".join(label for label in labels if label))
+        names.append(" + ".join(label for label in labels if label) or place["selector"].label)
     for apart in (_details, _marks):
         for name in {n for n in names if names.count(n) > 1}:
             for i, own in enumerate(names):

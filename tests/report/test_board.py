@@ -176,6 +176,16 @@ def test_zero_stands_beside_every_k():
     assert [(g.k, len(g.lines)) for g in board.groups] == [(4, 4), (16, 4)]
 
 
+@pytest.mark.parametrize("axis", ["k", "order", "calibrate", "chat", "template", "lm", "selector"])
+def test_what_lacks_an_axis_has_a_name_whatever_is_compared(axis: str):
+    lacking = make_run("zero", [1, 0] * 40, k=0)
+    board = leaderboard([*make_runs(80, k=4), *make_runs(80, k=8, key=1), lacking], compare=[axis])
+    names = [x.name for g in board.groups for x in g.lines]
+    assert all(names)
+    if axis == "k":
+        assert {"k = 4", "k = 8", "zero"} <= {*names}
+
+
 def test_zero_alone_is_a_group():
     board = leaderboard([make_run("zero", [1, 0, 1], k=0)])
     assert [(g.k, [x.verdict for x in g.lines]) for g in board.groups] == [(0, ["not compared"])]
@@ -284,7 +294,7 @@ def test_unfinished_runs_are_left_out_and_noted():
     half = replace(runs[3], facts={"done": False})
     board = leaderboard([*runs[:3], half, *runs[4:]])
     assert "knn" not in {x.name for x in board.groups[0].lines}
-    assert board.notes == ("1 unfinished runs are left out",)
+    assert board.notes == ("1 unfinished run is left out",)
     with pytest.raises(DataError, match="no finished run"):
         leaderboard([half])
 
