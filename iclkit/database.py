@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 MEMORY = ":memory:"
 BUSY_SECONDS = 60.0
+_HEADER = b"SQLite format 3\0"
 _SMALLEST = 512  # bytes of an SQLite file
 _LOOKUP = 500  # values per statement: under SQLite's oldest limit of 999 variables
 
@@ -223,16 +224,19 @@ def is_sqlite(path: Path) -> bool:
     SQLite itself is asked: when a process closes a file that it has opened by hand, the system drops all locks that the
     process holds on it, those of its open ``Database`` too, and another process may then take its log away.
     """
-    if path.stat().st_size < _SMALLEST:
-        return False
-    try:
-        with closing(_connect(path, "mode=ro&immutable=1")) as connection:
-            connection.execute("PRAGMA application_id").fetchone()
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_CANTOPEN:
-            path.open("rb").close()  # fails as well, and says why
-        return error.sqlite_errorcode != sqlite3.SQLITE_NOTADB
-    return True
+    if path.stat().st_size >= _SMALLEST:
+        try:
+            with closing(_connect(path, "mode=ro&immutable=1")) as connection:
+                connection.execute("PRAGMA application_id").fetchone()
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_CANTOPEN:
+                path.open("rb").close()  # fails as well, and says why
+            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+                return True
+        else:
+            return True
+    with path.open("rb") as file:  # of another kind, or damaged: nobody has that open
+        return file.read(len(_HEADER)) == _HEADER
 
 
 def _check_header(path: Path) -> None:
