@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,19 +198,30 @@ def test_requests_are_counted(client: TestClient) -> None:
     assert "iclkit_pool_examples 5" in text
 
 
+class Recording(Chooser):
+    """Answers as another does, after ``first``; ``asked``: how many queries came at a time."""
+
+    def __init__(self, like: Chooser, first: Callable[[], object] = lambda: None) -> None:
+        super().__init__(like.selector, like.view, like.kit)
+        self.like, self.first, self.asked = like, first, list[int]()
+
+    def select_many(self, queries: Any, k: int | None = None) -> Any:
+        self.first()
+        self.asked.append(len(queries))
+        return self.like.select_many(queries, k)
+
+
 def test_queries_that_come_in_while_others_are_answered_are_asked_together(chooser: Chooser) -> None:
-    asked: list[int] = []
     begun, go = threading.Event(), threading.Event()
 
-    class Slow(Chooser):
-        def select_many(self, queries: Any, k: int | None = None) -> Any:
-            begun.set()
-            assert go.wait(60)
-            asked.append(len(queries))
-            return chooser.select_many(queries, k)
+    def hold() -> None:
+        begun.set()
+        assert go.wait(60)
+
+    recording = Recording(chooser, hold)
 
     async def ask() -> list[Any]:
-        batcher = Batcher(Slow(chooser.selector, chooser.view, chooser.kit))
+        batcher = Batcher(recording)
         first = asyncio.create_task(batcher.select(Query("parcel"), 2))
         assert await asyncio.to_thread(begun.wait, 60)
         more = [asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1 + n % 2)) for n in range(10)]
@@ -223,43 +234,32 @@ def test_queries_that_come_in_while_others_are_answered_are_asked_together(choos
         return found
 
     found = asyncio.run(ask())
-    assert asked == [1, 6, 5]  # then one call for each k
+    assert recording.asked == [1, 6, 5]  # then one call for each k
     assert [s.ids for s in found[1:11]] == [chooser.select(f"invoice {n}", 1 + n % 2).ids for n in range(10)]
     assert [s.ids for s in found[11:14]] == [found[1].ids] * 3
     assert found[14].ids == chooser.select("invoice 0", 1, where={"tenant": "acme"}).ids
 
 
 def test_workers_choose_at_the_same_time_and_none_takes_more_than_its_share(chooser: Chooser) -> None:
-    asked: list[int] = []
     both = threading.Barrier(2, timeout=20)  # passed only by two calls that are under way together
-
-    class Meeting(Chooser):
-        def select_many(self, queries: Any, k: int | None = None) -> Any:
-            asked.append(len(queries))
-            both.wait()
-            return chooser.select_many(queries, k)
+    recording = Recording(chooser, both.wait)
 
     async def ask() -> list[Any]:
-        batcher = Batcher(Meeting(chooser.selector, chooser.view, chooser.kit), workers=2)
+        batcher = Batcher(recording, workers=2)
         found = await asyncio.gather(*(batcher.select(Query(f"invoice {n}"), 2) for n in range(9)))
         await batcher.close()
         return found
 
     found = asyncio.run(ask())
-    assert sorted(asked) == [4, 5]
+    assert sorted(recording.asked) == [4, 5]
     assert [s.ids for s in found] == [chooser.select(f"invoice {n}", 2).ids for n in range(9)]
 
 
 def test_what_comes_in_while_a_batch_is_made_goes_along_with_it(chooser: Chooser) -> None:
-    asked: list[int] = []
-
-    class Counting(Chooser):
-        def select_many(self, queries: Any, k: int | None = None) -> Any:
-            asked.append(len(queries))
-            return chooser.select_many(queries, k)
+    recording = Recording(chooser)
 
     async def ask() -> None:
-        batcher = Batcher(Counting(chooser.selector, chooser.view, chooser.kit))
+        batcher = Batcher(recording)
         under_way = list[asyncio.Task[Any]]()
         for n in range(5):  # each in a turn of the event loop of its own, as requests are read
             under_way.append(asyncio.create_task(batcher.select(Query(f"invoice {n}"), 1)))
@@ -268,7 +268,7 @@ def test_what_comes_in_while_a_batch_is_made_goes_along_with_it(chooser: Chooser
         await batcher.close()
 
     asyncio.run(ask())
-    assert asked == [5]
+    assert recording.asked == [5]
 
 
 def test_a_selector_that_asks_an_lm_works_in_one_thread(chooser: Chooser) -> None:
@@ -285,15 +285,10 @@ def test_those_who_ask_again_are_waited_for_and_closing_leaves_nobody_waiting(
 ) -> None:
     monkeypatch.setattr("iclkit.serve._batching.LINGER", 1e9)  # for as long as it takes
     monkeypatch.setattr("iclkit.serve._batching.LONGEST_LINGER", 1e9)
-    asked: list[int] = []
-
-    class Counting(Chooser):
-        def select_many(self, queries: Any, k: int | None = None) -> Any:
-            asked.append(len(queries))
-            return chooser.select_many(queries, k)
+    recording = Recording(chooser)
 
     async def ask() -> None:
-        batcher = Batcher(Counting(chooser.selector, chooser.view, chooser.kit))
+        batcher = Batcher(recording)
         await asyncio.gather(*(batcher.select(Query(f"parcel {n}"), 1) for n in range(3)))
         again = list[asyncio.Task[Any]]()
         for n in range(3):  # not all at once
@@ -307,7 +302,7 @@ def test_those_who_ask_again_are_waited_for_and_closing_leaves_nobody_waiting(
             await asyncio.wait_for(last, 20)
 
     asyncio.run(ask())
-    assert asked == [3, 3]
+    assert recording.asked == [3, 3]
 
 
 def test_a_query_that_fails_costs_nobody_else_an_answer(chooser: Chooser) -> None:
