@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -193,6 +194,7 @@ class _Setting:
         else:
             names = {bool: "true or false", str: "texts" if self.many else "a text"}
             what = names.get(self.kind, "a value")
+        what += ", joined by +" if self.many and self.kind is not object else ""
         return f"{what}, or none" if self.nullable else what
 
     def check(self, value: Any, owner: str) -> None:
@@ -207,12 +209,13 @@ class _Setting:
             if not isinstance(value, str) and not (value is None and self.nullable):
                 made = json.dumps(value)
         elif isinstance(value, str) and self.kind is not object:
-            try:
-                made = json.loads(value)
-            except json.JSONDecodeError:
-                made = (*value.split("+"),) if self.many and self.kind is str else value
+            made = _parsed(value)
+            if self.many and self.kind is str and not isinstance(made, list):
+                made = value.split("+")
+            elif self.many and not isinstance(made, list):
+                made = [made] if isinstance(made, int | float) else [*map(_parsed, re.split(r"(?<![eE])\+|,", value))]
         if self.many and isinstance(made, list):
-            made = tuple(made)
+            made = tuple(float(m) if self.kind is float and type(m) is int else m for m in made)
         if self.kind is float and type(made) is int:
             made = float(made)
         self.check(made, owner)
@@ -238,8 +241,18 @@ class _Setting:
         return UsageError(f"{owner}: {self.name} is {_spelled(value)}; {verb} {self.allowed}{default}")
 
 
+def _parsed(text: str) -> Any:
+    """A text read as JSON; the text itself where it is none."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
 def _spelled(value: Any) -> str:
     """A value as the command line takes it, cut where it is long."""
+    if isinstance(value, tuple):
+        value = "+".join(map(_spelled, value)) or "[]"
     if isinstance(value, bool | None):
         return {True: "true", False: "false", None: "none"}[value]
     text = value if isinstance(value, str) and value and value.isprintable() and " " not in value else repr(value)

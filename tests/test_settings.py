@@ -42,6 +42,11 @@ class Toy:
         check_settings(self, OWNER)
 
 
+@dataclass
+class Rates:
+    rates: tuple[float, ...] = setting((), "rates", gt=0)
+
+
 @dataclass(frozen=True, slots=True)
 class Frozen:
     rate: float = setting(1.0, "a rate")
@@ -76,7 +81,7 @@ class Composite:
         ({"near": "far"}, "near is far; choose from gold, share (default gold)"),
         ({"exact": 1}, "exact is 1; give true or false (default false)"),
         ({"budget": 0}, "budget is 0; give a whole number of 1 or more, or none (default none)"),
-        ({"ks": (4, -1)}, "ks is (4, -1); give whole numbers of 0 or more (default (8,))"),
+        ({"ks": (4, -1)}, "ks is 4+-1; give whole numbers of 0 or more, joined by + (default 8)"),
         ({"drop": 1.0}, "drop is 1.0; give a number of 0 or more and below 1 (default 0.0)"),
         ({"plain": "x"}, "plain is x; give a whole number (default 3)"),
     ],
@@ -112,6 +117,12 @@ def test_texts_and_json_become_values_of_their_types() -> None:
     values = read_settings(Toy, given, OWNER)
     assert values == {"trade_off": 0.25, "candidates": 5, "sort": "picks", "exact": True, "budget": None, "ks": (1, 2)}
     assert read_settings(Toy, {"trade_off": 1}, OWNER) == {"trade_off": 1.0}
+    for text in ("[4, 8]", "4+8", "4,8"):
+        assert read_settings(Toy, {"ks": text}, OWNER) == {"ks": (4, 8)}
+    assert read_settings(Toy, {"ks": "4"}, OWNER) == {"ks": (4,)}
+    assert read_settings(Toy, {"ks": "[]"}, OWNER) == {"ks": ()}
+    assert read_settings(Rates, {"rates": "1e+2,0.5+1"}, OWNER) == {"rates": (100.0, 0.5, 1.0)}
+    assert read_settings(Rates, {"rates": "1e+2"}, OWNER) == {"rates": (100.0,)}
     assert read_settings(Composite, {"of": 7}, OWNER) == {"of": "7"}, "a text stays one where it looks like a number"
 
 
