@@ -22,6 +22,7 @@ LEVEL = {
     "files": 1,
     "extras": 1,
     "text": 1,
+    "overlap": 1,
     "schema": 1,
     "models": 2,
     "engines": 2,

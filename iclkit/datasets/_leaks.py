@@ -11,7 +11,7 @@ to judge.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit.errors import UsageError
+from iclkit.overlap import meeting_keys
 from iclkit.records import Example, Query, clean_text, fold_text
 
 GRAM = 4
 _PAIRS_AT_ONCE = 200_000
 _ROWS_AT_ONCE = 50_000  # pool rows: about 0.6 GB of arrays
+_ASKED_AT_ONCE = 10_000
 _ENOUGH_TEXTS = 20
 
 
@@ -44,8 +46,8 @@ def find_leaks(
 
     exact: equal but for Unicode form and outer white space. normalized: equal under ``records.fold_text``. near:
     similarity of at least ``near`` (0 < near <= 1; None leaves the search out). Inputs alone count: outputs may differ.
-    The search is complete, not a sample: prefix filtering (Chaudhuri et al. 2006; Bayardo et al. 2007) names the
-    candidates, and each is checked.
+    The search is complete, not a sample: keys that all near rows share (``iclkit.overlap``) name the candidates, and
+    each is checked.
     """
     if near is not None and not 0 < near <= 1:
         raise UsageError(f"near is {near}; it must lie above 0 and at most at 1, or be None")
@@ -87,34 +89,17 @@ def near_pairs(
         grams, owners = grams[telling], owners[telling]
     if not len(grams):
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    # number grams from rare to common, so that a row's first entries are its rarest
-    counts = np.bincount(grams)
-    rank = np.empty(len(counts), np.int64)
-    rank[np.argsort(counts, kind="stable")] = np.arange(len(counts))
-    grams = rank[grams]
+    n, split = len(left) + len(right), len(left)
     order = np.lexsort((grams, owners))
     grams, owners = grams[order], owners[order]
-    n = len(left) + len(right)
     sizes = np.bincount(owners, minlength=n)
-    starts = np.concatenate([[0], np.cumsum(sizes)])
-    # |x & y| >= near * max(|x|, |y|), so x and y share a gram among the first |x| - ceil(near |x|) + 1 of each
-    prefix = sizes - np.ceil(near * sizes - 1e-9).astype(np.int64) + 1
-    in_prefix = np.arange(len(grams)) - starts[owners] < prefix[owners]
-
-    def matrix(kept: NDArray[np.bool_], first: int, last: int) -> Any:
-        rows = kept & (owners >= first) & (owners < last)
-        data = np.ones(int(rows.sum()), np.int32)
-        return scipy.sparse.csr_matrix((data, (owners[rows] - first, grams[rows])), shape=(last - first, len(counts)))
-
-    everything = np.ones(len(grams), bool)
-    left_all, right_all = matrix(everything, 0, len(left)), matrix(everything, len(left), n)
-    left_prefix, right_prefix = matrix(in_prefix, 0, len(left)), matrix(in_prefix, len(left), n).T.tocsr()
+    everything = scipy.sparse.csr_matrix(
+        (np.ones(len(grams), np.int32), grams, np.concatenate([[0], np.cumsum(sizes)])), shape=(n, int(grams.max()) + 1)
+    )
+    left_all, right_all = everything[:split], everything[split:]
     left_sizes, right_sizes = sizes[: len(left)], sizes[len(left) :]
     found: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]] = []
-    step = max(1, 20_000_000 // max(1, len(right)))
-    for first in range(0, len(left), step):
-        candidates = (left_prefix[first : first + step] @ right_prefix).tocoo()
-        rows, columns = candidates.row.astype(np.int64) + first, candidates.col.astype(np.int64)
+    for rows, columns in _meeting(grams, sizes, split, near):
         small = np.minimum(left_sizes[rows], right_sizes[columns])
         large = np.maximum(left_sizes[rows], right_sizes[columns])
         fits = small >= near * large - 1e-9
@@ -130,6 +115,30 @@ def near_pairs(
         np.concatenate([f[1] for f in found]) if found else np.empty(0, np.int64),
         np.concatenate([f[2] for f in found]) if found else np.empty(0),
     )
+
+
+def _meeting(
+    grams: NDArray[np.int64], sizes: NDArray[np.int64], split: int, near: float
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """(left rows, right rows) among which all near pairs are, some at a time. grams: of one row after the other; the
+    first ``split`` rows are left ones."""
+    import scipy.sparse
+
+    held = np.flatnonzero(sizes)
+    if not len(held):
+        return
+    is_left, alike = held < split, np.zeros(len(held), np.int64)
+    keys = meeting_keys(grams, sizes[held], alike, near, stores=~is_left, asks=is_left)
+    last = max((int(k.max()) for _, k in (keys.stored, keys.asked) if len(k)), default=0)
+    asked, stored = (
+        scipy.sparse.csr_matrix((np.ones(len(key), np.int32), (row, key)), shape=(len(held), last + 1))
+        for row, key in (keys.asked, keys.stored)
+    )
+    stored = stored.T.tocsr()
+    for first in range(0, len(held), _ASKED_AT_ONCE):
+        found = (asked[first : first + _ASKED_AT_ONCE] @ stored).tocoo()
+        enough = found.data >= keys.shared
+        yield held[found.row[enough] + first], held[found.col[enough]] - split
 
 
 def gram_ids(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

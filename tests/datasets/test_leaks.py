@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import time
+from collections import Counter
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclkit.datasets import Leak, find_leaks, load_task
+from iclkit.datasets import Leak, check_task, find_leaks, load_task, make_task
 from iclkit.errors import UsageError
 from iclkit.records import Example, Query, clean_text, fold_text
 
@@ -126,6 +130,61 @@ def test_fields_are_compared_as_one_text_and_outputs_do_not_matter() -> None:
 
 def test_an_empty_side_has_no_leaks() -> None:
     assert find_leaks([], [Query("x")]) == find_leaks([Example("x", "y")], []) == []
+
+
+def random_texts(count: int, words: int = 12) -> list[str]:
+    rng = random.Random(0)
+    vocabulary = ["".join(rng.choices("abcdefghijklmnop", k=rng.randint(3, 8))) for _ in range(3000)]
+    return [" ".join(rng.choices(vocabulary, k=words)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("what", ["test rows in a pool", "doubles of a task"])
+def test_pairs_compared_grow_no_faster_than_the_rows(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import scipy.sparse
+
+    met, plain = [0], scipy.sparse.csr_matrix.__matmul__
+
+    def product(self: Any, other: Any) -> Any:
+        found = plain(self, other)
+        met[0] += found.nnz
+        return found
+
+    monkeypatch.setattr(scipy.sparse.csr_matrix, "__matmul__", product)
+    compared = []
+    for count in (1000, 2000, 4000):
+        texts = random_texts(count)
+        again = [Example(f"{t} now", "x") for t in texts[: count // 10]]
+        rows = [Example(t, "x") for t in texts]
+        met[0] = 0
+        if what == "doubles of a task":
+            task = make_task("t", [*rows, *again], [Example("a test row", "x")])
+            (found,) = [f for f in check_task(task) if f.kind == "near-double"]
+            assert 0 < found.count <= len(again)
+        else:
+            assert find_leaks(rows, [*again, *(Example(f"{t} b", "x") for t in random_texts(count // 4, 9))])
+        compared.append(met[0])
+    assert compared[1] <= 2.5 * compared[0]
+    assert compared[2] <= 2.5 * compared[1]
+    assert compared[2] <= 3 * 4400
+
+
+def test_sizes_that_differ_as_far_as_the_similarity_allows_meet() -> None:
+    rng = random.Random(1)
+    texts = random_texts(60, 30)
+    cuts = [" ".join(t.split()[: rng.randint(20, 30)]) for t in texts]
+    pool, test = (
+        [Example(t, "x", id=f"{kind}{n}") for n, t in enumerate(side)] for kind, side in (("e", texts), ("q", cuts))
+    )
+    grams = {e.id: grams_of(e.text) for e in [*pool, *test]}
+    counts = Counter(chain.from_iterable(grams.values()))
+    grams = {i: {g for g in held if 2 * counts[g] <= len(grams)} for i, held in grams.items()}
+    overlap = {
+        (q.id, e.id): len(grams[q.id] & grams[e.id]) / len(grams[q.id] | grams[e.id]) for q in test for e in pool
+    }
+    for near in (0.6, 0.7, 0.75, 0.8, 0.9):
+        found = {(x.test_id, x.example_id): x.kind for x in find_leaks(pool, test, near)}
+        assert {*found} == {pair for pair, share in overlap.items() if share >= near}
+        assert "near" in found.values()
 
 
 @pytest.mark.data
