@@ -15,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,6 +42,10 @@ VERSION = 1
 """Raised with every change of what our own tokenizers give: kept files are made anew then."""
 MAGIC = b"iclkit term index 1\n"
 _DENSE = 8  # a word in more than 1/8 of the rows is kept as a dense column: adding that is faster than scattering
+_MANY = 30_000  # rows of a pool in which only those are scored that can be among the best; of fewer all are, as fast
+_SEEK = 256  # rows of one in so many are few: words are looked for in them, row by row
+_TIE = 4e-6  # scores that differ by less may tie (``iclkit.selectors._maths.top_rows``)
+_NO_TEXT = 2**31 - 1
 _SMALL = 4096  # rows of a file that is cheap to write
 _GROWTH = 8  # a larger file is written anew when the rows it lacks are this part of it: each row is written few times
 _DEAD = 4  # or when this part of its rows is no longer in the pool
@@ -180,21 +185,78 @@ class Postings:
         return True
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Part:
-    """Postings, and where in a view their texts stand; -1 for one that is not in it.
+    """Postings, and where in a view their texts stand, ascending; -1 for one that is not in it."""
 
-    ``first``: where the first stands, if all are there and follow each other; None where they do not.
-    """
+    def __init__(self, postings: Postings, at: IntArray | None = None, first: int = 0) -> None:
+        """``at``: None where all are there and follow each other, from ``first`` on."""
+        in_a_row = at is not None and len(at) > 0 and at[0] >= 0 and bool((np.diff(at) == 1).all())
+        self.postings = postings
+        self._at, self._first = (None, int(at[0])) if at is not None and in_a_row else (at, first)
+        self._facts: dict[str, tuple[int, int]] = {}
 
-    postings: Postings
-    at: IntArray
-    first: int | None
+    def __len__(self) -> int:
+        """How many of the texts are in the view."""
+        return len(self.postings) if self._at is None else len(self._there[0])
 
-    @classmethod
-    def of(cls, postings: Postings, at: IntArray) -> Self:
-        in_a_row = len(at) > 0 and at[0] >= 0 and bool((np.diff(at) == 1).all())
-        return cls(postings, at, int(at[0]) if in_a_row else None)
+    def place(self, number: int) -> tuple[int, int]:
+        """The text with this number among those in the view, and where it stands."""
+        if self._at is None:
+            return number, self._first + number
+        there, at = self._there
+        return int(there[number]), int(at[number])
+
+    @property
+    def at(self) -> IntArray:
+        """Where each text stands."""
+        every: IntArray = np.arange(self._first, self._first + len(self.postings))
+        return every if self._at is None else self._at
+
+    @cached_property
+    def _there(self) -> tuple[IntArray, IntArray]:
+        """The texts that are in the view, and where."""
+        there = np.flatnonzero(self.at >= 0)
+        return there, self.at[there]
+
+    def put_lengths(self, lengths: NDArray[np.int32]) -> None:
+        """The words of each text, where it stands in the view."""
+        if self._at is None:
+            lengths[self._first : self._first + len(self.postings)] = self.postings.lengths
+        else:
+            there, at = self._there
+            lengths[at] = self.postings.lengths[there]
+
+    def column(self, word: str) -> tuple[IntArray, NDArray[np.int32]]:
+        """The positions of the view that hold a word, and how often."""
+        docs, counts = self.postings.column(word)
+        if self._at is None:
+            return docs + np.int64(self._first), counts
+        at = self._at[docs]
+        return at[at >= 0], counts[at >= 0]
+
+    def facts(self, word: str) -> tuple[int, int]:
+        """How many of the view's texts hold a word, and a number that it stands in none of them more often."""
+        if word not in self._facts:
+            docs, counts = self.postings.column(word)
+            held = len(docs) if self._at is None else int((self._at[docs] >= 0).sum())
+            self._facts[word] = held, int(counts.max()) if held else 0
+        return self._facts[word]
+
+    def counts(self, word: str, rows: IntArray) -> NDArray[np.int32]:
+        """(len(rows),): how often a word stands at these positions of the view; 0 for those of other parts."""
+        docs, often = self.postings.column(word)
+        if self._at is None:
+            texts = rows - self._first
+        else:
+            there, at = self._there
+            near = np.minimum(np.searchsorted(at, rows), len(at) - 1)
+            texts = np.where(at[near] == rows, there[near], -1) if len(at) else np.full(len(rows), -1)
+        if not len(docs):
+            return np.zeros(len(rows), np.int32)
+        # of one type, or all of docs would be converted; no text has the highest number, which stands for none
+        texts = np.where((texts >= 0) & (texts < len(self.postings)), texts, _NO_TEXT).astype(docs.dtype)
+        near = np.minimum(np.searchsorted(docs, texts), len(docs) - 1)
+        return np.where(docs[near] == texts, often[near], 0)
 
 
 class Terms:
@@ -202,34 +264,31 @@ class Terms:
 
     def __init__(self, cut: Tokenizer, size: int, parts: Sequence[_Part]) -> None:
         self.cut, self._parts = cut, parts
-        self.lengths = np.zeros(size, np.int64)
+        self.lengths = np.zeros(size, np.int32)
         for part in parts:
-            if part.first is not None:
-                self.lengths[part.first : part.first + len(part.at)] = part.postings.lengths
-                continue
-            inside = part.at >= 0
-            self.lengths[part.at[inside]] = part.postings.lengths[inside]
+            part.put_lengths(self.lengths)
 
     @classmethod
     def of(cls, texts: Sequence[str], cut: Tokenizer) -> Self:
         """Of texts that are not a pool's."""
-        postings = Postings.of(map(cut, texts))
-        return cls(cut, len(texts), [_Part.of(postings, np.arange(len(texts)))])
+        return cls(cut, len(texts), [_Part(Postings.of(map(cut, texts)))])
 
     def column(self, word: str) -> tuple[IntArray, NDArray[np.int32]]:
         """The rows that hold a word and how often."""
-        rows, counts = list[IntArray](), list[NDArray[np.int32]]()
-        for part in self._parts:
-            docs, often = part.postings.column(word)
-            if part.first is not None:
-                rows.append(docs + np.int64(part.first))
-                counts.append(often)
-                continue
-            at = part.at[docs]
-            inside = at >= 0
-            rows.append(at[inside])
-            counts.append(often[inside])
+        rows, counts = zip(*(part.column(word) for part in self._parts), strict=True)
         return np.concatenate(rows), np.concatenate(counts)
+
+    def facts(self, word: str) -> tuple[int, int]:
+        """How many rows hold a word, and a number that it stands in none of them more often."""
+        held, most = zip(*(part.facts(word) for part in self._parts), strict=True)
+        return sum(held), max(most)
+
+    def counts(self, word: str, rows: IntArray) -> NDArray[np.int32]:
+        """(len(rows),): how often a word stands in these rows."""
+        counts = np.zeros(len(rows), np.int32)
+        for part in self._parts:
+            counts += part.counts(word, rows)
+        return counts
 
 
 class TermIndex:
@@ -240,51 +299,153 @@ class TermIndex:
 
     def __init__(self, terms: Terms, k1: float, b: float) -> None:
         self._terms, self._n = terms, len(terms.lengths)
+        lengths = terms.lengths[:0] if not self._n else np.arange(int(terms.lengths.max()) + 1)
         mean = int(terms.lengths.sum()) / max(self._n, 1)
-        self._norms = k1 * ((1 - b) + b * terms.lengths / mean) if mean else np.full(self._n, np.nan)
+        self._norms = k1 * ((1 - b) + b * lengths / mean) if mean else np.full(1, np.nan)  # by length
+        self._shortest = int(terms.lengths.min()) if self._n else 0
+        self._facts: dict[str, tuple[int, int]] = {}  # of words: see Terms.facts
         self._columns: dict[str, tuple[IntArray, NDArray[np.float32]]] = {}
         self._dense: dict[str, NDArray[np.float32]] = {}
+        self._idle: list[NDArray[np.float32]] = []  # (n,) zeros that sums are made in; every thread takes its own
 
     def __len__(self) -> int:
         return self._n
 
     def known(self, text: str) -> list[str]:
         """The text's words that the pool has, repeats included."""
-        return [w for w in self._terms.cut(text) if len(self._column(w)[0])]
+        return [w for w in self._terms.cut(text) if self._facts_of(w)[0]]
 
     def weights(self, known: Sequence[str], rows: IntArray) -> NDArray[np.float32]:
         """(rows, words): the BM25 weight of each word in each of these rows."""
         weights = np.zeros((len(rows), len(known)), np.float32)
-        place = np.full(self._n, -1)
-        place[rows] = np.arange(len(rows))
         for part, word in enumerate(known):
-            holders, own = self._column(word)
-            at = place[holders]
-            weights[at[at >= 0], part] = own[at >= 0]
+            weights[:, part] = self._weights_at(word, rows)
         return weights
 
     def scores(self, text: str) -> NDArray[np.float32]:
         """(n,): sum over the text's words of their weight in each example; a word said twice counts twice."""
         total = np.zeros(self._n, np.float32)
         for word in self._terms.cut(text):
-            rows, own = self._column(word)
-            if len(rows) * _DENSE <= self._n:
+            if self._is_rare(word):
+                rows, own = self._column(word)
                 total[rows] += own
             else:
-                dense = self._dense.get(word)
-                if dense is None:
-                    dense = np.zeros(self._n, np.float32)
-                    dense[rows] = own
-                    self._dense[word] = dense  # when it is whole: other threads look here too
-                total += dense
+                total += self._dense_column(word)
         return total
+
+    def contenders(self, text: str, k: int, outside: IntArray) -> tuple[IntArray | None, NDArray[np.float32]]:
+        """Rows, ascending, and their ``scores``: among them are all that can be one of the k best, or tie with one,
+        when the rows ``outside`` are left out. Those have score 0. None stands for all rows.
+        """
+        words = self._terms.cut(text)
+        found = self._promising(words, k, outside) if k > 0 and self._n >= _MANY else None
+        if found is None:
+            scores = self.scores(text)
+            scores[outside] = 0
+            return None, scores
+        weights = {word: self._weights_at(word, found) for word in dict.fromkeys(words)}
+        scores = np.zeros(len(found), np.float32)
+        for word in words:  # in the order in which ``scores`` adds them: another gives other last bits
+            scores += weights[word]
+        return found, scores
+
+    def _promising(self, words: Sequence[str], k: int, outside: IntArray) -> IntArray | None:
+        """The rows of ``contenders``; None where they would be many.
+
+        What frequent words can add to a row is at most the sum of their highest weights. Where that is little beside
+        what k rows have by their other words (MaxScore; Turtle & Flood 1995), the weights of frequent words are
+        computed for the rows that they can still lift, and not for all.
+        """
+        held = {w: self._facts_of(w)[0] for w in words}
+        bounds = sorted((self._highest(w) * n, w, n) for w, n in Counter(words).items() if held[w])
+        frequent = [b for b in bounds if not self._is_rare(b[1])]
+        doubt = sum(bound for bound, *_ in bounds) * len(words) * 2.0**-22 + _TIE  # other order, other last bits
+        try:
+            total = self._idle.pop()
+        except IndexError:
+            total = np.empty(self._n, np.float32)
+        total.fill(0)
+        for word in words:
+            if self._is_rare(word):
+                rows, own = self._column(word)
+                total[rows] += own
+        total[outside] = -np.inf
+        rarest = [self._column(w)[0] for w in held if held[w] * _SEEK <= self._n]  # the best have some of these
+        some = np.concatenate([np.empty(0, np.int64), *rarest])
+        if len(some) > (most := k * len(rarest)):  # each row stands here once for each of the words, at most
+            some = some[np.argpartition(total[some], -most)[-most:]]
+        some = np.unique(some)
+        found = None
+        while len(some) >= k:
+            low = float(np.partition(total[some], -k)[-k]) - doubt
+            rest = sum(bound for bound, *_ in frequent)
+            if 2 * rest <= low:
+                found = np.flatnonzero(total >= np.float32(low - rest))
+                if not frequent or len(found) * _SEEK <= self._n:
+                    break
+            if not frequent:
+                break
+            _, word, times = frequent.pop()
+            for _ in range(times):
+                total += self._dense_column(word)
+        if found is not None and frequent:
+            sums = total[found]
+            for _, word, times in frequent:
+                sums += np.float32(times) * self._weights_at(word, found)
+            found = found[sums >= np.partition(sums, -k)[-k] - doubt]
+        self._idle.append(total)
+        return found if found is not None and len(found) * _SEEK <= self._n else None
+
+    def _dense_column(self, word: str) -> NDArray[np.float32]:
+        """(n,): the weight of a word in each row."""
+        dense = self._dense.get(word)
+        if dense is None:
+            rows, own = self._column(word)
+            dense = np.zeros(self._n, np.float32)
+            dense[rows] = own
+            self._dense[word] = dense  # when it is whole: other threads look here too
+        return dense
+
+    def _weights_at(self, word: str, rows: IntArray) -> NDArray[np.float32]:
+        """(len(rows),): the weights of a word in these rows."""
+        if word in self._dense:
+            return self._dense[word][rows]
+        if word not in self._columns:
+            return self._weigh(word, rows, self._terms.counts(word, rows))
+        holders, own = self._columns[word]
+        if not len(holders):
+            return np.zeros(len(rows), np.float32)
+        near = np.minimum(np.searchsorted(holders, rows), len(holders) - 1)
+        return np.where(holders[near] == rows, own[near], np.float32(0))
+
+    def _facts_of(self, word: str) -> tuple[int, int]:
+        """How many rows hold a word, and a number that it stands in none of them more often."""
+        if word not in self._facts:
+            self._facts[word] = self._terms.facts(word)
+        return self._facts[word]
+
+    def _is_rare(self, word: str) -> bool:
+        return self._facts_of(word)[0] * _DENSE <= self._n
+
+    def _rarity(self, word: str) -> np.float32:
+        held = self._facts_of(word)[0]
+        return np.float32(math.log(1 + (self._n - held + 0.5) / (held + 0.5)))
+
+    def _weigh(self, word: str, rows: IntArray, counts: NDArray[np.int32]) -> NDArray[np.float32]:
+        """The weights of a word in rows that have it so often."""
+        often = np.maximum(counts, 1)  # where there is none, whatever k1 is, the weight is 0
+        weights = np.float64(self._rarity(word)) * (often / (self._norms[self._terms.lengths[rows]] + often))
+        return np.where(counts > 0, weights, 0).astype(np.float32)
+
+    def _highest(self, word: str) -> float:
+        """A weight that the word has in no row more than."""
+        most = self._facts_of(word)[1]
+        return float(self._rarity(word)) * most / (float(self._norms[self._shortest]) + most)
 
     def _column(self, word: str) -> tuple[IntArray, NDArray[np.float32]]:
         if word not in self._columns:
             rows, counts = self._terms.column(word)
-            rarity = np.float32(math.log(1 + (self._n - len(rows) + 0.5) / (len(rows) + 0.5)))
-            weights = np.float64(rarity) * (counts / (self._norms[rows] + counts))
-            self._columns[word] = rows, weights.astype(np.float32)
+            self._columns[word] = rows, self._weigh(word, rows, counts)
         return self._columns[word]
 
 
@@ -295,6 +456,8 @@ class TermStore:
         self._beside, self._uid, self._writes = beside, uid, writes
         # what was read of a file, and what the file was then
         self._read: dict[Path, tuple[tuple[int, int], _KeptTerms]] = {}
+        # and where that stands in which examples
+        self._placed: dict[Path, tuple[_KeptTerms, IntArray, IntArray, _Part]] = {}
 
     def in_memory(self) -> TermStore:
         """One that reads the same files and does not write."""
@@ -310,18 +473,22 @@ class TermStore:
         """
         cut, file = tokenizer(name, stemmer), self._file(name, stemmer)
         kept = self._kept(file) if file else None
-        at = kept.positions(rows, texts) if kept else None
-        if kept is None or at is None or not self._agrees(kept, at, text_at, cut):
-            kept, at = None, np.empty(0, np.int64)
-        inside = at[at >= 0]
-        only_more = not len(inside) or len(inside) == len(at) == inside[-1] + 1
-        missing = np.arange(len(inside), len(rows)) if only_more else np.delete(np.arange(len(rows)), inside)
-        parts = [_Part.of(Postings.of(cut(text_at(int(n))) for n in missing), missing)]
-        if kept is not None:
-            parts.insert(0, _Part.of(kept.postings, at))
-        grown = len(missing) and (len(rows) <= _SMALL or len(missing) * _GROWTH >= len(inside))
-        if whole and file and self._writes and (grown or (len(at) - len(inside)) * _DEAD > len(at)):
-            merged = parts[0].postings if kept is None else _merged(parts, len(rows))
+        part = self._part(file, kept, rows, texts) if file and kept else None
+        if part is None or not self._agrees(part, text_at, cut):
+            kept, part = None, None
+        known = 0 if part is None else len(part)
+        if part is None or not known or part.place(known - 1)[1] == known - 1:
+            missing = np.arange(known, len(rows))
+        else:
+            missing = np.delete(np.arange(len(rows)), part.at[part.at >= 0])
+        parts = [_Part(Postings.of(cut(text_at(int(n))) for n in missing), missing)]
+        gone = 0
+        if part is not None:
+            parts.insert(0, part)
+            gone = len(part.postings) - known
+        grown = len(missing) and (len(rows) <= _SMALL or len(missing) * _GROWTH >= known)
+        if whole and file and self._writes and (grown or gone * _DEAD > known + gone):
+            merged = parts[0].postings if part is None else _merged(parts, len(rows))
             try:
                 _KeptTerms(rows, texts, merged).write(file)
             except OSError as error:
@@ -342,13 +509,29 @@ class TermStore:
             self._read[file] = stamp, kept
         return self._read[file][1]
 
-    def _agrees(self, kept: _KeptTerms, at: IntArray, text_at: Callable[[int], str], cut: Tokenizer) -> bool:
+    def _part(self, file: Path, kept: _KeptTerms, rows: IntArray, texts: IntArray) -> _Part | None:
+        """What a file holds of these examples; None for a file of other texts under the same handles.
+
+        That of the last view is used again where only rows have been added that the file does not know.
+        """
+        last = self._placed.get(file)
+        if last is not None and last[0] is kept and begins_with(rows, last[1]) and begins_with(texts, last[2]):
+            _, before, _, part = last
+            if not len(kept.rows) or (len(before) and kept.rows[-1] <= before[-1]):
+                return part
+        at = kept.positions(rows, texts)
+        if at is None:
+            return None
+        self._placed[file] = kept, rows, texts, _Part(kept.postings, at)
+        return self._placed[file][3]
+
+    def _agrees(self, part: _Part, text_at: Callable[[int], str], cut: Tokenizer) -> bool:
         """Whether some rows have the words that the file says: the last ones, which differ in a pool that was restored
         from a copy and went on, and some in between."""
-        inside = np.flatnonzero(at >= 0)
-        between = np.linspace(0, len(inside) - 1, min(len(inside), _SAMPLE)).astype(np.int64)
-        sample = np.unique(np.concatenate([inside[-_SAMPLE:], inside[between]]))
-        return all(kept.postings.holds(int(row), cut(text_at(int(at[row])))) for row in sample)
+        last = len(part) - 1
+        between = np.linspace(0, last, min(len(part), _SAMPLE)).astype(np.int64).tolist()
+        sample = {*range(max(0, last - _SAMPLE + 1), last + 1), *between}
+        return all(part.postings.holds(text, cut(text_at(at))) for text, at in map(part.place, sorted(sample)))
 
     def _file(self, name: str, stemmer: str) -> Path | None:
         """None for a pool in memory, and for a tokenizer of another package, whose changes cannot be seen."""

@@ -52,10 +52,9 @@ def nearest_by_words(
 
     Where fewer share a word with the text, the rest come in the order of the keys ``shuffled()`` (n,) and score 0.
     """
-    scores = index.scores(text)
-    scores[outside] = 0
-    rows = top_rows(scores, k, above=0.0, significant=True)
-    best = scores[rows].astype(np.float64)
+    among, scores = index.contenders(text, k, outside)
+    at = top_rows(scores, k, above=0.0, significant=True)
+    rows, best = at if among is None else among[at], scores[at].astype(np.float64)
     if len(rows) < k:
         left = np.delete(np.arange(len(index)), np.r_[outside, rows])
         fill = smallest_rows(shuffled(), k - len(rows), left)

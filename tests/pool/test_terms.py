@@ -136,6 +136,31 @@ def test_words_are_counted_once_and_for_a_new_row_alone(path: Path, counted: lis
     assert work[1] == work[0]
 
 
+def test_where_the_rows_of_a_file_stand_is_found_once_while_rows_are_added(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terms, "_SMALL", 0)
+    placed: list[int] = []
+    plain = terms._KeptTerms.positions
+
+    def positions(kept: terms._KeptTerms, rows: np.ndarray, texts: np.ndarray) -> np.ndarray | None:
+        placed.append(len(rows))
+        return plain(kept, rows, texts)
+
+    with Pool.open(path) as pool:
+        pool.add(examples(*range(200)))
+        weights(pool.view())
+        pool.remove(pool.ids[10:12])
+        monkeypatch.setattr(terms._KeptTerms, "positions", positions)
+        for n in range(4):
+            pool.add(examples(1000 + n))
+            assert np.array_equal(weights(pool.view()), fresh(pool.view()))
+        assert len(placed) == 1
+        pool.remove(pool.ids[20:21])
+        assert np.array_equal(weights(pool.view()), fresh(pool.view()))
+        assert len(placed) == 2
+
+
 def test_parts_of_a_pool_use_the_words_counted_for_the_whole(path: Path, counted: list[str]) -> None:
     with Pool.open(path) as pool:
         pool.add(examples(*range(100)))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from iclkit.errors import UsageError
 from iclkit.pool import Pool
+from iclkit.pool import _terms as terms
 from iclkit.pool._terms import TermIndex, Terms, trigrams, words
 from iclkit.records import Example, Query
 from iclkit.selectors import Kit, make_selector
@@ -150,3 +151,41 @@ def test_code_that_is_split_at_white_space_meets_itself_in_another_unicode_form(
     view = pool(["x = 1", "caf\u00e9 = 2"])
     one = make_selector("bm25,tokenizer=split").fit(view, Kit())
     assert one.select(Query("cafe\u0301 ?"), 1).ids == (view.ids[1],)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 12), b=st.sampled_from([0.0, 0.75]), few=st.integers(1, 4))
+def test_scoring_only_rows_that_may_be_best_gives_the_picks_of_scoring_all(seed, k, b, few):
+    rng = np.random.default_rng(seed)
+    weights = 1 / np.arange(1, 61)
+    drawn = [rng.choice(60, rng.integers(1, 20), p=weights / weights.sum()) for _ in range(rng.integers(20, 200))]
+    view = pool([" ".join(f"w{w}" for w in words) for words in drawn])
+    queries = [
+        Query(
+            " ".join(f"w{w}" for w in rng.choice(62, rng.integers(1, 12))),
+            exclude=frozenset(view.ids[n] for n in rng.choice(len(view), rng.integers(0, 10))),
+        )
+        for _ in range(4)
+    ]
+    selector, before = make_selector(f"bm25,b={b}").fit(view, Kit()), (terms._MANY, terms._SEEK)
+    every = selector.select_many(queries, k)
+    try:
+        terms._MANY, terms._SEEK = 0, few
+        assert selector.select_many(queries, k) == every
+    finally:
+        terms._MANY, terms._SEEK = before
+
+
+def test_the_weights_of_frequent_words_are_computed_for_few_rows(monkeypatch):
+    weighed = []
+    plain = TermIndex._weigh
+    monkeypatch.setattr(TermIndex, "_weigh", lambda s, w, rows, c: weighed.append(len(rows)) or plain(s, w, rows, c))
+    monkeypatch.setattr(terms, "_MANY", 0)
+    texts = [f"the of to a{n % 2000} b{n % 1900} c{n % 1800}" for n in range(20_000)]
+    index = TermIndex(Terms.of(texts, words), 1.5, 0.75)
+    rows, scores = index.contenders("the of to a7 b7 c7", 3, np.empty(0, np.int64))
+    assert sum(weighed) < 20_000 / 8
+    assert rows is not None
+    assert rows[0] == 7
+    np.testing.assert_array_equal(scores, index.scores("the of to a7 b7 c7")[rows])
+    assert sum(weighed) > 3 * 20_000  # what scoring all rows takes
