@@ -1,15 +1,15 @@
 """This scorer against the loop of OpenICL, on the same prompts, in one run: CPU seconds, one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_score.py MODEL [--data DATA] [--tasks sst2 trec] [--queries 64]
-        [--shots 8] [--rivals [--labels 150]] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3]
+        [--shots 8] [--rivals [--labels 150] [--dtype fp32]] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3]
         [--skip-naive]
 
 The loop of OpenICL (``_common.openicl_loop``): one float32 forward per (label, prompt), batches of 8 in data order,
 logits of the whole vocabulary at every position. It runs once (it is long), the others --repeats times, in turn.
 --naive-queries N times it on the first N prompts and scales by its padded tokens (the result says so).
---rivals sets a batched scorer of 30 lines and lm-evaluation-harness, both in bf16, beside this engine in bf16: in turn,
+--rivals sets a batched scorer of 30 lines and lm-evaluation-harness beside this engine, all in --dtype: in turn,
 --repeats times; ``times`` are medians of the ratios of neighbors. Nothing else is run then. --labels: at least so many,
-others made of the words of the task's own.
+others made of the words of the task's own. A CPU without bf16 arithmetic is asked in fp32, its default.
 --fixed adds the same demonstrations for all queries, with and without sharing; --prefix-shots longer fixed prefixes.
 """
 
@@ -98,13 +98,13 @@ def compare(a: argparse.Namespace, task: str, engines: dict[str, Any], naive: An
 
 
 def rivals(a: argparse.Namespace, task: str, lm: Any, module: Any, tokenizer: Any, peak: float) -> None:
-    """bf16 beside what others do in bf16, on the same prompts, in turn."""
+    """This engine beside what others do in the same precision, on the same prompts, in turn."""
     labels = more_labels(labels_of(a.data, task), a.labels)
     prompts = few_shot_prompts(a.data, task, a.queries, a.shots)
     requests = requests_of(prompts, labels)
     lm_eval = lm_eval_scorer(module, tokenizer)
     engines = {
-        "iclkit bf16": lambda: table(lm, requests, len(labels)),
+        "iclkit": lambda: table(lm, requests, len(labels)),
         "30 lines": lambda: batched_scorer(module, tokenizer, prompts, labels),
         "lm-eval": lambda: lm_eval(prompts, labels),
     }
@@ -116,16 +116,17 @@ def rivals(a: argparse.Namespace, task: str, lm: Any, module: Any, tokenizer: An
             seconds[name].append(spent)
     plan = lm.estimate(requests)
     floor = 2 * matrix_parameters(lm.model.module.config) * plan.tokens_computed / peak
-    ours = np.array(seconds["iclkit bf16"])
+    ours = np.array(seconds["iclkit"])
     emit(
         what="rivals",
         task=task,
+        dtype=a.dtype,
         labels=len(labels),
         shots=a.shots,
         queries=len(prompts),
         cpu_seconds={name: round(float(np.median(s)), 2) for name, s in seconds.items()},
         times={name: round(float(np.median(np.array(s) / ours)), 2) for name, s in seconds.items()},
-        agree={name: float((s.argmax(1) == scores["iclkit bf16"].argmax(1)).mean()) for name, s in scores.items()},
+        agree={name: float((s.argmax(1) == scores["iclkit"].argmax(1)).mean()) for name, s in scores.items()},
         times_floor=round(float(np.median(ours)) / floor, 2),
         tokens_asked=plan.tokens_asked,
         tokens_computed=plan.tokens_computed,
@@ -184,6 +185,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=8)
     parser.add_argument("--rivals", action="store_true")
     parser.add_argument("--labels", type=int, default=0)
+    parser.add_argument("--dtype", default="bf16", choices=["bf16", "fp32"], help="of --rivals")
     parser.add_argument("--fixed", action="store_true")
     parser.add_argument("--prefix-shots", nargs="*", type=int, default=[])
     parser.add_argument("--repeats", type=int, default=3)
@@ -193,9 +195,9 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     if a.rivals:
-        lm, peak = load_torch(a.model, dtype="bf16", device="cpu", threads=1), matmul_peak(dtype="bf16")
-        emit(what="machine", name=machine(), peak_gflops={"bf16": round(peak / 1e9)})
-        module, tokenizer = load_module(a.model, "bf16")
+        lm, peak = load_torch(a.model, dtype=a.dtype, device="cpu", threads=1), matmul_peak(dtype=a.dtype)
+        emit(what="machine", name=machine(), peak_gflops={a.dtype: round(peak / 1e9)})
+        module, tokenizer = load_module(a.model, a.dtype)
         for task in a.tasks:
             rivals(a, task, lm, module, tokenizer, peak)
         return
