@@ -1,18 +1,25 @@
 """Trained retrievers beside what needs no training: accuracy of finished runs, and paired differences.
 
+    python benchmarks/compare_retrievers.py RUNS [--keep FILE] [-k 8] [--tasks trec] [--precision fp32]
+
 RUNS holds runs of ``iclkit eval`` with retrievers whose folders are named METHOD-TASK-SEED (of several tasks:
 METHOD-TASK+TASK-SEED), and runs of random, bm25, knn with the untrained encoder, and of the predictors without an LM.
-A table for each task and LM. The training seeds of a method are a sample: where there are several, the interval is over
-queries and seeds. p-values are corrected (Holm) over the lines of one table.
+A table for each task, LM and precision. The training seeds of a method are a sample: where there are several, the
+interval is over queries and seeds. p-values are corrected (Holm) over the lines of one table.
 
-    python benchmarks/compare_retrievers.py RUNS -k 8
+--keep FILE adds the results of each query to FILE, a line of JSON a run (its key: task, LM with its precision, k, what
+chose, seed; a later run of the same key replaces the earlier one), and the tables are made of all that FILE holds: runs
+of several machines and days can be set side by side after their folders are gone.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,37 +30,104 @@ from iclkit.records import SeedScope
 
 RETRIEVER = re.compile(r"(?P<method>(epr|udr|llm-r|se2|ceil)(-[a-z-]+?)??)-(?P<tasks>[a-z0-9_+]+)-(?P<seed>\d+)")
 NO_LM = ("knn-vote", "logreg", "majority")
+PRECISIONS = ("bf16", "fp32", "bf16-verified")
 Lines = dict[str, dict[int, dict[str, float]]]
 """What chose -> seed -> query -> metric."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one run gave each query."""
+
+    task: str
+    sample: str
+    """Fingerprint of the task and of which of its queries were asked."""
+    lm: str
+    """Name and precision; "" for a predictor that asks no LM."""
+    k: int
+    by: str
+    seed: int
+    trained: bool
+    metric: str
+    values: dict[str, float]
+
+    @property
+    def key(self) -> tuple[str, str, str, int, str, int]:
+        return self.task, self.sample, self.lm, self.k, self.by, self.seed
 
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("runs", type=Path)
     ap.add_argument("-k", type=int, default=8)
+    ap.add_argument("--keep", type=Path)
+    ap.add_argument("--tasks", nargs="+", help="These alone.")
+    ap.add_argument("--precision", choices=PRECISIONS, help="This one alone.")
     args = ap.parse_args()
-    tables: dict[str, dict[str, Lines]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
-    alone: dict[str, Lines] = defaultdict(lambda: defaultdict(dict))
+    results = {r.key: r for r in results_of(args.runs)}
+    if args.keep:
+        results = {**({r.key: r for r in read_kept(args.keep)} if args.keep.exists() else {}), **results}
+        write_kept(args.keep, [results[key] for key in sorted(results)])
+    tables: dict[tuple[str, str], dict[str, Lines]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
+    alone: dict[tuple[str, str], Lines] = defaultdict(lambda: defaultdict(dict))
     scopes: dict[str, SeedScope] = {}
-    for run in load_runs(args.runs):
-        spec, selector, task = run.spec, run.spec.selector.name, run.spec.task.name
-        predictor = spec.predictor.name if spec.predictor.name in NO_LM else ""
-        if not run.facts["done"] or (not predictor and spec.k != args.k):
+    for r in results.values():
+        if args.tasks and r.task not in args.tasks:
             continue
-        name, seed, trained = predictor or selector, spec.seed, False
-        folder = Path(spec.embedder.name if spec.embedder else "").name
-        if not predictor and (found := RETRIEVER.fullmatch(folder)):
-            name, seed, trained = f"{selector} with {found['method']}", int(found["seed"]), True
-            if found["tasks"] != task:
-                name += f" of {found['tasks']}"
-        elif selector == "knn" and not predictor:
-            name = "knn, untrained"
-        lines = alone[task] if predictor else tables[task][Path(spec.lm.name if spec.lm else "").name]
-        lines[name][seed] = {row.query_id: float(row.metrics[spec.task.metric]) for row in run.rows}
-        scopes[name] = "task" if trained else "query"
-    for task, by_lm in sorted(tables.items()):
+        if r.lm and (r.k != args.k or (args.precision and not r.lm.endswith(f", {args.precision}"))):
+            continue
+        place = r.task, r.sample
+        (tables[place][r.lm] if r.lm else alone[place])[r.by][r.seed] = r.values
+        scopes[r.by] = "task" if r.trained else "query"
+    for place, by_lm in sorted(tables.items()):
         for lm, lines in sorted(by_lm.items()):
-            print_table(f"**{task}**, {lm}", args.k, {**lines, **alone[task]}, scopes)
+            print_table(f"**{place[0]}**, {lm}", args.k, {**lines, **alone[place]}, scopes)
+
+
+def results_of(folder: Path) -> Iterator[Result]:
+    """The finished runs of a folder."""
+    for run in load_runs(folder):
+        spec = run.spec
+        if not run.facts["done"]:
+            continue
+        alone = spec.predictor.name in NO_LM
+        by, seed, trained, task = spec.predictor.name if alone else spec.selector.name, spec.seed, False, spec.task
+        trainee = RETRIEVER.fullmatch(Path(spec.embedder.name if spec.embedder else "").name)
+        if not alone and trainee:
+            by, seed, trained = f"{by} with {trainee['method']}", int(trainee["seed"]), True
+            if trainee["tasks"] != task.name:
+                by += f" of {trainee['tasks']}"
+        elif not alone and by == "knn":
+            by = "knn, untrained"
+        lm = ""
+        if not alone and spec.lm:
+            precision = next((p for p in spec.lm.fingerprint.split("|") if p in PRECISIONS), "")
+            lm = ", ".join(filter(None, (Path(spec.lm.name).name, precision)))
+        values = {row.query_id: float(row.metrics[task.metric]) for row in run.rows}
+        sample = f"{task.hash}|{task.queries}|{task.sample}"
+        yield Result(task.name, sample, lm, 0 if alone else spec.k, by, seed, trained, task.metric, values)
+
+
+def read_kept(file: Path) -> Iterator[Result]:
+    """Results of a file that ``write_kept`` wrote."""
+    queries: dict[str, list[str]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        given = json.loads(line)
+        if "queries" in given:
+            queries[given["sample"]] = given["queries"]
+        else:
+            values = dict(zip(queries[given["sample"]], map(float, given.pop("values").split()), strict=True))
+            yield Result(**given, values=values)
+
+
+def write_kept(file: Path, results: list[Result]) -> None:
+    """A line of query ids for each sample of a task, then a line for each result, its values in their order."""
+    queries = {r.sample: sorted(r.values) for r in results}
+    lines = [json.dumps({"sample": sample, "queries": ids}) for sample, ids in sorted(queries.items())]
+    for r in results:
+        values = " ".join(f"{r.values[q]:g}" for q in queries[r.sample])
+        lines.append(json.dumps({**{n: v for n, v in vars(r).items() if n != "values"}, "values": values}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def print_table(
