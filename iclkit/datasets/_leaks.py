@@ -25,7 +25,7 @@ from iclkit.records import Example, Query, clean_text, fold_text
 GRAM = 4
 _PAIRS_AT_ONCE = 200_000
 _ROWS_AT_ONCE = 50_000  # pool rows: about 0.6 GB of arrays
-_ASKED_AT_ONCE = 10_000
+_MEETINGS_AT_ONCE = 20_000_000
 _ENOUGH_TEXTS = 20
 
 
@@ -135,10 +135,15 @@ def _meeting(
         for row, key in (keys.asked, keys.stored)
     )
     stored = stored.T.tocsr()
-    for first in range(0, len(held), _ASKED_AT_ONCE):
-        found = (asked[first : first + _ASKED_AT_ONCE] @ stored).tocoo()
+    meetings = np.cumsum(asked @ np.diff(stored.indptr))  # bounds the entries of the product
+    first = 0
+    while first < len(held):
+        done = int(meetings[first - 1]) if first else 0
+        end = max(first + 1, int(np.searchsorted(meetings, done + _MEETINGS_AT_ONCE, side="right")))
+        found = (asked[first:end] @ stored).tocoo()
         enough = found.data >= keys.shared
         yield held[found.row[enough] + first], held[found.col[enough]] - split
+        first = end
 
 
 def gram_ids(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
