@@ -94,6 +94,19 @@ def test_what_is_done_to_a_pool(name: str, tmp_path: Path) -> None:
     grows(make, 150)
 
 
+def test_looking_up_what_was_removed_from_a_large_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iclkit.pool._sqlite.LARGE", 5)
+
+    def make(rows: int) -> Callable[[], object]:
+        pool = Pool.open(tmp_path / f"{rows}.db")
+        pool.add(examples(rows))
+        view, gone = pool.view(), [e.id for e in examples(rows)[::2]]
+        pool.remove(gone)
+        return lambda: [view.row_of(i) for i in gone]
+
+    grows(make, 150)
+
+
 @pytest.mark.parametrize("name", ["knn", "bm25", "mmr", "rrf", "cosine-coverage", "random"])
 @pytest.mark.parametrize("what", ["pool", "queries"])
 def test_selecting(name: str, what: str) -> None:

@@ -109,15 +109,16 @@ def add(
 def ls(pool: Path, task: str | None, where: tuple[str, ...], limit: int | None, as_json: bool) -> None:
     """List the examples of POOL, oldest first."""
     with Pool.open(pool, create=False, read_only=True) as store:
-        examples = store.view(task=task, where=conditions(where), labeled=None).examples
+        view = store.view(task=task, where=conditions(where), labeled=None)
+        most = limit if as_json or limit is not None else 20
+        shown = view.examples_at(view.rows[:most])
     if as_json:
-        print_json([example_dict(e) for e in examples[:limit]])
+        print_json([example_dict(e) for e in shown])
         return
-    shown = examples[: 20 if limit is None else limit]
     if shown:
         rows = [(e.id[:12], e.task, e.output, e.text) for e in shown]
         print_table(("id", "task", "output", "input"), rows)
-    echo(f"{len(shown):,} of {len(examples):,} examples", err=True)
+    echo(f"{len(shown):,} of {len(view):,} examples", err=True)
 
 
 @command.command()
@@ -222,8 +223,10 @@ def rm(
 def dedupe(pool: Path, near: float | None, dry_run: bool, as_json: bool) -> None:
     """Remove examples of POOL that say the same and have the same output; the oldest of each group stays."""
     with Pool.open(pool, create=False, read_only=dry_run) as store:
-        texts = {e.id: e.text for e in store}
+        view = store.view(labeled=None)
         report = store.dedupe(near=near, apply=not dry_run)
+        told = () if as_json else {i for group in report.groups for i in group}
+        texts = {e.id: e.text for e in view.each() if e.id in told} if told else {}
         left = len(store)
     if as_json:
         print_json({"removed": report.removed, "groups": report.groups, "examples": left})

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain
 
 import numpy as np
 
 from iclkit.errors import UsageError
 from iclkit.overlap import ROUNDING, Pieces, by_row, meeting_keys
-from iclkit.records import Example, clean_text, fold_text
+from iclkit.records import Example, clean_text, digest, fold_text
 
 PIECE = 4
 
@@ -20,7 +21,7 @@ def fold_input(example: Example) -> str:
     return fold_text(example.text) or clean_text(example.text)
 
 
-def duplicate_rows(examples: Sequence[Example], near: float | None = None) -> list[list[int]]:
+def duplicate_rows(examples: Iterable[Example], near: float | None = None) -> list[list[int]]:
     """Groups of rows that say the same, in order; the first row of each is the oldest and the one to keep.
 
     Only examples with equal task and equal folded output are compared: the same input with another output is a
@@ -30,18 +31,22 @@ def duplicate_rows(examples: Sequence[Example], near: float | None = None) -> li
     """
     if near is not None and not 0 < near <= 1:
         raise UsageError(f"near is {near}; give an overlap above 0 and up to 1, e.g. 0.8")
-    texts = [fold_input(e) for e in examples]
-    kinds = [(e.task, fold_text(e.output) or clean_text(e.output)) for e in examples]
-    kept: dict[tuple[tuple[str, str], str], list[int]] = {}
-    for row, key in enumerate(zip(kinds, texts, strict=True)):
-        kept.setdefault(key, []).append(row)
-    groups = {rows[0]: rows for rows in kept.values()}
-    if near is not None and near < 1:
-        firsts = list(groups)
-        pairs, _ = near_pairs([texts[r] for r in firsts], [kinds[r] for r in firsts], near)
+    looks_near = near is not None and near < 1
+    first: dict[str, int] = {}  # by a hash of what is compared, so that no text is held
+    groups, firsts = dict[int, list[int]](), list[tuple[str, tuple[str, str]]]()
+    for row, example in enumerate(examples):
+        text = fold_input(example)
+        kind = sys.intern(example.task), sys.intern(fold_text(example.output) or clean_text(example.output))
+        kept = first.setdefault(digest([*kind, text]), row)
+        groups.setdefault(kept, []).append(row)
+        if looks_near and kept == row:
+            firsts.append((text, kind))
+    if near is not None and looks_near:
+        rows = list(groups)
+        pairs, _ = near_pairs([text for text, _ in firsts], [kind for _, kind in firsts], near)
         for new, old in pairs:
-            groups[firsts[old]] = sorted(groups[firsts[old]] + groups.pop(firsts[new]))
-    return [rows for rows in groups.values() if len(rows) > 1]
+            groups[rows[old]] = sorted(groups[rows[old]] + groups.pop(rows[new]))
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def ngram_hashes(text: str) -> Pieces:

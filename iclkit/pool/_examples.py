@@ -46,6 +46,10 @@ class ExampleReader(Protocol):
         """The handle of an example id."""
         ...
 
+    def changed(self, rows: IntArray, since: int) -> bool:
+        """Whether any of the examples of these handles is another one than at a revision."""
+        ...
+
     def of_task(self, task: str, revision: int) -> IntArray:
         """Handles of the examples that have this task, ascending."""
         ...
@@ -72,11 +76,14 @@ class StoredExamples:
         """Whether any view relies on it."""
         # by handle: the revision from which on the example is another one or gone, and what it was
         self._before: dict[int, list[tuple[int, Example]]] = {}
+        self._rows: dict[str, list[int]] = {}  # handles in ``_before``, by id
 
     def keep(self, rows: Iterable[tuple[Any, ...]], revision: int) -> None:
         """Rows, as stored, that change with this revision."""
         for row in rows:
-            self._before.setdefault(int(row[0]), []).append((revision, example_of(row)))
+            example = example_of(row)
+            self._before.setdefault(int(row[0]), []).append((revision, example))
+            self._rows.setdefault(example.id, []).append(int(row[0]))
 
     def at(self, rows: IntArray, revision: int) -> list[Example]:
         """The examples of these handles. PoolError for one that another process has changed or removed."""
@@ -104,11 +111,18 @@ class StoredExamples:
 
     def row_of(self, example_id: str, revision: int) -> int | None:
         """The handle of an example id."""
-        for row, changes in self._before.items():
-            if any(e.id == example_id and revision < until for until, e in changes):
+        for row in self._rows.get(example_id, ()):
+            if any(e.id == example_id and revision < until for until, e in self._before[row]):
                 return row
         found = self._db.read("SELECT seq FROM examples WHERE id = ?", (example_id,))
         return int(found[0][0]) if found else None
+
+    def changed(self, rows: IntArray, since: int) -> bool:
+        """Whether any of the examples of these handles is another one than at a revision."""
+        if not self._db.read("SELECT 1 FROM log WHERE revision > ? AND action != 'add' LIMIT 1", (since,)):
+            return False
+        found = [row for (row,) in self._db.read("SELECT seq FROM examples WHERE revision > ?", (since,))]
+        return bool(is_member(np.array(found, dtype=np.int64), rows).any())
 
     def of_task(self, task: str, revision: int) -> IntArray:  # noqa: ARG002
         """Handles of the examples that have this task now, ascending."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,17 +78,18 @@ def _json_or_none(cell: str) -> Any:
         return None
 
 
-def write_examples(examples: Sequence[Example], path: Path, format: str | None = None) -> int:
+def write_examples(examples: Iterable[Example], path: Path, format: str | None = None) -> int:
     """See ``Pool.export``."""
     kind = format or path.suffix.lstrip(".").lower()
     if kind not in WRITERS:
         raise UnknownName("export format", kind, WRITERS, "Give it with --format, or as the file's suffix.")
+    count = itertools.count()
     try:
         with write_whole(path) as file:
-            WRITERS[kind](examples, file)
+            WRITERS[kind]((example for example, _ in zip(examples, count, strict=False)), file)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
-    return len(examples)
+    return next(count)
 
 
 @contextmanager
@@ -107,7 +109,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def _jsonl(examples: Sequence[Example], file: IO[bytes]) -> None:
+def _jsonl(examples: Iterable[Example], file: IO[bytes]) -> None:
     for example in examples:
         file.write(json.dumps(example_dict(example), ensure_ascii=False).encode() + b"\n")
 
@@ -119,7 +121,7 @@ def _flat(example: Example) -> dict[str, str]:
     return {**cells, "input": _input_cell(example.input)}
 
 
-def _csv(examples: Sequence[Example], file: IO[bytes]) -> None:
+def _csv(examples: Iterable[Example], file: IO[bytes]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
@@ -127,16 +129,19 @@ def _csv(examples: Sequence[Example], file: IO[bytes]) -> None:
     text.detach()
 
 
-def _parquet(examples: Sequence[Example], file: IO[bytes]) -> None:
+def _parquet(examples: Iterable[Example], file: IO[bytes]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    rows = [_flat(e) for e in examples]
-    table = pyarrow.table({c: pyarrow.array([r[c] for r in rows], pyarrow.string()) for c in COLUMNS})
-    pyarrow.parquet.write_table(table, file)
+    schema = pyarrow.schema([(c, pyarrow.string()) for c in COLUMNS])
+    rows = map(_flat, examples)
+    with pyarrow.parquet.ParquetWriter(file, schema) as writer:
+        while part := [*itertools.islice(rows, _AT_ONCE)]:
+            writer.write_table(pyarrow.Table.from_pylist(part, schema))
 
 
-WRITERS: Mapping[str, Callable[[Sequence[Example], IO[bytes]], None]] = {
+_AT_ONCE = 50_000  # rows of a Parquet file that are held
+WRITERS: Mapping[str, Callable[[Iterable[Example], IO[bytes]], None]] = {
     "jsonl": _jsonl,
     "csv": _csv,
     "parquet": _parquet,

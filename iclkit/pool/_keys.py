@@ -37,9 +37,17 @@ class KeyStore(ABC):
     @abstractmethod
     def _read_only(self) -> Self: ...
 
+    def written_for(self, inputs: Sequence[Fields]) -> list[list[tuple[str, int, str]]]:
+        """For each input (transform, number, key) of all keys that are stored for it."""
+        hashes = [input_hash(i) for i in inputs]
+        found: dict[str, list[tuple[str, int, str]]] = {h: [] for h in hashes}
+        for source, name, number, text in self._written([*found]):
+            found[source].append((name, number, text))
+        return [found[h] for h in hashes]
+
     @abstractmethod
-    def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
-        """(transform, number, key) of all keys that are stored for an input."""
+    def _written(self, sources: Sequence[str]) -> list[tuple[str, str, int, str]]:
+        """(hash of the input, transform, number, key) of all keys that are stored for these."""
 
     @abstractmethod
     def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> StoredKeys: ...
@@ -97,12 +105,11 @@ class FileKeys(KeyStore):
     def _read_only(self) -> Self:
         return type(self)(self._db, writes=False)
 
-    def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
-        """See ``KeyStore``."""
+    def _written(self, sources: Sequence[str]) -> list[tuple[str, str, int, str]]:
         return self._db.read(
-            "SELECT name, k.number, k.text FROM keys AS k JOIN transforms AS t ON t.number = k.transform "
-            "WHERE k.source = ? ORDER BY t.number, k.number",
-            (input_hash(given),),
+            "SELECT k.source, name, k.number, k.text FROM json_each(?) AS s CROSS JOIN keys AS k ON k.source = s.value "
+            "JOIN transforms AS t ON t.number = k.transform ORDER BY t.number, k.number",
+            (json.dumps([*sources]),),
         )
 
     def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> StoredKeys:

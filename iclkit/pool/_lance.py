@@ -87,6 +87,8 @@ class LanceTable:
         facts = facts_of(table)
         self.uid, self._base = str(facts["uid"]), int(facts["base"])
         self._table, self._versions = table, dict[int, Any]()
+        # the last snapshot, and the revision of the last change of each of its rows
+        self._seen: tuple[Snapshot, IntArray] | None = None
         self._lock, self._depth, self._open = threading.RLock(), 0, True
         self.vectors = LanceVectors(place, database, writes=not read_only)
         beside = place if isinstance(place, Path) else home() / "pools" / f"{self.uid}.lance"
@@ -198,11 +200,14 @@ class LanceTable:
             for row in rows_of(table, ["id"], f"{one_of('id', part)} AND {state}")
         }
 
-    def example(self, example_id: str) -> Example | None:
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
         """See ``Table``."""
         with self.reading() as table:
-            rows = rows_of(table, _STORED, f"id = {quoted(example_id)} AND NOT removed")
-        return _example(rows[0]) if rows else None
+            return {
+                row["id"]: _example(row)
+                for part in in_parts(ids, ASKED)
+                for row in rows_of(table, _STORED, f"{one_of('id', part)} AND NOT removed")
+            }
 
     def beginning(self, prefix: str, limit: int) -> list[Example]:
         """See ``Table``."""
@@ -253,17 +258,31 @@ class LanceTable:
             revision = self.revision()
             if old is not None and old.revision == revision:
                 return old
-            rows, texts = _numbers(table)
+            rows, texts, changed = _numbers(table)
             if len(rows) and not (np.diff(rows) > 0).all():
                 twice = int(rows[:-1][np.diff(rows) == 0][0])
                 raise PoolError(
                     f"the pool {self.place} was changed by another program: row {twice} stands twice; go back to a "
                     "version before that with LanceDB (table.restore)"
                 )
-            if len(rows) >= LARGE:
-                return Snapshot(revision, rows, None, texts)
-            stored = sorted(rows_of(table, _STORED, "NOT removed"), key=lambda row: int(row["seq"]))
-            return Snapshot(revision, rows, tuple(map(_example, stored)), texts)
+            examples = None if len(rows) >= LARGE else self._read(table, rows, changed, old)
+            found = Snapshot(revision, rows, examples, texts)
+            self._seen = None if examples is None else (found, changed)
+            return found
+
+    def _read(self, table: Any, rows: IntArray, changed: IntArray, old: Snapshot | None) -> tuple[Example, ...]:
+        """The examples of these handles, of which those are read that the last snapshot does not hold as they are."""
+        known = dict[int, Example]()
+        if old is not None and self._seen is not None and self._seen[0] is old and old.examples is not None:
+            before = dict(zip(old.rows.tolist(), zip(self._seen[1].tolist(), old.examples, strict=True), strict=True))
+            now = zip(rows.tolist(), changed.tolist(), strict=True)
+            known = {row: before[row][1] for row, at in now if row in before and before[row][0] == at}
+        missing = [row for row in rows.tolist() if row not in known]
+        every = len(missing) > len(known)
+        for part in in_parts(missing, max(len(missing), 1) if every else ASKED):
+            where = "NOT removed" if every else f"{one_of('seq', part)} AND NOT removed"
+            known.update((int(row["seq"]), _example(row)) for row in rows_of(table, _STORED, where))
+        return tuple(known[row] for row in rows.tolist())
 
     def embedded(self, example: Example) -> list[str]:
         """See ``Table``."""
@@ -295,8 +314,8 @@ class LanceTable:
 
     def content_id_as_stored(self, example_id: str) -> str:
         """See ``Table``: there have been no other rules."""
-        found = self.example(example_id)
-        return content_id(found) if found else ""
+        found = self.examples([example_id])
+        return content_id(found[example_id]) if found else ""
 
     # ---- writing
 
@@ -421,7 +440,7 @@ class LanceTable:
         """See ``Table``."""
         with self._latest() as table:
             with explained(self.place):
-                rows, _ = _numbers(table)
+                rows, *_ = _numbers(table)
                 names = table_names(self.database)
                 removals = sorted(
                     (r["revision"], r["id"], r["reason"], r["replaced_by"])
@@ -498,10 +517,9 @@ class _Changes:
         with explained(self._owner.place):
             return self._owner._known(self._table, ids, "removed")
 
-    def example(self, example_id: str) -> Example | None:
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
         """See ``Changes``."""
-        waiting = self._waiting.example(example_id) if self._waiting is not None else None
-        return waiting or self._owner.example(example_id)
+        return self._owner.examples(ids) | (self._waiting.examples(ids) if self._waiting is not None else {})
 
     def insert(self, rows: Sequence[ExampleRow]) -> None:
         """See ``Changes``."""
@@ -556,6 +574,12 @@ class LanceExamples:
                 found = {int(r["seq"]): r for r in rows_of(table, _STORED, between)}
             yield from (_example(found[row]) for row in some.tolist())
 
+    def changed(self, rows: IntArray, since: int) -> bool:
+        """See ``ExampleReader``."""
+        with self._owner.reading() as table:
+            found = [b["seq"].to_numpy() for b in batches(table, ["seq"], f"revision > {since}")]
+        return bool(is_member(np.concatenate([np.empty(0, np.int64), *found]), rows).any())
+
     def row_of(self, example_id: str, revision: int) -> int | None:
         """See ``ExampleReader``."""
         with self._owner.at(revision) as table:
@@ -601,12 +625,13 @@ class LanceKeys(KeyStore):
     def _table(self) -> Any:
         return self._database.open_table(KEYS) if KEYS in table_names(self._database) else None
 
-    def written_for(self, given: Fields) -> list[tuple[str, int, str]]:
-        """See ``KeyStore``."""
+    def _written(self, sources: Sequence[str]) -> list[tuple[str, str, int, str]]:
+        columns = ["source", "name", "number", "text"]
         with explained(self._place):
-            table = self._table()
-            rows = rows_of(table, ["name", "number", "text"], f"source = '{input_hash(given)}'") if table else []
-        return sorted((r["name"], r["number"], r["text"]) for r in rows)
+            if (table := self._table()) is None:
+                return []
+            rows = [r for p in in_parts(sources, ASKED) for r in rows_of(table, columns, one_of("source", p))]
+        return sorted((r["source"], r["name"], r["number"], r["text"]) for r in rows)
 
     def _stored(self, transform: KeyTransform, input_of: Mapping[str, Fields]) -> StoredKeys:
         found: StoredKeys = {}
@@ -727,14 +752,14 @@ def _example(row: Mapping[str, Any]) -> Example:
     return example_of(tuple(row[c] for c in _STORED))
 
 
-def _numbers(table: Any) -> tuple[IntArray, IntArray]:
-    """Handles of all examples, ascending, and the numbers of their texts."""
-    found = [(b["seq"].to_numpy(), b["text"].to_numpy()) for b in batches(table, ["seq", "text"], "NOT removed")]
+def _numbers(table: Any) -> tuple[IntArray, IntArray, IntArray]:
+    """Of all examples: handles, ascending, the numbers of their texts, and the revisions of their last changes."""
+    columns = ("seq", "text", "revision")
+    found = [[b[c].to_numpy() for c in columns] for b in batches(table, columns, "NOT removed")]
     none = np.empty(0, np.int64)
-    rows = np.concatenate([none, *(r for r, _ in found)])
-    texts = np.concatenate([none, *(t for _, t in found)])
+    rows, texts, changed = (np.concatenate([none, *(b[n] for b in found)]) for n in range(len(columns)))
     order = np.argsort(rows, kind="stable")
-    return rows[order], texts[order]
+    return rows[order], texts[order], changed[order]
 
 
 def _last(table: Any) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 from iclkit.errors import IclkitError, NeedError, PoolError
 from iclkit.extras import install_command
 
-ASKED = 500  # values in a filter
+ASKED = 10_000  # values in a filter: each filter is a look at all rows, or into an index
 
 
 def connect(place: Path | str) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from iclkit.embed import Embedder, FloatArray, are_unit, vector_key
 from iclkit.errors import DataError, PoolError
+from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
 from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, SCORE_DECIMALS, FlatIndex, VectorIndex, checked
 from iclkit.pool._lance_io import ASKED, batches, explained, facts_of, number_of, one_of, quoted, rows_of, table_names
@@ -29,6 +30,7 @@ INDEXES = "vectors_indexes"
 _INDEX = "vector_idx"
 _READ = 1 << 13  # vectors read at a time
 _TIDY = 64  # commits after which small fragments are put together
+_FEW = 500  # texts that are asked for one by one
 _PUSHED = 2_000  # excluded texts that LanceDB leaves out itself
 
 
@@ -68,6 +70,8 @@ class LanceVectors(VectorStore):
         super().__init__(writes)
         self.place, self._database = place, database
         self._opened: dict[str, Any] = {}
+        # by embedder: the vectors of all that can be shown as they were last taken into memory, and their texts
+        self._kept: dict[str, tuple[FlatIndex, IntArray]] = {}
 
     def _read_only(self) -> Self:
         return type(self)(self.place, self._database, writes=False)
@@ -113,7 +117,7 @@ class LanceVectors(VectorStore):
             found = list[tuple[int, bytes]]()
             for part in in_parts(np.unique(texts).tolist(), _READ):
                 # numbers are spread evenly, so between two of many there is little else
-                few = len(part) <= ASKED
+                few = len(part) <= _FEW
                 where = one_of("text", part) if few else f"text >= {part[0]} AND text <= {part[-1]}"
                 for batch in batches(table, ["text", "vector"], where):
                     numbers = batch["text"].to_numpy()
@@ -175,11 +179,44 @@ class LanceVectors(VectorStore):
         index, LanceDB reads what it needs."""
         info = self.approximate(embedder) if whole else None
         if len(rows) <= HELD and info is None:
-            return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
+            return self._in_memory(rows, texts, text_at, embedder, progress, keeps=whole)
         if not self.writes and self.count_missing(embedder, texts):  # nothing can be written, so they are held
             return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
         self._complete(texts, text_at, embedder, progress)
         return LanceIndex(self, embedder, rows, texts, info)
+
+    def _in_memory(
+        self,
+        rows: IntArray,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        progress: Progress | None,
+        *,
+        keeps: bool,
+    ) -> FlatIndex:
+        """An exact index; with ``keeps`` it is the last one with what has changed, where rows have been added to it or
+        taken away."""
+        if not keeps:
+            return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
+        key, index = vector_key(embedder, "document"), None
+        if key in self._kept:
+            index, known = self._kept[key]
+            alive = is_member(index.handles, rows)
+            held = int(alive.sum())
+            same = np.array_equal(rows[:held], index.handles[alive]) and np.array_equal(texts[:held], known[alive])
+            behind = held == len(rows) or not len(index.handles) or rows[held] > index.handles[-1]
+            fits = same and behind and 2 * held >= len(index.handles)
+            index = index.without(np.flatnonzero(~alive)) if fits else None
+        if index is None:
+            index, held = FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows), len(rows)
+            known = texts
+        if held < len(rows):
+            new = np.arange(held, len(rows))
+            index = index.extended(rows[new], self.of_numbers(texts[new], _at(text_at, new), embedder, progress))
+            known = appended(known, texts[new])
+        self._kept[key] = index, known
+        return index
 
     def _complete(
         self, texts: IntArray, text_at: Callable[[int], str], embedder: Embedder, progress: Progress | None
@@ -409,7 +446,7 @@ class LanceIndex:
         vectors, found = np.zeros((len(numbers), self._dim), np.float32), np.zeros(len(numbers), dtype=np.bool_)
         with explained(self._store.place):
             for part in in_parts(numbers.tolist(), _READ):
-                where = one_of("text", part) if len(part) <= ASKED else f"text >= {part[0]} AND text <= {part[-1]}"
+                where = one_of("text", part) if len(part) <= _FEW else f"text >= {part[0]} AND text <= {part[-1]}"
                 for batch in batches(self._table, ["text", "vector"], where):
                     known = batch["text"].to_numpy()
                     inside = is_member(known, numbers)

@@ -97,10 +97,9 @@ class SQLiteTable:
         query = "SELECT count(*) FROM tombstones WHERE id NOT IN (SELECT id FROM examples)"
         return int(self.database.read(query)[0][0])
 
-    def example(self, example_id: str) -> Example | None:
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
         """See ``Table``."""
-        rows = self.database.read(BY_ID, (example_id,))
-        return example_of(rows[0]) if rows else None
+        return {row[1]: example_of(row) for row in self.database.read(BY_ID, (json.dumps([*ids]),))}
 
     def beginning(self, prefix: str, limit: int) -> list[Example]:
         """See ``Table``."""
@@ -363,10 +362,9 @@ class _Changes:
         query = f"SELECT DISTINCT value FROM json_each(?) AS t WHERE EXISTS (SELECT 1 FROM {table} WHERE id = t.value)"
         return {row[0] for row in self._connection.execute(query, (json.dumps([*ids]),))}
 
-    def example(self, example_id: str) -> Example | None:
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
         """See ``Changes``."""
-        row = self._connection.execute(BY_ID, (example_id,)).fetchone()
-        return example_of(row) if row else None
+        return {row[1]: example_of(row) for row in self._connection.execute(BY_ID, (json.dumps([*ids]),))}
 
     def insert(self, rows: Sequence[ExampleRow]) -> None:
         """See ``Changes``."""
@@ -421,7 +419,7 @@ LARGE = 20_000
 SPELLED = "texts are spelled"
 """The fact that every text is numbered by the spelling that texts have now."""
 _NOTE_SPELLING = "INSERT OR IGNORE INTO facts VALUES (?, '1')"
-BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id = ?"
+BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id IN (SELECT value FROM json_each(?))"
 BEGINS = "id >= ?1 AND id < ?1 || char(0x10FFFF)"
 """An id that begins with a text, in a form that the index of ids answers."""
 _ORPHAN = "NOT EXISTS (SELECT 1 FROM examples WHERE text = ?1)"

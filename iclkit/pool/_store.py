@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from iclkit.pool._place import as_place, open_table
 from iclkit.pool._rows import examples_of
 from iclkit.pool._table import Changes, ExampleRow, Removal, Snapshot, Table, content_id, in_parts
 from iclkit.pool._view import IntArray, MadeBy, PoolOrigin, PoolView
-from iclkit.records import Example, Json, Progress, clean_text, set_meta
+from iclkit.records import Example, Json, Progress, clean_text, digest, set_meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Pool:
         return self._table.count()
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(self.view(labeled=None).examples)
+        return iter(self.view(labeled=None).each())
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -140,9 +141,9 @@ class Pool:
     def get(self, example_id: str) -> Example:
         """The example of an id or of a prefix that only one id has. DataError otherwise, with the nearest ids."""
         with self._table.reading():
-            found = self._table.example(example_id)
-            if found is not None:
-                return found
+            found = self._table.examples([example_id])
+            if found:
+                return found[example_id]
             several = self._table.beginning(example_id, 4)
             if len(several) == 1 and example_id:
                 return several[0]
@@ -253,11 +254,12 @@ class Pool:
             for part in in_parts(rows, _ADDED_AT_ONCE):
                 before = changes.known([r.id for r in part])
                 revived += len(changes.removed([r.id for r in part if r.id not in before]))
+                known = changes.examples([r.id for r in part if r.chosen_id and r.id in before])
                 new: dict[str, ExampleRow] = {}
                 for row in part:
                     if row.id in before:
-                        if row.chosen_id and (old := changes.example(row.id)):
-                            _refuse_other_content(row, old)
+                        if row.id in known:
+                            _refuse_other_content(row, known[row.id])
                     elif row.id in new and row.chosen_id:
                         _refuse_other_content(row, new[row.id].example)
                     else:
@@ -301,7 +303,7 @@ class Pool:
         action = "remove" if new is None else "add" if old is None else "update"
         with self._writing(action) as changes:
             if old is not None:
-                found = changes.example(old.id)
+                found = changes.examples([old.id]).get(old.id)
                 if found != old:
                     raise ChangedElsewhere(old.id, self._table.replaced(old.id)[1] if found is None else old.id)
             if new is not None:
@@ -333,8 +335,9 @@ class Pool:
         """
         with self._writing("label") as changes:
             rows: dict[str, ExampleRow] = {}
+            here = changes.examples([*outputs])
             for position, (example_id, output) in enumerate(outputs.items(), start=1):
-                waiting = changes.example(example_id)
+                waiting = here.get(example_id)
                 if waiting is None or waiting.output:
                     if self._table.replaced(example_id)[1] is None:
                         raise DataError(f"no input {example_id[:40]!r} of {self.path} waits for a label")
@@ -368,8 +371,10 @@ class Pool:
         """
         gone, rows = [*unset], list[ExampleRow]()
         with self._writing("update") as changes:
-            for number, example_id in enumerate(dict.fromkeys(ids), 1):
-                old = self.get(example_id)
+            wanted = [*dict.fromkeys(ids)]
+            here = changes.examples(wanted)
+            for number, example_id in enumerate(wanted, 1):
+                old = here.get(example_id) or self.get(example_id)
                 meta: dict[str, Any] = json.loads(json.dumps(dict(old.meta)))
                 for path in gone:
                     set_meta(meta, path)
@@ -387,7 +392,9 @@ class Pool:
         Vectors and keys of texts that no example has any more go too. DataError for an unknown id.
         """
         with self._writing("remove") as changes:
-            full = list(dict.fromkeys(self.get(i).id for i in ids))
+            wanted = [*dict.fromkeys(ids)]
+            known = changes.known(wanted)
+            full = list(dict.fromkeys(i if i in known else self.get(i).id for i in wanted))
             if full:
                 changes.remove([Removal(i, reason) for i in full])
         return len(full)
@@ -401,8 +408,10 @@ class Pool:
         sets of four-character pieces overlap by at least that much (Jaccard) with an older one that is kept. From about
         0.75 on the pairs of inputs compared grow with the pool; below, with many words in common, faster.
         """
-        examples = self.view(labeled=None).examples
-        groups = tuple(tuple(examples[r].id for r in rows) for rows in duplicate_rows(examples, near))
+        view = self.view(labeled=None)
+        found = duplicate_rows(view.each(), near)
+        ids = dict(zip(at := [r for rows in found for r in rows], view.ids_at(view.rows[at]), strict=True))
+        groups = tuple(tuple(ids[r] for r in rows) for rows in found)
         if not groups or not apply:
             return DedupeReport(groups, 0)
         with self._writing("dedupe") as changes:
@@ -420,7 +429,7 @@ class Pool:
         The file appears whole or not at all, and ``read_examples`` (``iclkit pool add``) gives back equal examples. In
         CSV and Parquet, choices, metadata and inputs with fields are JSON.
         """
-        return write_examples(self.view(labeled=None).examples, Path(path), format)
+        return write_examples(self, Path(path), format)
 
     def compact(self) -> None:
         """Let go of the room that removed examples took, and of their content.
@@ -433,14 +442,17 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """Counts per task, output and embedder, and the size on disk."""
-        examples = self.view(labeled=None).examples
+        view, tasks, outputs = self.view(labeled=None), Counter[str](), Counter[str]()
+        for example in view.each():
+            tasks[example.task] += 1
+            outputs[example.output] += 1
         return PoolStats(
-            examples=len(examples),
+            examples=len(view),
             removed=self._table.count_removed(),
             revision=self.revision,
             size=self._table.size(),
-            tasks=_counts(e.task for e in examples),
-            outputs=_counts(e.output for e in examples),
+            tasks=_commonest_first(tasks),
+            outputs=_commonest_first(outputs),
             vectors=self._reader.vectors.counts(),
             indexes={index.embedder: str(index) for index in self._reader.vectors.approximations()},
         )
@@ -450,19 +462,21 @@ class Pool:
         if damage := self._table.damage():  # nothing else that is read can be relied on
             return damage
         problems = self._table.broken_references()
-        by_input: dict[tuple[str, str], list[Example]] = {}
-        for example in self.view(labeled=None).examples:
+        by_input: dict[
+            bytes, tuple[str, dict[str, None]]
+        ] = {}  # the first id that an input stands under, and its outputs
+        for example in self:
             as_stored = self._table.content_id_as_stored
             if len(example.id) == 32 and content_id(example) != example.id != as_stored(example.id):
                 problems.append(f"example {example.id} does not have the content its id was made of")
             if not example.text.strip():
                 problems.append(f"example {example.id} has an empty input")
-            by_input.setdefault((example.task, fold_input(example)), []).append(example)
-        for examples in by_input.values():
-            outputs = list(dict.fromkeys(e.output for e in examples))
+            key = bytes.fromhex(digest([example.task, fold_input(example)]))
+            by_input.setdefault(key, (example.id, {}))[1][sys.intern(example.output)] = None
+        for first_id, outputs in by_input.values():
             if len(outputs) > 1:
-                first = " and ".join(f"{o!r}" for o in outputs[:3])
-                problems.append(f"the input of {examples[0].id} stands with {len(outputs)} outputs: {first}")
+                first = " and ".join(f"{o!r}" for o in [*outputs][:3])
+                problems.append(f"the input of {first_id} stands with {len(outputs)} outputs: {first}")
         return problems + self._reader.vectors.problems()
 
     # ---- vectors and keys
@@ -514,7 +528,7 @@ class Pool:
 
     def stored_keys(self, example_id: str) -> list[tuple[str, int, str]]:
         """(transform, number, key) of all keys that were ever written for an example's input."""
-        return self._reader.keys.written_for(self.get(example_id).input)
+        return self._reader.keys.written_for([self.get(example_id).input])[0]
 
     # ---- transactions
 
@@ -596,6 +610,5 @@ def _refuse_other_content(new: ExampleRow, old: Example) -> None:
 _ADDED_AT_ONCE = 5_000
 
 
-def _counts(names: Iterable[str]) -> dict[str, int]:
-    """How often each name is there, the commonest first."""
-    return dict(sorted(Counter(names).items(), key=lambda item: (-item[1], item[0])))
+def _commonest_first(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

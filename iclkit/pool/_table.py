@@ -117,8 +117,8 @@ class Changes(Protocol):
         """Those of the ids that something was ever removed under."""
         ...
 
-    def example(self, example_id: str) -> Example | None:
-        """The example of an id."""
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
+        """The examples of those of the ids that are in the pool."""
         ...
 
     def insert(self, rows: Sequence[ExampleRow]) -> None:
@@ -184,8 +184,8 @@ class Table(Protocol):
         """How many ids something was removed under that nothing stands under now."""
         ...
 
-    def example(self, example_id: str) -> Example | None:
-        """The example of an id."""
+    def examples(self, ids: Sequence[str]) -> dict[str, Example]:
+        """The examples of those of the ids that are there."""
         ...
 
     def beginning(self, prefix: str, limit: int) -> list[Example]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from iclkit.pool._index import FlatIndex, VectorIndex
 from iclkit.pool._key_transforms import KeyTransform, RetrievalKeys
 from iclkit.pool._keys import KeyStore
 from iclkit.pool._lists import ApproximateIndex
+from iclkit.pool._table import in_parts
 from iclkit.pool._terms import TermIndex, Terms, TermStore
 from iclkit.pool._vectors import VectorStore
 from iclkit.records import Example, Fields, Json, Progress, Query, canonical_json, clean_text, digest, meta_value
@@ -114,8 +115,8 @@ class PoolView:
         held: tuple[Example, ...] | None = self.__dict__.get("examples")
         return held
 
-    def _each(self) -> Iterable[Example]:
-        """All examples in order, without holding those that are not held."""
+    def each(self) -> Iterable[Example]:
+        """All examples in order. Those of a large pool are read some at a time, and not held."""
         return self._held or self._reader.examples.each(self.rows, self.revision)
 
     def _text_at(self, position: int) -> str:
@@ -132,12 +133,25 @@ class PoolView:
     @cached_property
     def ids(self) -> tuple[str, ...]:
         """Example ids, one per row."""
-        return tuple(e.id for e in self.examples)
+        return tuple(e.id for e in self.each())
 
     @cached_property
     def hash(self) -> str:
         """Hash of the ids in order: equal hashes, equal content."""
         return digest([*self.ids])
+
+    def shows_the_same(self, earlier: PoolView) -> bool:
+        """Whether it has the same examples, with the same metadata, as an earlier view of this pool."""
+        if not np.array_equal(self.rows, earlier.rows):
+            return False
+        if self._held is not None and earlier._held is not None:
+            return self._held == earlier._held
+        return not self._reader.examples.changed(self.rows, earlier.revision)
+
+    def stored_keys(self) -> Iterator[tuple[Example, list[tuple[str, int, str]]]]:
+        """Each example with (transform, number, key) of all keys that were ever written for its input."""
+        for part in in_parts(self.each(), READ):
+            yield from zip(part, self._reader.keys.written_for([e.input for e in part]), strict=True)
 
     @cached_property
     def _row_of(self) -> Mapping[str, int]:
@@ -261,7 +275,7 @@ class PoolView:
             return self.rows
 
         def find() -> IntArray:
-            hits = [all(matches_value(meta_value(e.meta, k, _NONE), v) for k, v in where.items()) for e in self._each()]
+            hits = [all(matches_value(meta_value(e.meta, k, _NONE), v) for k, v in where.items()) for e in self.each()]
             return self.rows[np.array(hits, dtype=np.bool_)] if hits else self.rows
 
         return self.derived(f"where {canonical_json(dict(where))}", find)

@@ -222,7 +222,7 @@ class Chooser:
             selector, view = self._state
             new = _part_of(pool, view)
             self._revision = new.revision
-            if new.hash == view.hash and _meta(new) == _meta(view):  # a change elsewhere in the pool
+            if new.shows_the_same(view):  # a change elsewhere in the pool
                 return False
             self._state = (make_selector(_spec_of(selector)).fit(new, self._kit), new)
             return True
@@ -507,7 +507,3 @@ def _same_pool(folder: Path, saved: _PoolFacts, given: str | Path | Pool | None,
 def _part_of(pool: Pool, view: PoolView) -> PoolView:
     """The part of a pool that a view was taken of, as it is now."""
     return pool.view(task=view.origin.task, where=view.origin.where) if view.origin else pool.view()
-
-
-def _meta(view: PoolView) -> list[Mapping[str, Json]]:
-    return [e.meta for e in view.examples]

@@ -1,6 +1,7 @@
 """Work done, not time: twice as many rows cost at most about twice the work, and one row in a large pool next to none.
 
-Work is counted in steps of SQLite's virtual machine: a statement that looks at every row takes some for each.
+Work is counted in steps of SQLite's virtual machine: a statement that looks at every row takes some for each. In
+LanceDB it is counted in rows of the tables that are looked at.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ import sqlite3
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from iclkit.errors import DataError
-from iclkit.pool import Pool, Scope
+from iclkit.pool import FieldKey, Pool, Scope, _examples, _export, _sqlite, _view
+from iclkit.pool._examples import StoredExamples
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._schema import MIGRATIONS
 from iclkit.records import Example
+from iclkit.selectors import Chooser, Kit, make_selector
 from iclkit.testing import HashEmbedder
 
 EMBEDDER = HashEmbedder(4)
@@ -177,3 +181,171 @@ def test_what_is_held_while_adding_does_not_grow_with_what_is_added(
             tracemalloc.stop()
         assert (report.added, report.ids) == (rows, ())
     assert held[2] < 1.5 * held[1]  # the ids alone would be twice that
+
+
+# ---- pools that are not held
+
+
+@pytest.fixture
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views hold no examples, and read few at a time."""
+    monkeypatch.setattr(_sqlite, "LARGE", 5)
+    monkeypatch.setattr(_examples, "READ", 50)
+    monkeypatch.setattr(_view, "READ", 50)
+    monkeypatch.setattr(_export, "_AT_ONCE", 50)
+
+
+THROUGH_ALL: dict[str, Callable[[Pool, Path], object]] = {
+    "go through": lambda pool, _: sum(1 for _ in pool),
+    "ids": lambda pool, _: pool.ids,
+    "stats": lambda pool, _: pool.stats(),
+    "check": lambda pool, _: pool.check(),
+    "dedupe": lambda pool, _: pool.dedupe(apply=False),
+    "export": lambda pool, out: pool.export(out / "a.jsonl"),
+    "export CSV": lambda pool, out: pool.export(out / "a.csv"),
+    "export Parquet": lambda pool, out: pool.export(out / "a.parquet"),
+    "keys": lambda pool, _: sum(1 for _ in pool.view().stored_keys()),
+    "hash": lambda pool, _: pool.view().hash,
+}
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize("what", THROUGH_ALL)
+def test_what_goes_through_a_large_pool_does_not_hold_its_examples(what: str, tmp_path: Path) -> None:
+    held = []
+    for rows in (100, 100, 500):  # the first loads what stays
+        path = tmp_path / f"{len(held)}.db"
+        with Pool.open(path) as pool:
+            pool.add(Example(f"text {n} " + "long " * 2000, "xy"[n % 2]) for n in range(rows))
+        with Pool.open(path) as pool:
+            tracemalloc.start()
+            THROUGH_ALL[what](pool, tmp_path)
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert (held[2] - held[1]) / 400 < 1000  # a text alone has 10,000 bytes
+
+
+@pytest.mark.usefixtures("large")
+@pytest.mark.parametrize(("name", "part"), [("knn", None), ("knn", "x"), ("bm25", None)])
+def test_a_selector_that_follows_a_large_pool_reads_what_is_new(
+    name: str, part: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = [0]
+    plain = StoredExamples.at
+    monkeypatch.setattr(
+        StoredExamples, "at", lambda s, rows, at: read.__setitem__(0, read[0] + len(rows)) or plain(s, rows, at)
+    )
+    work = []
+    for rows in (200, 800):
+        with Pool.open(tmp_path / f"{rows}.db") as pool:
+            pool.add(Example(f"text number {n}", "x", "xy"[n % 2]) for n in range(rows))
+        with Pool.open(tmp_path / f"{rows}.db") as pool:
+            kit, view = Kit(EMBEDDER), pool.view(task=part)
+            chooser = Chooser(make_selector(name).fit(view, kit), view, kit, k=2, follow=True, pool=pool)
+            chooser.select("text")
+            read[0] = 0
+            pool.add([Example("new", "x", "x")])
+            assert chooser.select("text") is not None
+            assert len(chooser.view) == len(view) + 1
+            pool.add([Example("elsewhere", "x", "y")])
+            fitted = chooser.selector
+            chooser.select("text")
+            assert (chooser.selector is fitted) == (part is not None)
+            work.append(read[0])
+    assert work[1] <= work[0] + 5
+
+
+# ---- in LanceDB
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The rows that LanceDB looks at: for every filter, change and addition all of a table, as there are no indexes."""
+    table = pytest.importorskip("lancedb.table", reason="needs the extra lance").LanceTable
+    count = [0]
+
+    def counted(plain: Any) -> Any:
+        def call(self: Any, *given: Any, **more: Any) -> Any:
+            count[0] += self.count_rows()
+            return plain(self, *given, **more)
+
+        return call
+
+    for name in ("search", "delete", "merge_insert"):
+        monkeypatch.setattr(table, name, counted(getattr(table, name)))
+    return count
+
+
+IN_LANCE: dict[str, Callable[[Pool], object]] = {
+    "view": lambda pool: pool.view(labeled=None),
+    "stats": lambda pool: pool.stats(),
+    "check": lambda pool: pool.check(),
+    "dedupe": lambda pool: pool.dedupe(),
+    "dedupe near": lambda pool: pool.dedupe(near=0.9),
+    "remove half": lambda pool: pool.remove([f"e{n:06}" for n in range(0, len(pool), 2)]),
+    "annotate all": lambda pool: pool.annotate([f"e{n:06}" for n in range(len(pool))], {"seen": True}),
+    "label all": lambda pool: (
+        pool.add(Example(f"open {n}", "", id=f"o{n}") for n in range(len(pool))),
+        pool.label({f"o{n}": "x" for n in range(len(pool) // 2)}),
+    ),
+    "add what is there": lambda pool: pool.add([*pool]),
+    "keys of all": lambda pool: [*pool.view().stored_keys()],
+}
+
+
+@pytest.mark.parametrize("change", IN_LANCE)
+def test_rows_that_lancedb_looks_at_grow_no_faster_than_the_pool(
+    change: str, looked: list[int], tmp_path: Path
+) -> None:
+    work = []
+    for rows in (100, 200):
+        with filled(rows, tmp_path / f"{rows}.lance") as pool:
+            pool.view().keys(FieldKey())
+            pool._snapshot = None
+            looked[0] = 0
+            IN_LANCE[change](pool)
+            work.append(looked[0])
+    assert work[0]
+    assert work[1] <= 2.3 * work[0]
+
+
+def test_a_selector_that_follows_a_pool_in_lancedb_reads_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lancedb", reason="needs the extra lance")
+    from iclkit.pool import _lance, _lance_vectors
+
+    read, plain, stored = {"examples": 0, "vectors": 0}, _lance._example, _lance_vectors.LanceVectors._stored
+
+    def example(row: Any) -> Example:
+        read["examples"] += 1
+        return plain(row)
+
+    def vectors(self: Any, embedder: Any, texts: Any) -> Any:
+        read["vectors"] += len(texts)
+        return stored(self, embedder, texts)
+
+    monkeypatch.setattr(_lance, "_example", example)
+    monkeypatch.setattr(_lance_vectors.LanceVectors, "_stored", vectors)
+    work = []
+    for rows in (50, 200):
+        with filled(rows, tmp_path / f"{rows}.lance") as pool, Pool.open(tmp_path / f"{rows}.lance") as other:
+            kit = Kit(EMBEDDER)
+            chooser = Chooser(make_selector("knn").fit(pool.view(), kit), pool.view(), kit, k=2, follow=True, pool=pool)
+            read |= {"examples": 0, "vectors": 0}
+            for change in (
+                lambda other: other.add([Example("new", "x", id="n")]),
+                lambda other: other.annotate(["e000003"], {"seen": True}),
+                lambda other: other.remove(["e000005"]),
+                lambda other: other.update("e000007", input="another text"),
+            ):
+                before = dict(read)
+                change(other)
+                read |= before  # what the change itself reads is another test's
+                chooser.select("new")
+                assert [*chooser.view.examples] == [*Pool.open(other.path).view().examples]
+                read["examples"] -= len(chooser.view)
+                expected = EMBEDDER.encode_documents([e.text for e in chooser.view.examples])
+                np.testing.assert_array_equal(chooser.view.vectors(EMBEDDER), expected)
+            work.append(dict(read))
+    assert work[0] == work[1] == {"examples": 3, "vectors": 2}
