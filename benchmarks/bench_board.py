@@ -1,36 +1,44 @@
 """The board and its page out of 10,000 queries by 20 selectors, with texts: seconds, megabytes.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_board.py [--smoke] [--keep FILE]
-    OMP_NUM_THREADS=1 python benchmarks/bench_board.py --memory [--stored FOLDER]
+    OMP_NUM_THREADS=1 python benchmarks/bench_board.py --memory [board] [commands] [--stored FOLDER]
 
 Bounds: board and page under 10 seconds of CPU together, page under 10 MB. The runs are drawn: right or wrong by chance,
 picks at random from a pool of 10,000 rows (the worst case for compression), sentences of words as frequent as Zipf's
 law says. ``--memory`` writes runs of 5,000 queries into folders, 25 and then 50 of them, and says what memory and time
-``iclkit leaderboard`` takes for them, with and without the page.
+``iclkit leaderboard`` takes for them, with and without the page; then what ``iclkit eval --html`` takes to make 5 and
+20 runs of 2,000 queries with a toy LM, ``iclkit runs export`` to hand as many to MLflow, and ``iclkit demo`` (ten runs)
+for 50 and 200 queries with toy models.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from _common import cost_of
 
+from iclkit import cli
 from iclkit.eval import RunStore
-from iclkit.records import Example, PoolPart, Query, Row, Run, RunSpec, Spec, TaskPart
+from iclkit.lm import OnDone
+from iclkit.records import Example, PoolPart, Query, Row, Run, RunSpec, Score, ScoreRequest, Spec, TaskPart
 from iclkit.report import leaderboard, to_html
+from iclkit.testing import FakeLM, HashEmbedder
 
 LABELS = ("world", "sports", "business", "technology")
 TASK = TaskPart("drawn", "drawn", "classification", "accuracy", LABELS, 0)
 K = 8
+PARTS = ("board", "commands")
 
 
 def sentences(rng: np.random.Generator, count: int) -> list[str]:
@@ -93,33 +101,98 @@ def store_runs(out: Path, queries: int, count: int) -> None:
             folder.save(done=True, texts=[*asked, *(by_id[i] for i in shown)])
 
 
-def measure_memory(kept: Path | None) -> None:
+class ToyLM(FakeLM):
+    """One that does not hold what it was asked."""
+
+    def score(self, requests: Sequence[ScoreRequest], on_done: OnDone[Score] | None = None) -> list[Score]:
+        found = super().score(requests, on_done)
+        self.scored.clear()
+        return found
+
+
+def with_toys(arguments: list[str]) -> None:
+    """A command with a toy LM and a toy embedder in the place of all models."""
+    lm, embedder = ToyLM(4096), HashEmbedder()
+    with ExitStack() as stack:
+        for name, made in (
+            ("iclkit.models.must_be_fetched", lambda *_: False),
+            ("iclkit.models.resolve", lambda *_, **__: Path()),
+            ("iclkit.lm.load_lm", lambda *_, **__: lm),
+            ("iclkit.embed.load_embedder", lambda *_, **__: embedder),
+        ):
+            stack.enter_context(patch(name, made))
+        cli.main(arguments)
+
+
+def say_cost(what: str, command: list[str]) -> None:
+    begun = time.perf_counter()
+    code, seconds, peak = cost_of(command)
+    wall = time.perf_counter() - begun
+    print(
+        f"{what}: exit code {code}, peak {peak:,.0f} MB, {seconds:.1f} s of CPU, {wall:.1f} s",
+        flush=True,
+    )
+
+
+def measure_commands(base: Path) -> None:
+    """Commands that make or hand on several runs: a process each, on runs of 2,000 queries."""
+    toys = [sys.executable, __file__, "--toys"]
+    pool, asked = drawn_texts(np.random.default_rng(0), 2_000)
+    task = base / "drawn"
+    task.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("train", pool), ("test", [Example(q.text, LABELS[i % 4]) for i, q in enumerate(asked)])):
+        lines = [json.dumps({"input": e.text, "output": e.output}) + "\n" for e in rows]
+        (task / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for made in (*base.glob("made-*"), *base.glob("demo-*"), *base.glob("mlflow-*")):  # of a call before
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    for count in (5, 20):
+        out, page = str(base / f"made-{count}"), str(base / "made.html")
+        words = ["eval", str(task), "-s", "random", "--seeds", str(count), "--predictor", "none", "--out", out]
+        say_cost(f"eval --html, {count} runs x 2,000 queries", [*toys, *words, "--html", page, "--json"])
+    for count in (5, 20):
+        stored = base / f"export-{count}"
+        if not stored.exists():
+            store_runs(stored, 2_000, count)
+        words = ["runs", "export", str(stored), "--to", "mlflow", "--at", f"sqlite:///{base / f'mlflow-{count}.db'}"]
+        say_cost(f"runs export, {count} runs x 2,000 queries", [sys.executable, "-m", "iclkit", *words, "--json"])
+    for limit in (50, 200):
+        words = ["demo", "--limit", str(limit), "--out", str(base / f"demo-{limit}"), "--json"]
+        say_cost(f"demo, {limit} queries", [*toys, *words])
+
+
+def measure_memory(parts: Sequence[str], kept: Path | None) -> None:
     with ExitStack() as stack:
         base = kept or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for count in (25, 50):
+        for count in (25, 50) if "board" in parts else ():
             if not (base / str(count)).exists():
                 store_runs(base / str(count), 5_000, count)
             for more in ([], ["--html", str(base / "board.html")]):
-                begun = time.perf_counter()
                 command = [sys.executable, "-m", "iclkit", "leaderboard", str(base / str(count)), "--json", *more]
-                code, seconds, peak = cost_of(command)
-                wall = time.perf_counter() - begun
-                print(
-                    f"{count} runs x 5,000 queries{', page' * bool(more)}: exit code {code}, "
-                    f"peak {peak:,.0f} MB, {seconds:.1f} s of CPU, {wall:.1f} s",
-                    flush=True,
-                )
+                say_cost(f"{count} runs x 5,000 queries{', page' * bool(more)}", command)
+        if "commands" in parts:
+            measure_commands(base)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="1,000 queries by 5 selectors")
     parser.add_argument("--keep", type=Path, help="write the page here")
-    parser.add_argument("--memory", action="store_true", help="memory of iclkit leaderboard over stored runs")
+    parser.add_argument(
+        "--memory",
+        nargs="*",
+        metavar="PART",
+        choices=PARTS,
+        help="memory of iclkit leaderboard over "
+        "stored runs (board), and of commands that make or hand on runs (commands); both when not said",
+    )
     parser.add_argument("--stored", type=Path, help="with --memory: keep the runs here, and use those that are there")
+    parser.add_argument("--toys", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory:
-        measure_memory(args.stored)
+    if args.toys is not None:
+        with_toys(args.toys)
+        return
+    if args.memory is not None:
+        measure_memory(args.memory or PARTS, args.stored)
         return
     queries, selectors = (1_000, 5) if args.smoke else (10_000, 20)
     runs, texts = make_runs(queries, selectors)

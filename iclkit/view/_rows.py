@@ -39,6 +39,7 @@ class Rows:
         self.pool = pool
         self._changes: list[_Change] = []
         self._lock = threading.Lock()
+        self._counted: tuple[int, dict[str, Any]] = (-1, {})  # at a revision
 
     def page(
         self, text: str, task: str | None, output: str | None, newest_first: bool, start: int, limit: int
@@ -55,11 +56,22 @@ class Rows:
             "total": page.total,
             "start": page.start,
             "revision": page.revision,
-            "all": len(self.pool),
-            "outputs": self.pool.count_values("output", 100),
-            "tasks": self.pool.count_values("task", 100),
             "undo": self.undo_words,
+            **self._counts(page.revision),
         }
+
+    def _counts(self, revision: int) -> dict[str, Any]:
+        """What is counted of the whole pool, once for all pages of a revision."""
+        if self._counted[0] != revision:
+            self._counted = (
+                revision,
+                {
+                    "all": len(self.pool),
+                    "outputs": self.pool.count_values("output", 100),
+                    "tasks": self.pool.count_values("task", 100),
+                },
+            )
+        return self._counted[1]
 
     def row(self, example_id: str) -> dict[str, Any]:
         """One example whole. ChangedElsewhere for one that is gone, DataError for an id that never was there."""

@@ -10,9 +10,13 @@ import pytest
 
 from iclkit import chooser
 from iclkit.pool import Pool, example_dict
-from iclkit.records import Example
+from iclkit.pool._examples import StoredExamples
+from iclkit.predictors import Tools
+from iclkit.records import Example, Query
 from iclkit.report import leaderboard, to_html
 from iclkit.testing import FakeLM, HashEmbedder
+from iclkit.view._rows import Rows
+from iclkit.view._workbench import Side, Workbench
 from tests.report.pages import make
 
 from .conftest import HOSTILE, KEY, ROWS
@@ -305,6 +309,45 @@ def test_pools_of_hardly_anything_have_a_map(serve_pool, rows, embedder):
     assert len(page.get("/api/map")["points"]) == len(rows)
     (side,) = page.ask("what", "random")
     assert ("error" in side) == (not rows)
+
+
+def test_what_a_pool_holds_is_counted_once_for_all_its_pages(monkeypatch):
+    counted, plain = [], Pool.count_values
+    monkeypatch.setattr(Pool, "count_values", lambda self, *what: counted.append(what[0]) or plain(self, *what))
+    table = Rows(Pool.of(ROWS))
+    pages = [table.page("", None, None, False, start, 2) for start in (0, 2, 4)]
+    assert counted == ["output", "task"]
+    assert {page["all"] for page in pages} == {len(ROWS)}
+    new = example_dict(Example("where is it", "shipping"))
+    table.change(None, new)
+    page = table.page("", None, "shipping", False, 0, 2)
+    assert (page["all"], page["total"], dict(page["outputs"])["shipping"]) == (len(ROWS) + 1, 5, 5)
+    assert counted == ["output", "task"] * 2
+
+
+def test_a_question_after_a_change_reads_no_more_of_a_larger_pool(tmp_path, monkeypatch):
+    read, plain = [0], StoredExamples.at
+    monkeypatch.setattr("iclkit.pool._sqlite.LARGE", 5)
+    monkeypatch.setattr("iclkit.view._map.SAMPLE", 20)
+    monkeypatch.setattr(
+        StoredExamples, "at", lambda s, rows, at: read.__setitem__(0, read[0] + len(rows)) or plain(s, rows, at)
+    )
+    work = []
+    for rows in (100, 400):
+        path = tmp_path / f"{rows}.db"
+        with Pool.open(path) as pool:
+            pool.add(Example(f"ticket {n} of {n % 7}", "xy"[n % 2]) for n in range(rows))
+        with Pool.open(path) as pool:
+            bench, table = Workbench(pool, Tools(embedder=HashEmbedder())), Rows(pool)
+            sides = [Side("bm25"), Side("knn")]
+            bench.ask(Query("ticket 7"), 2, sides, "best-last")
+            table.page("", None, None, False, 0, 5)
+            read[0] = 0
+            table.change(None, example_dict(Example("a new ticket", "x")))
+            bench.pool_map()
+            bench.ask(Query("ticket 7"), 2, sides, "best-last")
+            work.append(read[0])
+    assert work[1] <= work[0] + 5
 
 
 @pytest.mark.slow
