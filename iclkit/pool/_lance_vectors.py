@@ -31,6 +31,7 @@ _INDEX = "vector_idx"
 _READ = 1 << 13  # vectors read at a time
 _TIDY = 64  # commits after which small fragments are put together
 _FEW = 500  # texts that are asked for one by one
+_PART = 4  # of texts that are more than this part of all, vectors are read by ranges of their numbers
 _PUSHED = 2_000  # excluded texts that LanceDB leaves out itself
 
 
@@ -65,6 +66,8 @@ def matrix_of(batch: Any) -> FloatArray:
 
 class LanceVectors(VectorStore):
     """Vectors of one pool in LanceDB."""
+
+    texts_per_commit = 4096  # a commit reads the numbers of all texts
 
     def __init__(self, place: Path | str, database: Any, writes: bool) -> None:
         super().__init__(writes)
@@ -115,15 +118,13 @@ class LanceVectors(VectorStore):
             if table is None or not len(texts):
                 return []
             found = list[tuple[int, bytes]]()
-            for part in in_parts(np.unique(texts).tolist(), _READ):
-                # numbers are spread evenly, so between two of many there is little else
-                few = len(part) <= _FEW
-                where = one_of("text", part) if few else f"text >= {part[0]} AND text <= {part[-1]}"
+            wanted = np.unique(texts)
+            for where in _filters(wanted, int(table.count_rows())):
                 for batch in batches(table, ["text", "vector"], where):
                     numbers = batch["text"].to_numpy()
-                    wanted = np.flatnonzero(is_member(numbers, np.array(part, dtype=np.int64)))
+                    here = np.flatnonzero(is_member(numbers, wanted))
                     vectors = matrix_of(batch)
-                    found += [(int(numbers[n]), vectors[n].astype("<f4").tobytes()) for n in wanted.tolist()]
+                    found += [(int(numbers[n]), vectors[n].astype("<f4").tobytes()) for n in here.tolist()]
             return [*dict(found).items()]
 
     def _store(self, embedder: Embedder, texts: IntArray, hashes: Sequence[bytes], vectors: FloatArray) -> None:  # noqa: ARG002
@@ -225,7 +226,7 @@ class LanceVectors(VectorStore):
         missing = np.flatnonzero(~np.isin(texts, self._texts_with(embedder)))
         for start in range(0, len(missing), _READ):
             part = missing[start : start + _READ]
-            self.of_numbers(texts[part], _at(text_at, part), embedder)
+            self.of_numbers(texts[part], _at(text_at, part), embedder, all_missing=True)
             if progress:
                 progress(start + len(part), len(missing))
 
@@ -379,6 +380,15 @@ class LanceVectors(VectorStore):
                 table.create_index("text", config=BTree())
 
 
+def _filters(texts: IntArray, size: int) -> Iterator[str]:
+    """Filters that together find texts with these numbers, ascending, in a table of so many rows, and little else."""
+    if len(texts) * _PART < size or len(texts) <= _FEW:
+        yield from (one_of("text", part) for part in in_parts(texts.tolist(), ASKED))
+        return
+    # numbers are spread evenly, so between two of many there are few others
+    yield from (f"text >= {part[0]} AND text <= {part[-1]}" for part in in_parts(texts.tolist(), _READ))
+
+
 def _at(text_at: Callable[[int], str], positions: IntArray) -> Callable[[int], str]:
     """The texts of some positions, by where those stand."""
     return lambda at: text_at(int(positions[at]))
@@ -445,8 +455,7 @@ class LanceIndex:
         numbers, of_each = np.unique(texts, return_inverse=True)
         vectors, found = np.zeros((len(numbers), self._dim), np.float32), np.zeros(len(numbers), dtype=np.bool_)
         with explained(self._store.place):
-            for part in in_parts(numbers.tolist(), _READ):
-                where = one_of("text", part) if len(part) <= _FEW else f"text >= {part[0]} AND text <= {part[-1]}"
+            for where in _filters(numbers, self._size):
                 for batch in batches(self._table, ["text", "vector"], where):
                     known = batch["text"].to_numpy()
                     inside = is_member(known, numbers)

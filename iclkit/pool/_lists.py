@@ -263,14 +263,13 @@ def measured(
     ``search`` takes the number of lists to look at last. ``vectors`` are those of ``rows``, of which none finds itself.
     """
     scopes, levels = [Scope(frozenset({int(row)})) for row in rows], list[Level]()
+    deepest = [r.scores for r in exact(vectors, max(DEPTHS), scopes)]
     for k in DEPTHS:
-        nearest, probes = exact(vectors, k, scopes), 1
+        nearest, probes = [scores[:k] for scores in deepest], 1
         while True:
             found = search(vectors, k, scopes, probes)
             # what scores as the k-th does is as good as it
-            shares = [
-                float((f.scores >= e.scores[-1]).sum()) / len(e) for f, e in zip(found, nearest, strict=True) if len(e)
-            ]
+            shares = [float((f.scores >= e[-1]).sum()) / len(e) for f, e in zip(found, nearest, strict=True) if len(e)]
             recall = float(np.mean(shares))
             if recall >= wanted or probes >= lists:
                 levels.append(Level(k, probes, round(recall, 4)))

@@ -81,6 +81,9 @@ class VectorStore(ABC):
     Where they are kept, and how they are searched, is a back end's.
     """
 
+    texts_per_commit = BATCH
+    """What a kill can lose."""
+
     def __init__(self, writes: bool) -> None:
         self.writes = writes
         self._made: dict[tuple[str, bytes], NDArray[np.float32]] = {}
@@ -163,17 +166,23 @@ class VectorStore(ABC):
         """Keep the vectors (n, dim) of texts with these numbers and hashes."""
 
     def of_numbers(
-        self, texts: IntArray, text_at: Callable[[int], str], embedder: Embedder, progress: Progress | None = None
+        self,
+        texts: IntArray,
+        text_at: Callable[[int], str],
+        embedder: Embedder,
+        progress: Progress | None = None,
+        *,
+        all_missing: bool = False,
     ) -> FloatArray:
         """(len(texts), dim): vectors of texts by number; those not stored yet are made of ``text_at(position)``.
 
         Committed in batches: a kill loses at most one, and the same call again goes on. Numbers below 0 are those of
-        texts that the file has no number for.
+        texts that the file has no number for. ``all_missing``: no vector of them is stored, so none is looked for.
         """
         numbers, first, of_each = np.unique(texts, return_index=True, return_inverse=True)
         vectors = np.empty((len(numbers), embedder.dim), np.float32)
         missing, damaged = np.ones(len(numbers), dtype=np.bool_), 0
-        for start in range(0, len(numbers), READ):  # so many rows at a time are held twice
+        for start in range(0, 0 if all_missing else len(numbers), READ):  # so many rows at a time are held twice
             if stored := self._stored(embedder, numbers[start : start + READ]):
                 at = np.searchsorted(numbers, [number for number, _ in stored])
                 vectors[at] = np.frombuffer(b"".join(v for _, v in stored), "<f4").reshape(len(stored), -1)
@@ -181,22 +190,30 @@ class VectorStore(ABC):
                 damaged += int(missing[at].sum())
         if damaged:
             log.warning("%d stored vectors of embedder %r are damaged; they are made again", damaged, embedder.name)
-        text = {int(n): text_at(int(first[n])) for n in np.flatnonzero(missing)}
+        in_order = np.flatnonzero(missing)
+        in_order = in_order[
+            np.argsort(first[in_order])
+        ]  # numbers may be in any order; texts are read one after another
+        text = {int(n): text_at(int(first[n])) for n in in_order}
         key = vector_key(embedder, "document")
         for n in [n for n, t in text.items() if not self.writes and (key, text_hash(t)) in self._made]:
             vectors[n] = self._made[key, text_hash(text.pop(n))]
         order = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
+        new = list[int]()
         for done in range(0, len(order), BATCH):
             batch = order[done : done + BATCH]
             vectors[batch] = encode_checked(embedder, [text[n] for n in batch], "document")
             if self.writes:
-                self._store(embedder, numbers[batch], [text_hash(text[n]) for n in batch], vectors[batch])
+                new += batch
+                if len(new) >= self.texts_per_commit or done + BATCH >= len(order):
+                    self._store(embedder, numbers[new], [text_hash(text[n]) for n in new], vectors[new])
+                    new = []
             else:
                 self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
             if progress:
                 progress(done + len(batch), len(order))
-        in_order = len(numbers) == len(texts) and bool((of_each[1:] > of_each[:-1]).all())
-        return vectors if in_order else vectors[of_each]
+        as_asked = len(numbers) == len(texts) and bool((of_each[1:] > of_each[:-1]).all())
+        return vectors if as_asked else vectors[of_each]
 
     def fill(
         self,
@@ -211,7 +228,8 @@ class VectorStore(ABC):
         stored = set[int]()
         for start in range(0, len(numbers), READ):
             stored.update(n for n, _ in self._stored(embedder, numbers[start : start + READ]))
-        missing = {int(n): text_at(int(at)) for n, at in zip(numbers, first, strict=True) if int(n) not in stored}
+        by_position = sorted(zip(first.tolist(), numbers.tolist(), strict=True))  # texts are read one after another
+        missing = {n: text_at(at) for at, n in by_position if n not in stored}
         order = sorted(missing, key=lambda n: len(missing[n]))
         batches = [order[done : done + BATCH] for done in range(0, len(order), BATCH)]
         jobs = [tuple(missing[n] for n in batch) for batch in batches]

@@ -125,7 +125,8 @@ class PoolView:
             return self._held[position].text
         start, some = self._some
         if not start <= position < start + len(some):
-            step = min(READ, 2 * len(some)) if position == start + len(some) else 1
+            goes_on = 0 <= position - (start + len(some)) <= len(some)  # over some, which have the text of others
+            step = min(READ, 2 * len(some)) if goes_on else 1
             start, some = position, self._reader.examples.at(self.rows[position : position + step], self.revision)
             self._some = start, some
         return some[position - start].text

@@ -6,7 +6,7 @@ import copy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +454,50 @@ def test_the_commands_work_as_on_a_file(tmp_path: Path, capsys: pytest.CaptureFi
     assert "removed 1" in run("pool", "rm", pool, Example("late parcel", "delivery").id)
     assert "no problems" in run("pool", "check", pool)
     assert "MB" in run("pool", "compact", pool)
+
+
+def test_embedding_reads_texts_one_after_another_and_no_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_lance, "LARGE", 1)
+    monkeypatch.setattr(_lance_vectors, "HELD", 1)
+    asked, vectors_read = list[int](), list[int]()
+    at, plain = _lance.LanceExamples.at, _lance_vectors.batches
+
+    def counted_at(reader: _lance.LanceExamples, rows: np.ndarray, revision: int) -> list[Example]:
+        asked.append(len(rows))
+        return at(reader, rows, revision)
+
+    def counted_batches(table: Any, columns: Sequence[str], where: str = "") -> Iterator[Any]:
+        for batch in plain(table, columns, where):
+            vectors_read.append(batch.num_rows if "vector" in columns else 0)
+            yield batch
+
+    with Pool.open(tmp_path / "demos.lance") as pool:
+        pool.add(Example(f"text {n - n % 3 if n % 7 else n}", f"y{n}") for n in range(900))  # many say the same
+        monkeypatch.setattr(_lance.LanceExamples, "at", counted_at)
+        monkeypatch.setattr(_lance_vectors, "batches", counted_batches)
+        assert pool.embed(EMBEDDER) > 300
+        assert len(asked) < 20
+        assert sum(vectors_read) == 0
+        assert pool.embed(EMBEDDER) == 0
+
+
+def test_some_vectors_of_many_are_not_found_by_reading_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_lance_vectors, "_FEW", 10)
+    vectors_read, plain = list[int](), _lance_vectors.batches
+
+    def counted(table: Any, columns: Sequence[str], where: str = "") -> Iterator[Any]:
+        for batch in plain(table, columns, where):
+            vectors_read.append(batch.num_rows if "vector" in columns else 0)
+            yield batch
+
+    with Pool.open(tmp_path / "demos.lance") as pool:
+        pool.add(Example(f"text {n}", "y") for n in range(800))
+
+        pool.embed(EMBEDDER)
+        view = pool.view()
+        monkeypatch.setattr(_lance_vectors, "batches", counted)
+        some = view.only(view.rows[::20])
+        assert np.array_equal(some.vectors(EMBEDDER), EMBEDDER.encode_documents([e.text for e in some.examples]))
+        assert sum(vectors_read) == 40
