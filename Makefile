@@ -93,6 +93,7 @@ ifdef BENCH_FULL
 	$(RUN)/bench_search.py
 	$(RUN)/bench_startup.py
 	$(RUN)/bench_scale.py
+	$(RUN)/bench_growth.py
 	$(RUN)/bench_embed.py
 	$(RUN)/bench_beam.py
 	$(RUN)/bench_board.py
@@ -110,6 +111,7 @@ else
 	$(RUN)/bench_search.py --smoke
 	$(RUN)/bench_startup.py --smoke
 	$(RUN)/bench_scale.py --smoke
+	$(RUN)/bench_growth.py --smoke --only "pool stats" "task"
 	$(RUN)/bench_embed.py --smoke
 	$(RUN)/bench_serve.py --smoke
 	$(RUN)/bench_beam.py --smoke

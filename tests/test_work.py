@@ -9,21 +9,26 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import tempfile
 import tracemalloc
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from iclkit.datasets import find_leaks, read_examples
-from iclkit.eval import RunStore, load_runs
-from iclkit.pool import Pool
+from iclkit import evaluate
+from iclkit.datasets import check_task, find_leaks, make_task, read_examples
+from iclkit.eval import Bench, RunStore, diagnose, explain, influences, load_runs, make_bench
+from iclkit.integrations import tracking
+from iclkit.pool import FieldKey, Pool, migrate
+from iclkit.predictors import Tools
 from iclkit.records import Example, PoolPart, Query, Row, Run, RunSpec, Spec, TaskPart
-from iclkit.report import leaderboard
+from iclkit.report import leaderboard, read_runs, run_texts, write_harness
 from iclkit.selectors import Kit, make_selector
-from iclkit.testing import HashEmbedder
+from iclkit.testing import FakeLM, HashEmbedder
 
 EMBEDDER = HashEmbedder(8)
 WORDS = np.array([f"word{n}" for n in range(400)])
@@ -165,6 +170,104 @@ def test_reading_a_folder_of_runs(what: str, tmp_path: Path) -> None:
         return lambda: load_runs(out)
 
     grows(make, 4)
+
+
+def stored_runs(out: Path, runs: int, rows: int) -> list[Run]:
+    """Runs in a folder, whose rows are read when they are asked for."""
+    for number in range(runs):
+        run = run_of(rows, number)
+        with RunStore(out).open(run.spec, [(r.query_id, r.gold) for r in run.rows]) as writer:
+            if writer.todo:
+                writer.append(run.rows)
+                writer.save(done=True, texts=[Query(f"text {r.query_id}", id=r.query_id) for r in run.rows])
+    return read_runs([RunStore(out)])[0]
+
+
+@pytest.mark.parametrize("what", ["runs", "rows"])
+def test_runs_in_the_layout_of_the_harness(what: str, tmp_path: Path) -> None:
+    def make(size: int) -> Callable[[], object]:
+        runs = stored_runs(tmp_path / str(size), size if what == "runs" else 2, 20 if what == "runs" else 20 * size)
+        texts = run_texts([tmp_path / str(size)], runs, print)
+        return lambda: write_harness(runs, tmp_path / "harness", texts, date=datetime(2026, 1, 1))
+
+    grows(make, 4)
+
+
+def test_runs_for_a_tracker_are_held_one_at_a_time(tmp_path: Path) -> None:
+    held = []
+    for number in (2, 2, 8):  # the first loads what stays
+        runs = stored_runs(tmp_path / str(number), number, 300)
+        board = leaderboard(runs)
+        texts = run_texts([tmp_path / str(number)], runs, print)
+        entries = tracking._entries(runs, board, texts, None)
+        work = [calls_and_bytes(lambda e=entries: next(e))[1] for _ in runs]  # type: ignore[misc]
+        held.append(max(work))
+    assert held[2] <= 1.2 * held[1]
+
+
+def bench_of(rows: int, queries: int) -> Bench:
+    task = make_task("t", examples(rows), examples(queries, seed=1))
+    return make_bench(task, Pool.of(task.train))
+
+
+@pytest.mark.parametrize("what", ["pool", "queries"])
+def test_describing_what_selectors_pick(what: str) -> None:
+    def make(size: int) -> Callable[[], object]:
+        bench = bench_of(size if what == "pool" else 60, 10 if what == "pool" else size // 4)
+        return lambda: [diagnose(bench, name, Tools(embedder=EMBEDDER), k=4) for name in ("random", "knn", "bm25")]
+
+    grows(make, 160)
+
+
+def test_explaining_a_run() -> None:
+    asked = []
+
+    def make(size: int) -> Callable[[], object]:
+        bench, lm = bench_of(60, size), FakeLM()
+        run = evaluate(bench, "random", lm, k=3)
+        texts: dict[str, Any] = {q.id: {"input": q.input} for q in bench.queries}
+        texts |= {e.id: {"input": e.input, "output": e.output} for e in bench.view.examples}
+        lm.scored.clear()
+
+        def work() -> None:
+            influences(explain(run, texts, lm))
+            asked.append(len(lm.scored))
+
+        return work
+
+    grows(make, 20)
+    assert asked[2] == 2 * asked[1]
+
+
+def test_looking_for_what_hurts_in_a_task() -> None:
+    def make(size: int) -> Callable[[], object]:
+        task = make_task("t", examples(size), [*examples(size // 4, seed=1), *examples(3)])
+        return lambda: check_task(task, len, 100)
+
+    grows(make, 160)
+
+
+def test_keys_of_a_pool() -> None:
+    def make(size: int) -> Callable[[], object]:
+        pool = Pool.of(examples(size))
+        return lambda: (pool.view().keys(FieldKey()), [*pool.view().stored_keys()])
+
+    grows(make, 160)
+
+
+def test_moving_a_pool(tmp_path: Path) -> None:
+    pytest.importorskip("lancedb", reason="needs the extra lance")
+
+    def make(size: int) -> Callable[[], object]:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        with Pool.open(folder / "a.db") as pool:
+            pool.add(examples(size))
+            pool.embed(EMBEDDER)
+            pool.view().keys(FieldKey())
+            pool.remove(["e0"])
+        return lambda: (migrate(folder / "a.db", folder / "b.lance"), migrate(folder / "b.lance", folder / "c.db"))
+
+    grows(make, 200)
 
 
 def test_reading_a_file_of_rows(tmp_path: Path) -> None:

@@ -32,21 +32,23 @@ def duplicate_rows(examples: Iterable[Example], near: float | None = None) -> li
     if near is not None and not 0 < near <= 1:
         raise UsageError(f"near is {near}; give an overlap above 0 and up to 1, e.g. 0.8")
     looks_near = near is not None and near < 1
-    first: dict[str, int] = {}  # by a hash of what is compared, so that no text is held
-    groups, firsts = dict[int, list[int]](), list[tuple[str, tuple[str, str]]]()
+    first: dict[int, int] = {}  # by a hash of what is compared, so that no text is held
+    groups: dict[int, list[int]] = {}  # of rows that others repeat
+    firsts = list[tuple[int, str, tuple[str, str]]]()
     for row, example in enumerate(examples):
         text = fold_input(example)
         kind = sys.intern(example.task), sys.intern(fold_text(example.output) or clean_text(example.output))
-        kept = first.setdefault(digest([*kind, text]), row)
-        groups.setdefault(kept, []).append(row)
-        if looks_near and kept == row:
-            firsts.append((text, kind))
+        kept = first.setdefault(int(digest([*kind, text]), 16), row)
+        if kept != row:
+            groups.setdefault(kept, [kept]).append(row)
+        elif looks_near:
+            firsts.append((row, text, kind))
     if near is not None and looks_near:
-        rows = list(groups)
-        pairs, _ = near_pairs([text for text, _ in firsts], [kind for _, kind in firsts], near)
+        pairs, _ = near_pairs([text for _, text, _ in firsts], [kind for *_, kind in firsts], near)
         for new, old in pairs:
-            groups[rows[old]] = sorted(groups[rows[old]] + groups.pop(rows[new]))
-    return [group for group in groups.values() if len(group) > 1]
+            kept, gone = firsts[old][0], firsts[new][0]
+            groups[kept] = sorted(groups.get(kept, [kept]) + groups.pop(gone, [gone]))
+    return [groups[kept] for kept in sorted(groups)]
 
 
 def ngram_hashes(text: str) -> Pieces:

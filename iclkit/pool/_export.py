@@ -140,7 +140,7 @@ def _parquet(examples: Iterable[Example], file: IO[bytes]) -> None:
             writer.write_table(pyarrow.Table.from_pylist(part, schema))
 
 
-_AT_ONCE = 50_000  # rows of a Parquet file that are held
+_AT_ONCE = 10_000  # rows of a Parquet file that are held
 WRITERS: Mapping[str, Callable[[Iterable[Example], IO[bytes]], None]] = {
     "jsonl": _jsonl,
     "csv": _csv,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -462,21 +461,29 @@ class Pool:
         if damage := self._table.damage():  # nothing else that is read can be relied on
             return damage
         problems = self._table.broken_references()
-        by_input: dict[
-            bytes, tuple[str, dict[str, None]]
-        ] = {}  # the first id that an input stands under, and its outputs
-        for example in self:
+        output_of: dict[
+            int, int
+        ] = {}  # of each input that of its first example, both as hashes, so that no text is held
+        several: set[int] = set()
+        view = self.view(labeled=None)
+        for example in view.each():
             as_stored = self._table.content_id_as_stored
             if len(example.id) == 32 and content_id(example) != example.id != as_stored(example.id):
                 problems.append(f"example {example.id} does not have the content its id was made of")
             if not example.text.strip():
                 problems.append(f"example {example.id} has an empty input")
-            key = bytes.fromhex(digest([example.task, fold_input(example)]))
-            by_input.setdefault(key, (example.id, {}))[1][sys.intern(example.output)] = None
-        for first_id, outputs in by_input.values():
+            given, output = _hash(example.task, fold_input(example)), _hash(example.output)
+            if output_of.setdefault(given, output) != output:
+                several.add(given)
+        by_input: dict[tuple[str, str], list[Example]] = {}
+        for example in view.each() if several else ():
+            if _hash(example.task, fold_input(example)) in several:
+                by_input.setdefault((example.task, fold_input(example)), []).append(example)
+        for examples in by_input.values():
+            outputs = list(dict.fromkeys(e.output for e in examples))
             if len(outputs) > 1:
-                first = " and ".join(f"{o!r}" for o in [*outputs][:3])
-                problems.append(f"the input of {first_id} stands with {len(outputs)} outputs: {first}")
+                first = " and ".join(f"{o!r}" for o in outputs[:3])
+                problems.append(f"the input of {examples[0].id} stands with {len(outputs)} outputs: {first}")
         return problems + self._reader.vectors.problems()
 
     # ---- vectors and keys
@@ -605,6 +612,10 @@ def _refuse_other_content(new: ExampleRow, old: Example) -> None:
         raise DataError(
             f"id {old.id!r} stands for another example already ({old.text[:40]!r}); leave ids empty, or use update"
         )
+
+
+def _hash(*texts: str) -> int:
+    return int(digest(texts, 8), 16)
 
 
 _ADDED_AT_ONCE = 5_000

@@ -523,9 +523,10 @@ class FileVectors(VectorStore):
         lines = []
         for number, name, dim in self._db.read("SELECT number, name, dim FROM embedders"):
             damaged = 0
-            for (blob,) in self._db.read("SELECT vector FROM vectors WHERE embedder = ?", (number,)):
-                norm = float(np.linalg.norm(np.frombuffer(blob, "<f4"))) if len(blob) == 4 * dim else 0.0
-                damaged += not abs(norm - 1) < 1e-3  # not a number is damaged too
+            with self._db.reading() as connection:  # one vector at a time
+                for (blob,) in connection.execute("SELECT vector FROM vectors WHERE embedder = ?", (number,)):
+                    norm = float(np.linalg.norm(np.frombuffer(blob, "<f4"))) if len(blob) == 4 * dim else 0.0
+                    damaged += not abs(norm - 1) < 1e-3  # not a number is damaged too
             if damaged:
                 lines.append(f"{damaged} vectors of embedder {name!r} are damaged")
         return lines

@@ -225,6 +225,19 @@ def test_what_goes_through_a_large_pool_does_not_hold_its_examples(what: str, tm
     assert (held[2] - held[1]) / 400 < 1000  # a text alone has 10,000 bytes
 
 
+def test_looking_for_damaged_vectors_does_not_hold_them(tmp_path: Path) -> None:
+    held = []
+    for rows in (100, 100, 500):  # the first loads what stays
+        with Pool.open(tmp_path / f"{len(held)}.db") as pool:
+            pool.add(Example(f"text {n}", "x") for n in range(rows))
+            pool.embed(HashEmbedder(1000))
+            tracemalloc.start()
+            assert pool._reader.vectors.problems() == []
+            held.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert held[2] <= held[1] + 20_000  # five vectors
+
+
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize(("name", "part"), [("knn", None), ("knn", "x"), ("bm25", None)])
 def test_a_selector_that_follows_a_large_pool_reads_what_is_new(
