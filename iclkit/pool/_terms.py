@@ -42,7 +42,7 @@ VERSION = 1
 """Raised with every change of what our own tokenizers give: kept files are made anew then."""
 MAGIC = b"iclkit term index 1\n"
 _DENSE = 8  # a word in more than 1/8 of the rows is kept as a dense column: adding that is faster than scattering
-_MANY = 30_000  # rows of a pool in which only those are scored that can be among the best; of fewer all are, as fast
+_MANY = 500_000  # rows of a pool in which only those are scored that can be among the best; of fewer all are: faster
 _SEEK = 256  # rows of one in so many are few: words are looked for in them, row by row
 _TIE = 4e-6  # scores that differ by less may tie (``iclkit.selectors._maths.top_rows``)
 _NO_TEXT = 2**31 - 1

@@ -50,11 +50,14 @@ def top_rows(
 
 
 def _kth_or_less(scores: FloatArray, k: int) -> float:
-    """A number that at least k scores reach, cheap on long arrays: the k-th largest of the maxima of blocks."""
+    """A number that at least k scores reach, cheap on long arrays: the k-th largest of the maxima of groups.
+
+    A group is every so-manieth score, so that maxima are taken of whole stretches at once.
+    """
     blocks = len(scores) // _BLOCK
     if k > blocks // 4:
         return -np.inf
-    maxima = scores[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(axis=1)
+    maxima = scores[: blocks * _BLOCK].reshape(_BLOCK, blocks).max(axis=0)
     return float(np.partition(maxima, -k)[-k])
 
 
