@@ -1,8 +1,8 @@
 """This scorer against the loop of OpenICL, on the same prompts, in one run: CPU seconds, one thread.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_score.py MODEL [--data DATA] [--tasks sst2 trec] [--queries 64]
-        [--shots 8] [--rivals [--labels 150] [--dtype fp32]] [--fixed | --only-fixed] [--prefix-shots 100 500] [--repeats 3]
-        [--skip-naive]
+        [--shots 8] [--rivals [--labels 150] [--dtype fp32]] [--fixed | --only-fixed] [--prefix-shots 100 500]
+        [--repeats 3] [--skip-naive]
 
 The loop of OpenICL (``_common.openicl_loop``): one float32 forward per (label, prompt), batches of 8 in data order,
 logits of the whole vocabulary at every position. It runs once (it is long), the others --repeats times, in turn.
