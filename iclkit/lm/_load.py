@@ -196,6 +196,8 @@ def load_torch(
         "split": split,
     }
     model, notes = load_model(device=str(where), **settings)
+    if mode == "bf16" and where.type == "cpu" and not models.supports_bf16(where):
+        notes = (*notes, "this CPU emulates bf16, which takes several times as long as --dtype fp32")
     spread = dict.fromkeys(p.partition(":")[0] for p in models.placement(model.module)) if split else (where.type,)
     fingerprint = torch_fingerprint(model, folder, mode, "+".join(spread))
     shared: Engine[ForwardJob, ForwardResult] | None = None

@@ -82,9 +82,15 @@ class _Linear:
         return F.linear(x, self.weight, self.bias).mul_(other)
 
 
-def can_pack(device: torch.device) -> bool:
-    """Whether oneDNN's packed linear is there (CPU builds with oneDNN)."""
-    return bool(device.type == "cpu" and torch._C._has_mkldnn and hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether oneDNN's packed linear is there: CPU builds with oneDNN, and for bf16 a CPU that it has kernels for."""
+    if device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    try:  # oneDNN says it of its own: which instructions it asks for differs by version
+        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def flash_is_faster(dtype: torch.dtype) -> bool:
@@ -152,7 +158,7 @@ class PackedForward:
             attention = kernel or (blocks if self.device.type == "cpu" else "rows")
         self.attention = attention
         self.fused = _fused.works(self.device) if fused is None else fused
-        packed, on_cpu = can_pack(self.device), self.device.type == "cpu"
+        packed, on_cpu = can_pack(self.device, self.dtype), self.device.type == "cpu"
         self.in_strips = on_cpu and not self.fused
         self.tile = TILE if self.dtype == torch.bfloat16 else 1
         orders = {rope: self._order(rope) if self.in_strips else None for rope in architecture.ropes}
@@ -163,7 +169,7 @@ class PackedForward:
         head = architecture.head
         if on_cpu:  # float32 logits: a packed float32 copy of the head
             wide = Weights(tuple(p.float() for p in head.parts), tuple(b.float() for b in head.biases))
-            self._head: _Linear | Tensor = _Linear(wide, packed)
+            self._head: _Linear | Tensor = _Linear(wide, can_pack(self.device, torch.float32))
             self.head_rows = HEAD_ROWS
         else:
             self._head = head.matrix

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import sys
@@ -23,6 +24,8 @@ FILE = Path(__file__).with_name("golden.json")
 VARIANTS = ("mmr,trade_off=0.2,candidates=5", "bm25,tokenizer=trigrams,b=0.2", "dpp,sort=picks,candidates=10",
             "set-bsr,weights=idf,sort=picks", "many-labels,min_labels=3", "rrf,of=[bm25,mmr,trade_off=0.3,random]",
             "hybrid,near=2,fixed=mfl,of=bm25", "filter,of=[rrf,of=[bm25,knn],depth=40]")  # fmt: skip
+
+_NOISE = 2e-6  # float32 vectors and sums of their products, by processor
 
 
 def short(value: object) -> str:
@@ -51,9 +54,21 @@ def picks() -> dict[str, Any]:
             for k in (2, 5):
                 chosen = selector.select_many(queries, k)
                 made[f"{name} k={k} seed={seed}"] = [
-                    [short([(p.example_id, round(p.score, 6)) for p in s]), short(s.notes)] for s in chosen
+                    [short([p.example_id for p in s]), short(s.notes), [float(f"{p.score:.9g}") for p in s]]
+                    for s in chosen
                 ]
     return made
+
+
+def words_and_numbers(text: str) -> list[Any]:
+    """A fingerprint of lines of JSON without their decimal numbers, and these, since processors round differently."""
+    numbers: list[float] = []
+
+    def decimal(number: str) -> str:
+        numbers.append(float(f"{float(number):.9g}"))
+        return ""
+
+    return [short([json.loads(line, parse_float=decimal) for line in text.splitlines()]), numbers]
 
 
 def runs(folder: Path) -> dict[str, Any]:
@@ -78,7 +93,7 @@ def runs(folder: Path) -> dict[str, Any]:
         for calibration in ("none", "contextual"):
             lm = ScriptedLM(vote, name="voting")
             made.append(evaluate(task, selector, lm, k=3, embedder=HashEmbedder(), out=folder, calibrate=calibration))
-    lines = {r.id: short((folder / r.id / "rows.jsonl").read_bytes()) for r in made}
+    lines = {r.id: words_and_numbers((folder / r.id / "rows.jsonl").read_text()) for r in made}
     board = json.loads(to_json(leaderboard(made)))
     figures = [
         [line["selector"], round(line["figure"]["value"], 6), line["verdict"]]
@@ -148,10 +163,21 @@ def record() -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:
-    """Where two records differ, as paths."""
+    """Where two records differ, as paths; decimal numbers by more than what processors round differently."""
     if isinstance(old, dict) and isinstance(new, dict):
         return [d for key in {**old, **new} for d in differences(old.get(key), new.get(key), f"{at}/{key}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [d for n, pair in enumerate(zip(old, new, strict=True)) for d in differences(*pair, f"{at}/{n}")]
+    if isinstance(old, float) and isinstance(new, float):
+        return [] if math.isclose(old, new, rel_tol=_NOISE, abs_tol=_NOISE) else [f"{at}: {old} -> {new}"]
     return [] if old == new else [f"{at}: {old} -> {new}"]
+
+
+def written(record: Any) -> str:
+    """A record as JSON, a line for each entry."""
+    if not isinstance(record, dict):
+        return json.dumps(record)
+    return "{\n" + ",\n".join(f"{json.dumps(key)}: {written(record[key])}" for key in sorted(record)) + "\n}"
 
 
 def main() -> int:
@@ -160,7 +186,7 @@ def main() -> int:
     given = parser.parse_args()
     new = json.loads(json.dumps(record()))
     if given.write:
-        FILE.write_text(json.dumps(new, indent=0, sort_keys=True) + "\n")
+        FILE.write_text(written(new) + "\n")
         return 0
     found = differences(json.loads(FILE.read_text()), new)
     print("\n".join(found) or "nothing has changed")

@@ -25,3 +25,10 @@ def test_runs_have_the_ids_rows_and_board_they_had(golden: dict[str, object], tm
 
 def test_a_difference_is_named_by_its_path() -> None:
     assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}, "c": 2}) == ["/a/b: 1 -> 3"]
+    assert differences({"a": [1, [0.5]]}, {"a": [1, [0.50001]]}) == ["/a/1/0: 0.5 -> 0.50001"]
+    assert differences([0.3], []) == [": [0.3] -> []"]
+
+
+def test_numbers_differ_by_more_than_processors_round() -> None:
+    assert differences([0.604631, -512.0], [0.604632, -512.0001]) == []
+    assert differences([0.604631, -512.0], [0.604635, -512.01]) == ["/0: 0.604631 -> 0.604635", "/1: -512.0 -> -512.01"]
