@@ -1,6 +1,7 @@
 """Trained retrievers beside what needs no training: accuracy of finished runs, and paired differences.
 
-    python benchmarks/compare_retrievers.py RUNS [--keep FILE] [-k 8] [--tasks trec] [--precision fp32]
+    python benchmarks/compare_retrievers.py [RUNS] [--keep FILE] [-k 8] [--tasks trec] [--precision fp32]
+        [--minus "se2 with se2"]
 
 RUNS holds runs of ``iclkit eval`` with retrievers whose folders are named METHOD-TASK-SEED (of several tasks:
 METHOD-TASK+TASK-SEED), and runs of random, bm25, knn with the untrained encoder, and of the predictors without an LM.
@@ -9,7 +10,7 @@ interval is over queries and seeds. p-values are corrected (Holm) over the lines
 
 --keep FILE adds the results of each query to FILE, a line of JSON a run (its key: task, LM with its precision, k, what
 chose, seed; a later run of the same key replaces the earlier one), and the tables are made of all that FILE holds: runs
-of several machines and days can be set side by side after their folders are gone.
+of several machines and days can be set side by side after their folders are gone. Some are in kept_retrievers.jsonl.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ class Result:
 
 def main() -> None:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("runs", type=Path)
+    ap.add_argument("runs", type=Path, nargs="?", help="With --keep it may be left out.")
     ap.add_argument("-k", type=int, default=8)
     ap.add_argument("--keep", type=Path)
     ap.add_argument("--tasks", nargs="+", help="These alone.")
     ap.add_argument("--precision", choices=PRECISIONS, help="This one alone.")
+    ap.add_argument("--minus", nargs="+", default=[], help="Lines that the others are compared with, too.")
     args = ap.parse_args()
-    results = {r.key: r for r in results_of(args.runs)}
+    if not args.runs and not args.keep:
+        ap.error("give RUNS, --keep FILE or both")
+    results = {r.key: r for r in results_of(args.runs)} if args.runs else {}
     if args.keep:
         results = {**({r.key: r for r in read_kept(args.keep)} if args.keep.exists() else {}), **results}
         write_kept(args.keep, [results[key] for key in sorted(results)])
@@ -81,7 +85,8 @@ def main() -> None:
         scopes[r.by] = "task" if r.trained else "query"
     for place, by_lm in sorted(tables.items()):
         for lm, lines in sorted(by_lm.items()):
-            print_table(f"**{place[0]}**, {lm}", args.k, {**lines, **alone[place]}, scopes)
+            rivals = ("knn, untrained", "logreg", *args.minus)
+            print_table(f"**{place[0]}**, {lm}", args.k, {**lines, **alone[place]}, scopes, rivals)
 
 
 def results_of(folder: Path) -> Iterator[Result]:
@@ -130,15 +135,13 @@ def write_kept(file: Path, results: list[Result]) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def print_table(
-    title: str, k: int, lines: dict[str, dict[int, dict[str, float]]], scopes: dict[str, SeedScope]
-) -> None:
+def print_table(title: str, k: int, lines: Lines, scopes: dict[str, SeedScope], rivals: tuple[str, ...]) -> None:
     """The lines of one task and LM, best first."""
     queries = sorted(set.intersection(*(set(values) for seeds in lines.values() for values in seeds.values())))
     values = {
         name: np.array([[seeds[s][q] for q in queries] for s in sorted(seeds)], float) for name, seeds in lines.items()
     }
-    rivals = [r for r in ("knn, untrained", "logreg") if r in values]
+    rivals = tuple(r for r in rivals if r in values)
     print(f"{title}, k = {k}, {len(queries)} queries\n")
     print("| chosen by | seeds | accuracy, % |" + "".join(f" minus {r} |" for r in rivals))
     print("|---|---:|---:|" + "---:|" * len(rivals))
