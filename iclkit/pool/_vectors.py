@@ -10,6 +10,7 @@ import glob
 import hashlib
 import json
 import logging
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from iclkit.records import Progress, digest
 
 log = logging.getLogger(__name__)
 BATCH = 512  # texts embedded per commit: what a kill can lose
+SECONDS_PER_COMMIT = 5.0
 READ = 1 << 14  # vectors read from the file at a time
 _STORED = (
     "FROM json_each(?) AS t CROSS JOIN vectors AS v ON v.text = t.value "
@@ -81,8 +83,8 @@ class VectorStore(ABC):
     Where they are kept, and how they are searched, is a back end's.
     """
 
-    texts_per_commit = BATCH
-    """What a kill can lose."""
+    texts_per_commit = 0
+    """Where a commit is dear: so many texts are kept in one, or what ``SECONDS_PER_COMMIT`` have made. 0: a batch."""
 
     def __init__(self, writes: bool) -> None:
         self.writes = writes
@@ -176,8 +178,9 @@ class VectorStore(ABC):
     ) -> FloatArray:
         """(len(texts), dim): vectors of texts by number; those not stored yet are made of ``text_at(position)``.
 
-        Committed in batches: a kill loses at most one, and the same call again goes on. Numbers below 0 are those of
-        texts that the file has no number for. ``all_missing``: no vector of them is stored, so none is looked for.
+        Committed in batches: a kill loses at most one (see ``texts_per_commit``), and the same call again goes on.
+        Numbers below 0 are those of texts that the file has no number for. ``all_missing``: no vector of them is
+        stored, so none is looked for.
         """
         numbers, first, of_each = np.unique(texts, return_index=True, return_inverse=True)
         vectors = np.empty((len(numbers), embedder.dim), np.float32)
@@ -190,28 +193,35 @@ class VectorStore(ABC):
                 damaged += int(missing[at].sum())
         if damaged:
             log.warning("%d stored vectors of embedder %r are damaged; they are made again", damaged, embedder.name)
-        in_order = np.flatnonzero(missing)
-        in_order = in_order[
-            np.argsort(first[in_order])
-        ]  # numbers may be in any order; texts are read one after another
-        text = {int(n): text_at(int(first[n])) for n in in_order}
+        at = np.flatnonzero(missing)
+        at = at[np.argsort(first[at])]  # numbers may be in any order; texts are read one after another
+        text = {int(n): text_at(int(first[n])) for n in at}
         key = vector_key(embedder, "document")
         for n in [n for n, t in text.items() if not self.writes and (key, text_hash(t)) in self._made]:
             vectors[n] = self._made[key, text_hash(text.pop(n))]
         order = sorted(text, key=lambda n: len(text[n]))  # texts of about one length together: little padding
-        new = list[int]()
-        for done in range(0, len(order), BATCH):
-            batch = order[done : done + BATCH]
-            vectors[batch] = encode_checked(embedder, [text[n] for n in batch], "document")
-            if self.writes:
-                new += batch
-                if len(new) >= self.texts_per_commit or done + BATCH >= len(order):
-                    self._store(embedder, numbers[new], [text_hash(text[n]) for n in new], vectors[new])
-                    new = []
-            else:
-                self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
-            if progress:
-                progress(done + len(batch), len(order))
+        new, since = list[int](), time.monotonic()
+
+        def keep() -> None:
+            self._store(embedder, numbers[new], [text_hash(text[n]) for n in new], vectors[new])
+            new.clear()
+
+        try:
+            for done in range(0, len(order), BATCH):
+                batch = order[done : done + BATCH]
+                vectors[batch] = encode_checked(embedder, [text[n] for n in batch], "document")
+                if self.writes:
+                    new += batch
+                    if len(new) >= self.texts_per_commit or time.monotonic() - since >= SECONDS_PER_COMMIT:
+                        keep()
+                        since = time.monotonic()
+                else:
+                    self._made.update(((key, text_hash(text[n])), vectors[n].copy()) for n in batch)
+                if progress:
+                    progress(done + len(batch), len(order))
+        finally:  # what an embedder that fails, or a user, has ended stays
+            if new:
+                keep()
         as_asked = len(numbers) == len(texts) and bool((of_each[1:] > of_each[:-1]).all())
         return vectors if as_asked else vectors[of_each]
 

@@ -15,7 +15,19 @@ import pytest
 
 from iclkit.cli import main
 from iclkit.errors import ChangedElsewhere, DataError, NeedError, PoolError, UsageError
-from iclkit.pool import FieldKey, Pool, Scope, _lance, _lance_vectors, _sqlite, as_place, copy_view, in_lance, migrate
+from iclkit.pool import (
+    FieldKey,
+    Pool,
+    Scope,
+    _lance,
+    _lance_vectors,
+    _sqlite,
+    _vectors,
+    as_place,
+    copy_view,
+    in_lance,
+    migrate,
+)
 from iclkit.pool._index import FlatIndex
 from iclkit.pool._lance_vectors import LanceIndex
 from iclkit.records import Example, Query
@@ -481,6 +493,37 @@ def test_embedding_reads_texts_one_after_another_and_no_vectors(
         assert len(asked) < 20
         assert sum(vectors_read) == 0
         assert pool.embed(EMBEDDER) == 0
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_what_was_embedded_stays_when_the_embedder_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(_vectors, "BATCH", 10)
+    monkeypatch.setattr(_vectors, "SECONDS_PER_COMMIT", seconds)
+    commits, plain = list[int](), _lance_vectors.LanceVectors._store
+
+    def counted(self: Any, embedder: Any, numbers: Any, hashes: Any, vectors: Any) -> None:
+        commits.append(len(numbers))
+        plain(self, embedder, numbers, hashes, vectors)
+
+    monkeypatch.setattr(_lance_vectors.LanceVectors, "_store", counted)
+
+    class Failing(HashEmbedder):
+        times = 0
+
+        def encode_documents(self, texts: Sequence[str], progress: Any = None) -> Any:
+            self.times += 1
+            if self.times == 4:
+                raise OSError("the embedder is gone")
+            return super().encode_documents(texts, progress)
+
+    with Pool.open(tmp_path / "demos.lance") as pool:
+        pool.add(Example(f"text {n}", "y") for n in range(100))
+        with pytest.raises(Exception, match="the embedder is gone"):
+            pool.embed(Failing(8))
+        assert commits == ([10, 10, 10] if seconds == 0 else [30])
+        assert pool.embed(HashEmbedder(8)) == 70
 
 
 def test_some_vectors_of_many_are_not_found_by_reading_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
