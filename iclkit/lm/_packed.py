@@ -84,11 +84,13 @@ class _Linear:
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether oneDNN's packed linear is there: CPU builds with oneDNN, and for bf16 a CPU that it has kernels for."""
-    if device.type != "cpu" or not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if device.type != "cpu":
         return False
-    try:  # oneDNN says it of its own: which instructions it asks for differs by version
-        torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16, dtype=dtype))
-    except RuntimeError:
+    some = torch.zeros(16, 16, dtype=dtype)
+    try:  # a product is tried: which instructions oneDNN asks for differs by version
+        packed = torch.ops.mkldnn._reorder_linear_weight(some)
+        torch.ops.mkldnn._linear_pointwise(some, packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):  # no such operation in this build; none for this CPU
         return False
     return True
 

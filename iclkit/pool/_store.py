@@ -461,9 +461,7 @@ class Pool:
         if damage := self._table.damage():  # nothing else that is read can be relied on
             return damage
         problems = self._table.broken_references()
-        output_of: dict[
-            int, int
-        ] = {}  # of each input that of its first example, both as hashes, so that no text is held
+        output_of: dict[int, int] = {}  # of each input that of its first example: hashes, so that no text is held
         several: set[int] = set()
         view = self.view(labeled=None)
         for example in view.each():
