@@ -7,6 +7,7 @@ How a selector uses it::
         near.rows, near.scores                        # handles (m,) and cosines (m,), best first; allowed rows only
         candidates.vectors(near.rows)                 # (m, dim) float32, unit rows
         candidates.outputs(near.rows), candidates.examples(near.rows)
+    batch.examples([near.rows for near in batch.nearest(8)])      # those of many queries, read in one go
         candidates.allowed(rows)                      # which of any handles may be shown for this query
         candidates.within(rows).nearest(5)            # the same query among these rows only
         len(candidates)                               # how many may be shown
@@ -197,6 +198,12 @@ class CandidateBatch:
     def nearest(self, k: int) -> list[Ranked]:
         """For each query what ``Candidates.nearest`` gives."""
         return self.search(self.query_vectors, k, self._scopes) if self.queries else []
+
+    def examples(self, rows_of: Sequence[IntArray]) -> list[list[Example]]:
+        """For each of some arrays of row handles their examples; all of them are read in one go."""
+        rows = np.unique(np.concatenate([np.empty(0, np.int64), *rows_of]))
+        found = self.view.examples_at(rows)
+        return [[found[at] for at in np.searchsorted(rows, some).tolist()] for some in rows_of]
 
     def search(self, vectors: FloatArray, k: int, scopes: Sequence[Scope]) -> list[Ranked]:
         """The k nearest of any vectors (s, dim), e.g. of search states, each within a scope such as

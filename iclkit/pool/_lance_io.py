@@ -19,7 +19,7 @@ ASKED = 10_000  # values in a filter: each filter is a look at all rows, or into
 def connect(place: Path | str) -> Any:
     """A connection. NeedError without the extra, PoolError, in one line, where the place cannot be reached."""
     try:
-        os.environ.setdefault("LANCE_LOG", "error")  # what matters comes as an error, and stderr is the user's
+        os.environ.setdefault("LANCEDB_LOG", "error")  # what matters comes as an error, and stderr is the user's
         import lancedb
     except ImportError as error:
         raise NeedError(f"a pool in LanceDB needs the extra: {install_command('lance')}") from error

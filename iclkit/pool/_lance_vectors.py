@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -17,7 +17,16 @@ from iclkit.embed import Embedder, FloatArray, are_unit, vector_key
 from iclkit.errors import DataError, PoolError
 from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
-from iclkit.pool._index import EXTRA_CANDIDATES, FLOAT32_ERROR, NOTHING, SCORE_DECIMALS, FlatIndex, VectorIndex, checked
+from iclkit.pool._index import (
+    EXTRA_CANDIDATES,
+    FLOAT32_ERROR,
+    MAX_OVERFETCH,
+    NOTHING,
+    SCORE_DECIMALS,
+    FlatIndex,
+    VectorIndex,
+    checked,
+)
 from iclkit.pool._lance_io import ASKED, batches, explained, facts_of, number_of, one_of, quoted, rows_of, table_names
 from iclkit.pool._lists import PER_LIST, SAMPLE, UNMEASURED, ApproximateIndex, count_lists, info_of, measured
 from iclkit.pool._table import StoredVectors, in_parts
@@ -32,7 +41,8 @@ _READ = 1 << 13  # vectors read at a time
 _TIDY = 64  # commits after which small fragments are put together
 _FEW = 500  # texts that are asked for one by one
 _PART = 4  # of texts that are more than this part of all, vectors are read by ranges of their numbers
-_PUSHED = 2_000  # excluded texts that LanceDB leaves out itself
+_PUSHED = 2_000  # excluded texts up to which LanceDB leaves them out itself
+_FOUND = 1 << 15  # vectors that are found at once, for several queries
 
 
 def schema_of(dim: int, facts: dict[str, Any] | None = None) -> Any:
@@ -407,6 +417,17 @@ def _made(pairs: Iterable[tuple[bytes, bytes]], dim: int) -> Iterator[Any]:
         yield batch_of([h for h, _ in some], vectors)
 
 
+class _Plan(NamedTuple):
+    """What LanceDB is asked for a query: so many texts, none of ``gone``, in so many lists (0: exactly)."""
+
+    fetch: int
+    gone: tuple[int, ...] = ()
+    lists: int = 0
+
+
+_DONE = _Plan(0)
+
+
 class LanceIndex:
     """Search in a table of vectors, as it was when this was made; exact where ``info`` is None.
 
@@ -474,54 +495,76 @@ class LanceIndex:
         return self.search(queries, k, scopes, self.approximate.level(k).probes if self.approximate else 0)
 
     def search(self, queries: FloatArray, k: int, scopes: Sequence[Scope], probes: int) -> list[Ranked]:
-        """The same in that many lists; 0: exactly."""
+        """The same in that many lists; 0: exactly. LanceDB is asked for many queries at once, which share a scan."""
         queries = checked(queries, scopes, self._dim)
+        found = [NOTHING] * len(queries)
         if k <= 0 or not len(self):
-            return [NOTHING] * len(queries)
-        return [self._nearest(q, k, scope, probes) for q, scope in zip(queries, scopes, strict=True)]
+            return found
+        plans, few = dict[int, _Plan](), dict[int, list[int]]()
+        for number, scope in enumerate(scopes):
+            if scope.within is not None and len(scope.within) <= HELD:
+                few.setdefault(id(scope.within), []).append(number)
+            else:
+                plans[number] = self._first_plan(k, scope, probes)
+        for numbers in few.values():
+            within, rest = scopes[numbers[0]].within, [Scope(scopes[n].exclude) for n in numbers]
+            assert within is not None
+            for number, ranked in zip(numbers, self._held(within).nearest(queries[numbers], k, rest), strict=True):
+                found[number] = ranked
+        while plans:
+            together = dict[_Plan, list[int]]()
+            for number, plan in plans.items():
+                together.setdefault(plan, []).append(number)
+            for plan, numbers in together.items():
+                step = max(1, _FOUND // plan.fetch)
+                for part in (numbers[start : start + step] for start in range(0, len(numbers), step)):
+                    for number, (texts, vectors, limit) in zip(part, self._ask(queries[part], plan), strict=True):
+                        scope = scopes[number]
+                        found[number] = self._ranked(queries[number], texts, vectors, k, scope)
+                        plans[number] = self._next_plan(plan, k, scope, found[number], len(texts), limit)
+            plans = {number: plan for number, plan in plans.items() if plan is not _DONE}
+        return found
 
-    def _nearest(self, query: FloatArray, k: int, scope: Scope, probes: int) -> Ranked:
-        within = scope.within
-        if within is not None and len(within) <= HELD:
-            rest = Scope(scope.exclude)
-            return self._held(within).nearest(query[None], k, [rest])[0]
-        size = len(self) if within is None else len(within)
-        gone = self._texts_gone(scope.exclude)
-        allowed = size - len(scope.exclude)
+    def _size_of(self, scope: Scope) -> int:
+        return len(self) if scope.within is None else len(scope.within)
+
+    def _first_plan(self, k: int, scope: Scope, probes: int) -> _Plan:
+        size, gone = self._size_of(scope), self._texts_gone(scope.exclude)
         fetch = math.ceil((k + EXTRA_CANDIDATES + len(scope.exclude)) * len(self) / max(size, 1))
-        if len(gone):
-            fetch -= min(len(gone), fetch - k - EXTRA_CANDIDATES)
-        share = size / len(self)
-        lists = min(self.lists, math.ceil(probes / share)) if probes else 0
-        while True:
-            texts, vectors, limit = self._ask(query, fetch, gone, lists)
-            ranked = self._ranked(query, texts, vectors, k, scope)
-            everything = len(texts) < fetch
-            short = len(ranked) < min(k, allowed)
-            sure = bool(lists) or everything or (len(ranked) == k and limit < ranked.scores[-1])
-            if sure and not short:
-                return ranked
-            if everything:
-                if not lists:
-                    return ranked
-                lists = 0 if 4 * lists >= self.lists else 4 * lists  # the lists do not hold so many
-            fetch = min(4 * fetch, self._size + 1)
+        fetch -= min(len(gone), fetch - k - EXTRA_CANDIDATES)
+        return _Plan(fetch, gone, min(self.lists, math.ceil(probes * len(self) / max(size, 1))))
 
-    def _ask(
-        self, query: FloatArray, fetch: int, gone: Sequence[int], lists: int
-    ) -> tuple[IntArray, FloatArray, float]:
-        """Texts, their vectors, and a score that no text left out reaches (of those looked at)."""
+    def _next_plan(self, plan: _Plan, k: int, scope: Scope, ranked: Ranked, found: int, limit: float) -> _Plan:
+        """What to ask after ``ranked``, of so many texts that were found; ``_DONE`` where nothing is missing."""
+        everything, lists = found < plan.fetch, plan.lists
+        short = len(ranked) < min(k, self._size_of(scope) - len(scope.exclude))
+        sure = bool(lists) or everything or (len(ranked) == k and limit < ranked.scores[-1])
+        if (sure and not short) or (everything and not lists):
+            return _DONE
+        if everything:
+            lists = 0 if 4 * lists >= self.lists else 4 * lists  # the lists do not hold so many
+        return _Plan(min(4 * plan.fetch, self._size + 1), plan.gone, lists)
+
+    def _ask(self, queries: FloatArray, plan: _Plan) -> list[tuple[IntArray, FloatArray, float]]:
+        """For each query (q, dim) texts, their vectors, and a score that no text left out reaches (of those looked
+        at)."""
         with explained(self._store.place):
-            asked = self._table.search(query).distance_type("dot").limit(fetch).select(["text", "vector", "_distance"])
-            if gone:
-                asked = asked.where(f"NOT ({one_of('text', gone)})")
-            asked = asked.nprobes(lists) if lists else asked.bypass_vector_index()
+            asked = self._table.search([*queries]).distance_type("dot").limit(plan.fetch)
+            asked = asked.select(["text", "vector", "_distance"])
+            if plan.gone:
+                asked = asked.where(f"NOT ({one_of('text', plan.gone)})")
+            asked = asked.nprobes(plan.lists) if plan.lists else asked.bypass_vector_index()
             found = asked.to_arrow().combine_chunks()
         if not found.num_rows:
-            return np.empty(0, np.int64), np.empty((0, self._dim), np.float32), -math.inf
+            return [(np.empty(0, np.int64), np.empty((0, self._dim), np.float32), -math.inf)] * len(queries)
         vectors = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
-        worst = 1 - float(found["_distance"].to_numpy().max())
-        return found["text"].to_numpy(), vectors, worst + FLOAT32_ERROR
+        texts, scores = found["text"].to_numpy(), 1 - found["_distance"].to_numpy()
+        answers = []
+        for number in range(len(queries)):
+            at = np.flatnonzero(found["query_index"].to_numpy() == number) if len(queries) > 1 else slice(None)
+            limit = float(scores[at].min(initial=math.inf)) + FLOAT32_ERROR
+            answers.append((texts[at], vectors[at], limit))
+        return answers
 
     def _ranked(self, query: FloatArray, texts: IntArray, vectors: FloatArray, k: int, scope: Scope) -> Ranked:
         """The best k rows that have these texts and are in a scope, by scores in float64."""
@@ -535,15 +578,16 @@ class LanceIndex:
         order = np.lexsort((rows, -scores))[:k]
         return Ranked(rows[order], scores[order].astype(np.float32))
 
-    def _texts_gone(self, exclude: frozenset[int]) -> list[int]:
-        """Texts that only excluded rows have, for LanceDB to leave out; none where they are too many for a filter."""
-        if not exclude or len(exclude) > _PUSHED:
-            return []
+    def _texts_gone(self, exclude: frozenset[int]) -> tuple[int, ...]:
+        """Texts that only excluded rows have, for LanceDB to leave out; none where they are too many for a filter, or
+        so few that they are found and left out here, so that queries with others are asked with it."""
+        if not MAX_OVERFETCH < len(exclude) <= _PUSHED:
+            return ()
         rows = np.array(sorted(exclude), dtype=np.int64)
         rows = rows[is_member(rows, self._rows)]
         texts, counts = np.unique(self._texts[positions_of(rows, self._rows)], return_counts=True)
         have = np.searchsorted(self._by_text, texts, "right") - np.searchsorted(self._by_text, texts, "left")
-        return [int(t) for t in texts[have == counts]]
+        return tuple(texts[have == counts].tolist())
 
     def _held(self, within: IntArray) -> FlatIndex:
         """The vectors of a filter's rows; those of the last one are kept, since many searches have it in common."""

@@ -12,7 +12,7 @@ import numpy as np
 from iclkit.pool import Candidates, Ranked
 from iclkit.predictors._base import BasePredictor, answer_by_shares
 from iclkit.predictors._protocol import Prediction
-from iclkit.records import Pick, Query, Selection
+from iclkit.records import Example, Pick, Query, Selection
 from iclkit.selectors import Needs
 from iclkit.settings import setting
 
@@ -33,10 +33,11 @@ class KNNVote(BasePredictor):
     def predict(self, queries: Sequence[Query]) -> list[Prediction]:
         """Search for all queries together, then count."""
         batch = self.context.view.candidates(queries, self.embedder)
-        return [self._vote(one, near) for one, near in zip(batch, batch.nearest(self.k), strict=True)]
+        nearest = batch.nearest(self.k)
+        examples = batch.examples([near.rows for near in nearest])
+        return [self._vote(*one) for one in zip(batch, nearest, examples, strict=True)]
 
-    def _vote(self, candidates: Candidates, near: Ranked) -> Prediction:
-        examples = candidates.examples(near.rows)
+    def _vote(self, candidates: Candidates, near: Ranked, examples: Sequence[Example]) -> Prediction:
         picks = tuple(
             Pick(example.id, float(score), rank)
             for rank, (example, score) in enumerate(zip(examples, near.scores, strict=True), 1)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from iclkit.embed import Embedder, EmbedderLike, Reranker
     from iclkit.lm import LM
     from iclkit.pool import CandidateBatch, Candidates, Pool, PoolView, Scope
+    from iclkit.records import Example
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
@@ -350,8 +351,9 @@ class BaseSelector:
         batch = self.pool_.candidates(queries, embedder, whole_pool=self.needs.whole_pool)
         with search_notes() as notes:
             choices = self.choose_many(batch, k) if k else [NOTHING] * len(queries)
-        spec = self.spec
-        return [self._selection(c, k, choice, spec, tuple(notes)) for c, choice in zip(batch, choices, strict=True)]
+        rows = [np.asarray(choice.rows, dtype=np.int64) for choice in choices]
+        spec, told = self.spec, zip(batch, choices, batch.examples(rows), strict=True)
+        return [self._selection(c, k, choice, tuple(shown), spec, tuple(notes)) for c, choice, shown in told]
 
     async def aselect(
         self, query: QueryLike, k: int, *, where: Mapping[str, Json] | None = None, exclude: Iterable[str] = ()
@@ -372,13 +374,18 @@ class BaseSelector:
         return Chooser(self, self.pool_, self.kit_, k=k, follow=follow).save(folder, copy_pool=copy_pool)
 
     def _selection(
-        self, candidates: Candidates, k: int, choice: Choice, spec: Spec, more_notes: tuple[str, ...]
+        self,
+        candidates: Candidates,
+        k: int,
+        choice: Choice,
+        examples: tuple[Example, ...],
+        spec: Spec,
+        more_notes: tuple[str, ...],
     ) -> Selection:
         rows = np.asarray(choice.rows, dtype=np.int64)
         assert len(rows) <= k, f"{self.name}: {len(rows)} picks for k={k}"
         assert len(np.unique(rows)) == len(rows), f"{self.name}: an example was picked twice"
         assert candidates.allowed(rows).all(), f"{self.name}: an excluded example was picked"
-        examples = tuple(self.pool_.examples_at(rows))
         picks = tuple(
             Pick(example.id, float(score), rank, RANDOM_FILL if rank > len(rows) - choice.random else "")
             for rank, (example, score) in enumerate(zip(examples, choice.scores, strict=True), 1)

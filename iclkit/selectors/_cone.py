@@ -76,9 +76,9 @@ class ConESelector(BaseSelector):
         nearest = [near.rows for near in batch.nearest(max(k, self.candidates))]
         pairs = [
             (candidates.query, example)
-            for candidates, rows in zip(batch, nearest, strict=True)
+            for candidates, examples in zip(batch, batch.examples(nearest), strict=True)
             if _has_text(candidates.query)
-            for example in candidates.examples(rows)
+            for example in examples
         ]
         likelihood = iter(self._likelihood(pairs))
         return [

@@ -74,7 +74,9 @@ class MDLSelector(BaseSelector):
         """
         nearest = batch.nearest(max(k, self.candidates))
         subsets = [near.rows[self._subsets(c.query, near.rows, k)] for c, near in zip(batch, nearest, strict=True)]
-        prompts = [(c.query, c.examples(rows)) for c, tried in zip(batch, subsets, strict=True) for rows in tried]
+        examples = batch.examples([rows for tried in subsets for rows in tried])
+        asking = [query for query, tried in zip(batch.queries, subsets, strict=True) for _ in tried]
+        prompts = [*zip(asking, examples, strict=True)]
         logprobs = self.scorer_.label_logprobs(prompts, self.normalize)
         entropies = np.array([np.nan if values is None else float(entropy(values)) for values in logprobs])
         entropies = entropies.reshape(len(batch), self.window)

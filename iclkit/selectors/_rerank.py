@@ -40,7 +40,8 @@ class RerankSelector(CompositeSelector):
         """All pairs in one call; scores are the reranker's."""
         assert self.kit_.reranker is not None
         rows_of = [np.sort(self._rows(s)) for s in self.parts_[0].select_many(batch.queries, max(k, self.depth))]
-        texts = [(c.query.text, e.text) for c, rows in zip(batch, rows_of, strict=True) for e in c.examples(rows)]
+        examples = batch.examples(rows_of)
+        texts = [(q.text, e.text) for q, some in zip(batch.queries, examples, strict=True) for e in some]
         scores = score_checked(self.kit_.reranker, texts)
         choices = []
         for rows, values in zip(rows_of, np.split(scores, np.cumsum([len(r) for r in rows_of])[:-1]), strict=True):

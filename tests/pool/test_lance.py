@@ -544,3 +544,51 @@ def test_some_vectors_of_many_are_not_found_by_reading_all(tmp_path: Path, monke
         some = view.only(view.rows[::20])
         assert np.array_equal(some.vectors(EMBEDDER), EMBEDDER.encode_documents([e.text for e in some.examples]))
         assert sum(vectors_read) == 40
+
+
+@pytest.mark.usefixtures("searched")
+@pytest.mark.parametrize("lists", [0, 8])
+def test_many_queries_are_asked_together_and_their_picks_read_in_one_go(
+    lists: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, read = list[int](), list[int]()
+    ask, at = LanceIndex._ask, _lance.LanceExamples.at
+
+    def counted_ask(index: LanceIndex, queries: np.ndarray, plan: Any) -> Any:
+        asked.append(len(queries))
+        return ask(index, queries, plan)
+
+    def counted_at(reader: _lance.LanceExamples, rows: np.ndarray, revision: int) -> list[Example]:
+        read.append(len(rows))
+        return at(reader, rows, revision)
+
+    with Pool.open(tmp_path / "p.lance") as pool:
+        pool.add(Example(f"text {n} of {n % 9}", "x", id=f"e{n}") for n in range(300))
+        if lists:
+            pool.build_index(EMBEDDER, lists=lists)
+        knn = make_selector("knn").fit(pool.view(), Kit(EMBEDDER))
+        queries = [Query(f"text {n} of 4", exclude=frozenset({f"e{n}"} if n % 2 else ())) for n in range(40)]
+        alone = [knn.select(query, 5) for query in queries]
+        monkeypatch.setattr(LanceIndex, "_ask", counted_ask)
+        monkeypatch.setattr(_lance.LanceExamples, "at", counted_at)
+        assert knn.select_many(queries, 5) == alone
+        assert sorted(asked[:2]) == [20, 20]  # those that exclude a row ask for one more
+        assert len(asked) <= 4
+        assert len(read) == 1
+        assert not any(pick.example_id in q.exclude for q, s in zip(queries, alone, strict=True) for pick in s.picks)
+
+
+def test_lancedb_says_nothing_of_its_own(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from iclkit.pool import Pool
+        from iclkit.records import Example
+        from iclkit.testing import HashEmbedder
+        with Pool.open(sys.argv[1]) as pool:
+            pool.add(Example(f"word{n % 20}" + " and" * n, "x") for n in range(600))  # it warns of empty lists
+            pool.build_index(HashEmbedder(16), lists=16)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "p.lance"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
