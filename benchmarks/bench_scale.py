@@ -67,12 +67,13 @@ def main() -> None:
                     continue
                 command = [sys.executable, __file__, "--measure", what, "--rows", str(rows), "--dim", str(a.dim),
                            "--vectors", a.vectors, "--folder", str(place)]  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode:
-                    raise SystemExit(done.stderr[-2000:])
-                for line in done.stdout.splitlines():
-                    name, value = json.loads(line)
-                    found.setdefault(name, {})[rows] = value
+                with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+                    for line in child.stdout or ():
+                        name, value = json.loads(line)
+                        found.setdefault(name, {})[rows] = value
+                        print(f"{rows:,} rows: {name} {value:.4g}", file=sys.stderr)
+                if child.returncode:
+                    raise SystemExit(f"{what} ended with {child.returncode} at {rows:,} rows")
     for name, values in found.items():
         emit(what=name, **{str(rows): float(f"{v:.3g}") for rows, v in values.items()}, exponent=exponent(values))
     if "pool" in a.parts:

@@ -362,3 +362,18 @@ def test_a_selector_that_follows_a_pool_in_lancedb_reads_what_is_new(
                 np.testing.assert_array_equal(chooser.view.vectors(EMBEDDER), expected)
             work.append(dict(read))
     assert work[0] == work[1] == {"examples": 3, "vectors": 2}
+
+
+@pytest.mark.parametrize("gone", [0, 1, 90])
+def test_rows_and_texts_of_large_pools_are_read_many_at_a_time(
+    gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite, "LARGE", 1)
+    monkeypatch.setattr(_sqlite, "_TEXTS_READ", 7)
+    with filled(90, tmp_path / "demos.db") as pool:
+        pool.remove([f"e{n:06}" for n in range(90)][-gone:] if gone else [])
+    with Pool.open(tmp_path / "demos.db") as pool:
+        view = pool.view()
+        stored = pool._table.database.read("SELECT seq, text FROM examples ORDER BY seq")
+        assert [*zip(view.rows.tolist(), view._texts.tolist(), strict=True)] == stored
+        assert len(stored) == 90 - gone
