@@ -27,19 +27,22 @@ def export(pool: Path, by: str | None, task: str | None, where: tuple[str, ...])
     """Print the keys of POOL's examples as JSONL, to be read, edited and used: -s skill-knn,keys=FILE."""
     with open_pool(pool) as store:
         view = store.view(task=task, where=conditions(where) or None)
-        # of each writer the oldest first
-        keys = [(e.id, e.text, *key) for e, written in view.stored_keys() for key in written]
-    writers = sorted({writer for _, _, writer, _, _ in keys})
-    if by is not None and by not in writers:
-        raise UsageError(f"no keys by {by!r}; there are " + (f"those by {', '.join(writers)}" if writers else "none"))
-    if by is None and len(writers) > 1:
-        raise UsageError(f"keys were written by {', '.join(writers)}; choose one with --by")
-    if not keys:
-        raise DataError(f"{pool} has no keys; they are written when skill-knn is used, e.g. by iclkit eval or select")
-    newest = {(i, number): (given, writer, text) for i, given, writer, number, text in keys if by in (None, writer)}
-    for (example_id, number), (given, writer, text) in newest.items():
-        row = {"id": example_id, "number": number, "key": text, "input": given, "by": writer}
-        emit(json.dumps(row, ensure_ascii=False))
+        writers = sorted({writer for _, written in view.stored_keys() for writer, _, _ in written})
+        if by is not None and by not in writers:
+            known = f"those by {', '.join(writers)}" if writers else "none"
+            raise UsageError(f"no keys by {by!r}; there are {known}")
+        if by is None and len(writers) > 1:
+            raise UsageError(f"keys were written by {', '.join(writers)}; choose one with --by")
+        if not writers:
+            raise DataError(
+                f"{pool} has no keys; they are written when skill-knn is used, e.g. by iclkit eval or select"
+            )
+        for example, written in view.stored_keys():
+            # the oldest come first
+            newest = {number: (writer, text) for writer, number, text in written if by in (None, writer)}
+            for number, (writer, text) in newest.items():
+                row = {"id": example.id, "number": number, "key": text, "input": example.text, "by": writer}
+                emit(json.dumps(row, ensure_ascii=False))
 
 
 @command.command()

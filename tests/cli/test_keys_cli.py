@@ -7,7 +7,8 @@ import tomllib
 
 import pytest
 
-from iclkit.pool import Pool
+from iclkit.cli import _keys
+from iclkit.pool import Pool, PoolView
 from iclkit.records import Example
 from iclkit.selectors import Kit, make_selector
 from iclkit.testing import FakeLM, HashEmbedder
@@ -44,6 +45,22 @@ def test_keys_are_exported_edited_and_used(pool, tmp_path, capsys, fakes):
     Pool.open(tmp_path / "new.db").close()
     code, _, err = call("keys", "export", str(tmp_path / "new.db"), capsys=capsys)
     assert (code, "has no keys" in err) == (1, True)
+
+
+def test_keys_are_printed_as_they_are_read(pool, monkeypatch, capsys, fakes):
+    read, printed_after = [], []
+    stored_keys = PoolView.stored_keys
+
+    def counted(view):
+        for example, keys in stored_keys(view):
+            read.append(example.id)
+            yield example, keys
+
+    monkeypatch.setattr(PoolView, "stored_keys", counted)
+    monkeypatch.setattr(_keys, "emit", lambda line: printed_after.append(len(read)))
+    assert call("keys", "export", str(pool), capsys=capsys)[0] == 0
+    # all are read once before, for who wrote them
+    assert printed_after == [6 + n for n in range(1, 7) for _ in range(2)]
 
 
 def test_a_file_to_annotate_is_begun_and_never_written_over(pool, tmp_path, capsys, fakes):
