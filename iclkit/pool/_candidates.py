@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 
 from iclkit.embed import encode_checked
 from iclkit.errors import DataError, UsageError
+from iclkit.pool._arrays import distinct
 from iclkit.records import Example, Query
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Candidates:
 
     def within(self, rows: IntArray) -> Candidates:
         """Those of the candidates that are among ``rows``."""
-        chosen = np.unique(np.asarray(rows, dtype=np.int64))
+        chosen = distinct(np.asarray(rows, dtype=np.int64))
         among = self._batch.view.rows if self.scope.within is None else self.scope.within
         return Candidates(self._batch, self._number, Scope(self.scope.exclude, chosen[is_member(chosen, among)]))
 
@@ -201,7 +202,7 @@ class CandidateBatch:
 
     def examples(self, rows_of: Sequence[IntArray]) -> list[list[Example]]:
         """For each of some arrays of row handles their examples; all of them are read in one go."""
-        rows = np.unique(np.concatenate([np.empty(0, np.int64), *rows_of]))
+        rows = distinct(np.concatenate([np.empty(0, np.int64), *rows_of]))
         found = self.view.examples_at(rows)
         return [[found[at] for at in np.searchsorted(rows, some).tolist()] for some in rows_of]
 

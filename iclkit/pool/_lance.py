@@ -28,6 +28,7 @@ import numpy as np
 from iclkit.errors import PoolError
 from iclkit.files import try_lock
 from iclkit.models import home
+from iclkit.pool._arrays import appended
 from iclkit.pool._candidates import IntArray, is_member
 from iclkit.pool._examples import example_of
 from iclkit.pool._find import ExamplePage, words_filter
@@ -89,6 +90,7 @@ class LanceTable:
         self._table, self._versions = table, dict[int, Any]()
         # the last snapshot, and the revision of the last change of each of its rows
         self._seen: tuple[Snapshot, IntArray] | None = None
+        self._highest = 0  # a handle that was given, and below which all were
         self._lock, self._depth, self._open = threading.RLock(), 0, True
         self.vectors = LanceVectors(place, database, writes=not read_only)
         beside = place if isinstance(place, Path) else home() / "pools" / f"{self.uid}.lance"
@@ -258,6 +260,8 @@ class LanceTable:
             revision = self.revision()
             if old is not None and old.revision == revision:
                 return old
+            if old is not None and old.examples is None and (found := self._extended(table, old, revision)):
+                return found
             rows, texts, changed = _numbers(table)
             if len(rows) and not (np.diff(rows) > 0).all():
                 twice = int(rows[:-1][np.diff(rows) == 0][0])
@@ -269,6 +273,24 @@ class LanceTable:
             found = Snapshot(revision, rows, examples, texts)
             self._seen = None if examples is None else (found, changed)
             return found
+
+    def _extended(self, table: Any, old: Snapshot, revision: int) -> Snapshot | None:
+        """A snapshot of a large pool by what has changed since the last one; None where that does not explain it all,
+        as when another program has written."""
+        if revision < old.revision:
+            return None
+        since = f"revision > {old.revision}"
+        gone = [b["seq"].to_numpy() for b in batches(table, ["seq"], f"{since} AND seq <= {int(old.rows[-1])}")]
+        stays = ~is_member(old.rows, np.sort(np.concatenate([np.empty(0, np.int64), *gone])))
+        rows, texts = (old.rows, old.texts) if stays.all() else (old.rows[stays], old.texts[stays])
+        new_rows, new_texts, _ = _numbers(table, since)
+        if len(new_rows) and len(rows) and new_rows[0] < rows[-1]:  # in the place of others
+            at = np.searchsorted(rows, new_rows)
+            rows, texts = np.insert(rows, at, new_rows), np.insert(texts, at, new_texts)
+        else:
+            rows, texts = appended(rows, new_rows), appended(texts, new_texts)
+        accounted = bool((np.diff(rows) > 0).all()) and int(table.count_rows("NOT removed")) == len(rows)
+        return Snapshot(revision, rows, None, texts) if accounted and len(rows) >= LARGE else None
 
     def _read(self, table: Any, rows: IntArray, changed: IntArray, old: Snapshot | None) -> tuple[Example, ...]:
         """The examples of these handles, of which those are read that the last snapshot does not hold as they are."""
@@ -351,7 +373,8 @@ class LanceTable:
         import pyarrow as pa
 
         before, mark = int(table.version), secrets.randbits(62)
-        revision, last = self._base + before + 1, _last(table)
+        revision, self._highest = self._base + before + 1, _last(table, self._highest)
+        last = self._highest
         schema = _schema()
         added = _added(changes.inserted(), last, revision, mark, schema)
         changed, texts, sources = self._changed(table, changes, revision, mark, schema)
@@ -752,16 +775,20 @@ def _example(row: Mapping[str, Any]) -> Example:
     return example_of(tuple(row[c] for c in _STORED))
 
 
-def _numbers(table: Any) -> tuple[IntArray, IntArray, IntArray]:
-    """Of all examples: handles, ascending, the numbers of their texts, and the revisions of their last changes."""
+def _numbers(table: Any, where: str = "") -> tuple[IntArray, IntArray, IntArray]:
+    """Of examples: handles, ascending, the numbers of their texts, and the revisions of their last changes."""
     columns = ("seq", "text", "revision")
-    found = [[b[c].to_numpy() for c in columns] for b in batches(table, columns, "NOT removed")]
+    found = [
+        [b[c].to_numpy() for c in columns]
+        for b in batches(table, columns, f"{where} AND NOT removed" if where else "NOT removed")
+    ]
     none = np.empty(0, np.int64)
     rows, texts, changed = (np.concatenate([none, *(b[n] for b in found)]) for n in range(len(columns)))
     order = np.argsort(rows, kind="stable")
     return rows[order], texts[order], changed[order]
 
 
-def _last(table: Any) -> int:
-    """The highest handle ever given."""
-    return max([0, *(int(b["seq"].to_numpy().max()) for b in batches(table, ["seq"]) if b.num_rows)])
+def _last(table: Any, known: int) -> int:
+    """The highest handle ever given; ``known``: one that was, of which higher ones are looked for."""
+    where = f"seq > {known}" if known else ""
+    return max([known, *(int(b["seq"].to_numpy().max()) for b in batches(table, ["seq"], where) if b.num_rows)])

@@ -15,7 +15,7 @@ import numpy as np
 
 from iclkit.embed import Embedder, FloatArray, are_unit, vector_key
 from iclkit.errors import DataError, PoolError
-from iclkit.pool._arrays import appended
+from iclkit.pool._arrays import appended, begins_with, distinct
 from iclkit.pool._candidates import IntArray, Ranked, Scope, is_member, positions_of
 from iclkit.pool._index import (
     EXTRA_CANDIDATES,
@@ -85,6 +85,9 @@ class LanceVectors(VectorStore):
         self._opened: dict[str, Any] = {}
         # by embedder: the vectors of all that can be shown as they were last taken into memory, and their texts
         self._kept: dict[str, tuple[FlatIndex, IntArray]] = {}
+        # by embedder: a version of its table and the numbers of the texts in it, ascending; the last index made of it
+        self._numbers: dict[str, tuple[int, IntArray]] = {}
+        self._last: dict[str, LanceIndex] = {}
 
     def _read_only(self) -> Self:
         return type(self)(self.place, self._database, writes=False)
@@ -108,14 +111,20 @@ class LanceVectors(VectorStore):
 
     def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
         """See ``VectorStore``."""
-        return int((~np.isin(np.unique(texts), self._texts_with(embedder))).sum())
+        return int((~is_member(distinct(texts), self._texts_with(embedder))).sum())
 
     def _texts_with(self, embedder: Embedder) -> IntArray:
-        """Numbers of all texts that have a vector, ascending."""
+        """Numbers of all texts that have a vector, ascending; read again where another has written."""
+        key = vector_key(embedder, "document")
         with explained(self.place):
-            table = self._of(embedder)
-            found = [] if table is None else [b["text"].to_numpy() for b in batches(table, ["text"])]
-        return np.unique(np.concatenate([np.empty(0, np.int64), *found]))
+            if (table := self._of(embedder)) is None:
+                return np.empty(0, np.int64)
+            version, numbers = self._numbers.get(key, (0, None))
+            if numbers is None or version != int(table.version):
+                found = [b["text"].to_numpy() for b in batches(table, ["text"])]
+                version, numbers = int(table.version), distinct(np.concatenate([np.empty(0, np.int64), *found]))
+            self._numbers[key] = version, numbers
+            return numbers
 
     def of_texts(self, texts: Sequence[str], embedder: Embedder, progress: Progress | None = None) -> FloatArray:
         """See ``VectorStore``."""
@@ -128,7 +137,7 @@ class LanceVectors(VectorStore):
             if table is None or not len(texts):
                 return []
             found = list[tuple[int, bytes]]()
-            wanted = np.unique(texts)
+            wanted = distinct(texts)
             for where in _filters(wanted, int(table.count_rows())):
                 for batch in batches(table, ["text", "vector"], where):
                     numbers = batch["text"].to_numpy()
@@ -151,6 +160,12 @@ class LanceVectors(VectorStore):
                 return
             rows = pa.Table.from_batches([batch])
             table.merge_insert("text").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            version, numbers = self._numbers.pop(key, (0, None))
+            if numbers is not None and int(table.version) == version + 1:  # nobody else has written
+                self._numbers[key] = (
+                    version + 1,
+                    _inserted(numbers, np.array(sorted({number_of(h) for h in hashes}), np.int64)),
+                )
             self._tidy(table)
 
     def _tidy(self, table: Any) -> None:
@@ -193,8 +208,16 @@ class LanceVectors(VectorStore):
             return self._in_memory(rows, texts, text_at, embedder, progress, keeps=whole)
         if not self.writes and self.count_missing(embedder, texts):  # nothing can be written, so they are held
             return FlatIndex.of(self.of_numbers(texts, text_at, embedder, progress), rows)
-        self._complete(texts, text_at, embedder, progress)
-        return LanceIndex(self, embedder, rows, texts, info)
+        key, known = vector_key(embedder, "document"), 0
+        last = self._last.get(key)
+        if last is not None and last.is_start_of(rows, texts):
+            version, _ = self._numbers.get(key, (0, None))
+            known = len(last) if version == last.version and int(self._of(embedder).version) == version else 0
+        self._complete(texts[known:], lambda at: text_at(known + at), embedder, progress)
+        index = LanceIndex(self, embedder, rows, texts, info, last)
+        if whole:
+            self._last[key] = index
+        return index
 
     def _in_memory(
         self,
@@ -233,7 +256,7 @@ class LanceVectors(VectorStore):
         self, texts: IntArray, text_at: Callable[[int], str], embedder: Embedder, progress: Progress | None
     ) -> None:
         """Make and store the vectors that are missing, some thousands at a time."""
-        missing = np.flatnonzero(~np.isin(texts, self._texts_with(embedder)))
+        missing = np.flatnonzero(~is_member(texts, self._texts_with(embedder)))
         for start in range(0, len(missing), _READ):
             part = missing[start : start + _READ]
             self.of_numbers(texts[part], _at(text_at, part), embedder, all_missing=True)
@@ -399,6 +422,12 @@ def _filters(texts: IntArray, size: int) -> Iterator[str]:
     yield from (f"text >= {part[0]} AND text <= {part[-1]}" for part in in_parts(texts.tolist(), _READ))
 
 
+def _inserted(ascending: IntArray, more: IntArray) -> IntArray:
+    """Both, ascending, each number once; ``more`` are few."""
+    new = more[~is_member(more, ascending)]
+    return np.insert(ascending, np.searchsorted(ascending, new), new)
+
+
 def _at(text_at: Callable[[int], str], positions: IntArray) -> Callable[[int], str]:
     """The texts of some positions, by where those stand."""
     return lambda at: text_at(int(positions[at]))
@@ -435,18 +464,35 @@ class LanceIndex:
     """
 
     def __init__(
-        self, store: LanceVectors, embedder: Embedder, rows: IntArray, texts: IntArray, info: ApproximateIndex | None
+        self,
+        store: LanceVectors,
+        embedder: Embedder,
+        rows: IntArray,
+        texts: IntArray,
+        info: ApproximateIndex | None,
+        last: LanceIndex | None = None,
     ) -> None:
+        """``last``: an index of rows that these may begin with."""
         self._store, self._rows, self._texts = store, rows, texts
         self._table, self._dim, self.approximate = store.at_now(embedder), embedder.dim, info
-        order = np.lexsort((rows, texts))
+        self.version = int(self._table.version)
+        start = len(last) if last is not None and last.is_start_of(rows, texts) else 0
+        order = start + np.lexsort((rows[start:], texts[start:]))
         self._by_text, self._ordered = texts[order], rows[order]
+        if last is not None and start:
+            at = np.searchsorted(last._by_text, self._by_text, "right")
+            self._by_text = np.insert(last._by_text, at, self._by_text)
+            self._ordered = np.insert(last._ordered, at, self._ordered)
         self._few: tuple[IntArray, FlatIndex] | None = None
         with explained(store.place):
             self._size = int(self._table.count_rows())  # texts of keys among them, which no row has
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def is_start_of(self, rows: IntArray, texts: IntArray) -> bool:
+        """Whether these rows begin with all of the index."""
+        return begins_with(rows, self._rows) and begins_with(texts, self._texts)
 
     @property
     def lists(self) -> int:

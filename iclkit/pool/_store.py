@@ -209,7 +209,7 @@ class Pool:
         if task is not None:
             wanted = clean_text(task)
             if full._held is None:
-                rows = np.intersect1d(rows, self._reader.examples.of_task(wanted, full.revision))
+                rows = np.intersect1d(rows, self._reader.examples.of_task(wanted, full.revision), assume_unique=True)
             else:
                 rows = rows[np.array([e.task == wanted for e in full.examples_at(rows)], dtype=np.bool_)]
         return full.only(rows, origin=self._origin(task, where or {}))

@@ -24,7 +24,7 @@ from iclkit.database import MEMORY, Database
 from iclkit.embed import Embedder, FloatArray, are_unit, check_rows, encode_checked, vector_key
 from iclkit.engines import Engine
 from iclkit.errors import PoolError
-from iclkit.pool._arrays import appended, begins_with
+from iclkit.pool._arrays import appended, begins_with, distinct
 from iclkit.pool._candidates import IntArray
 from iclkit.pool._index import FlatIndex, VectorIndex
 from iclkit.pool._lists import ApproximateIndex, ListIndex, Lists, read_info
@@ -267,7 +267,7 @@ class FileVectors(VectorStore):
 
     def count_missing(self, embedder: Embedder, texts: IntArray) -> int:
         """See ``VectorStore``."""
-        numbers = np.unique(texts)
+        numbers = distinct(texts)
         ((stored,),) = self._db.read(f"SELECT count(*) {_STORED}", self._values(embedder, numbers))
         return len(numbers) - int(stored)
 

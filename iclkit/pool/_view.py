@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from iclkit.embed import Embedder, FloatArray, as_embedder, vector_key
 from iclkit.engines import Engine
 from iclkit.errors import DataError, UsageError
+from iclkit.pool._arrays import distinct
 from iclkit.pool._candidates import EVERYTHING, CandidateBatch, Scope, is_member, positions_of
 from iclkit.pool._examples import READ, ExampleReader
 from iclkit.pool._index import FlatIndex, VectorIndex
@@ -208,7 +209,7 @@ class PoolView:
 
         ``keeps``: of all rows that can be shown, so what is learnt of them is kept beside the pool.
         """
-        kept = np.unique(np.asarray(rows, dtype=np.int64))
+        kept = distinct(np.asarray(rows, dtype=np.int64))
         at = self.positions(kept)
         held = self._held
         examples = None if held is None else tuple(held[p] for p in at.tolist())
@@ -341,7 +342,7 @@ class PoolView:
             return self.matching(where)
         among = self._representatives
         key = f"representatives where {canonical_json(dict(where))}"
-        return self.derived(key, lambda: np.intersect1d(self.matching(where), among))
+        return self.derived(key, lambda: np.intersect1d(self.matching(where), among, assume_unique=True))
 
     def index(self, embedder: Embedder, progress: Progress | None = None) -> VectorIndex:
         """Search over this view's vectors; exact, unless the view is of a whole pool that has an approximate index.

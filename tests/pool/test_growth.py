@@ -377,3 +377,53 @@ def test_rows_and_texts_of_large_pools_are_read_many_at_a_time(
         stored = pool._table.database.read("SELECT seq, text FROM examples ORDER BY seq")
         assert [*zip(view.rows.tolist(), view._texts.tolist(), strict=True)] == stored
         assert len(stored) == 90 - gone
+
+
+def test_one_row_more_in_a_large_pool_in_lancedb_is_read_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lancedb", reason="needs the extra lance")
+    from iclkit.pool import _lance, _lance_vectors
+
+    read, plain = [0], _lance.batches
+
+    def counted(*asked: Any) -> Any:
+        for batch in plain(*asked):
+            read[0] += batch.num_rows
+            yield batch
+
+    for module in (_lance, _lance_vectors):
+        monkeypatch.setattr(module, "batches", counted)
+    monkeypatch.setattr(_lance, "LARGE", 1)
+    monkeypatch.setattr(_lance_vectors, "HELD", 0)
+    kit, work = Kit(EMBEDDER), []
+
+    def nearest(pool: Pool, text: str = "new") -> tuple[str, ...]:
+        return make_selector("knn").fit(pool.view(), kit).select(text, 5).ids
+
+    changes: list[Callable[[Pool], object]] = [
+        lambda pool: pool.add([Example("another", "x", id="a"), Example("text number 3", "y", id="same text")]),
+        lambda pool: pool.annotate(["e000003"], {"seen": True}),
+        lambda pool: pool.update("e000007", input="another text"),
+        lambda pool: pool.remove(["e000005", "n"]),
+        lambda pool: (pool.remove(["e000008"]), pool.add([Example("new again", "x", id="e000008")])),
+        lambda pool: pool.dedupe(),
+    ]
+    for rows in (100, 400):
+        with filled(rows, tmp_path / f"{rows}.lance") as pool, Pool.open(tmp_path / f"{rows}.lance") as other:
+            nearest(pool)
+            pool.add([Example("first", "x")])
+            nearest(pool)
+            read[0] = 0
+            pool.add([Example("new", "x", id="n")])
+            assert nearest(pool)[0] == "n"
+            work.append(read[0])
+            for number, change in enumerate(changes):
+                change(other)
+                if number % 2:  # then it is the other one that embeds what is new
+                    nearest(other)
+                view, fresh = pool.view(), Pool.open(other.path).view()
+                assert (view.rows.tolist(), view._texts.tolist()) == (fresh.rows.tolist(), fresh._texts.tolist())
+                flat = FlatIndex.of(fresh.vectors(EMBEDDER), fresh.rows)
+                for text in ("new", "another text", "text number 3"):
+                    (best,) = flat.nearest(EMBEDDER.encode_queries([text]), 5, [Scope()])
+                    assert nearest(pool, text) == tuple(fresh.ids_at(best.rows))
+    assert work[0] == work[1] <= 20
