@@ -7,10 +7,10 @@ How a selector uses it::
         near.rows, near.scores                        # handles (m,) and cosines (m,), best first; allowed rows only
         candidates.vectors(near.rows)                 # (m, dim) float32, unit rows
         candidates.outputs(near.rows), candidates.examples(near.rows)
-    batch.examples([near.rows for near in batch.nearest(8)])      # those of many queries, read in one go
         candidates.allowed(rows)                      # which of any handles may be shown for this query
         candidates.within(rows).nearest(5)            # the same query among these rows only
         len(candidates)                               # how many may be shown
+    batch.examples([near.rows for near in batch.nearest(8)])      # those of many queries, read in one go
         candidates.rows()                             # all of them: O(pool), for ``needs.whole_pool`` alone
 
 A *row* is a handle: an int64 that belongs to one example of one pool, ascending by insertion, never changed and never

@@ -90,7 +90,9 @@ class LanceTable:
         self._table, self._versions = table, dict[int, Any]()
         # the last snapshot, and the revision of the last change of each of its rows
         self._seen: tuple[Snapshot, IntArray] | None = None
-        self._highest = 0  # a handle that was given, and below which all were
+        self._highest = 0  # the highest handle that is known to have been given
+        # versions from the first to the last of which all changes were made here
+        self._own = -1, -1
         self._lock, self._depth, self._open = threading.RLock(), 0, True
         self.vectors = LanceVectors(place, database, writes=not read_only)
         beside = place if isinstance(place, Path) else home() / "pools" / f"{self.uid}.lance"
@@ -260,8 +262,11 @@ class LanceTable:
             revision = self.revision()
             if old is not None and old.revision == revision:
                 return old
-            if old is not None and old.examples is None and (found := self._extended(table, old, revision)):
-                return found
+            if old is not None and old.examples is None:
+                first, last = self._own
+                ours = first <= old.revision - self._base and last == int(table.version)
+                if ours and (found := self._extended(table, old, revision)):
+                    return found
             rows, texts, changed = _numbers(table)
             if len(rows) and not (np.diff(rows) > 0).all():
                 twice = int(rows[:-1][np.diff(rows) == 0][0])
@@ -275,10 +280,9 @@ class LanceTable:
             return found
 
     def _extended(self, table: Any, old: Snapshot, revision: int) -> Snapshot | None:
-        """A snapshot of a large pool by what has changed since the last one; None where that does not explain it all,
-        as when another program has written."""
-        if revision < old.revision:
-            return None
+        """A snapshot of a large pool by what has been changed here since the last one; None where that does not explain
+        it all, as when another program wrote meanwhile. What others change is read whole: they may have gone back to an
+        earlier version, in which the revisions of rows are lower."""
         since = f"revision > {old.revision}"
         gone = [b["seq"].to_numpy() for b in batches(table, ["seq"], f"{since} AND seq <= {int(old.rows[-1])}")]
         stays = ~is_member(old.rows, np.sort(np.concatenate([np.empty(0, np.int64), *gone])))
@@ -394,6 +398,7 @@ class LanceTable:
         if texts:
             self._drop_orphans(table, texts, sources)
         self._tidy(table)
+        self._own = self._own[0] if self._own[1] == before else before, int(table.version)
 
     def _changed(
         self, table: Any, changes: _Changes, revision: int, mark: int, schema: Any

@@ -605,12 +605,11 @@ class LanceIndex:
             return [(np.empty(0, np.int64), np.empty((0, self._dim), np.float32), -math.inf)] * len(queries)
         vectors = found["vector"].combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
         texts, scores = found["text"].to_numpy(), 1 - found["_distance"].to_numpy()
-        answers = []
-        for number in range(len(queries)):
-            at = np.flatnonzero(found["query_index"].to_numpy() == number) if len(queries) > 1 else slice(None)
-            limit = float(scores[at].min(initial=math.inf)) + FLOAT32_ERROR
-            answers.append((texts[at], vectors[at], limit))
-        return answers
+        # of a single query LanceDB does not say which one it was
+        of_each = found["query_index"].to_numpy() if len(queries) > 1 else np.zeros(len(texts), np.int32)
+        order = np.argsort(of_each, kind="stable")
+        parts = np.split(order, np.searchsorted(of_each[order], np.arange(1, len(queries))))
+        return [(texts[p], vectors[p], float(scores[p].min(initial=math.inf)) + FLOAT32_ERROR) for p in parts]
 
     def _ranked(self, query: FloatArray, texts: IntArray, vectors: FloatArray, k: int, scope: Scope) -> Ranked:
         """The best k rows that have these texts and are in a scope, by scores in float64."""

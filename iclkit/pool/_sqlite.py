@@ -418,7 +418,7 @@ class _Changes:
 
 LARGE = 20_000
 """Examples from which on views read them when they are asked for."""
-_TEXTS_READ = 1 << 20  # texts whose rows are read at a time
+_ROWS_READ = 1 << 20  # whose numbers are read at a time
 SPELLED = "texts are spelled"
 """The fact that every text is numbered by the spelling that texts have now."""
 _NOTE_SPELLING = "INSERT OR IGNORE INTO facts VALUES (?, '1')"
@@ -427,11 +427,15 @@ _NOTE_SPELLING = "INSERT OR IGNORE INTO facts VALUES (?, '1')"
 def _all_numbers(connection: Connection) -> NDArray[np.int64]:
     """(2, n): handle and text number of every row, by text. They come as lists in digits, many rows at a time: half of
     the time of a row at a time. An index that holds both numbers is read instead of the examples."""
-    ((most,),) = connection.execute("SELECT coalesce(max(text), -1) FROM examples")
-    query = "SELECT group_concat(seq), group_concat(text) FROM examples WHERE text >= ? AND text < ?"
-    parts = (connection.execute(query, (n, n + _TEXTS_READ)).fetchone() for n in range(0, most + 1, _TEXTS_READ))
-    read = [np.stack([np.fromstring(digits or "", np.int64, sep=",") for digits in part]) for part in parts]
-    return np.concatenate([np.empty((2, 0), np.int64), *read], axis=1)
+    bound = "SELECT text FROM examples WHERE text > ? ORDER BY text LIMIT 1 OFFSET ?"
+    query = "SELECT group_concat(seq), group_concat(text) FROM examples WHERE text > ? AND text <= ?"
+    read, start, most = [np.empty((2, 0), np.int64)], -1, np.iinfo(np.int64).max
+    while start < most:
+        (end,) = connection.execute(bound, (start, _ROWS_READ)).fetchone() or (int(most),)
+        part = connection.execute(query, (start, end)).fetchone()
+        read.append(np.stack([np.fromstring(digits or "", np.int64, sep=",") for digits in part]))
+        start = end
+    return np.concatenate(read, axis=1)
 
 
 BY_ID = f"SELECT {COLUMNS} FROM examples WHERE id IN (SELECT value FROM json_each(?))"

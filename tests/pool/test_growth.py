@@ -369,7 +369,7 @@ def test_rows_and_texts_of_large_pools_are_read_many_at_a_time(
     gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_sqlite, "LARGE", 1)
-    monkeypatch.setattr(_sqlite, "_TEXTS_READ", 7)
+    monkeypatch.setattr(_sqlite, "_ROWS_READ", 7)
     with filled(90, tmp_path / "demos.db") as pool:
         pool.remove([f"e{n:06}" for n in range(90)][-gone:] if gone else [])
     with Pool.open(tmp_path / "demos.db") as pool:
@@ -427,3 +427,21 @@ def test_one_row_more_in_a_large_pool_in_lancedb_is_read_alone(tmp_path: Path, m
                     (best,) = flat.nearest(EMBEDDER.encode_queries([text]), 5, [Scope()])
                     assert nearest(pool, text) == tuple(fresh.ids_at(best.rows))
     assert work[0] == work[1] <= 20
+
+
+def test_a_pool_in_lancedb_that_was_taken_back_to_an_earlier_version_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lancedb = pytest.importorskip("lancedb", reason="needs the extra lance")
+    from iclkit.pool import _lance
+
+    monkeypatch.setattr(_lance, "LARGE", 1)
+    with filled(50, tmp_path / "demos.lance") as pool:
+        table = lancedb.connect(tmp_path / "demos.lance").open_table(_lance.EXAMPLES)
+        before = pool.view()._texts.tolist()
+        pool.update("e000007", input="another text")
+        assert pool.view()._texts.tolist() != before
+        table.restore(table.version)
+        assert pool.view()._texts.tolist() == before
+        pool.add([Example("new", "x")])
+        assert pool.view()._texts.tolist()[:-1] == before
