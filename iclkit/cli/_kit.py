@@ -412,7 +412,23 @@ def load_embedder(name: str, device: str | None = None, *, few: bool = False) ->
 
     fetch(name, "embedder")
     say(f"loading {name} …")
-    return embed.load_embedder(name, device=device, few=few)
+    loaded = embed.load_embedder(name, device=device, few=few)
+    tell_cuts(loaded)
+    return loaded
+
+
+def tell_cuts(*readers: object) -> None:
+    """Say at the end of the command which texts were too long for embedders and rerankers to be read whole."""
+    from iclkit.embed import CountsCuts
+
+    def tell(reader: CountsCuts) -> None:
+        if note := reader.cut_texts.note(redact(reader.name)):
+            say(f"note: {note}")
+
+    if command := click.get_current_context(silent=True):
+        for reader in readers:
+            if isinstance(reader, CountsCuts):
+                command.find_root().call_on_close(functools.partial(tell, reader))
 
 
 def tell_language(examples: Sequence[Example], embedder: str) -> None:
@@ -438,7 +454,9 @@ def load_reranker(name: str, device: str | None = None) -> Reranker:
     from iclkit import embed
 
     say(f"loading {name} …")
-    return embed.load_reranker(name, device=device)
+    loaded = embed.load_reranker(name, device=device)
+    tell_cuts(loaded)
+    return loaded
 
 
 def embedder_for(

@@ -19,6 +19,7 @@ from iclkit.cli._kit import (
     WHERE,
     conditions,
     data_options,
+    tell_cuts,
     tell_language,
     write_skipped,
 )
@@ -281,6 +282,7 @@ def index(pool: Path, embedder: str, kind: str, recall: float, lists: int | None
 
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, few=True)
+        tell_cuts(model)
         if kind == "exact" or (kind == "auto" and len(store) <= EXACT_UP_TO):
             gone, built = store.drop_index(model), None
         else:
@@ -319,6 +321,7 @@ def embed(
         raise UsageError("--workers is the number of workers of an engine; give --engine ray as well")
     with Pool.open(pool, create=False) as store, bar("embedding") as progress:
         model = load_embedder(embedder, dtype=dtype, threads=threads, few=True)  # perhaps nothing is missing
+        tell_cuts(model)
         tell_language(store.view(labeled=None).examples, embedder)
         shared = embedding_engine(engine, model, model.name, workers=workers, threads=threads) if engine else None
         made, total = store.embed(model, progress, engine=shared), len(store)

@@ -34,6 +34,7 @@ from iclkit.cli._kit import (
     open_pool,
     parse_template,
     reranker_for,
+    tell_cuts,
     typed_names,
 )
 from iclkit.cli._progress import bar
@@ -232,6 +233,7 @@ def _kept(
         follow=True if settings["follow"] else None,
         few=queries <= FEW_QUERIES,
     )
+    tell_cuts(chooser.kit.embedder, chooser.kit.reranker)
     for note in chooser.notes:
         say(f"note: {note}")
     return chooser

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from iclkit.cli._kit import tell_cuts
 from iclkit.cli._tables import say
 from iclkit.errors import UsageError
 from iclkit.extras import install_command
@@ -58,6 +59,7 @@ def command(
     settings = ServeSettings(key=key, max_body=max_body, proxy=proxy or "", workers=workers)
     say(f"loading {folder} …")
     chooser = load_selector(folder, pool=pool, device=device, follow=follow)
+    tell_cuts(chooser.kit.embedder, chooser.kit.reranker)
     for note in chooser.notes:
         say(f"note: {note}")
     if host not in _LOOPBACK and not key:

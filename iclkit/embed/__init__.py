@@ -4,6 +4,7 @@ Importing this room loads no torch.
 """
 
 from iclkit.embed._cluster import embedding_engine
+from iclkit.embed._cuts import CountsCuts, CutTexts
 from iclkit.embed._formats import EmbeddingFormat, ExampleProvider, SideFormat, bge_icl, prompt_eol, rare
 from iclkit.embed._load import load_embedder, load_training_base
 from iclkit.embed._protocol import (
@@ -22,11 +23,15 @@ from iclkit.embed._protocol import (
 )
 from iclkit.embed._reranker import load_reranker
 from iclkit.embed._retriever import CARD, Retriever, RetrieverFormat
+from iclkit.embed._sentence_transformer import cuts_of, lengths_of
 from iclkit.embed._spec import absolute_spec, split_spec
+from iclkit.embed._torch import token_limit
 
 __all__ = [
     "CARD",
     "BaseEmbedder",
+    "CountsCuts",
+    "CutTexts",
     "Embedder",
     "EmbedderLike",
     "EmbeddingFormat",
@@ -41,9 +46,11 @@ __all__ = [
     "as_embedder",
     "bge_icl",
     "check_rows",
+    "cuts_of",
     "embedding_engine",
     "encode_checked",
     "encode_tokens_checked",
+    "lengths_of",
     "load_embedder",
     "load_reranker",
     "load_training_base",
@@ -51,5 +58,6 @@ __all__ = [
     "rare",
     "score_checked",
     "split_spec",
+    "token_limit",
     "vector_key",
 ]

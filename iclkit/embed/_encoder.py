@@ -19,6 +19,7 @@ import numpy as np
 
 from iclkit import models
 from iclkit.embed._bert import PackedBert
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._formats import (
     EmbeddingFormat,
     Pair,
@@ -171,7 +172,7 @@ class TextEmbedder(BaseEmbedder):
         self._tail, self._notes = tail, dict(notes or {})
         self._budget = BATCH_TOKENS.get(backbone.device.type, 1024)
         limit = min(filter(None, (template.max_tokens, backbone.max_tokens)))
-        self._limit = limit
+        self._limit, self._cut = limit, CutTexts(limit)
         packed = backbone.packed is not None
         facts: dict[str, Json] = {
             "packed": packed,
@@ -200,6 +201,11 @@ class TextEmbedder(BaseEmbedder):
     def limit(self) -> int:
         """Tokens of a text, special ones counted, that it reads."""
         return self._limit
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """The texts so far of which only the first tokens were read."""
+        return self._cut
 
     @property
     def tokenizer(self) -> Any:
@@ -290,6 +296,10 @@ class TextEmbedder(BaseEmbedder):
 
         model = self._backbone
         every = [ids or self._empty_ids() for ids in model.ids([*texts], special=True, limit=self._limit)]
+        self._cut.look(
+            [t for t, ids in zip(texts, every, strict=True) if len(ids) >= self._limit],
+            lambda some: map(len, model.ids(some, special=True)),
+        )
         out: dict[int, tuple[list[str], FloatArray]] = {}
         with self._batches(every) as batches:
             parts = (part for some in batches for part in self._fitting(some, lambda ns: self._rows_of(every, ns)))
@@ -314,7 +324,11 @@ class TextEmbedder(BaseEmbedder):
         model = self._backbone
         if self.template.joint:
             start = len(model.bos) + len(model.ids([side.open])[0]) if side.open else len(model.bos)
-            for ids in model.ids([side.open + t for t in texts], special=True, limit=self._limit):
+            written = [side.open + t for t in texts]
+            every = model.ids(written, special=True, limit=self._limit)
+            full = [text for text, ids in zip(written, every, strict=True) if len(ids) >= self._limit]
+            self._cut.look(full, lambda some: map(len, model.ids(some, special=True)))
+            for ids in every:
                 ids = ids or self._empty_ids()
                 yield ids, start, len(ids)
             return
@@ -338,7 +352,10 @@ class TextEmbedder(BaseEmbedder):
                 else:
                     raise UsageError(f"{self.name}: the template alone takes {len(front)} of {self._limit} tokens")
             room = self._limit - len(front) - len(close)
-            words = words[: min(room, self.template.max_text_tokens or room)]
+            room = min(room, self.template.max_text_tokens or room)
+            if len(words) > room:
+                self._cut.add(text, self._limit - room + len(words))
+            words = words[:room]
             ids = front + words + close
             yield ids or self._empty_ids(), len(front), len(front) + len(words)
 

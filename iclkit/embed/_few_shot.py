@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._formats import Pair
 from iclkit.embed._protocol import BaseEmbedder, Embedder, FloatArray
 from iclkit.errors import DataError
@@ -23,6 +24,11 @@ class FewShotEmbedder(BaseEmbedder):
     def document_fingerprint(self) -> str:
         """Of the embedder that sees no examples."""
         return self._documents.document_fingerprint
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """Those of both embedders."""
+        return self._queries.cut_texts | self._documents.cut_texts
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""

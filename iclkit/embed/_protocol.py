@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.embed._cuts import CutTexts
 from iclkit.errors import ModelError, NeedError, UsageError
 from iclkit.records import Example, Json, Progress, digest
 
@@ -94,6 +95,11 @@ class Embedder(EmbedderLike, Protocol):
         """Whether ``encode_tokens`` can be called."""
         ...
 
+    @property
+    def cut_texts(self) -> CutTexts:
+        """The texts so far that were too long to be read whole."""
+        ...
+
     def lacks_instruction(self, task: str) -> bool:
         """Whether it learned with an instruction for each task and has none for this one."""
         ...
@@ -150,6 +156,11 @@ class BaseEmbedder(ABC):
     def document_fingerprint(self) -> str:
         """``fingerprint``: both sides are encoded alike."""
         return self.fingerprint
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """None that is known of."""
+        return CutTexts()
 
     @property
     def similarity(self) -> Literal["cosine", "dot"]:

@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from iclkit import models
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._formats import EmbeddingFormat, SideFormat, prepare_text
 from iclkit.embed._protocol import BaseEmbedder, Embedder, FloatArray, check_rows
 from iclkit.embed._torch import check_ids
@@ -123,6 +124,7 @@ def leave_note(folder: QuickFolder, embedder: Embedder, tokenizer: Any, limit: i
     note = Note(embedder.fingerprint, embedder.document_fingerprint, embedder.dim, limit, own.to_str())
     quick = QuickEmbedder(embedder.name, folder, note, lambda: embedder)
     off = float(np.abs(quick.encode_queries(PROBES) - embedder.encode_queries(PROBES)).max())
+    embedder.cut_texts.clear()  # some probes are too long: they are no texts of the user
     if not off < TOLERANCE:
         log.info("%s: the quick way is off by %.1e and is not used", folder.folder, off)
         return
@@ -145,11 +147,17 @@ class QuickEmbedder(BaseEmbedder):
     def __init__(self, name: str, folder: QuickFolder, note: Note, load: Callable[[], Embedder]) -> None:
         self.name, self.fingerprint, self.dim = name, note.fingerprint, note.dim
         self._note, self._folder, self._load, self._done = note, folder, load, 0
+        self._cut = CutTexts(note.limit)
 
     @property
     def document_fingerprint(self) -> str:
         """Of the document side alone."""
         return self._note.document_fingerprint
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """Those that it read itself, and those of the embedder in full."""
+        return self._cut | self._whole.cut_texts if "_whole" in vars(self) else self._cut
 
     @cached_property
     def _whole(self) -> Embedder:
@@ -185,6 +193,12 @@ class QuickEmbedder(BaseEmbedder):
         """By the embedder in full."""
         return self._whole.encode_tokens(texts)
 
+    def _lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of texts that are not cut."""
+        tokenizer = self._note.make_tokenizer()
+        tokenizer.no_truncation()
+        return [len(tokenizer.encode(text).ids) for text in texts]
+
     def _is_few(self, texts: Sequence[str]) -> bool:
         self._done += len(texts)
         return self._done <= FEW
@@ -195,7 +209,10 @@ class QuickEmbedder(BaseEmbedder):
         """One text at a time: the last bits of a product change with the rows that are computed together."""
         found = np.empty((len(texts), self.dim), np.float32)
         for n, text in enumerate(texts):
-            ids = self._tokenizer.encode(side.open + prepare_text(text, self._folder.template.prepare)).ids
+            written = side.open + prepare_text(text, self._folder.template.prepare)
+            ids = self._tokenizer.encode(written).ids
+            if len(ids) >= self._note.limit:
+                self._cut.look([written], self._lengths)
             check_ids([ids], self._bert.words, self.name)
             states = self._bert(ids)
             pooled = [states[0] if way == "cls" else states.mean(axis=0) for way in self._folder.template.pooling]

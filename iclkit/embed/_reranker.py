@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iclkit import models
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._folder import folder_hash
 from iclkit.embed._protocol import check_scores
 from iclkit.embed._spec import checked_dtype, join_spec, split_spec
@@ -49,11 +50,17 @@ class CrossEncoder:
             self._model = steady(model)
             _float64_head(self._model)
             self._limit = token_limit(self._model, self._tokenizer)
+            self._cut = CutTexts(self._limit)
             self._rows = int(self._model.get_input_embeddings().weight.shape[0])
             weights = folder_hash(folder, (), vocabulary)
         self.name, self._threads = join_spec(bare, {"dtype": numbers}), threads
         self._budget = BATCH_TOKENS.get(place.type, 1024)
         self.fingerprint = digest([weights, str(models.torch_dtype(numbers)), self._limit])
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """The pairs so far of which only the first tokens were read."""
+        return self._cut
 
     def score(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
         """(n,): one logit per pair. Pairs of equal length in tokens go together: a score depends on its pair alone.
@@ -67,6 +74,9 @@ class CrossEncoder:
             return out
         tokens = self._tokenizer([a for a, _ in pairs], [b for _, b in pairs], truncation=True, max_length=self._limit)
         check_ids(tokens["input_ids"], self._rows, self.name)
+        for pair, ids in zip(pairs, tokens["input_ids"], strict=True):
+            if len(ids) >= self._limit < (whole := len(self._tokenizer(*pair, verbose=False)["input_ids"])):
+                self._cut.add("\0".join(pair), whole)
         names = [n for n in ("input_ids", "token_type_ids", "attention_mask") if n in tokens]
         by_length: dict[int, list[int]] = {}
         for n, ids in enumerate(tokens["input_ids"]):

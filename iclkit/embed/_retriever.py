@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._protocol import BaseEmbedder, Embedder, FloatArray
 from iclkit.errors import ModelError
 from iclkit.records import Example, Json, Progress, digest
@@ -88,6 +89,11 @@ class Retriever(BaseEmbedder):
     def similarity(self) -> Literal["cosine", "dot"]:
         """What it was trained on."""
         return "dot" if self.rendering.radius else "cosine"
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """Those of the embedder that it is over."""
+        return self.inner.cut_texts
 
     @property
     def documents_are_inputs(self) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from iclkit import models
+from iclkit.embed._cuts import CutTexts
 from iclkit.embed._folder import TRANSFORMERS, Module, folder_hash
 from iclkit.embed._protocol import BaseEmbedder, FloatArray, check_rows
 from iclkit.embed._torch import by_halves, last_states, load_tokenizer
@@ -45,6 +46,12 @@ class SentenceTransformerEmbedder(BaseEmbedder):
             identity.append([*prompts])
         self.fingerprint = digest(identity)
         self.dim = int(self._model.encode_document(["a"], show_progress_bar=False).shape[1])
+        self._cuts = {side: cuts_of(self._model, side) for side in ("query", "document")}
+
+    @property
+    def cut_texts(self) -> CutTexts:
+        """The texts so far of which only the first tokens were read; none is known of for a model without a limit."""
+        return self._cuts["query"] | self._cuts["document"]
 
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""
@@ -66,6 +73,7 @@ class SentenceTransformerEmbedder(BaseEmbedder):
             return np.empty((0, self.dim), np.float32)
         encode = self._model.encode_query if side == "query" else self._model.encode_document
         prompt = self._query_prompt if side == "query" else self._document_prompt
+        self._cuts[side].look([prompt + text for text in unique], lengths_of(self._model, side))
         found = np.empty((len(unique), self.dim), np.float32)
 
         def run(rows: list[int]) -> Any:
@@ -87,6 +95,29 @@ class SentenceTransformerEmbedder(BaseEmbedder):
         check_rows(self.name, found, unique, unit=unit)
         at = {t: n for n, t in enumerate(unique)}
         return found[[at[t] for t in texts]]
+
+
+def cuts_of(model: Any, side: str) -> CutTexts:
+    """Where the texts of one side will be counted that a ``SentenceTransformer`` does not read to their end."""
+    limit = getattr(_reader(model, side), "max_seq_length", None)
+    return CutTexts(limit if isinstance(limit, int) else 0)  # a table of word vectors has none
+
+
+def lengths_of(model: Any, side: str) -> Callable[[list[str]], list[int]]:
+    """What counts the tokens of texts of one side, special ones with them."""
+    tokenizer = _reader(model, side).tokenizer
+
+    def lengths(texts: list[str]) -> list[int]:
+        return [*map(len, tokenizer(texts, truncation=False, verbose=False)["input_ids"])]
+
+    return lengths
+
+
+def _reader(model: Any, side: str) -> Any:
+    """The module that cuts the texts of one side into tokens: the first, of a router the first of that side."""
+    first = model[0]
+    of_sides = getattr(first, "sub_modules", None)
+    return of_sides[side][0] if of_sides is not None and side in of_sides else first
 
 
 def load_sentence_transformer(

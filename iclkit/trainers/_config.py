@@ -71,7 +71,7 @@ class TrainConfig:
     pooling: Literal["own", "cls", "mean"] = setting("own", "pooling of the base; own: as it comes")
     towers: Literal[1, 2] = setting(1, "one encoder for queries and documents, or one for each")
     similarity: Literal["cos", "dot"] = setting("cos", "cosine or inner product")
-    max_tokens: int = setting(128, "tokens that are read of a text", ge=8)
+    max_tokens: int = setting(256, "tokens that are read of a text", ge=8)
     document: Literal["input", "input+output"] = setting("input+output", "what is read of a demonstration")
     instruct: Literal["none", "both", "document"] = setting("none", "which texts begin with the task's instruction")
     freeze_documents: bool = setting(False, "no gradient through documents")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ CHECKED_QUERIES = 64  # of each task, whose candidates are looked at before anyt
 _ROOM = 1.1  # how much longer the vector of a later demonstration may be than the longest one now
 OTHER = -100.0  # nats added to the value of a candidate of another task or label (LLM-R, appendix)
 FloatArray = NDArray[np.float64]
+Side = Literal["query", "document"]
 RankedCandidates = dict[int, list[tuple[int, float]]]
 """Query row -> (candidate row, value in nats), best first; equal values in the order of rows."""
 
@@ -103,6 +104,14 @@ class Method(ABC, Generic[ConfigT]):
     def variants(self, s: Session[ConfigT]) -> list[ConfigT]:
         """The configs that an iteration is trained with one by one; the best on held-out queries is kept."""
         return [s.config]
+
+    def texts(self, s: Session[ConfigT]) -> list[tuple[str, Side, list[str]]]:
+        """The texts that the encoder reads in a training: what they are, their side, and themselves."""
+        rows = [int(r) for task in s.corpus.tasks for r in (*task.queries, *task.held_out)]
+        return [
+            ("queries", "query", [s.query_text(r) for r in rows]),
+            ("demonstrations", "document", [s.document_text(r) for r in range(len(s.corpus.view))]),
+        ]
 
     def evaluation_prompts(self, s: Session[ConfigT]) -> int:  # noqa: ARG002
         """The most prompts that evaluations of a training have scored beyond those of ``prompts``."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from iclkit.lm import LM, ranks_only
 from iclkit.selectors import make_selector
 from iclkit.trainers._assumed import Assumed, is_absent
 from iclkit.trainers._config import TrainConfig, sources
-from iclkit.trainers._llm_r import LLMRConfig
+from iclkit.trainers._llm_r import LLMRConfig, reward_query_text
 from iclkit.trainers._method import Method, Session
 
+_TRIED = 20_000  # texts of a kind whose tokens are counted before a training
 _ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
 
 
@@ -87,10 +90,14 @@ def check_data(s: Session[Any], method: Method[Any]) -> None:
     method.check(s)
 
 
-def check_models(s: Session[Any], method: Method[Any], base: str, assumed: Assumed | None = None) -> Disk:
+def check_models(
+    s: Session[Any], method: Method[Any], base: str, note: Callable[[str], None], assumed: Assumed | None = None
+) -> Disk:
     """Load the models that will be trained and make the trainers' arguments; returns what the training takes of the
-    disk. ``assumed``: take the sizes of models that are not here by their names, and note what was assumed."""
-    from iclkit.trainers._fit import KEPT, common_arguments
+    disk. ``note`` is told what they will not read whole. ``assumed``: take the sizes of models that are not here by
+    their names, and note what was assumed."""
+    from iclkit.trainers._fit import KEPT, common_arguments, load_encoder
+    from iclkit.trainers._reward import load_reward
 
     peak = written = models_kept = 0
     for config in method.stages(s):
@@ -102,11 +109,63 @@ def check_models(s: Session[Any], method: Method[Any], base: str, assumed: Assum
         models_kept += runs * size
         _check_arguments(config, s.tracker, common_arguments(config, s.work, 1, s.tracker))
     if isinstance(s.config, LLMRConfig):
-        size = _reward_size(s.config, assumed)
+        if assumed is not None and is_absent(s.config.reward_base):
+            size = 4 * assumed.parameters(s.config.reward_base)
+        else:
+            judge = load_reward(s.config, models.resolve(s.config.reward_base, "embedder"))
+            size = _size(judge)
+            for line in _cut_pairs(s, judge):
+                note(line)
         peak = max(peak, (KEPT + 1) * 3 * size)
         written += s.config.iterations * s.config.checkpoints * 3 * size
-    size = _encoder_size(s.config, base, assumed)
+    if assumed is not None and is_absent(base):
+        size = _encoder_size(s.config, base, assumed)
+    else:
+        model = load_encoder(s.config, base)
+        size = _size(model)
+        for line in _cut_notes(s, method, model):
+            note(line)
     return Disk(peak + models_kept + size, written + size)  # the finished folder is a copy
+
+
+def _cut_notes(s: Session[Any], method: Method[Any], model: Any) -> Iterator[str]:
+    """What of the texts the encoder will not read, a line for each kind of text; of very many texts some are tried."""
+    from iclkit.embed import cuts_of, lengths_of
+
+    for what, side, texts in method.texts(s):
+        some = texts[:: 1 + len(texts) // _TRIED]
+        front = model.prompts.get(side) or ""
+        cuts = cuts_of(model, side).look([front + text for text in some], lengths_of(model, side))
+        if not cuts:
+            continue
+        own = cuts.limit < s.config.max_tokens
+        whose = "all that the base takes" if own else f"max_tokens={s.config.max_tokens}"
+        remedy = "a base that takes more" if own else f"--set max_tokens={cuts.longest}, or as many as the base takes,"
+        yield (
+            f"of {len(some):,} {what} {len(cuts):,} are longer than {cuts.limit:,} tokens ({whose}; the longest: "
+            f"{cuts.longest:,}), and the rest is ignored; {remedy} reads more"
+        )
+
+
+def _cut_pairs(s: Session[LLMRConfig], model: Any) -> Iterator[str]:
+    """The same for the pairs that LLM-R's reward model reads: of each query with the demonstration of another."""
+    from iclkit.embed import CutTexts
+
+    rows = [int(r) for task in s.corpus.tasks for r in task.queries][:_TRIED]
+    pairs = {f"{q}\0{d}": (q, d) for q, d in zip(
+        map(partial(reward_query_text, s), rows), map(s.document_text, [*rows[1:], *rows[:1]]), strict=True
+    )}  # fmt: skip
+
+    def lengths(keys: list[str]) -> list[int]:
+        questions, documents = zip(*(pairs[key] for key in keys), strict=True)
+        return [*map(len, model.tokenizer([*questions], [*documents], verbose=False)["input_ids"])]
+
+    cuts = CutTexts(model.max_seq_length or 0).look([*pairs], lengths)
+    if cuts:
+        yield (
+            f"of {len(pairs):,} pairs of a query and a random demonstration {len(cuts):,} are longer than the "
+            f"{cuts.limit:,} tokens of the reward model (the longest: {cuts.longest:,}), and the rest is ignored"
+        )
 
 
 def check_place(work: Path, disk: Disk) -> None:
@@ -134,15 +193,6 @@ def _encoder_size(config: TrainConfig, base: str, assumed: Assumed | None) -> in
     if assumed is not None and is_absent(base):
         return 4 * config.towers * assumed.parameters(base)
     return _size(load_encoder(config, base))
-
-
-def _reward_size(config: LLMRConfig, assumed: Assumed | None) -> int:
-    """Bytes of the weights of LLM-R's reward model."""
-    from iclkit.trainers._reward import load_reward
-
-    if assumed is not None and is_absent(config.reward_base):
-        return 4 * assumed.parameters(config.reward_base)
-    return _size(load_reward(config, models.resolve(config.reward_base, "embedder")))
 
 
 def _size(model: Any) -> int:

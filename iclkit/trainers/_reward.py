@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSequenceClassification
 
 from iclkit import models
+from iclkit.embed import token_limit
 from iclkit.errors import ModelError, RunError
 from iclkit.records import Progress
 from iclkit.trainers._fit import Guard, Keeper, Progressing, common_arguments, diverged, losses, run_trainer
@@ -33,14 +34,16 @@ def load_reward(config: LLMRConfig, folder: Path) -> CrossEncoder:
         models.load_weights(AutoModelForSequenceClassification, folder, _encoder_states, settings={"num_labels": 1})
         with models.quiet_transformers():
             torch.manual_seed(config.seed)
-            return CrossEncoder(
+            model = CrossEncoder(
                 str(folder),
                 num_labels=1,
-                max_length=min(384, 3 * config.max_tokens),
                 device="cuda" if torch.cuda.is_available() else "cpu",
                 model_kwargs={"use_safetensors": True, "dtype": torch.float32},
                 activation_fn=torch.nn.Identity(),
             )
+            most = token_limit(model.transformers_model, model.tokenizer)
+            model.max_seq_length = min(384, 3 * config.max_tokens, most)
+            return model
 
 
 def _encoder_states(model: Any) -> Tensor:

@@ -32,6 +32,7 @@ from iclkit.trainers._method import (
     FloatArray,
     Method,
     Session,
+    Side,
     candidate_sources,
     encode_with,
     evaluation_prompt_count,
@@ -208,6 +209,17 @@ class Se2(Method[Se2Config]):
                     f"candidates={s.config.candidates}; se2 with shots={s.config.shots} needs two candidates, and "
                     f"{s.config.shots + 2} rows; mine more, or add examples"
                 )
+
+    def texts(self, s: Session[Se2Config]) -> list[tuple[str, Side, list[str]]]:
+        """With the queries behind as many demonstrations, drawn at random, as the last step has."""
+        before = s.config.shots - 1
+        states = [
+            s.query_text(row, s.rng("se2", "lengths", row).choice(rows, before, replace=False).tolist())
+            for task in s.corpus.tasks
+            if len(rows := task.rows) > before > 0
+            for row in task.queries.tolist()
+        ]
+        return [*super().texts(s), (f"queries with {before} random demonstrations", "query", states)]
 
     def evaluation_prompts(self, s: Session[Se2Config]) -> int:
         """Each evaluation has the sequence scored that the model chooses for each held-out query."""

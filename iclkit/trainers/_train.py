@@ -127,7 +127,7 @@ class Training:
         self.disk = Disk(0, 0)
         if not self.finished:
             check_data(session, self.method)
-            self.disk = check_models(session, self.method, self.config.base, assumed)
+            self.disk = check_models(session, self.method, self.config.base, self._note, assumed)
             check_place(self.work, self.disk)
         if not self._dry:
             if not self.finished:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from iclkit.cli import main
+from iclkit.embed import CutTexts
 from iclkit.pool import FieldKey, Pool
 from iclkit.records import Example
 from iclkit.testing import HashEmbedder
@@ -135,6 +136,25 @@ def test_dedupe_shows_what_it_removes(iclkit, pool):
     assert json.loads(iclkit("dedupe", pool, "--json")[1])["removed"] == 1
     assert json.loads(iclkit("dedupe", pool, "--near", "--json")[1])["removed"] == 0  # 0.8 when not said
     assert json.loads(iclkit("dedupe", pool, "--near", "0.7", "--json")[1])["examples"] == 6
+
+
+def test_embed_says_what_was_too_long_once_at_the_end(iclkit, pool, monkeypatch):
+    class Short(HashEmbedder):
+        cut_texts = CutTexts(4)
+
+        def encode_documents(self, texts, progress=None):
+            self.cut_texts.look(texts, lambda some: [len(t.split()) * 3 for t in some])
+            return super().encode_documents(texts, progress)
+
+    monkeypatch.setattr("iclkit.embed.load_embedder", lambda name, **_: Short())
+    name = HashEmbedder().name
+    expected = (
+        f"note: {name} reads the first 4 tokens of a text; 8 texts are longer (the longest: 6 tokens), and the rest is "
+        f"ignored\n"
+    )
+    assert iclkit("embed", pool)[2].endswith(expected)
+    Short.cut_texts.clear()
+    assert "ignored" not in iclkit("embed", pool)[2]  # nothing was read
 
 
 def test_stats_embed_check_export(iclkit, pool, tmp_path):

@@ -517,3 +517,39 @@ def test_prompts_are_chat_turns_where_that_is_wanted_and_have_scores_of_their_ow
     plain, turns = lm.scored[0].context, lm.scored[2].context
     assert "Be brief." in turns
     assert "Be brief." not in plain
+
+
+# -- what is too long for the encoder --
+
+
+def cut_notes(method: str, task: Any, out: Path, base: Path, **more: Any) -> list[str]:
+    said: list[str] = []
+    with prepared(method, task, FakeLM(), out, base, base, say=said.append, **more):
+        return [line for line in said if "the rest is ignored" in line]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_the_encoder_will_not_read_is_said_before_the_first_prompt(method, mode_task, bert, tmp_path) -> None:
+    task, _ = mode_task
+    notes = cut_notes(method, task, tmp_path / "out", bert, max_tokens=8, instruct="none")
+    document = max(len(f"{e.text}\t{e.output}".split()) + 2 for e in task.train)
+    assert document > 8
+    demonstrations = next(n for n in notes if "demonstrations" in n)
+    assert f" of {len(task.train)} demonstrations " in f" {demonstrations}"
+    assert f"longer than 8 tokens (max_tokens=8; the longest: {document})" in demonstrations
+    assert f"--set max_tokens={document}, or as many as the base takes, reads more" in demonstrations
+    assert any("random demonstrations" in n for n in notes) == (method == "se2")
+    whole = cut_notes(method, task, tmp_path / "whole", bert, max_tokens=64)
+    assert whole == []
+
+
+def test_a_base_that_takes_less_than_max_tokens_says_so(encoders, tmp_path) -> None:
+    rows = tuple(Example(f"word{n} " * 90, "a" if n % 2 else "b") for n in range(40))
+    long = Task("long", "classification", rows, (), Template(), labels=("a", "b"))
+    base = encoders.tiny_bert(tmp_path / "bert", encoders.texts_of(long))
+    notes = cut_notes("llm-r", long, tmp_path / "out", base, max_tokens=500, report=4)
+    assert notes[0].startswith(
+        "note: of 12 pairs of a query and a random demonstration 12 are longer than the 64 tokens"
+    )
+    assert "of 15 queries 15 are longer than 64 tokens (all that the base takes; the longest: 92)" in notes[1]
+    assert notes[1].endswith("a base that takes more reads more")
