@@ -50,6 +50,7 @@ WAYS = {
     "no bonus": OURS.replace("nu=0.01", "nu=1e-12"),
     "bonus x 3": OURS.replace("nu=0.01", "nu=0.1"),
     "bonus x 10": OURS.replace("nu=0.01", "nu=1.0"),
+    "forty at random first": OURS.replace("warmup=10", "warmup=40"),
     "no neighbors": OURS.replace("neighbors=0.5", "neighbors=0.0"),
     "raw targets": OURS.replace("targets=standard", "targets=raw"),
     "raw targets, no neighbors": OURS.replace("targets=standard", "targets=raw").replace(

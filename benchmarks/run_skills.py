@@ -92,6 +92,14 @@ def judge(lm: LM, task: Task, test: tuple[Example, ...], shown: list[tuple[Examp
     return {"right": right, "gold": gold}
 
 
+def told_of_keys(selector: Any, test: tuple[Example, ...], k: int) -> dict[str, Any]:
+    """How many of the pool's keys differ, and for which queries similarity of keys does not decide the last pick."""
+    texts = [row[0] for row in selector.keys_.texts]
+    ranked = [s.picks for s in selector.select_many([Query(e.input) for e in test], k + 1)]
+    tied = [len(p) > k and abs(p[k - 1].score - p[k].score) < 1e-6 for p in ranked]
+    return {"keys": texts[:3], "written": len(texts), "different": len({*texts}), "tied": tied}
+
+
 def table(name: str, rows: dict[str, dict[str, Any]], answer: str) -> None:
     first = next(iter(rows.values()))
     print(f"\n{name}: {len(first['overlap'])} queries (95 % interval over queries)\n")
@@ -107,7 +115,10 @@ def table(name: str, rows: dict[str, dict[str, Any]], answer: str) -> None:
         print(f"| {way} | {' | '.join(cells)} | {np.mean(row['gold']):.2f} |")
     for way, row in rows.items():
         if row["keys"]:
-            print(f"- {way}: e.g. " + "; ".join(repr(k) for k in row["keys"]))
+            print(
+                f"- {way}: {row['different']} different keys of {row['written']}; the last pick ties with one left out "
+                f"for {100 * np.mean(row['tied']):.0f} % of the queries; e.g. " + "; ".join(map(repr, row["keys"]))
+            )
 
 
 def main() -> None:
@@ -145,8 +156,8 @@ def main() -> None:
             picked = selector.select_many([Query(e.input) for e in test], args.k)
             shown = [tuple(p.examples) for p in picked]
             overlap = [float(np.mean([kind_of(e) == kind_of(q) for e in s])) for q, s in zip(test, shown, strict=True)]
-            keys = [row[0] for row in selector.keys_.texts[:3]] if rewriter else []
-            rows[way] = {"overlap": overlap, **judge(lm_of(args.lm), task, test, shown), "keys": keys}
+            told = told_of_keys(selector, test, args.k) if rewriter else {"keys": []}
+            rows[way] = {"overlap": overlap, **judge(lm_of(args.lm), task, test, shown), **told}
             file.write_text(json.dumps(rows))
             print(f"{name} {way}: overlap {np.mean(overlap):.3f}, right {np.mean(rows[way]['right']):.3f}", flush=True)
         if rows:
