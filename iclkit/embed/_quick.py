@@ -171,6 +171,13 @@ class QuickEmbedder(BaseEmbedder):
     def _tokenizer(self) -> Any:
         return self._note.make_tokenizer()
 
+    @cached_property
+    def _uncut(self) -> Any:
+        """The tokenizer, of whole texts."""
+        tokenizer = self._note.make_tokenizer()
+        tokenizer.no_truncation()
+        return tokenizer
+
     def encode_queries(self, texts: Sequence[str], progress: Progress | None = None) -> FloatArray:
         """(n, dim) float32, unit rows."""
         if self._is_few(texts):
@@ -195,9 +202,7 @@ class QuickEmbedder(BaseEmbedder):
 
     def _lengths(self, texts: list[str]) -> list[int]:
         """Tokens of texts that are not cut."""
-        tokenizer = self._note.make_tokenizer()
-        tokenizer.no_truncation()
-        return [len(tokenizer.encode(text).ids) for text in texts]
+        return [len(self._uncut.encode(text).ids) for text in texts]
 
     def _is_few(self, texts: Sequence[str]) -> bool:
         self._done += len(texts)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +74,7 @@ class SentenceTransformerEmbedder(BaseEmbedder):
             return np.empty((0, self.dim), np.float32)
         encode = self._model.encode_query if side == "query" else self._model.encode_document
         prompt = self._query_prompt if side == "query" else self._document_prompt
-        self._cuts[side].look([prompt + text for text in unique], lengths_of(self._model, side))
+        self._cuts[side].look([prompt + text for text in unique], partial(lengths_of, self._model, side))
         found = np.empty((len(unique), self.dim), np.float32)
 
         def run(rows: list[int]) -> Any:
@@ -98,19 +99,20 @@ class SentenceTransformerEmbedder(BaseEmbedder):
 
 
 def cuts_of(model: Any, side: str) -> CutTexts:
-    """Where the texts of one side will be counted that a ``SentenceTransformer`` does not read to their end."""
-    limit = getattr(_reader(model, side), "max_seq_length", None)
-    return CutTexts(limit if isinstance(limit, int) else 0)  # a table of word vectors has none
+    """Where the texts of one side will be counted that a ``SentenceTransformer`` does not read to their end.
+
+    Known of transformers alone: a table of word vectors has no limit.
+    """
+    part = _reader(model, side)
+    limit = getattr(part, "max_seq_length", None)
+    if not isinstance(limit, int) or not callable(getattr(part, "tokenizer", None)):
+        limit = 0
+    return CutTexts(limit)
 
 
-def lengths_of(model: Any, side: str) -> Callable[[list[str]], list[int]]:
-    """What counts the tokens of texts of one side, special ones with them."""
-    tokenizer = _reader(model, side).tokenizer
-
-    def lengths(texts: list[str]) -> list[int]:
-        return [*map(len, tokenizer(texts, truncation=False, verbose=False)["input_ids"])]
-
-    return lengths
+def lengths_of(model: Any, side: str, texts: list[str]) -> list[int]:
+    """The tokens of texts of one side, special ones with them."""
+    return [*map(len, _reader(model, side).tokenizer(texts, truncation=False, verbose=False)["input_ids"])]
 
 
 def _reader(model: Any, side: str) -> Any:

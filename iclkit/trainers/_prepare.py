@@ -19,9 +19,8 @@ from iclkit.selectors import make_selector
 from iclkit.trainers._assumed import Assumed, is_absent
 from iclkit.trainers._config import TrainConfig, sources
 from iclkit.trainers._llm_r import LLMRConfig, reward_query_text
-from iclkit.trainers._method import Method, Session
+from iclkit.trainers._method import Method, Session, some_of
 
-_TRIED = 20_000  # texts of a kind whose tokens are counted before a training
 _ASIDE = 1 << 26  # bytes of the disk that are left for ledger, cards and logs
 
 
@@ -129,20 +128,19 @@ def check_models(
 
 
 def _cut_notes(s: Session[Any], method: Method[Any], model: Any) -> Iterator[str]:
-    """What of the texts the encoder will not read, a line for each kind of text; of very many texts some are tried."""
+    """What of the texts the encoder will not read, a line for each kind of text."""
     from iclkit.embed import cuts_of, lengths_of
 
     for what, side, texts in method.texts(s):
-        some = texts[:: 1 + len(texts) // _TRIED]
         front = model.prompts.get(side) or ""
-        cuts = cuts_of(model, side).look([front + text for text in some], lengths_of(model, side))
+        cuts = cuts_of(model, side).look([front + text for text in texts], partial(lengths_of, model, side))
         if not cuts:
             continue
         own = cuts.limit < s.config.max_tokens
         whose = "all that the base takes" if own else f"max_tokens={s.config.max_tokens}"
         remedy = "a base that takes more" if own else f"--set max_tokens={cuts.longest}, or as many as the base takes,"
         yield (
-            f"of {len(some):,} {what} {len(cuts):,} are longer than {cuts.limit:,} tokens ({whose}; the longest: "
+            f"of {len(texts):,} {what} {len(cuts):,} are longer than {cuts.limit:,} tokens ({whose}; the longest: "
             f"{cuts.longest:,}), and the rest is ignored; {remedy} reads more"
         )
 
@@ -151,7 +149,7 @@ def _cut_pairs(s: Session[LLMRConfig], model: Any) -> Iterator[str]:
     """The same for the pairs that LLM-R's reward model reads: of each query with the demonstration of another."""
     from iclkit.embed import CutTexts
 
-    rows = [int(r) for task in s.corpus.tasks for r in task.queries][:_TRIED]
+    rows = some_of([int(r) for task in s.corpus.tasks for r in task.queries])
     pairs = {f"{q}\0{d}": (q, d) for q, d in zip(
         map(partial(reward_query_text, s), rows), map(s.document_text, [*rows[1:], *rows[:1]]), strict=True
     )}  # fmt: skip

@@ -37,6 +37,7 @@ from iclkit.trainers._method import (
     encode_with,
     evaluation_prompt_count,
     in_batches,
+    some_of,
 )
 from iclkit.trainers._processes import batches_for
 from iclkit.trainers._sets import HeldOutSets, held_out_sets, random_sets, report_savings, set_prompt
@@ -217,7 +218,7 @@ class Se2(Method[Se2Config]):
             s.query_text(row, s.rng("se2", "lengths", row).choice(rows, before, replace=False).tolist())
             for task in s.corpus.tasks
             if len(rows := task.rows) > before > 0
-            for row in task.queries.tolist()
+            for row in some_of(task.queries.tolist())
         ]
         return [*super().texts(s), (f"queries with {before} random demonstrations", "query", states)]
 
