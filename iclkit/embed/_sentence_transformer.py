@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from iclkit.embed._protocol import BaseEmbedder, FloatArray, check_rows
 from iclkit.embed._torch import by_halves, last_states, load_tokenizer
 from iclkit.errors import ModelError
 from iclkit.records import Json, Progress, digest
+
+if TYPE_CHECKING:
+    from sentence_transformers.sentence_transformer.modules import Transformer
 
 log = logging.getLogger(__name__)
 BATCH = 32
@@ -104,22 +107,26 @@ def cuts_of(model: Any, side: str) -> CutTexts:
     Known of transformers alone: a table of word vectors has no limit.
     """
     part = _reader(model, side)
-    limit = getattr(part, "max_seq_length", None)
-    if not isinstance(limit, int) or not callable(getattr(part, "tokenizer", None)):
-        limit = 0
-    return CutTexts(limit)
+    return CutTexts(part.max_seq_length or 0 if part else 0)
 
 
 def lengths_of(model: Any, side: str, texts: list[str]) -> list[int]:
-    """The tokens of texts of one side, special ones with them."""
-    return [*map(len, _reader(model, side).tokenizer(texts, truncation=False, verbose=False)["input_ids"])]
+    """The tokens of texts of one side, special ones with them. For a side with a limit (``cuts_of``)."""
+    part = _reader(model, side)
+    assert part is not None, "a side without a transformer has no limit"
+    assert part.tokenizer is not None, "no text was encoded without a tokenizer"
+    return [*map(len, part.tokenizer([*texts], truncation=False, verbose=False)["input_ids"])]
 
 
-def _reader(model: Any, side: str) -> Any:
-    """The module that cuts the texts of one side into tokens: the first, of a router the first of that side."""
+def _reader(model: Any, side: str) -> Transformer | None:
+    """The transformer that reads the texts of one side: the first module, of a router the first of that side."""
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer.modules import Transformer
+
     first = model[0]
-    of_sides = getattr(first, "sub_modules", None)
-    return of_sides[side][0] if of_sides is not None and side in of_sides else first
+    if isinstance(first, Router):
+        first = first.sub_modules[side][0]
+    return first if isinstance(first, Transformer) else None
 
 
 def load_sentence_transformer(

@@ -10,8 +10,8 @@ How a selector uses it::
         candidates.allowed(rows)                      # which of any handles may be shown for this query
         candidates.within(rows).nearest(5)            # the same query among these rows only
         len(candidates)                               # how many may be shown
-    batch.examples([near.rows for near in batch.nearest(8)])      # those of many queries, read in one go
         candidates.rows()                             # all of them: O(pool), for ``needs.whole_pool`` alone
+    batch.examples([near.rows for near in batch.nearest(8)])      # those of many queries, read in one go
 
 A *row* is a handle: an int64 that belongs to one example of one pool, ascending by insertion, never changed and never
 reused. Handles have holes, so they index nothing: an array with one entry per example of a view is indexed by
