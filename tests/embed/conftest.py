@@ -46,8 +46,8 @@ def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = len(_tokenizer(folder, bert=False))
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.5,
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=128, initializer_range=0.5,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
@@ -63,7 +63,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vocabulary = len(_tokenizer(folder, bert=True))
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=64, initializer_range=0.5,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)

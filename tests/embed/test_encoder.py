@@ -141,11 +141,15 @@ def test_a_text_has_the_same_bits_alone_in_a_batch_and_in_any_order(tiny_lm: Pat
 
 @pytest.mark.models
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_the_default_model_gives_the_same_bits_in_any_batch(minilm_path: Path, dtype: str) -> None:
-    embedder = load_embedder(str(minilm_path), dtype=dtype)
+def test_the_default_model_gives_the_same_bits_in_any_batch_and_on_any_number_of_threads(
+    minilm_path: Path, dtype: str
+) -> None:
+    embedders = [load_embedder(str(minilm_path), dtype=dtype, threads=n) for n in (1, 2, 3)]
     texts = [" ".join(f"word{i % 7}" for i in range(n % 23)) + f" number {n}" for n in range(60)]
-    together = embedder.encode_queries(texts)
-    np.testing.assert_array_equal(together, np.concatenate([embedder.encode_queries([t]) for t in texts]))
+    together = embedders[0].encode_queries(texts)
+    for embedder in embedders:
+        np.testing.assert_array_equal(together, embedder.encode_queries(texts))
+        np.testing.assert_array_equal(together, np.concatenate([embedder.encode_queries([t]) for t in texts]))
 
 
 @pytest.mark.models
