@@ -19,15 +19,18 @@ import argparse
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from iclkit.errors import UsageError
 from iclkit.eval import difference, estimate, holm, load_runs
-from iclkit.records import SeedScope
+from iclkit.records import RunSpec, SeedScope
+from iclkit.selectors import make_selector
 
 RETRIEVER = re.compile(r"(?P<method>(epr|udr|llm-r|se2|ceil)(-[a-z-]+?)??)-(?P<tasks>[a-z0-9_+]+)-(?P<seed>\d+)")
 NO_LM = ("knn-vote", "logreg", "majority")
@@ -95,15 +98,8 @@ def results_of(folder: Path) -> Iterator[Result]:
         spec = run.spec
         if not run.facts["done"]:
             continue
-        alone = spec.predictor.name in NO_LM
-        by, seed, trained, task = spec.predictor.name if alone else spec.selector.name, spec.seed, False, spec.task
-        trainee = RETRIEVER.fullmatch(Path(spec.embedder.name if spec.embedder else "").name)
-        if not alone and trainee:
-            by, seed, trained = f"{by} with {trainee['method']}", int(trainee["seed"]), True
-            if trainee["tasks"] != task.name:
-                by += f" of {trainee['tasks']}"
-        elif not alone and by == "knn":
-            by = "knn, untrained"
+        alone, task = spec.predictor.name in NO_LM, spec.task
+        by, seed, trained = chosen_by(spec)
         lm = ""
         if not alone and spec.lm:
             precision = next((p for p in spec.lm.fingerprint.split("|") if p in PRECISIONS), "")
@@ -111,6 +107,28 @@ def results_of(folder: Path) -> Iterator[Result]:
         values = {row.query_id: float(row.metrics[task.metric]) for row in run.rows}
         sample = f"{task.hash}|{task.queries}|{task.sample}"
         yield Result(task.name, sample, lm, 0 if alone else spec.k, by, seed, trained, task.metric, values)
+
+
+def chosen_by(spec: RunSpec) -> tuple[str, int, bool]:
+    """What chose the demonstrations of a run, with which seed, and whether a training of ours made it."""
+    if spec.predictor.name in NO_LM:
+        return spec.predictor.name, spec.seed, False
+    chosen = {n: v for n, v in spec.selector.settings.items() if defaults_of(spec.selector.name).get(n) != v}
+    by = ",".join([spec.selector.name, *(f"{name}={value}" for name, value in chosen.items())])
+    trainee = RETRIEVER.fullmatch(Path(spec.embedder.name if spec.embedder else "").name)
+    if trainee:
+        by = f"{by} with {trainee['method']}"
+        return by if trainee["tasks"] == spec.task.name else f"{by} of {trainee['tasks']}", int(trainee["seed"]), True
+    return f"{by}, untrained" if spec.selector.name == "knn" else by, spec.seed, False
+
+
+@cache
+def defaults_of(selector: str) -> Mapping[str, object]:
+    """The settings of a selector of which nothing is said; none where something has to be."""
+    try:
+        return make_selector(selector).spec.settings
+    except UsageError:
+        return {}
 
 
 def read_kept(file: Path) -> Iterator[Result]:
