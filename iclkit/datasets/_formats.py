@@ -7,6 +7,7 @@ import csv
 import difflib
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections import Counter
@@ -117,6 +118,10 @@ def format_of(path: Path, source: _Source | None = None) -> str:
         return _SUFFIXES[suffix]
     if source is not None and (not suffix or source.held is not None):
         return _format_by_content(source)
+    if source is not None:
+        with source.open() as file:
+            if remedy := other_kind(file.read(16)):
+                raise DataError(f"{source.name} is no file of rows: {remedy}")
     raise UsageError(
         f"{path} ends in none of {', '.join(SUFFIXES)}; say the format ({', '.join(FORMATS)}), e.g. --format csv"
     )
@@ -372,7 +377,7 @@ def _read_json(source: _Source, encoding: str, path: str) -> Rows:
         found = [*_rows_at(data, path.split("."), name)]
     elif isinstance(data, list):
         found = [(f"item {n}", row) for n, row in enumerate(data, 1)]
-    elif isinstance(data, dict) and (columns := _by_column(data)):
+    elif isinstance(data, dict) and (columns := _by_column(data) or _by_key(data)):
         found = [(f"row {n}", row) for n, row in enumerate(columns, 1)]
     else:
         path = _place_of_rows(data, name)
@@ -441,6 +446,18 @@ def _by_column(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
+def _by_key(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of an object of rows, whose keys are their ids: plain values under the same names in all of them."""
+    rows = [*data.values()]
+    if len(rows) < 2 or not all(
+        isinstance(row, dict) and len(row) > 1 and row.keys() == rows[0].keys() for row in rows
+    ):
+        return []
+    if any(isinstance(value, dict | list) for row in rows for value in row.values()):
+        return []
+    return [{"id": key, **row} for key, row in data.items()]
+
+
 _NESTED = ("data.paragraphs.qas",)
 """Where rows stand inside rows: SQuAD."""
 _TELLING = {"data", "demos", "examples", "instances", "items", "questions", "records", "rows", "samples", "train"}
@@ -483,12 +500,18 @@ def _read_table(source: _Source, encoding: str, kind: str, options: FileOptions,
     # old Macs end lines with carriage returns alone; elsewhere one may stand in a cell
     newline = "\n" if "\n" in sample else ""
     usual = "\t" if kind == "tsv" else ","
-    delimiter = options.delimiter or _delimiter(sample, usual, options.columns or wanted)
+    said = _EXCEL.match(sample)
+    told = said.group(1) if said else ""
+    delimiter = options.delimiter or told or _delimiter(sample, usual, options.columns or wanted)
     rows = Rows(iter(()), delimiter=delimiter)
     if not options.delimiter and delimiter != usual:
         rows.notes.append(f"columns parted by {delimiter!r} (--delimiter)")
-    rows.records = _table_rows(source, encoding, newline, delimiter, options.columns)
+    rows.records = _table_rows(source, encoding, newline, delimiter, options.columns, 1 if said else 0)
     return rows
+
+
+_EXCEL = re.compile(r"sep=(.)\r?\n")
+"""The line that Excel reads a delimiter from, above the header."""
 
 
 def _delimiter(sample: str, usual: str, wanted: Sequence[str]) -> str:
@@ -520,23 +543,31 @@ def _cells(sample: str, delimiter: str) -> list[list[str]]:
 
 
 def _table_rows(
-    source: _Source, encoding: str, newline: str, delimiter: str, columns: Sequence[str]
+    source: _Source, encoding: str, newline: str, delimiter: str, columns: Sequence[str], before: int
 ) -> Iterator[Record]:
+    """The rows below the header, which stands ``before`` lines down. Columns at the right end without a name, which
+    spreadsheets leave, are no columns while their cells are empty."""
     name, start, count = source.name, 1, 0
     limit = csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
     try:
         with source.text(encoding, newline) as file, _decoding(name, encoding):
+            for _ in range(before):
+                next(file)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            header = list(columns) or next((cells for cells in reader if cells), [])
+            header = list(columns) or [c.strip() for c in next((cells for cells in reader if cells), [])]
+            while len(header) > 1 and not header[-1]:
+                header.pop()
             if len(set(header)) < len(header):
                 twice = next(c for c in header if header.count(c) > 1)
                 raise DataError(f"{name}, line 1: the column {twice!r} is named twice; rename one")
-            start = reader.line_num + 1
+            start = before + reader.line_num + 1
             for cells in reader:
-                where, start = f"{name}, line {start}", reader.line_num + 1
+                where, start = f"{name}, line {start}", before + reader.line_num + 1
                 if not cells:
                     continue
                 count += 1
+                while len(cells) > len(header) and not cells[-1].strip():
+                    cells.pop()
                 if len(cells) != len(header):
                     yield (
                         where,
@@ -618,7 +649,7 @@ class LabelId(int):
 def name_labels(
     rows: Iterable[tuple[str, Mapping[str, Any]]], names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows with label ids that know their names; ids outside the list (-1: hidden) stay plain numbers."""
+    """The rows with label ids that know their names; the id -1, which stands for no label, is null."""
     ids: dict[str, list[LabelId]] = {}
     for column, labels in names.items():
         ids[column] = [LabelId(i) for i in range(len(labels))]
@@ -628,7 +659,8 @@ def name_labels(
         named = {
             c: known[row[c]] for c, known in ids.items() if isinstance(row.get(c), int) and 0 <= row[c] < len(known)
         }
-        yield where, ({**row, **named} if named else row)
+        hidden = {c: None for c in ids if row.get(c) == -1}
+        yield where, ({**row, **named, **hidden} if named or hidden else row)
 
 
 def natural_names(labels: Sequence[str]) -> list[str]:

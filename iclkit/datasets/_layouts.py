@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from string import ascii_uppercase
 from typing import Any, TypeAlias
 
@@ -22,7 +22,7 @@ from iclkit.files import parse_json
 Row: TypeAlias = Mapping[str, Any]
 ANSWERS = {
     "answer", "annotation", "category", "class", "completion", "expected", "gold", "intent", "label", "label_text",
-    "labels", "output", "response", "sentiment", "summary", "tags", "target", "topics", "translation",
+    "gold_label", "labels", "output", "response", "sentiment", "summary", "tags", "target", "topics", "translation",
 }  # fmt: skip
 QUESTIONS = {
     "article", "content", "dialogue", "document", "input", "instruction", "message", "passage", "premise",
@@ -32,6 +32,8 @@ PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("sentence_a", "sentence_b"),
     ("text1", "text2"), ("context", "question"), ("passage", "question"), ("query", "passage"), ("text", "aspect"),
 )  # fmt: skip
+LONG_ANSWERS = {"code", "solution", "sql"}
+"""Answers as well, where no column is called as one of the above."""
 SIDE = {"id", "idx", "index", "meta", "split", "task"}
 
 
@@ -69,15 +71,20 @@ def _have(rows: Sequence[Row], *names: str) -> bool:
 
 
 def _alpaca(rows: Sequence[Row]) -> Found | None:
-    if not _have(rows, "instruction", "output"):
+    first = rows[0]
+    answer = next((name for name in ("output", "response") if name in first), "")
+    beside = next((name for name in ("input", "context") if name in first), "")
+    if not answer or not _have(rows, "instruction", answer):
         return None
 
     def rewrite(row: Row) -> dict[str, Any]:
-        parts = [text for name in ("instruction", "input") if (text := str(row.get(name) or "").strip())]
-        return {"input": "\n\n".join(parts), "output": row.get("output")}
+        parts = [text for name in ("instruction", beside) if (text := str(row.get(name) or "").strip())]
+        return {"input": "\n\n".join(parts), "output": row.get(answer)}
 
-    said = "Alpaca rows: instruction and input as one text (--input instruction --input input: as two fields)"
-    return Found(said, rewrite, frozenset({"instruction", "input", "output"}))
+    said = "Alpaca rows: the instruction"
+    if beside:
+        said += f" and {beside} as one text (--input instruction --input {beside}: as two fields)"
+    return Found(said, rewrite, frozenset({"instruction", beside, answer} - {""}))
 
 
 _ROLES = {
@@ -87,7 +94,7 @@ _ROLES = {
     "system": "system", "developer": "system", "tool": "tool", "function": "tool", "observation": "tool",
     "function_call": "assistant",
 }  # fmt: skip
-_TURNS = ("messages", "conversations", "conversation", "dialog")
+_TURNS = ("messages", "conversations", "conversation", "dialog", "contents")
 
 
 def _is_turns(value: object) -> bool:
@@ -112,6 +119,19 @@ def _chat(rows: Sequence[Row]) -> Found | None:
     return Found(said, rewrite, frozenset({column} if column else halves))
 
 
+def _ideal(rows: Sequence[Row]) -> Found | None:
+    if not _have(rows, "input", "ideal") or not all(_is_turns(row["input"]) for row in rows):
+        return None
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        answers = _texts_of(row["ideal"])
+        read = _exchange([_turn(turn) for turn in row["input"]], "input")
+        return {**read, "output": answers[0], "meta": {**read["meta"], **_more(answers)}}
+
+    return Found("OpenAI evals rows: the last user turn is the input, the first ideal answer the output", rewrite,
+                 frozenset({"input", "ideal"}))  # fmt: skip
+
+
 def _turn(turn: object) -> tuple[str, Any]:
     """(role, text) of a turn, in the spelling of OpenAI or of ShareGPT; function calls stay objects."""
     if not isinstance(turn, Mapping):
@@ -120,7 +140,7 @@ def _turn(turn: object) -> tuple[str, Any]:
     role = _ROLES.get(said.lower())
     if role is None:
         raise DataError(f"a turn has the role {said!r}; known: {', '.join(_ROLES)}")
-    content = turn["content"] if "content" in turn else turn.get("value")
+    content = next((turn[name] for name in ("content", "value", "parts") if name in turn), None)
     if isinstance(content, list):  # parts, of which the texts are read
         content = "".join(str(p.get("text", "")) if isinstance(p, Mapping) else str(p) for p in content)
     if not content and (calls := turn.get("tool_calls") or turn.get("function_call")):
@@ -188,12 +208,16 @@ def option_columns(names: Sequence[str]) -> tuple[str, ...]:
 
 
 _KEYS = ("answerKey", "answer_key", "answer", "label", "gold", "correct", "correct_answer", "cop", "target", "output")
-_STEMS = ("question", "query", "ctx", "sentence", "goal", "stem", "question_stem", "problem", "input", "text")
+_STEMS = (
+    "question", "query", "ctx", "sentence", "goal", "stem", "question_stem", "problem", "input", "text", "prompt",
+)  # fmt: skip
+_GROUNDS = {"article", "background", "context", "document", "passage", "premise", "scenario", "support"}
+"""What a question is about, and cannot be answered without."""
 
 
 def _options(rows: Sequence[Row]) -> Found | None:
     """Multiple choice: an option a column (MMLU), or all in one list (the hub's MMLU, HellaSwag), or with their keys
-    (ARC, CommonsenseQA, OpenBookQA)."""
+    (ARC, CommonsenseQA, OpenBookQA); with what the question is about, where a column has that (COPA, RACE, LogiQA)."""
     first = rows[0]
     listed = next((n for n in ("choices", "options", "endings") if all(_is_options(r.get(n)) for r in rows)), "")
     columns = option_columns([*first])
@@ -204,13 +228,20 @@ def _options(rows: Sequence[Row]) -> Found | None:
         return None
     if listed and {"input", "output"} <= set(first):
         return None  # rows of our own, which say by themselves how they are read
+    grounds = [
+        n
+        for n in first
+        if n in _GROUNDS and _have(rows, n) and any(isinstance(r[n], str) and r[n].strip() for r in rows)
+    ]
+    inputs = tuple(sorted((*grounds, stem), key=[*first].index)) if not inside else (stem,)
+    about = f"input {', '.join(inputs)}; " if len(inputs) > 1 else ""
     if columns and not listed and not inside:
-        said = f"multiple choice: options {', '.join(columns)}, answer {key!r} (--choices, --output)"
-        return Found(said, input=(stem,), output=key, choices=columns, kind="multiple_choice")
+        said = f"multiple choice: {about}options {', '.join(columns)}, answer {key!r} (--choices, --output)"
+        return Found(said, input=inputs, output=key, choices=columns, kind="multiple_choice")
     place = "question.choices" if inside else listed
-    said = f"multiple choice: options in {place!r}, answer {key!r} (--choices, --output)"
+    said = f"multiple choice: {about}options in {place!r}, answer {key!r} (--choices, --output)"
     keyed = isinstance(first.get(place), Mapping)
-    return Found(said, input=(stem,), output=key, kind="multiple_choice",
+    return Found(said, input=inputs, output=key, kind="multiple_choice",
                  choices=(f"{place}.text" if keyed else place,),
                  choice_keys=f"{place}.label" if keyed and "label" in first[place] else "")  # fmt: skip
 
@@ -241,6 +272,57 @@ def _squad(rows: Sequence[Row]) -> Found | None:
 
     return Found("SQuAD rows: context and question, first answer; all answers are kept as metadata", rewrite,
                  frozenset({"question", "context", "answers"}), metric="token_f1")  # fmt: skip
+
+
+def _texts_of(value: object) -> list[str]:
+    """The answers that a cell holds: a text, a list of them, or a value with its aliases (TriviaQA)."""
+    if isinstance(value, Mapping) and "value" in value:
+        value = [value["value"], *(value.get("aliases") or ())]
+    found = [*dict.fromkeys(str(v) for v in (value if isinstance(value, list) else [value]) if v is not None)]
+    if not found:
+        raise DataError("the question has no answer; --on-bad-row skip leaves it out")
+    return found
+
+
+def _more(answers: Sequence[str]) -> dict[str, Any]:
+    return {"answers": [*answers]} if len(answers) > 1 else {}
+
+
+def _open_questions(rows: Sequence[Row]) -> Found | None:
+    """A question whose right answers are listed: Natural Questions, WebQuestions, TriviaQA."""
+    column = next((name for name in ("answer", "answers") if _have(rows, "question", name)), "")
+    cells = [row[column] for row in rows] if column else []
+    if not cells or not all(
+        (isinstance(c, list) and all(isinstance(t, str) for t in c)) or (isinstance(c, Mapping) and "value" in c)
+        for c in cells
+    ):
+        return None
+    inputs = [name for name in rows[0] if name in _GROUNDS | {"question"}]
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        answers = _texts_of(row[column])
+        given = {name: row.get(name) for name in inputs}
+        return {"input": given if len(given) > 1 else row["question"], "output": answers[0], "meta": _more(answers)}
+
+    said = f"questions with listed answers: the first of {column!r} is the output; all are kept as metadata"
+    return Found(said, rewrite, frozenset({*inputs, column}), metric="token_f1")
+
+
+def _inference(rows: Sequence[Row]) -> Found | None:
+    """SNLI and MultiNLI as they are distributed, where annotators who do not agree leave a dash."""
+    pair = next((p for p in PAIRS[:2] if _have(rows, *p, "gold_label")), None)
+    if pair is None:
+        return None
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        if row.get("gold_label") == "-":
+            raise DataError(
+                "field 'gold_label' is '-': the annotators did not agree; --on-bad-row skip leaves the row out"
+            )
+        return {"input": {name: row.get(name) for name in pair}, "output": row.get("gold_label")}
+
+    return Found(f"inference rows: input {', '.join(pair)}; output gold_label (--input, --output)", rewrite,
+                 frozenset({*pair, "gold_label"}))  # fmt: skip
 
 
 def _big_bench(rows: Sequence[Row]) -> Found | None:
@@ -313,6 +395,59 @@ def _flag_embedding(rows: Sequence[Row]) -> Found | None:
                  input=("query",), output="pos.0", meta=kept)  # fmt: skip
 
 
+def _prodigy(rows: Sequence[Row]) -> Found | None:
+    if not _have(rows, "text", "accept", "answer") or not all(isinstance(row["accept"], list) for row in rows):
+        return None
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        if row["answer"] != "accept" or not row["accept"]:
+            raise DataError(
+                f"the annotator chose nothing (answer {row['answer']!r}); --on-bad-row skip leaves the row out"
+            )
+        names = {o["id"]: o.get("text", o["id"]) for o in row.get("options") or () if isinstance(o, Mapping)}
+        chosen = [str(names.get(key, key)) for key in row["accept"]]
+        return {"input": row["text"], "output": chosen if len(chosen) > 1 else chosen[0]}
+
+    uses = frozenset({"text", "accept", "answer", "options", "config", *(n for n in rows[0] if n.startswith("_"))})
+    return Found("Prodigy choices: the accepted options are the output", rewrite, uses)
+
+
+def _label_studio(rows: Sequence[Row]) -> Found | None:
+    if not all(isinstance(row.get("data"), Mapping) and isinstance(row.get("annotations"), list) for row in rows):
+        return None
+    given = [[*_studio_answers(row)] for row in rows]
+    questions = [*dict.fromkeys(name for answers in given for name, _ in answers)]
+    if len(questions) > 1:
+        raise DataError(f"Label Studio tasks with several questions ({', '.join(questions)}): export one as CSV, and "
+                        "name its column with --output")  # fmt: skip
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        counts = Counter(json.dumps(value) for _, value in _studio_answers(row))
+        if not counts:
+            raise DataError("the task has no annotation; --on-bad-row skip leaves the row out")
+        data = {name: text for name, text in row["data"].items() if isinstance(text, str)}
+        inputs = data if len(data) > 1 else next(iter(data.values()), "")
+        return {"input": inputs, "output": json.loads(counts.most_common(1)[0][0])}
+
+    return Found("Label Studio tasks: the answer that most annotators gave", rewrite, frozenset(rows[0]))
+
+
+def _studio_answers(row: Row) -> Iterator[tuple[str, Any]]:
+    """(question, answer) of each finished annotation: what was chosen or written, a list where that is several."""
+    for annotation in row["annotations"]:
+        if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
+            continue
+        for part in annotation.get("result") or ():
+            value = part.get("value") if isinstance(part, Mapping) else None
+            found = (
+                next((value[n] for n in ("choices", "text") if n in value), None)
+                if isinstance(value, Mapping)
+                else None
+            )
+            if isinstance(found, list) and found:
+                yield str(part.get("from_name", "")), found if len(found) > 1 else found[0]
+
+
 def _argilla(rows: Sequence[Row]) -> Found | None:
     if not all(isinstance(row.get("fields"), Mapping) for row in rows):
         return None
@@ -356,22 +491,64 @@ def _answered(part: object) -> dict[str, list[Any]]:
 
 LAYOUTS = (
     Layout("chat", "messages with roles: OpenAI fine-tuning, ShareGPT, TRL", _chat),
+    Layout("openai-evals", "OpenAI evals: input as messages, ideal", _ideal),
     Layout("squad", "SQuAD: context, question, answers", _squad),
     Layout("flagembedding", "FlagEmbedding: query, pos, neg", _flag_embedding),
     Layout("promptfoo", "promptfoo tests: variables, __expected", _promptfoo),
+    Layout("prodigy", "Prodigy choices: text, options, accept", _prodigy),
+    Layout("label-studio", "Label Studio tasks: data, annotations", _label_studio),
     Layout("argilla", "Argilla records: fields, responses", _argilla),
     Layout("dspy", "demonstrations of a DSPy program", _dspy),
     Layout("alpaca", "Alpaca: instruction, input, output", _alpaca),
     Layout("preference", "preferences: prompt, chosen, rejected", _preference),
     Layout("multiple-choice", "options by column, by list or with keys: MMLU, ARC", _options),
+    Layout("inference", "SNLI, MultiNLI: a pair of sentences, gold_label", _inference),
+    Layout("open-questions", "Natural Questions, TriviaQA: question, listed answers", _open_questions),
     Layout("big-bench", "BIG-bench: input, target or target_scores", _big_bench),
 )
 """In the order in which they are asked: those with telling names first."""
 
 
 def recognize(rows: Sequence[Row]) -> tuple[str, Found] | None:
-    """The layout that knows these first rows, and how it reads them."""
-    for layout in LAYOUTS if rows else ():
-        if found := layout.look(rows):
-            return layout.name, found
-    return None
+    """The layout that knows these first rows, and how it reads them; how their columns' names are written counts only
+    where one is known as it is written."""
+    known = _look(rows) if rows else None
+    if known or not rows:
+        return known
+    names = {plain_name(name): name for row in rows for name in row}
+    if len(names) < len({name for row in rows for name in row}) or all(plain == n for plain, n in names.items()):
+        return None
+    known = _look([_plainly(row) for row in rows])
+    return (known[0], _as_written(known[1], names)) if known else None
+
+
+def _look(rows: Sequence[Row]) -> tuple[str, Found] | None:
+    return next(((layout.name, found) for layout in LAYOUTS if (found := layout.look(rows))), None)
+
+
+def plain_name(column: object) -> str:
+    """A column's name without capitals and blanks.
+
+    >>> plain_name(" Gold Label")
+    'gold_label'
+    """
+    return "_".join(str(column).casefold().split())
+
+
+def _plainly(row: Row) -> dict[str, Any]:
+    return {plain_name(name): value for name, value in row.items()}
+
+
+def _as_written(found: Found, names: Mapping[str, str]) -> Found:
+    """The same for rows whose columns have these names, by their plain ones."""
+
+    def written(path: str) -> str:
+        head, dot, rest = path.partition(".")
+        return names.get(head, head) + dot + rest
+
+    made = found.rewrite
+    return replace(
+        found, rewrite=(lambda row: made(_plainly(row))) if made else None, uses=frozenset(map(written, found.uses)),
+        input=tuple(map(written, found.input)), output=written(found.output), meta=tuple(map(written, found.meta)),
+        choices=tuple(map(written, found.choices)), choice_keys=written(found.choice_keys),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import difflib
 import itertools
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from typing import Any
 
 from iclkit.datasets import _layouts
 from iclkit.datasets._formats import STDIN, FileOptions, LabelId, Record, Rows, kind_of, known_suffix, open_rows
-from iclkit.datasets._layouts import ANSWERS, PAIRS, QUESTIONS, SIDE, Found
+from iclkit.datasets._layouts import ANSWERS, LONG_ANSWERS, PAIRS, QUESTIONS, SIDE, Found, plain_name
 from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UsageError
 from iclkit.files import parse_json, path_kind, read_text, split_lines
@@ -26,6 +27,7 @@ from iclkit.records import Example, Fields, Json, Query, clean_text, unique_name
 from iclkit.text import visible
 
 ON_BAD_ROW = ("stop", "skip")
+_FROM_ONE = re.compile(r"(?<!\d)1$")
 _FIRST = 200
 """So many rows are looked at to find out how the rest are read."""
 _ENOUGH = 5
@@ -154,7 +156,7 @@ class Reading:
             self.metric, self.kind = found.metric, found.kind
             plan, said = _Plan.of(found, columns), [found.said]
         plan = plan.with_answers(first)
-        return plan, [*said, *plan.notes, *_unused(plan, first)]
+        return plan, [*said, *plan.notes, *_hidden_labels(plan, first), *_unused(plan, first)]
 
     @property
     def columns(self) -> Columns | None:
@@ -310,29 +312,54 @@ def _ours(first: Mapping[str, Any]) -> bool:
 
 
 def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
-    """The columns with input and output named, from the first row's where the caller does not name them."""
-    names = [c for c in first if c not in SIDE]
+    """The columns with input and output named, from the first row's where the caller does not name them.
+
+    How a name is written does not count: ``Text`` is a text, too.
+    """
+    names = [c for c in first if plain_name(c) not in SIDE]
     taken = {*columns.choices, columns.choice_keys, *columns.meta}
-    answers = [c for c in names if c in ANSWERS and c not in taken and c not in columns.input]
+    free = [c for c in names if c not in taken and c not in columns.input]
+    answers = [c for c in free if plain_name(c) in ANSWERS] or [c for c in free if plain_name(c) in LONG_ANSWERS]
+    pair = next((found for p in PAIRS if len(found := _called(free, p)) == 2), ())
     output = columns.output or ("output" if "output" in first else answers[0] if len(answers) == 1 else "")
-    others = [c for c in names if c not in QUESTIONS and c not in taken]
-    if not output and not answers and not columns.unlabeled and len(names) == 2 and len(others) == 1:
-        output = others[0]  # one column is the question, so the other is its answer
-    if {"label", "label_text"} == set(answers) and not columns.output:
-        output = "label_text"  # what SetFit's sets call the name of a label's number
-        taken |= {"label"}
-    if columns.unlabeled and not output:
-        output = ""
+    others = [c for c in names if plain_name(c) not in QUESTIONS and c not in taken]
+    if not output and not answers and not columns.unlabeled:
+        # beside one column that is the question, or two that belong together, the other one is the answer
+        if len(names) == 2 and len(others) == 1:
+            output = others[0]
+        elif pair and len(free) == 3:
+            (other,) = (c for c in free if c not in pair)
+            output = other if isinstance(first[other], str | int | float) else ""
+    if {"label", "label_text"} == {*map(plain_name, answers)} and not columns.output:
+        number, output = sorted(answers, key=lambda c: len(c))  # SetFit's sets: a label's number, and its name
+        taken |= {number}
     inputs = columns.input or (("input",) if "input" in first else ())
     if not inputs and (output or columns.unlabeled):
         left = [c for c in names if c != output and c not in taken and c not in answers]
-        pair = next((p for p in PAIRS if set(p) <= set(left)), ())
-        like = [c for c in left if c in QUESTIONS]
-        inputs = pair or tuple(like if len(like) == 1 else left if len(left) == 1 else ())
+        like = [c for c in left if plain_name(c) in QUESTIONS]
+        inputs = (pair if {*pair} <= {*left} else ()) or tuple(
+            like if len(like) == 1 else left if len(left) == 1 else ()
+        )
     if columns.input and not output and not columns.unlabeled:
         left = [c for c in names if c not in taken and c not in columns.input]
         output = left[0] if len(left) == 1 and not answers else ""
     return replace(columns, input=inputs or ("input",), output=output or ("" if columns.unlabeled else "output"))
+
+
+def _called(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """The columns of these names, however they are written, in the order of the names."""
+    by_name = {plain_name(c): c for c in columns}
+    return tuple(by_name[name] for name in names if name in by_name)
+
+
+def _hidden_labels(plan: _Plan, first: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A word on the number -1 beside label numbers from 0, which many sets have where there is no label."""
+    column, labels = plan.columns.output, plan.columns.labels
+    seen = {_key(row[column]) for row in first if column in row and not labels and not plan.rewrite}
+    if not {"-1", "0"} <= seen or not all(key.removeprefix("-").isdecimal() for key in seen):
+        return []
+    return [f"{column} -1 is taken as a label; if it means that there is none, --label-names 0=...,1=... names those "
+            "that there are, and --on-bad-row skip leaves the other rows out"]  # fmt: skip
 
 
 def _unused(plan: _Plan, first: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -395,8 +422,12 @@ class _Plan:
                     seen.append((clean_text(value) if isinstance(value, str) else value, options))
             except DataError:
                 continue  # it is named when its turn comes
-        how = _how_answered(seen)
-        said = {"letter": "answers are letters of options", "one": "answers are numbers of options, from 1"}.get(how)
+        how = _how_answered(seen, bool(_FROM_ONE.search(self.columns.choices[0])) if self.columns.choices else False)
+        numbered = how == "zero" and any(_is_number(value) and value not in options for value, options in seen)
+        said = {
+            "letter": "answers are letters of options", "one": "answers are numbers of options, from 1",
+            "zero": "answers are numbers of options, from 0" if numbered else "",
+        }.get(how)  # fmt: skip
         return replace(self, answers=how, notes=(said,) if said else ())
 
     def example(self, where: str, row: Mapping[str, Any], task: str) -> tuple[Example, str]:
@@ -473,9 +504,9 @@ class _Plan:
         return _require_text(where, column, text), kind
 
 
-def _how_answered(seen: Sequence[tuple[Any, tuple[str, ...]]]) -> str:
+def _how_answered(seen: Sequence[tuple[Any, tuple[str, ...]]], named_from_one: bool = False) -> str:
     """How outputs name their options: ``text``, ``letter``, ``zero`` or ``one`` (numbers from there), as all of them
-    can be read."""
+    can be read. ``named_from_one``: the options stand in columns like option1, option2."""
     if not seen:
         return "text"
     values = [v for v, _ in seen]
@@ -489,7 +520,7 @@ def _how_answered(seen: Sequence[tuple[Any, tuple[str, ...]]]) -> str:
     from_one = all(1 <= n <= end for n, end in zip(numbers, last, strict=True)) and any(
         n == end for n, end in zip(numbers, last, strict=True)
     )
-    return "one" if from_one and len(seen) >= _ENOUGH else "zero"
+    return "one" if from_one and (named_from_one or len(seen) >= _ENOUGH) else "zero"
 
 
 def _is_number(value: object) -> bool:
@@ -527,7 +558,10 @@ def _option(where: str, column: str, value: Any, options: tuple[str, ...], plan:
             return options[names.index(value.casefold())]
         if (at := _letter_index(value, options)) is not None:
             return options[at]
-        return _require_text(where, column, value)
+        same = [option for option in options if option.casefold() == value.casefold()]
+        if len(same) == 1:
+            return same[0]
+        raise DataError(f"{where}: field {column!r} is {_show(value)}, none of the choices {', '.join(options)}")
     raise DataError(f"{where}: field {column!r} is {_show(value)}, {kind_of(value)}, and names no choice")
 
 
@@ -623,12 +657,21 @@ def _cell(where: str, row: Mapping[str, Any], column: str, flag: str) -> Any:
         else:
             near = difflib.get_close_matches(column, [str(c) for c in row], n=1, cutoff=0.6)
             raise DataError(
-                f"{where}: no field {column!r}; the row has: {', '.join(map(str, row)) or 'none'}."
+                f"{where}: no field {column!r}; the row has: {', '.join(_places(row)) or 'none'}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
                 + f" Name the field with {flag}"
                 + ("; if its cells are not parted right, say --delimiter" if _unparted(row) else "")
             )
     return value
+
+
+def _places(row: Mapping[str, Any]) -> Iterator[str]:
+    """The columns, those inside an object with a dot."""
+    for name, value in row.items():
+        if isinstance(value, Mapping) and value:
+            yield from (f"{name}.{inner}" for inner in value)
+        else:
+            yield str(name)
 
 
 def _unparted(row: Mapping[str, Any]) -> bool:

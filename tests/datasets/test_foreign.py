@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -78,6 +80,25 @@ CASES: dict[str, tuple[str, tuple[Any, str]]] = {
     "pandas_columns.json": ("", ("fine", "good")),
     "ragged.csv": ("--on-bad-row skip", ("fine", "good")),
     "preference.jsonl": ("", ("Say hi", "Hi!")),
+    "dolly.jsonl": ("", ("Which team won?\n\nBrann beat Viking 2-1.", "Brann")),
+    "copa.jsonl": ("", ({"premise": "The glass fell.", "question": "effect"}, "It broke.")),
+    "race.jsonl": ("", ({"article": "Ane moved to Oslo in May.", "question": "When did Ane move?"}, "in May")),
+    "winogrande.jsonl": ("", ("The cup is not in the bag since _ is too big.", "cup")),
+    "prodigy.jsonl": ("--on-bad-row skip", ("Card charged twice", "billing")),
+    "label_studio.json": ("", ("Card charged twice", "billing")),
+    "openai_evals.jsonl": ("", ("Capital of Peru?", "Lima")),
+    "triviaqa.jsonl": ("", ("Capital of Norway?", "Oslo")),
+    "mnli.jsonl": (
+        "--on-bad-row skip",
+        ({"sentence1": "A dog runs.", "sentence2": "A dog moves."}, "entailment"),
+    ),
+    "excel.csv": ("", ("It came late; again", "delivery")),
+    "by_key.json": ("", ("Where is my parcel?", "delivery")),
+    "gemini.jsonl": ("", ("My card was charged twice", "billing")),
+    "quora.csv": (
+        "--label-names other,same",
+        ({"question1": "How do I sleep well?", "question2": "How can I sleep better?"}, "same"),
+    ),
 }
 
 
@@ -115,6 +136,8 @@ def test_a_foreign_file_is_taken_in_by_one_command(name: str, capsys: pytest.Cap
         ("promptfoo.csv", "--on-bad-row skip"),
         ("truth_values.jsonl", "--null-label"),
         ("ragged.csv", "--on-bad-row skip"),
+        ("prodigy.jsonl", "the annotator chose nothing (answer 'ignore'); --on-bad-row skip"),
+        ("mnli.jsonl", "the annotators did not agree; --on-bad-row skip"),
     ],
 )
 def test_a_file_that_is_refused_says_the_way_out_and_changes_nothing(
@@ -145,6 +168,9 @@ def test_rows_that_are_left_out_are_counted_and_written_down(here: Path, capsys:
         ("semicolons.csv", "columns parted by ';' (--delimiter)"),
         ("alpaca.json", "instruction and input as one text"),
         ("three_labels.csv", "input text; output label (--input, --output)"),
+        ("copa.jsonl", "input premise, question; options choice1, choice2, answer 'label' (--choices, --output)"),
+        ("copa.jsonl", "answers are numbers of options, from 0"),
+        ("winogrande.jsonl", "answers are numbers of options, from 1"),
     ],
 )
 def test_what_is_inferred_is_said_with_the_flag_that_changes_it(name: str, note: str) -> None:
@@ -191,7 +217,71 @@ def test_options_may_be_numbered_from_one(tmp_path: Path) -> None:
     assert "answers are numbers of options, from 1" in reading.notes
 
 
+@pytest.mark.parametrize("header", ["Question,A,B,C,D,Answer", " question ,Option A,Option B,Option C,Option D,ANSWER"])
+def test_how_the_names_of_columns_are_written_does_not_count(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_text(f"{header}\nWhat is 2+2?,3,4,5,6,B\nWhat is 1+1?,2,3,4,5,A\n")
+    assert read_examples(path)[0] == Example("What is 2+2?", "4", choices=("3", "4", "5", "6"))
+    path.write_text("Instruction,Output,Source\nSay hi,Hi!,me\n")
+    reading = read_rows(path, Columns())
+    assert [(e.input, e.output) for _, e in reading] == [("Say hi", "Hi!")]
+    assert "left out: column Source (--keep Source keeps it as metadata)" in reading.notes
+
+
+def test_an_answer_that_names_no_option_is_refused_and_case_alone_is_forgiven(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "options": ["Ann", "Bea"], "answer": a} for n, a in enumerate(["ann", "Bea", "Cid"])]
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="item 3: field 'answer' is 'Cid', none of the choices Ann, Bea"):
+        read_examples(path)
+    assert [e.output for e in read_examples(path, on_bad_row="skip")] == ["Ann", "Bea"]
+
+
+def test_the_label_minus_one_is_no_label_where_names_say_so_and_said_where_none_do(tmp_path: Path) -> None:
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps({"text": f"t{n}", "label": n - 1}) + "\n" for n in range(3)))
+    assert any("label -1 is taken as a label" in note for note in read_rows(path, Columns()).notes)
+    assert [e.output for e in read_examples(path)] == ["-1", "0", "1"]
+    skipped = read_examples(path, label_names=["no", "yes"], on_bad_row="skip")
+    assert [e.output for e in skipped] == ["no", "yes"]
+    names = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["no", "yes"]}}}}
+    table = pyarrow.table({"text": ["a", "b"], "label": [1, -1]})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "hub.parquet"
+    )
+    with pytest.raises(DataError, match=r"row 2: field 'label' is None, nothing \(null\).*--on-bad-row skip"):
+        read_examples(tmp_path / "hub.parquet")
+    assert [e.output for e in read_examples(tmp_path / "hub.parquet", on_bad_row="skip")] == ["yes"]
+
+
+def test_what_stands_inside_an_object_is_named_with_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"translation": {"en": "tea", "no": "te"}}\n{"translation": {"en": "milk", "no": "melk"}}\n')
+    with pytest.raises(DataError, match=r"the row has: translation\.en, translation\.no"):
+        read_examples(path)
+    assert read_examples(path, input="translation.en", output="translation.no")[1] == Example("milk", "melk")
+
+
+@pytest.mark.parametrize("name", ["sheet.xlsx", "rows.zip"])
+def test_an_archive_is_called_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PK\x03\x04" + bytes(30))
+    with pytest.raises(DataError, match="zip archive or a spreadsheet; unpack it, or save the sheet as CSV"):
+        read_examples(tmp_path / name)
+
+
+def test_columns_without_a_name_are_none_while_they_are_empty(tmp_path: Path) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_text("text,label,,\nfine,good,,\nbad,poor,oops,\n")
+    with pytest.raises(DataError, match="line 3: 3 fields where the header names 2"):
+        read_examples(path)
+    assert [e.output for e in read_examples(path, on_bad_row="skip")] == ["good"]
+
+
 def test_negatives_and_other_answers_are_kept() -> None:
+    assert read_examples(FOREIGN / "triviaqa.jsonl")[0].meta["answers"] == ["Oslo", "Kristiania"]
+    assert read_examples(FOREIGN / "openai_evals.jsonl")[0].meta == {
+        "system": "Answer with a city.", "answers": ["Lima", "lima"],
+    }  # fmt: skip
     assert read_examples(FOREIGN / "flagembedding.jsonl")[0].meta["neg"] == ["We sell shoes."]
     assert read_examples(FOREIGN / "squad_v1.json")[1].meta["answers"] == ["Norway", "of Norway"]
 
