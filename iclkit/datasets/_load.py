@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -59,10 +60,10 @@ def load_task(
     """The task of that name; see ``iclkit datasets ls``.
 
     ``name``: the bundled ``support``; a catalogue name, once pulled; a task file (``tickets.toml``, or ``tickets`` in
-    the working folder); a folder with ``train`` and ``test`` (``dev``) as .jsonl, .json, .csv, .tsv or .parquet and
-    perhaps a ``card.md``; a folder of ``save_to_disk``; one file; a pool; ``hf:owner/name[:config]``, the only form
-    that uses the network; or a ``datasets.DatasetDict``. Rows of Hugging Face sets are shuffled, always alike. Write
-    ``./sst2`` for a folder named like a catalogue set.
+    the working folder); a folder with ``train`` and ``test`` (``dev``) as .jsonl, .json, .csv, .tsv or .parquet, or in
+    shards as the hub has them, and perhaps a ``card.md``; a folder of ``save_to_disk``; one file; a pool;
+    ``hf:owner/name[:config]``, the only form that uses the network; or a ``datasets.DatasetDict``. Rows of Hugging Face
+    sets are shuffled, always alike. Write ``./sst2`` for a folder named like a catalogue set.
 
     ``limit``: at most so many test rows, drawn by ``seed``; a smaller limit's rows are among a larger one's. ``test``:
     a file, or how many rows (below 1: which share) to hold out of train where the set has no such split; without it a
@@ -185,8 +186,10 @@ class _Loaded:
 
     def read(self, path: str | Path, described: TaskFile, columns: Columns) -> list[Located]:
         """The rows of a file."""
-        bad = described.source.on_bad_row
-        return self.take(read_rows(path, columns, described.file_options, self.title, bad, also=(_SPLIT_COLUMN,)))
+        bad, like = described.source.on_bad_row, next((r.columns for r in self.readings), None)
+        return self.take(
+            read_rows(path, columns, described.file_options, self.title, bad, also=(_SPLIT_COLUMN,), like=like)
+        )
 
     def read_objects(self, source: str, splits: Mapping[str, Any], columns: Columns) -> _Loaded:
         """The rows of Hugging Face objects, shuffled, as its splits."""
@@ -410,17 +413,42 @@ def _from_folder(folder: Path, described: TaskFile, columns: Columns) -> _Loaded
         return _Loaded(title, card).read_objects(str(folder), _hub.saved_splits(folder), columns)
     found = _Loaded(title, card)
     for split in SPLITS:
-        if file := _split_file(folder, split):
-            found.splits[split] = found.read(file, described, columns)
+        if files := _split_files(folder, split):
+            found.splits[split] = [row for file in files for row in found.read(file, described, columns)]
     if "train" not in found.splits:
         held = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise DataError(f"{folder} has no train.jsonl (nor .json, .csv, .tsv, .parquet); it holds {held}")
+        raise DataError(f"{folder} has no train.jsonl (nor .json, .csv, .tsv, .parquet, nor shards); it holds {held}")
     return found
 
 
-def _split_file(folder: Path, split: str) -> Path | None:
-    endings = [suffix + packed for suffix in SUFFIXES for packed in ("", *PACKED)]
-    found = [folder / f"{n}{s}" for n in _FILE_NAMES[split] for s in endings if (folder / f"{n}{s}").is_file()]
+_SHARD = re.compile(r"(?P<split>[a-z]+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.[a-z.]+)")
+_ENDINGS = [suffix + packed for suffix in SUFFIXES for packed in ("", *PACKED)]
+
+
+def _split_files(folder: Path, split: str) -> list[Path]:
+    """The file of a split; or its shards, as the hub has them, also in a folder ``data``."""
+    names = _FILE_NAMES[split]
+    found = [folder / f"{n}{s}" for n in names for s in _ENDINGS if (folder / f"{n}{s}").is_file()]
     if len(found) > 1:
         raise DataError(f"{folder} has {' and '.join(f.name for f in found)}; keep one of them as the {split} split")
-    return found[0] if found else None
+    return found or _shards(folder, names) or _shards(folder / "data", names)
+
+
+def _shards(folder: Path, names: Sequence[str]) -> list[Path]:
+    """The files ``train-00000-of-00002.parquet`` … of a split in their order. DataError where one is missing."""
+    found = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        name = _SHARD.fullmatch(path.name)
+        if name and name["split"] in names and name["ending"] in _ENDINGS:
+            found[name["split"], name["count"], name["number"]] = path
+    if not found:
+        return []
+    whole = {(split, count) for split, count, _ in found}
+    (split, count), *others = sorted(whole)
+    if others or len(found) != int(count):
+        raise DataError(
+            f"{folder} has {len(found)} of {int(count)} files {split}-…-of-{count}"
+            + (f", and others of {', '.join(f'{s}-…-of-{c}' for s, c in others)}" if others else "")
+            + "; fetch the set again"
+        )
+    return [*found.values()]

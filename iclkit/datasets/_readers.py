@@ -103,9 +103,10 @@ class Reading:
 
     ``notes``, which are whole from the start: what was inferred, and what is left out, with the flag that changes it.
     ``skipped`` grows while the rows are read, with ``on_bad_row="skip"``. ``also``: columns that are kept as metadata
-    where a row has them. ``may_skip``: whether the user could have bad rows left out. ``kinds`` counts what the outputs
-    were in the file: text, number, list, object. ``layout``, ``metric``, ``kind``, ``delimiter``: what was recognized,
-    and what it suggests.
+    where a row has them. ``like``: the columns of the split before, which are those of this one where its rows have
+    that input and the user names none. ``may_skip``: whether the user could have bad rows left out. ``kinds`` counts
+    what the outputs were in the file: text, number, list, object. ``layout``, ``metric``, ``kind``, ``delimiter``: what
+    was recognized, and what it suggests.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Reading:
         also: Sequence[str] = (),
         *,
         may_skip: bool = True,
+        like: Columns | None = None,
     ) -> None:
         if on_bad_row not in ON_BAD_ROW:
             raise UsageError(f"on_bad_row is {on_bad_row!r}; choose from {', '.join(ON_BAD_ROW)}")
@@ -129,6 +131,8 @@ class Reading:
         self.kinds: Counter[str] = Counter()
         self.layout, self.metric, self.kind, self.delimiter = "", "", "", found.delimiter
         good = [(where, row) for where, row in first if not isinstance(row, DataError)]
+        if like is not None and columns.input == () and columns.output == "" and good and _fits(like, good[0][1]):
+            columns = like
         self._plan, notes = self._planned(columns, [row for _, row in good], good[0][0] if good else "")
         self.notes = (*found.notes, *notes)
 
@@ -241,6 +245,7 @@ def read_rows(
     on_bad_row: str = "stop",
     split: str | None = None,
     also: Sequence[str] = (),
+    like: Columns | None = None,
 ) -> Reading:
     """The rows of a file, of standard input (``-``), of a hub set or of a saved folder, as examples, one at a time."""
     from iclkit.datasets import _hub  # the Hugging Face library is an extra
@@ -255,7 +260,7 @@ def read_rows(
         found = _hub.saved_records(Path(source), split)
     else:
         found = open_rows(Path(source), options, [*columns.input, columns.output] if columns.output else columns.input)
-    return Reading(found, columns, task, on_bad_row, also)
+    return Reading(found, columns, task, on_bad_row, also, like=like)
 
 
 def read_queries(
@@ -304,6 +309,14 @@ def to_examples(rows: Iterable[Record], columns: Columns, task: str = "") -> lis
 
 
 # --- which columns --------------------------------------------------------------------------------------------------
+
+
+def _fits(columns: Columns, row: Mapping[str, Any]) -> bool:
+    """Whether a row has the input of these columns, and their output or none at all; a row of our own says itself."""
+    if _ours(row):
+        return False
+    has_output = columns.output.partition(".")[0] in row or not any(plain_name(name) in ANSWERS for name in row)
+    return bool(columns.input) and has_output and all(name.partition(".")[0] in row for name in columns.input)
 
 
 def _ours(first: Mapping[str, Any]) -> bool:

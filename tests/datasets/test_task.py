@@ -286,6 +286,37 @@ def test_splits_may_be_tables_and_go_by_other_names(tmp_path: Path) -> None:
         load_task(tmp_path)
 
 
+@pytest.mark.parametrize("inside", ["", "data"])
+def test_a_split_may_be_in_shards_as_the_hub_has_them(tmp_path: Path, inside: str) -> None:
+    folder = tmp_path / "mine" / inside
+    folder.mkdir(parents=True)
+    for split, count, first in (("train", 2, 0), ("test", 1, 100)):
+        for n in range(count):
+            rows = [{"text": f"row {first + 10 * n + i}", "label": "ab"[i % 2]} for i in range(10)]
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (folder / f"{split}-{n:05d}-of-{count:05d}.jsonl").write_text(lines)
+    task = load_task(tmp_path / "mine")
+    assert [e.input for e in task.train] == [f"row {n}" for n in range(20)]
+    assert len(task.test) == 10
+    (folder / "train-00001-of-00002.jsonl").unlink()
+    with pytest.raises(DataError, match="has 1 of 2 files train-…-of-00002; fetch the set again"):
+        load_task(tmp_path / "mine")
+
+
+def test_test_rows_are_read_by_the_columns_of_the_train_rows_where_they_have_them(tmp_path: Path) -> None:
+    def write(name: str, **row: str) -> None:
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({**row, "n": i}) + "\n" for i in range(4)))
+
+    write("train", text="fine", label="good")
+    write("test", text="so so", label="good", annotation="unsure")  # by itself it would have two answers
+    assert (load_task(tmp_path).test[0].input, load_task(tmp_path).test[0].output) == ("so so", "good")
+    write("test", text="so so")
+    with pytest.raises(DataError, match=r"test\.jsonl, line 1: no field 'label'; the row has: text, n"):
+        load_task(tmp_path)
+    write("test", sentence="so so", target="good")
+    assert (load_task(tmp_path).test[0].input, load_task(tmp_path).test[0].output) == ("so so", "good")
+
+
 def test_a_folder_without_train_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_text("x")
     with pytest.raises(DataError, match=r"has no train.jsonl .* it holds data.txt"):
