@@ -12,10 +12,10 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import IO, Any, Literal, TypeAlias
 
 from iclkit.errors import DataError, UsageError
 from iclkit.files import other_kind, parse_json, path_kind, read_bytes
@@ -73,11 +73,12 @@ class FileOptions:
 @dataclass(slots=True)
 class Rows:
     """The rows of a file, to be gone through once. ``notes``: what was found out about how to read it, with the flag
-    that says otherwise; ``delimiter``: that of a table."""
+    that says otherwise; ``delimiter``: that of a table; ``places``: where in a JSON object lists of rows stand."""
 
     records: Iterator[Record]
     notes: list[str] = field(default_factory=list)
     delimiter: str = ""
+    places: tuple[str, ...] = ()
 
 
 def open_rows(path: Path, options: FileOptions | None = None, wanted: Sequence[str] = ()) -> Rows:
@@ -377,10 +378,10 @@ def _read_json(source: _Source, encoding: str, path: str) -> Rows:
         found = [*_rows_at(data, path.split("."), name)]
     elif isinstance(data, list):
         found = [(f"item {n}", row) for n, row in enumerate(data, 1)]
-    elif isinstance(data, dict) and (columns := _by_column(data) or _by_key(data)):
-        found = [(f"row {n}", row) for n, row in enumerate(columns, 1)]
+    elif isinstance(data, dict) and (table := _table_in(data)):
+        found = [(f"row {n}", row) for n, row in enumerate(table, 1)]
     else:
-        path = _place_of_rows(data, name)
+        path, rows.places = _place_of_rows(data, name)
         found = [*_rows_at(data, path.split("."), name)]
         rows.notes.append(f"rows read from {path!r} (--rows)")
     if not found:
@@ -431,6 +432,36 @@ def _rows_at(data: Any, path: Sequence[str], name: str) -> Iterator[tuple[str, A
             yield f"{place}[{n}]", ({**beside, **item} if isinstance(item, dict) else item)
 
 
+def _table_in(data: Mapping[str, Any]) -> list[Any]:
+    """The rows of an object that is one table, in one of the ways in which tables are written as JSON."""
+    return _by_header(data) or _by_viewer(data) or _by_column(data) or _by_key(data)
+
+
+def _by_header(data: Mapping[str, Any]) -> list[Any]:
+    """The rows of pandas' ``split``: names of columns, and lists of cells."""
+    columns, rows = data.get("columns"), data.get("data")
+    if not ({*data} <= {"columns", "index", "data"} and _are_texts(columns) and isinstance(rows, list)):
+        return []
+    if not all(isinstance(cells, list) and len(cells) == len(columns or ()) for cells in rows):
+        return []
+    return [dict(zip(columns or (), cells, strict=True)) for cells in rows]
+
+
+def _by_viewer(data: Mapping[str, Any]) -> list[Any]:
+    """The rows that the hub's data set viewer sends, labels by their names."""
+    rows = data.get("rows")
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and isinstance(r.get("row"), dict) for r in rows):
+        return []
+    if not all("row_idx" in r for r in rows):
+        return []
+    features = data.get("features")
+    types = {
+        f["name"]: f.get("type") for f in (features if isinstance(features, list) else ())
+        if isinstance(f, dict) and isinstance(f.get("name"), str)
+    }  # fmt: skip
+    return [row for _, row in name_labels((("", r["row"]) for r in rows), _names_of(types))]
+
+
 def _by_column(data: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of an object of columns, as pandas writes them: lists of one length, or objects of equal keys."""
     columns = [*data.values()]
@@ -463,12 +494,13 @@ _NESTED = ("data.paragraphs.qas",)
 _TELLING = {"data", "demos", "examples", "instances", "items", "questions", "records", "rows", "samples", "train"}
 
 
-def _place_of_rows(data: Any, name: str) -> str:
-    """The one place in an object where a list of objects stands; DataError that lists them where there are several."""
+def _place_of_rows(data: Any, name: str) -> tuple[str, tuple[str, ...]]:
+    """The place in an object whose list of objects is meant, and all such places; DataError that lists them where it
+    could be several."""
     for place in _NESTED:
         with suppress(DataError):
             if isinstance(data, dict) and next(_rows_at(data, place.split("."), name), None):
-                return place
+                return place, (place,)
     found: dict[str, int] = {}
 
     def look(node: Any, path: tuple[str, ...]) -> None:
@@ -480,7 +512,7 @@ def _place_of_rows(data: Any, name: str) -> str:
     look(data, ())
     telling = [place for place in found if place.rpartition(".")[2] in _TELLING]
     if len(found) == 1 or len(telling) == 1:
-        return telling[0] if telling else next(iter(found))
+        return telling[0] if telling else next(iter(found)), tuple(found)
     places = ", ".join(f"--rows {place} ({count})" for place, count in sorted(found.items(), key=lambda i: -i[1])[:6])
     raise DataError(
         f"{name} holds {kind_of(data)}; expected an array of objects, or one object per line (.jsonl)"
@@ -506,7 +538,14 @@ def _read_table(source: _Source, encoding: str, kind: str, options: FileOptions,
     rows = Rows(iter(()), delimiter=delimiter)
     if not options.delimiter and delimiter != usual:
         rows.notes.append(f"columns parted by {delimiter!r} (--delimiter)")
-    rows.records = _table_rows(source, encoding, newline, delimiter, options.columns, 1 if said else 0)
+    before = 1 if said else 0
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL
+    if delimiter == "\t" and ('"' in sample or len(sample) == 1 << 18):
+        with _field_limit():
+            if _quotes_are_letters(source, encoding, newline, delimiter, before):
+                quoting = csv.QUOTE_NONE
+                rows.notes.append("quotes are letters: read as quotes, rows would not have the header's columns")
+    rows.records = _table_rows(source, encoding, newline, delimiter, options.columns, before, quoting)
     return rows
 
 
@@ -542,18 +581,63 @@ def _cells(sample: str, delimiter: str) -> list[list[str]]:
     return rows[:-1] if len(sample) >= 1 << 18 else rows  # the last one may be cut
 
 
+@contextmanager
+def _field_limit() -> Iterator[None]:
+    """Fields may be long; the default refuses those over 131,072 characters."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _quotes_are_letters(source: _Source, encoding: str, newline: str, delimiter: str, before: int) -> bool:
+    """Whether every line has as many cells as the header with quotes taken as letters, and not with them as quotes: so
+    are GLUE's tables written. Between commas an open quote is a mistake more often."""
+
+    def widths(quoting: Literal[0, 3]) -> Iterator[int]:
+        with source.text(encoding, newline) as file, _decoding(source.name, encoding):
+            for _ in range(before):
+                next(file)
+            yield from map(len, filter(None, csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)))
+
+    lines, wide = 0, 0
+    try:
+        for width in widths(csv.QUOTE_NONE):
+            wide = wide or width
+            if width != wide:
+                return False
+            lines += 1
+    except csv.Error:
+        return False
+    read = 0
+    try:
+        for width in widths(csv.QUOTE_MINIMAL):
+            if width != wide:
+                return True
+            read += 1
+    except csv.Error:
+        return True
+    return read != lines
+
+
 def _table_rows(
-    source: _Source, encoding: str, newline: str, delimiter: str, columns: Sequence[str], before: int
+    source: _Source,
+    encoding: str,
+    newline: str,
+    delimiter: str,
+    columns: Sequence[str],
+    before: int,
+    quoting: Literal[0, 3],
 ) -> Iterator[Record]:
     """The rows below the header, which stands ``before`` lines down. Columns at the right end without a name, which
     spreadsheets leave, are no columns while their cells are empty."""
     name, start, count = source.name, 1, 0
-    limit = csv.field_size_limit(2**31 - 1)  # the default refuses fields over 131,072 characters
     try:
-        with source.text(encoding, newline) as file, _decoding(name, encoding):
+        with source.text(encoding, newline) as file, _decoding(name, encoding), _field_limit():
             for _ in range(before):
                 next(file)
-            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            reader = csv.reader(file, delimiter=delimiter, strict=True, quoting=quoting)
             header = list(columns) or [c.strip() for c in next((cells for cells in reader if cells), [])]
             while len(header) > 1 and not header[-1]:
                 header.pop()
@@ -583,8 +667,6 @@ def _table_rows(
             f"{name}, line {start}: {error}; a field that begins with a quote must end with one, a quote inside it is "
             f"doubled, and a field with a line break in it is quoted"
         ) from error
-    finally:
-        csv.field_size_limit(limit)
     if not count:
         raise DataError(f"{name} has a header ({', '.join(header)}) and no rows")
 
@@ -629,9 +711,13 @@ def _class_labels(metadata: bytes) -> dict[str, list[str]]:
         return {}
     for key in ("info", "features"):
         found = found.get(key) if isinstance(found, dict) else None
+    return _names_of(found if isinstance(found, dict) else {})
+
+
+def _names_of(features: Mapping[str, Any]) -> dict[str, list[str]]:
     return {
         column: feature["names"]
-        for column, feature in (found.items() if isinstance(found, dict) else ())
+        for column, feature in features.items()
         if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and _are_texts(feature.get("names"))
     }
 

@@ -32,8 +32,14 @@ PAIRS = (
     ("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"), ("sentence_a", "sentence_b"),
     ("text1", "text2"), ("context", "question"), ("passage", "question"), ("query", "passage"), ("text", "aspect"),
 )  # fmt: skip
-LONG_ANSWERS = {"code", "solution", "sql"}
-"""Answers as well, where no column is called as one of the above."""
+OTHER_ANSWERS = {
+    "code", "expected_output", "expectedoutput", "ground_truth", "outputs", "reference", "reference_answer", "solution",
+    "sql", "targets", "tgt",
+}  # fmt: skip
+OTHER_QUESTIONS = {"inputs", "q", "src", "user_input"}
+"""Answers and questions as well, where no column is called as one of the above."""
+GROUNDS = {"article", "background", "context", "document", "passage", "premise", "scenario", "support"}
+"""What a question is about, and cannot be answered without."""
 SIDE = {"id", "idx", "index", "meta", "split", "task"}
 
 
@@ -211,8 +217,6 @@ _KEYS = ("answerKey", "answer_key", "answer", "label", "gold", "correct", "corre
 _STEMS = (
     "question", "query", "ctx", "sentence", "goal", "stem", "question_stem", "problem", "input", "text", "prompt",
 )  # fmt: skip
-_GROUNDS = {"article", "background", "context", "document", "passage", "premise", "scenario", "support"}
-"""What a question is about, and cannot be answered without."""
 
 
 def _options(rows: Sequence[Row]) -> Found | None:
@@ -231,7 +235,7 @@ def _options(rows: Sequence[Row]) -> Found | None:
     grounds = [
         n
         for n in first
-        if n in _GROUNDS and _have(rows, n) and any(isinstance(r[n], str) and r[n].strip() for r in rows)
+        if n in GROUNDS and _have(rows, n) and any(isinstance(r[n], str) and r[n].strip() for r in rows)
     ]
     inputs = tuple(sorted((*grounds, stem), key=[*first].index)) if not inside else (stem,)
     about = f"input {', '.join(inputs)}; " if len(inputs) > 1 else ""
@@ -297,7 +301,7 @@ def _open_questions(rows: Sequence[Row]) -> Found | None:
         for c in cells
     ):
         return None
-    inputs = [name for name in rows[0] if name in _GROUNDS | {"question"}]
+    inputs = [name for name in rows[0] if name in GROUNDS | {"question"}]
 
     def rewrite(row: Row) -> dict[str, Any]:
         answers = _texts_of(row[column])
@@ -323,6 +327,22 @@ def _inference(rows: Sequence[Row]) -> Found | None:
 
     return Found(f"inference rows: input {', '.join(pair)}; output gold_label (--input, --output)", rewrite,
                  frozenset({*pair, "gold_label"}))  # fmt: skip
+
+
+def _recorded(rows: Sequence[Row]) -> Found | None:
+    """Data sets of tracing and evaluation tools: LangSmith's inputs and outputs, MLflow's expectations."""
+    answer = next((n for n in ("reference_outputs", "outputs", "expectations") if _have(rows, "inputs", n)), "")
+    if not answer or not all(isinstance(row[name], Mapping) for row in rows for name in ("inputs", answer)):
+        return None
+
+    def rewrite(row: Row) -> dict[str, Any]:
+        given, wanted = ({k: v for k, v in row[n].items() if v is not None} for n in ("inputs", answer))
+        wanted = {"": wanted["expected_response"]} if "expected_response" in wanted else wanted
+        return {"input": next(iter(given.values())) if len(given) == 1 else given,
+                "output": next(iter(wanted.values())) if len(wanted) == 1 else wanted or None}  # fmt: skip
+
+    said = f"recorded rows: inputs; {answer} (--input, --output)"
+    return Found(said, rewrite, frozenset({"inputs", answer}))
 
 
 def _big_bench(rows: Sequence[Row]) -> Found | None:
@@ -500,6 +520,7 @@ LAYOUTS = (
     Layout("argilla", "Argilla records: fields, responses", _argilla),
     Layout("dspy", "demonstrations of a DSPy program", _dspy),
     Layout("alpaca", "Alpaca: instruction, input, output", _alpaca),
+    Layout("recorded", "data sets of LangSmith and MLflow: inputs, outputs or expectations", _recorded),
     Layout("preference", "preferences: prompt, chosen, rejected", _preference),
     Layout("multiple-choice", "options by column, by list or with keys: MMLU, ARC", _options),
     Layout("inference", "SNLI, MultiNLI: a pair of sentences, gold_label", _inference),

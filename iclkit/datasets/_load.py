@@ -184,12 +184,11 @@ class _Loaded:
     drawn: dict[str, int] = field(default_factory=dict)
     task: Task = field(init=False)
 
-    def read(self, path: str | Path, described: TaskFile, columns: Columns) -> list[Located]:
-        """The rows of a file."""
+    def read(self, path: str | Path, described: TaskFile, columns: Columns, rows: str = "") -> list[Located]:
+        """The rows of a file; of one place in it."""
         bad, like = described.source.on_bad_row, next((r.columns for r in self.readings), None)
-        return self.take(
-            read_rows(path, columns, described.file_options, self.title, bad, also=(_SPLIT_COLUMN,), like=like)
-        )
+        options = replace(described.file_options, rows=rows) if rows else described.file_options
+        return self.take(read_rows(path, columns, options, self.title, bad, also=(_SPLIT_COLUMN,), like=like))
 
     def read_objects(self, source: str, splits: Mapping[str, Any], columns: Columns) -> _Loaded:
         """The rows of Hugging Face objects, shuffled, as its splits."""
@@ -358,6 +357,13 @@ def _from_file(path: Path, described: TaskFile, columns: Columns) -> _Loaded:
         return found
     split_known = not described.source.test and not described.split.test_size and not described.split.by
     rows = found.read(path, described, columns)
+    places = found.readings[0].places
+    if split_known and "train" in places and "test" in places:
+        found.splits["train"] = rows
+        for split in ("dev", "test"):
+            for name in {*places}.intersection(_FILE_NAMES[split]):
+                found.splits[split] = found.read(path, described, columns, name)
+        return found
     named: dict[str, list[Located]] = {}
     for where, example in rows:
         own = str(example.meta.get(_SPLIT_COLUMN, "")).lower()

@@ -18,7 +18,17 @@ from typing import Any
 
 from iclkit.datasets import _layouts
 from iclkit.datasets._formats import STDIN, FileOptions, LabelId, Record, Rows, kind_of, known_suffix, open_rows
-from iclkit.datasets._layouts import ANSWERS, LONG_ANSWERS, PAIRS, QUESTIONS, SIDE, Found, plain_name
+from iclkit.datasets._layouts import (
+    ANSWERS,
+    GROUNDS,
+    OTHER_ANSWERS,
+    OTHER_QUESTIONS,
+    PAIRS,
+    QUESTIONS,
+    SIDE,
+    Found,
+    plain_name,
+)
 from iclkit.datasets._task import Located
 from iclkit.errors import DataError, UsageError
 from iclkit.files import parse_json, path_kind, read_text, split_lines
@@ -105,8 +115,8 @@ class Reading:
     ``skipped`` grows while the rows are read, with ``on_bad_row="skip"``. ``also``: columns that are kept as metadata
     where a row has them. ``like``: the columns of the split before, which are those of this one where its rows have
     that input and the user names none. ``may_skip``: whether the user could have bad rows left out. ``kinds`` counts
-    what the outputs were in the file: text, number, list, object. ``layout``, ``metric``, ``kind``, ``delimiter``: what
-    was recognized, and what it suggests.
+    what the outputs were in the file: text, number, list, object. ``layout``, ``metric``, ``kind``, ``delimiter``,
+    ``places``: what was recognized, and what it suggests.
     """
 
     def __init__(
@@ -129,7 +139,7 @@ class Reading:
         self._task, self._skip, self._also = task, on_bad_row == "skip", also
         self.skipped: list[Skipped] = []
         self.kinds: Counter[str] = Counter()
-        self.layout, self.metric, self.kind, self.delimiter = "", "", "", found.delimiter
+        self.layout, self.metric, self.kind, self.delimiter, self.places = "", "", "", found.delimiter, found.places
         good = [(where, row) for where, row in first if not isinstance(row, DataError)]
         if like is not None and columns.input == () and columns.output == "" and good and _fits(like, good[0][1]):
             columns = like
@@ -332,7 +342,7 @@ def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
     names = [c for c in first if plain_name(c) not in SIDE]
     taken = {*columns.choices, columns.choice_keys, *columns.meta}
     free = [c for c in names if c not in taken and c not in columns.input]
-    answers = [c for c in free if plain_name(c) in ANSWERS] or [c for c in free if plain_name(c) in LONG_ANSWERS]
+    answers = _one_of(free, ANSWERS, OTHER_ANSWERS)
     pair = next((found for p in PAIRS if len(found := _called(free, p)) == 2), ())
     output = columns.output or ("output" if "output" in first else answers[0] if len(answers) == 1 else "")
     others = [c for c in names if plain_name(c) not in QUESTIONS and c not in taken]
@@ -349,14 +359,21 @@ def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
     inputs = columns.input or (("input",) if "input" in first else ())
     if not inputs and (output or columns.unlabeled):
         left = [c for c in names if c != output and c not in taken and c not in answers]
-        like = [c for c in left if plain_name(c) in QUESTIONS]
-        inputs = (pair if {*pair} <= {*left} else ()) or tuple(
-            like if len(like) == 1 else left if len(left) == 1 else ()
-        )
+        like = _one_of(left, QUESTIONS, OTHER_QUESTIONS)
+        about = [c for c in left if plain_name(c) in GROUNDS and isinstance(first[c], str)]
+        asked = [c for c in like if c not in about] or like
+        asked = [c for c in left if c in {*asked, *about}] if len(asked) == 1 else left if len(left) == 1 else []
+        inputs = (pair if {*pair} <= {*left} else ()) or tuple(asked)
     if columns.input and not output and not columns.unlabeled:
         left = [c for c in names if c not in taken and c not in columns.input]
         output = left[0] if len(left) == 1 and not answers else ""
     return replace(columns, input=inputs or ("input",), output=output or ("" if columns.unlabeled else "output"))
+
+
+def _one_of(columns: Sequence[str], names: set[str], others: set[str]) -> list[str]:
+    """The columns of such a name; of the other names where none is; as an answer, what is said to be (``is_spam``)."""
+    found = [c for c in columns if plain_name(c) in names] or [c for c in columns if plain_name(c) in others]
+    return found or [c for c in columns if names is ANSWERS and plain_name(c).startswith("is_")]
 
 
 def _called(columns: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

@@ -94,6 +94,14 @@ CASES: dict[str, tuple[str, tuple[Any, str]]] = {
     ),
     "excel.csv": ("", ("It came late; again", "delivery")),
     "by_key.json": ("", ("Where is my parcel?", "delivery")),
+    "glue.tsv": (
+        "",
+        ({"sentence1": '"Bare quote at the start', "sentence2": 'She said "no'}, "equal"),
+    ),
+    "langsmith.jsonl": ("", ("Capital of Peru?", "Lima")),
+    "langfuse.jsonl": ("", ("Capital of Peru?", "Lima")),
+    "viewer.json": ("", ("fine", "pos")),
+    "pandas_split.json": ("", ("fine", "good")),
     "gemini.jsonl": ("", ("My card was charged twice", "billing")),
     "quora.csv": (
         "--label-names other,same",
@@ -171,6 +179,7 @@ def test_rows_that_are_left_out_are_counted_and_written_down(here: Path, capsys:
         ("copa.jsonl", "input premise, question; options choice1, choice2, answer 'label' (--choices, --output)"),
         ("copa.jsonl", "answers are numbers of options, from 0"),
         ("winogrande.jsonl", "answers are numbers of options, from 1"),
+        ("glue.tsv", "quotes are letters"),
     ],
 )
 def test_what_is_inferred_is_said_with_the_flag_that_changes_it(name: str, note: str) -> None:
@@ -260,6 +269,24 @@ def test_what_stands_inside_an_object_is_named_with_its_path(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"the row has: translation\.en, translation\.no"):
         read_examples(path)
     assert read_examples(path, input="translation.en", output="translation.no")[1] == Example("milk", "melk")
+
+
+@pytest.mark.parametrize("quoted", ['"a, b",x\n"c ""d""",y\n', '"two\nlines",x\nplain,y\n', 'plain,x\n"all",y\n'])
+def test_quotes_that_quote_are_never_letters(tmp_path: Path, quoted: str) -> None:
+    path = tmp_path / "sheet.csv"
+    path.write_text(f"text,label\n{quoted}")
+    reading = read_rows(path, Columns())
+    assert not any("letters" in note for note in reading.notes)
+    assert all('"' not in str(e.input).strip('"') or e.input == 'c "d"' for _, e in reading)
+
+
+def test_splits_in_one_json_file_are_the_task_s(tmp_path: Path) -> None:
+    rows = {split: [{"text": f"{split} {n}", "label": "ab"[n % 2]} for n in range(6)] for split in ("train", "test")}
+    path = tmp_path / "both.json"
+    path.write_text(json.dumps({**rows, "validation": rows["test"][:2]}))
+    task = load_task(path)
+    assert [len(task.split(name)) for name in ("train", "dev", "test")] == [6, 2, 6]
+    assert load_task(path, test=2).split("test")[0].input[:5] == "train"  # the user draws
 
 
 @pytest.mark.parametrize("name", ["sheet.xlsx", "rows.zip"])

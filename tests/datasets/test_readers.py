@@ -205,10 +205,16 @@ def test_two_columns_of_which_one_is_an_answer_need_no_naming(tmp_path: Path, si
 
 
 @pytest.mark.parametrize(
-    "row", [{"a": "x", "b": "y"}, {"label": "x", "answer": "y"}, {"q": "x", "context": "c", "answer": "y"}]
+    "row", [{"a": "x", "b": "y"}, {"label": "x", "answer": "y"}, {"body": "x", "title": "c", "answer": "y"}]
 )
 def test_columns_are_not_guessed_where_more_than_one_reading_is_possible(tmp_path: Path, row: dict[str, str]) -> None:
     assert f"no field 'input'; the row has: {', '.join(row)}" in refusal(write(tmp_path / "g.jsonl", [row]))
+
+
+@pytest.mark.parametrize(("question", "about"), [("q", "background"), ("question", "document"), ("prompt", "context")])
+def test_what_a_question_is_about_is_read_with_it(tmp_path: Path, question: str, about: str) -> None:
+    (example,) = read_examples(write(tmp_path / "g.jsonl", [{question: "x", about: "c", "n": 3, "answer": "y"}]))
+    assert (example.input, example.output) == ({question: "x", about: "c"}, "y")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "tsv"])
