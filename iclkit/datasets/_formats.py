@@ -732,10 +732,14 @@ class LabelId(int):
     name: str
 
 
+class NoLabel(int):
+    """The number -1 in the place of a label, by which Hugging Face sets say that there is none."""
+
+
 def name_labels(
     rows: Iterable[tuple[str, Mapping[str, Any]]], names: Mapping[str, Sequence[str]]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The rows with label ids that know their names; the id -1, which stands for no label, is null."""
+    """The rows with label ids that know their names."""
     ids: dict[str, list[LabelId]] = {}
     for column, labels in names.items():
         ids[column] = [LabelId(i) for i in range(len(labels))]
@@ -745,7 +749,7 @@ def name_labels(
         named = {
             c: known[row[c]] for c, known in ids.items() if isinstance(row.get(c), int) and 0 <= row[c] < len(known)
         }
-        hidden = {c: None for c in ids if row.get(c) == -1}
+        hidden = {c: NoLabel(-1) for c in ids if row.get(c) == -1}
         yield where, ({**row, **named, **hidden} if named or hidden else row)
 
 

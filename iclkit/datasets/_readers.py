@@ -17,7 +17,17 @@ from string import ascii_uppercase
 from typing import Any
 
 from iclkit.datasets import _layouts
-from iclkit.datasets._formats import STDIN, FileOptions, LabelId, Record, Rows, kind_of, known_suffix, open_rows
+from iclkit.datasets._formats import (
+    STDIN,
+    FileOptions,
+    LabelId,
+    NoLabel,
+    Record,
+    Rows,
+    kind_of,
+    known_suffix,
+    open_rows,
+)
 from iclkit.datasets._layouts import (
     ANSWERS,
     GROUNDS,
@@ -503,14 +513,16 @@ class _Plan:
         missing = columns.unlabeled and (not column or column not in row)
         value = None if missing else _cell(where, row, column, "--output")
         value = clean_text(value) if isinstance(value, str) else value
-        if columns.unlabeled and (value is None or value == ""):
+        empty = value is None or isinstance(value, NoLabel)
+        if columns.unlabeled and (empty or value == ""):
             return "", "none"
-        if value is None:
+        if empty:
             if columns.null:
                 return columns.null, "text"
+            shown = "None, nothing (null), not a text" if value is None else "-1, which stands for no label"
             raise DataError(
-                f"{where}: field {column!r} is None, nothing (null), not a text; --null-label NAME makes a label of "
-                f"it, --on-bad-row skip leaves such rows out"
+                f"{where}: field {column!r} is {shown}; --null-label NAME makes a label of it, --on-bad-row skip "
+                f"leaves such rows out"
             )
         if options and columns.choice_keys:
             listed = _cell(where, row, columns.choice_keys, "--choice-keys")

@@ -258,9 +258,10 @@ def test_the_label_minus_one_is_no_label_where_names_say_so_and_said_where_none_
     pyarrow.parquet.write_table(
         table.replace_schema_metadata({"huggingface": json.dumps(names)}), tmp_path / "hub.parquet"
     )
-    with pytest.raises(DataError, match=r"row 2: field 'label' is None, nothing \(null\).*--on-bad-row skip"):
+    with pytest.raises(DataError, match=r"row 2: field 'label' is -1, which stands for no label.*--on-bad-row skip"):
         read_examples(tmp_path / "hub.parquet")
     assert [e.output for e in read_examples(tmp_path / "hub.parquet", on_bad_row="skip")] == ["yes"]
+    assert [q.text for q in read_queries(tmp_path / "hub.parquet")] == ["a", "b"]
 
 
 def test_what_stands_inside_an_object_is_named_with_its_path(tmp_path: Path) -> None:

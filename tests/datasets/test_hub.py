@@ -131,8 +131,12 @@ def test_pull_maps_choices_cuts_what_a_card_says_and_skips_hidden_labels(
     assert (task.kind, task.metric, task.train[0].output) == ("reasoning", "number_match", "2*3 = 6\n#### 6")
 
     pairs = {"premise": ["a", "b"], "hypothesis": ["c", "d"], "label": [1, -1]}
+    features = datasets.Features({
+        "premise": datasets.Value("string"), "hypothesis": datasets.Value("string"),
+        "label": datasets.ClassLabel(names=["entailment", "neutral", "contradiction"]),
+    })  # fmt: skip
     hub["stanfordnlp/snli", None] = datasets.DatasetDict(
-        {s: datasets.Dataset.from_dict(pairs) for s in ("train", "validation", "test")}
+        {s: datasets.Dataset.from_dict(pairs, features=features) for s in ("train", "validation", "test")}
     )
     pull("snli")
     assert [(e.input, e.output) for e in load_task("snli").test] == [({"premise": "a", "hypothesis": "c"}, "neutral")]
