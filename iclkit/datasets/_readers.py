@@ -364,7 +364,7 @@ def _resolved(columns: Columns, first: Mapping[str, Any]) -> Columns:
             (other,) = (c for c in free if c not in pair)
             output = other if isinstance(first[other], str | int | float) else ""
     if {"label", "label_text"} == {*map(plain_name, answers)} and not columns.output:
-        number, output = sorted(answers, key=lambda c: len(c))  # SetFit's sets: a label's number, and its name
+        number, output = sorted(answers, key=len)  # SetFit's sets: a label's number, and its name
         taken |= {number}
     inputs = columns.input or (("input",) if "input" in first else ())
     if not inputs and (output or columns.unlabeled):
