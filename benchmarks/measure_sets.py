@@ -94,7 +94,7 @@ def kinds_of(shown: Mapping[str, list[object]], asked: Mapping[str, object]) -> 
 
 
 def share(of: Iterable[object], value: Callable[..., float]) -> str:
-    """Per cent, with its interval and number."""
+    """Per cent, with its interval."""
     values = np.array([[float(value(one)) for one in of]])
     if not values.size:
         return "–"

@@ -213,7 +213,8 @@ def option_columns(names: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
-_KEYS = ("answerKey", "answer_key", "answer", "label", "gold", "correct", "correct_answer", "cop", "target", "output")
+_KEYS = ("answerKey", "answer_key", "answer", "label", "gold", "correct", "correct_answer", "correct_option", "cop",
+         "target", "output")  # fmt: skip
 _STEMS = (
     "question", "query", "ctx", "sentence", "goal", "stem", "question_stem", "problem", "input", "text", "prompt",
 )  # fmt: skip
@@ -271,8 +272,7 @@ def _squad(rows: Sequence[Row]) -> Found | None:
         if not texts:
             raise DataError("the question has no answer (field 'answers' is empty); --on-bad-row skip leaves it out")
         fields = {"context": row.get("context"), "question": row.get("question")}
-        more = {"answers": [*dict.fromkeys(texts)]} if len({*texts}) > 1 else {}
-        return {"input": fields, "output": texts[0], "meta": more}
+        return {"input": fields, "output": texts[0], "meta": _more([*dict.fromkeys(texts)])}
 
     return Found("SQuAD rows: context and question, first answer; all answers are kept as metadata", rewrite,
                  frozenset({"question", "context", "answers"}), metric="token_f1")  # fmt: skip
@@ -288,7 +288,7 @@ def _texts_of(value: object) -> list[str]:
     return found
 
 
-def _more(answers: Sequence[str]) -> dict[str, Any]:
+def _more(answers: Sequence[Any]) -> dict[str, Any]:
     return {"answers": [*answers]} if len(answers) > 1 else {}
 
 
@@ -355,8 +355,7 @@ def _big_bench(rows: Sequence[Row]) -> Found | None:
             return {"input": row["input"], "output": max(scores, key=lambda c: scores[c]), "choices": [*scores]}
         target = row.get("target")
         texts = target if isinstance(target, list) else [target]
-        more = {"answers": texts} if len(texts) > 1 else {}
-        return {"input": row["input"], "output": texts[0] if texts else None, "meta": more}
+        return {"input": row["input"], "output": texts[0] if texts else None, "meta": _more(texts)}
 
     return Found("BIG-bench rows: target, or the best of target_scores", rewrite,
                  frozenset({"input", "target", "target_scores"}))  # fmt: skip

@@ -83,6 +83,7 @@ CASES: dict[str, tuple[str, tuple[Any, str]]] = {
     "dolly.jsonl": ("", ("Which team won?\n\nBrann beat Viking 2-1.", "Brann")),
     "copa.jsonl": ("", ({"premise": "The glass fell.", "question": "effect"}, "It broke.")),
     "race.jsonl": ("", ({"article": "Ane moved to Oslo in May.", "question": "When did Ane move?"}, "in May")),
+    "logiqa.jsonl": ("", ({"context": "All cats sleep.", "query": "What follows?"}, "Tom sleeps.")),
     "winogrande.jsonl": ("", ("The cup is not in the bag since _ is too big.", "cup")),
     "prodigy.jsonl": ("--on-bad-row skip", ("Card charged twice", "billing")),
     "label_studio.json": ("", ("Card charged twice", "billing")),
