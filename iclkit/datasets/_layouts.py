@@ -456,7 +456,8 @@ def _studio_answers(row: Row) -> Iterator[tuple[str, Any]]:
     for annotation in row["annotations"]:
         if not isinstance(annotation, Mapping) or annotation.get("was_cancelled"):
             continue
-        for part in annotation.get("result") or ():
+        parts = annotation.get("result")
+        for part in parts if isinstance(parts, list) else ():
             value = part.get("value") if isinstance(part, Mapping) else None
             found = (
                 next((value[n] for n in ("choices", "text") if n in value), None)
